@@ -1,0 +1,150 @@
+"""`stillroom-checkpoint inspect | verify | import | export`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from stillroom.backbone import exchange
+from stillroom.backbone.checkpoint import verify_checkpoint
+from stillroom.backbone.command import Command, plainly
+from stillroom.backbone.manifest import Manifest
+from stillroom.backbone.spec import Licence
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Print what a checkpoint is: net, input, provenance, licence, files."""
+
+    checkpoint: Positional[Path]
+    """Checkpoint directory."""
+
+    def run(self) -> None:
+        print(describe(verify_checkpoint(self.checkpoint)))
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check every file of a checkpoint against its manifest."""
+
+    checkpoint: Positional[Path]
+    """Checkpoint directory."""
+
+    def run(self) -> None:
+        manifest = verify_checkpoint(self.checkpoint)
+        print(f"{self.checkpoint}: {len(manifest.files)} files and {manifest.weights.tensors} tensors are as written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Turn a file of another project into a checkpoint."""
+
+    file: Positional[Path]
+    """.safetensors, .pth or .pt (read with weights_only=True)."""
+    source: exchange.Source
+    """Whose key names the file uses: torchvision, timm, or kdep (robustness files)."""
+    backbone: Annotated[str, arg(metavar="NAME")]
+    """The net, for instance timm/mobilenetv2_100."""
+    out: Path
+    """Checkpoint directory to write."""
+    arguments: tuple[str, ...] = ()
+    """Constructor arguments as key=value, for instance pad_type=same."""
+    licence: str | None = None
+    """SPDX identifier of the weights' licence, for instance Apache-2.0."""
+    restrictions: tuple[str, ...] = ()
+    """What the licence or the training data forbids, one phrase each."""
+    size: int | None = None
+    """Input side, pixels, where it differs from what the library states."""
+    crop_fraction: float | None = None
+    """Crop over resized side, (0, 1]."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means, in units of the value range."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations."""
+    channel_order: Annotated[str | None, arg(metavar="{rgb,bgr}")] = None
+    """Order the net expects."""
+
+    def run(self) -> None:
+        changes: dict[str, Any] = {
+            "size": self.size,
+            "crop_fraction": self.crop_fraction,
+            "mean": self.mean,
+            "std": self.std,
+            "channel_order": self.channel_order,
+        }
+        manifest = exchange.import_file(
+            self.file,
+            self.out,
+            source=self.source,
+            backbone=self.backbone,
+            arguments=dict(_key_value(text) for text in self.arguments),
+            licence=Licence(spdx=self.licence or "NOASSERTION", restrictions=self.restrictions),
+            **{name: value for name, value in changes.items() if value is not None},
+        )
+        print(describe(manifest))
+        print(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a checkpoint's weights under another project's key names."""
+
+    checkpoint: Positional[Path]
+    """Checkpoint directory."""
+    to: exchange.Target
+    """Whose key names to write."""
+    out: Path
+    """File to write, .safetensors or .pth; FILE.json beside it carries input and licence."""
+    require_permissive: bool = False
+    """Refuse weights that are not under a permissive licence."""
+
+    def run(self) -> None:
+        exchange.export_file(self.checkpoint, self.out, target=self.to, require_permissive=self.require_permissive)
+        print(self.out)
+
+
+COMMANDS: dict[str, Callable[..., Command]] = {"inspect": Inspect, "verify": Verify, "import": Import, "export": Export}
+
+
+def describe(manifest: Manifest) -> str:
+    """A manifest as a page of text."""
+    spec, made = manifest.backbone, manifest.made_by
+    levels = ", ".join(f"{level.name} {level.channels}c/{level.stride}" for level in spec.levels)
+    lines: list[tuple[str, Any]] = [
+        ("backbone", f"{spec.name} {spec.arguments or ''}".strip()),
+        ("pooled", f"{spec.dim}-d, {'before' if spec.pre_activation else 'after'} the last activation"),
+        ("levels", levels or "none"),
+        ("input", f"{spec.input.size} px, {spec.input.channel_order}, mean {spec.input.mean}, std {spec.input.std}"),
+        ("method", manifest.method),
+        ("teacher", f"{manifest.teacher.name} {manifest.teacher.weights_sha256[:12]}" if manifest.teacher else "none"),
+        ("data", f"{manifest.data.count} images {manifest.data.fingerprint[:12]}" if manifest.data else "not stated"),
+        ("licence", "; ".join([spec.licence.spdx, *spec.licence.restrictions])),
+        ("weights", f"{manifest.weights.tensors} tensors, {manifest.weights.parameters:,} parameters"),
+        ("heads", ", ".join(f"{n} {h.kind} {h.in_dim}->{h.out_dim}" for n, h in manifest.heads.items()) or "none"),
+        ("made by", f"{made.package} {made.version} ({made.commit or 'no commit'}) {made.date} torch {made.torch}"),
+        ("command", made.command),
+        *(("note", note) for note in manifest.notes),
+        *(("file", f"{name} {record.bytes:,} bytes") for name, record in manifest.files.items()),
+    ]
+    return "\n".join(f"{name:10}{value}" for name, value in lines)
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"argument {text!r} is not key=value")
+    numbers = {"true": True, "false": False}
+    if value.lower() in numbers:
+        return key, numbers[value.lower()]
+    return key, int(value) if value.lstrip("-").isdigit() else value
+
+
+@plainly
+def main() -> None:
+    """Entry point of `stillroom-checkpoint`."""
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="stillroom-checkpoint", description="Look at, check, make and export checkpoints."
+    ).run()

@@ -1,0 +1,29 @@
+"""What every command line of ours does: bad input is one sentence on stderr and a non-zero exit."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Command(Protocol):
+    """A subcommand: a dataclass of its flags, and what it does."""
+
+    def run(self) -> None: ...
+
+
+def plainly(main: Callable[[], None]) -> Callable[[], None]:
+    """Run `main`; a ValueError, which is how we speak to people, becomes its sentence and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped

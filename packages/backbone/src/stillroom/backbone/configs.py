@@ -1,0 +1,43 @@
+"""Run configurations: frozen dataclasses to JSON and back, so that `resume` reads what the run began with."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+from cattrs.strategies import configure_tagged_union
+
+
+C = TypeVar("C")
+
+
+def _converter(unions: tuple[Any, ...]) -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_unstructure_hook(Path, str)
+    converter.register_structure_hook(Path, lambda value, _: Path(value))
+    for union in unions:
+        configure_tagged_union(union, converter, tag_name="kind")
+    return converter
+
+
+def config_to_dict(config: Any, unions: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """JSON values of a config; members of `unions` carry their class name as `kind`."""
+    return _converter(unions).unstructure(config)
+
+
+def config_to_json(config: Any, unions: tuple[Any, ...] = ()) -> str:
+    """The text of config.json."""
+    return json.dumps(config_to_dict(config, unions), indent=2) + "\n"
+
+
+def config_from_json(text: str, kind: type[C], unions: tuple[Any, ...] = ()) -> C:
+    """Read a config back.
+
+    Raises:
+        ValueError: when it does not fit `kind`, which means another version wrote it.
+    """
+    try:
+        return _converter(unions).structure(json.loads(text), kind)
+    except (cattrs.BaseValidationError, json.JSONDecodeError) as error:
+        reasons = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [str(error)]
+        raise ValueError(f"this config does not fit the installed version: {'; '.join(reasons)}") from error

@@ -1,0 +1,213 @@
+"""Files of other projects: into a checkpoint, and out of one. A new format is a new member of `Source` or `Target`."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import cattrs
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from stillroom.backbone import keys
+from stillroom.backbone.checkpoint import HEADS, MODEL, load_checkpoint, load_strictly, save_checkpoint
+from stillroom.backbone.features import Backbone
+from stillroom.backbone.files import write_file
+from stillroom.backbone.manifest import CheckpointError, Head, Manifest
+from stillroom.backbone.registry import open_net
+from stillroom.backbone.spec import BackboneSpec, Licence
+
+Source = Literal["torchvision", "timm", "kdep"]
+Target = Literal["torchvision", "timm"]
+CLASSIFIER = "classifier"
+_WRAPPERS = ("model", "state_dict")  # where training scripts put the tensors beside optimizer, epoch, ...
+
+
+def import_file(
+    file: Path,
+    out: Path,
+    *,
+    source: Source,
+    backbone: str,
+    arguments: Mapping[str, Any] | None = None,
+    licence: Licence | None = None,
+    pre_activation: bool = False,
+    **input_changes: Any,
+) -> Manifest:
+    """Turn a file of another project into a checkpoint. A classifier in it is kept as the head `classifier`.
+
+    Args:
+        file: .safetensors, or a pickled state dict, which is read with `weights_only=True`.
+        out: the checkpoint directory to write.
+        source: whose key names the file uses. KDEP's are those of its ResNets and its MobileNet-V2.
+        backbone: the net the weights are for, `torchvision/...` or `timm/...`.
+        arguments: of the net's constructor.
+        licence: of the weights; not known where None.
+        pre_activation: whether the pooled feature is to be read before the last activation.
+        input_changes: fields of `InputSpec` that differ from what the library states for the net.
+
+    Raises:
+        CheckpointError: unreadable file, or tensors without a rule, missing or of another shape, by name.
+    """
+    arguments = dict(arguments or {})
+    state = read_state(file)
+    anatomy, classifier, input_spec, _ = open_net(backbone, pretrained=False, arguments=arguments)
+    if source == "kdep":
+        state, normaliser = _from_robustness(state, backbone, str(file))
+        input_changes = normaliser | input_changes
+    else:
+        if not backbone.startswith(f"{source}/"):
+            raise CheckpointError(f"source {source} holds nets of {source}/, not {backbone}")
+        state = keys.rename(state, keys.DATA_PARALLEL, str(file)).tensors
+    prefix = _classifier_prefix(backbone)
+    head = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+    state, notes = keys.complete(state, anatomy.net.state_dict())
+    head, _ = keys.complete(head, {})
+    spec = BackboneSpec(
+        name=backbone,
+        arguments=arguments,
+        dim=anatomy.dim,
+        levels=anatomy.levels,
+        pre_activation=pre_activation,
+        input=replace(input_spec, **input_changes),
+        licence=licence or Licence(),
+    )
+    opened = Backbone(anatomy, spec)
+    load_strictly(opened, state, source=str(file))
+    heads = {CLASSIFIER: (_describe_head(head), head)} if head else None
+    return save_checkpoint(out, opened, method="import", package="stillroom-backbone", heads=heads, notes=notes)
+
+
+def export_file(checkpoint: Path, out: Path, *, target: Target, require_permissive: bool = False) -> None:
+    """Write the backbone (and its kept classifier) under another project's key names.
+
+    Args:
+        checkpoint: directory to read.
+        out: .safetensors, or .pth for a pickled state dict; `<out>.json` beside it carries input, licence, provenance.
+        target: whose key names to write.
+        require_permissive: refuse weights whose licence, or an inherited restriction, is not a permissive one.
+
+    Raises:
+        CheckpointError: unsupported pair of net and target, refused licence, existing file, unknown suffix.
+    """
+    _, manifest = load_checkpoint(checkpoint)
+    spec = manifest.backbone
+    if out.exists():
+        raise CheckpointError(f"{out} exists: choose another --out")
+    if require_permissive and not spec.licence.permissive:
+        why = "; ".join(spec.licence.restrictions) or f"licence {spec.licence.spdx}"
+        raise CheckpointError(f"checkpoint {checkpoint} is not under a permissive licence ({why}): not exported")
+    tensors = dict(load_file(checkpoint / MODEL))
+    name = _target_name(spec.name, target)
+    if CLASSIFIER in manifest.heads and (checkpoint / HEADS).exists():
+        kept = load_file(checkpoint / HEADS)
+        start = f"{CLASSIFIER}."
+        prefix = _classifier_prefix(name)
+        tensors |= {prefix + k.removeprefix(start): t for k, t in kept.items() if k.startswith(start)}
+    record = {
+        "net": name,
+        "arguments": spec.arguments,
+        "input": cattrs.unstructure(spec.input),
+        "licence": cattrs.unstructure(spec.licence),
+        "made_by": cattrs.unstructure(manifest.made_by),
+        "weights_sha256": manifest.weights.sha256,
+    }
+    write_file(out, _encode(tensors, out))
+    write_file(out.with_name(out.name + ".json"), json.dumps(record, indent=2) + "\n")
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or a pickled state dict, bare or under `model` / `state_dict`.
+
+    Raises:
+        CheckpointError: missing or unreadable file, pickled code, or no tensors in it.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"there is no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    except Exception as error:  # pickle.UnpicklingError and what a hostile pickle raises on its way
+        raise CheckpointError(
+            f"{file} holds more than tensors and is not loaded (weights_only=True): {error}"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+        raise CheckpointError(
+            f"{file} is no state dict: expected tensors by name, bare or under {' or '.join(_WRAPPERS)}"
+        )
+    return dict(content)
+
+
+def _from_robustness(
+    state: dict[str, Tensor], backbone: str, source: str
+) -> tuple[dict[str, Tensor], dict[str, tuple[float, ...]]]:
+    """KDEP's names in torchvision's, and the mean and std that the file itself carries."""
+    if not backbone.startswith("torchvision/"):
+        raise CheckpointError(f"source kdep holds torchvision's ResNets and MobileNet-V2, not {backbone}")
+    mirrored = {key: key.replace("module.attacker.model.", "module.model.", 1) for key in state}
+    for key, twin in mirrored.items():
+        if key != twin and not (twin in state and torch.equal(state[key], state[twin])):
+            raise CheckpointError(f"{source}: {key} should mirror {twin} and does not")
+    state = keys.rename(state, keys.ROBUSTNESS, source).tensors
+    if backbone == "torchvision/mobilenet_v2":
+        state = keys.rename(state, keys.KDEP_MOBILENET_V2, source).tensors
+    normaliser = {}
+    for theirs, ours in (("new_mean", "mean"), ("new_std", "std")):
+        if (tensor := state.pop(f"normalizer.{theirs}", None)) is not None:
+            normaliser[ours] = tuple(round(value, 6) for value in tensor.flatten().tolist())
+    return state, normaliser
+
+
+def _classifier_prefix(name: str) -> str:
+    """Where the net's library keeps its classifier, `fc.` or `head.fc.` for instance."""
+    library, _, short = name.partition("/")
+    if library == "timm":
+        return f"{timm.get_pretrained_cfg(short).classifier}."
+    if short.startswith("convnext"):
+        return "classifier.2."
+    return "fc." if short.startswith(("resn", "wide_resnet", "regnet")) else "classifier."
+
+
+def _describe_head(head: Mapping[str, Tensor]) -> Head:
+    matrices = [tensor for key, tensor in head.items() if key.endswith("weight") and tensor.ndim == 2]
+    if not matrices:
+        raise CheckpointError(f"the classifier in this file has no weight matrix, only {sorted(head)}")
+    return Head(
+        kind="linear" if len(matrices) == 1 else "mlp", in_dim=matrices[0].shape[1], out_dim=matrices[-1].shape[0]
+    )
+
+
+def _target_name(name: str, target: Target) -> str:
+    """The name of the same net in the target's library.
+
+    torchvision and timm give their plain ResNets, ResNeXts and Wide ResNets the same layers and the same key names.
+    """
+    library, _, short = name.partition("/")
+    if library == target:
+        return name
+    shared = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
+    if library in get_args(Target) and short.split(".")[0] in shared:
+        return f"{target}/{short.split('.')[0]}"
+    raise CheckpointError(f"{name} has no counterpart with the same layers in {target}: it is not exported there")
+
+
+def _encode(tensors: Mapping[str, Tensor], out: Path) -> bytes:
+    if out.suffix == ".safetensors":
+        return save(dict(tensors), {"format": "pt"})
+    if out.suffix in (".pth", ".pt"):
+        buffer = io.BytesIO()
+        torch.save(dict(tensors), buffer)
+        return buffer.getvalue()
+    raise CheckpointError(f"{out.name}: say .safetensors or .pth")

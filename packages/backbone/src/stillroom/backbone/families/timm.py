@@ -1,0 +1,135 @@
+"""Nets of timm, opened through its `forward_intermediates` and `forward_head(pre_logits=True)`."""
+
+from functools import partial
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from stillroom.backbone.features import Anatomy
+from stillroom.backbone.spec import InputSpec, Level, Licence
+
+# timm's modules whose nets we open, and the class each must build.
+FAMILIES = {
+    "resnet": "ResNet",
+    "regnet": "RegNet",
+    "efficientnet": "EfficientNet",
+    "mobilenetv3": "MobileNetV3",
+    "convnext": "ConvNeXt",
+    "vision_transformer": "VisionTransformer",
+    "eva": "Eva",
+    "swin_transformer": "SwinTransformer",
+}
+_NUM_VIT_LEVELS = 4  # a ViT has one stride: its levels are this many blocks, evenly spaced, the last included
+
+
+def list_names() -> list[str]:
+    """All supported names, `timm/` in front."""
+    return [f"timm/{name}" for module in FAMILIES for name in timm.list_models(module=module)]
+
+
+def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anatomy, nn.Module | None]:
+    """Open up timm's `name`; the classifier, where it has one, comes back beside it.
+
+    Raises:
+        ValueError: when timm builds a class that no rule here opens.
+    """
+    architecture = name.split(".")[0]
+    if timm.models.is_model_in_modules(architecture, ["vision_transformer"]):
+        arguments = {"dynamic_img_size": True, **arguments}
+    net = timm.create_model(name, pretrained=pretrained, **arguments)
+    if type(net).__name__ not in FAMILIES.values():
+        raise ValueError(
+            f"timm/{name} is a {type(net).__name__}, which has no rule here: wrap it with Backbone.from_module"
+        )
+    classifier = net.get_classifier()
+    net.reset_classifier(0)
+    tail = _take_last_activation(net, name)
+    taken = _taken_levels(net)
+    infos = [net.feature_info[i] for i in taken]
+    anatomy = Anatomy(
+        net=net,
+        dim=net.head_hidden_size,
+        levels=tuple(Level(name=info["module"], channels=info["num_chs"], stride=info["reduction"]) for info in infos),
+        trunk=partial(_trunk, taken=taken, norm=not tail),  # a closing norm closes the maps as well
+        pool=_pool,
+        **tail,
+    )
+    return anatomy, classifier if isinstance(classifier, nn.Linear) else None
+
+
+def published(name: str) -> tuple[InputSpec, Licence]:
+    """The input and the licence that timm's pretrained configuration states for `name`."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        raise ValueError(f"timm has no pretrained weights for {name}: say random:timm/{name}")
+    interpolation: Any = config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bicubic"
+    spec = InputSpec(
+        size=config.input_size[1],
+        crop_fraction=config.crop_pct,
+        resize="squash" if config.crop_mode == "squash" else "short side",
+        interpolation=interpolation,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+    )
+    return spec, _licence(config.license)
+
+
+def _licence(stated: str | None) -> Licence:
+    """timm writes licences in lower case (`apache-2.0`, `cc-by-nc-4.0`); free words become a restriction."""
+    spdx = {
+        "apache-2.0": "Apache-2.0",
+        "mit": "MIT",
+        "bsd-3-clause": "BSD-3-Clause",
+        "cc-by-4.0": "CC-BY-4.0",
+        "cc-by-nc-4.0": "CC-BY-NC-4.0",
+    }
+    if stated is None:
+        return Licence()
+    if stated.lower() in spdx:
+        return Licence(spdx=spdx[stated.lower()])
+    return Licence(restrictions=(f"weights: {stated}",))
+
+
+def _take_last_activation(net: Any, name: str) -> dict[str, Any]:
+    """Take the last activation out of `net` and say, in `Anatomy`'s words, where it stood (nothing: ends in a norm)."""
+    match type(net).__name__:
+        case "ResNet":
+            block = net.layer4[-1]
+            activation = _take(block, "act3" if hasattr(block, "act3") else "act2")  # Bottleneck, BasicBlock
+            return {"last_activation": activation, "last_map_is_tail": True}
+        case "RegNet":
+            if not isinstance(net.final_conv, nn.Identity):
+                raise ValueError(f"timm/{name} has a final convolution, which no rule here opens: use from_module")
+            return {"last_activation": _take(list(net.s4.children())[-1], "act3"), "last_map_is_tail": True}
+        case "EfficientNet":
+            return {"last_activation": _take(net.bn2, "act")}
+        case "MobileNetV3":
+            return {"last_activation": _take(net, "act2"), "activation_follows_pool": True}
+        case _:
+            return {}
+
+
+def _take(owner: nn.Module, attribute: str) -> nn.Module:
+    activation = getattr(owner, attribute)
+    setattr(owner, attribute, nn.Identity())
+    if hasattr(activation, "inplace"):
+        activation.inplace = False  # the tail is read again after it
+    return activation
+
+
+def _taken_levels(net: Any) -> list[int]:
+    strides = [info["reduction"] for info in net.feature_info]
+    if len(set(strides)) == 1:
+        n = len(strides)
+        return [n * (i + 1) // _NUM_VIT_LEVELS - 1 for i in range(_NUM_VIT_LEVELS)]
+    return [i for i, stride in enumerate(strides) if stride >= 4]
+
+
+def _trunk(net: Any, images: Tensor, taken: list[int], norm: bool) -> tuple[list[Tensor], Tensor]:
+    tail, maps = net.forward_intermediates(images, indices=taken, norm=norm, output_fmt="NCHW")
+    return maps, tail
+
+
+def _pool(net: Any, tail: Tensor) -> Tensor:
+    return net.forward_head(tail, pre_logits=True)

@@ -1,0 +1,153 @@
+"""`Backbone`: one face for every net. Images in, pooled feature and feature maps out."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stillroom.backbone.spec import BackboneSpec, FeaturePoint, Level
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone says about a batch: `pooled` (b, d) and `maps`, one (b, c, h, w) per level, finest first."""
+
+    pooled: Float[Tensor, "b d"]
+    maps: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """How one net is opened up. Its last activation, which has no weights, has been taken out of it.
+
+    Args:
+        net: the library's module, its classifier removed, state-dict keys unchanged.
+        dim: width of the pooled feature.
+        levels: the maps that `trunk` returns, finest first.
+        trunk: (net, images) -> (maps, tail); `tail` is the last tensor before the last activation.
+        pool: (net, tail) -> pooled (b, d).
+        last_activation: what was taken out; None for nets that end in a norm.
+        last_map_is_tail: the last level is the tail itself (ResNet), not a map before it (MobileNet-V2).
+        activation_follows_pool: MobileNet-V3 pools first and activates the vector.
+    """
+
+    net: nn.Module
+    dim: int
+    levels: tuple[Level, ...]
+    trunk: Callable[[Any, Tensor], tuple[list[Tensor], Tensor]]
+    pool: Callable[[Any, Tensor], Tensor]
+    last_activation: nn.Module | None = None
+    last_map_is_tail: bool = False
+    activation_follows_pool: bool = False
+
+
+def global_average_pool(net: Any, tail: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+    """The mean over all pixels, which is how most CNNs pool."""
+    return tail.mean(dim=(2, 3))
+
+
+class Backbone(nn.Module):
+    """A net without its classifier, and what it takes to feed and store it.
+
+    `backbone(images)` takes normalised float images (b, 3, h, w) (`Normalize(spec.input)` makes them) and returns
+    `Features`. `maps` are always after the activation. `pooled` is read at the feature point:
+
+    - ResNet, ResNeXt, RegNet: before or after the ReLU that follows the last block's addition, then averaged;
+    - MobileNet-V2, EfficientNet: before or after the ReLU6 / SiLU of the last 1x1 convolution, then averaged;
+    - timm's MobileNet-V3 and V4 pool first: before or after the activation of the convolution behind the pooling;
+    - ViT, Swin, ConvNeXt end in a norm: both points are the same tensor, timm's `forward_head(pre_logits=True)`.
+
+    Args:
+        anatomy: how the net is opened up, from `stillroom.backbone.families`.
+        spec: what is written into a checkpoint.
+
+    Reference: KDEP (He et al., CVPR 2022), section 3.2, reads features before the last ReLU.
+    """
+
+    def __init__(self, anatomy: Anatomy, spec: BackboneSpec) -> None:
+        super().__init__()
+        assert anatomy.dim == spec.dim and anatomy.levels == spec.levels
+        self.net = anatomy.net
+        self.last_activation = anatomy.last_activation
+        self.spec = spec
+        self._trunk = anatomy.trunk
+        self._pool = anatomy.pool
+        self._last_map_is_tail = anatomy.last_map_is_tail
+        self._activation_follows_pool = anatomy.activation_follows_pool
+
+    @classmethod
+    def from_module(cls, module: nn.Module, spec: BackboneSpec, last_activation: nn.Module | None = None) -> "Backbone":
+        """Wrap any module as a backbone, for instance as a teacher.
+
+        Args:
+            module: images (b, 3, h, w) -> pooled feature (b, d), or a map (b, d, h, w) that is then averaged. With
+                levels in the spec: -> (list of maps, that tensor).
+            spec: its `name` is free (`module/<class>` by custom); `pre_activation` says what the module returns.
+            last_activation: given, the module must return the tensor before it, and both feature points exist.
+
+        Raises:
+            ValueError: at the first forward, when the output's shape does not fit the spec.
+        """
+
+        def trunk(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
+            output = net(images)
+            maps, tail = output if spec.levels else ([], output)
+            return list(maps), tail
+
+        def pool(net: nn.Module, tail: Tensor) -> Tensor:
+            pooled = tail.mean(dim=(2, 3)) if tail.ndim == 4 else tail
+            if pooled.ndim != 2 or pooled.shape[1] != spec.dim:
+                raise ValueError(
+                    f"{spec.name} returned a tensor of shape {tuple(tail.shape)}: "
+                    f"expected (b, {spec.dim}) or (b, {spec.dim}, h, w)"
+                )
+            return pooled
+
+        anatomy = Anatomy(
+            net=module, dim=spec.dim, levels=spec.levels, trunk=trunk, pool=pool, last_activation=last_activation
+        )
+        return cls(anatomy, spec)
+
+    def at(self, feature: FeaturePoint | None) -> "Backbone":
+        """The same net (shared, not copied) with its pooled feature read `before` or `after` the last activation.
+
+        Raises:
+            ValueError: for a module of the user's own whose other feature point is not known.
+        """
+        if feature is None or (feature == "before") == self.spec.pre_activation:
+            return self
+        if self.spec.name.startswith("module/") and self.last_activation is None:
+            here = "before" if self.spec.pre_activation else "after"
+            raise ValueError(
+                f"{self.spec.name} gives its feature {here} the last activation: "
+                f"for `{feature}` pass last_activation to Backbone.from_module"
+            )
+        twin = copy.copy(self)
+        twin.spec = replace(self.spec, pre_activation=feature == "before")
+        return twin
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        maps, tail = self._trunk(self.net, images)
+        if self.last_activation is None:
+            return Features(self._pool(self.net, tail), tuple(maps))
+        if self._activation_follows_pool:
+            pooled = self._pool(self.net, tail)
+            return Features(pooled if self.spec.pre_activation else self.last_activation(pooled), tuple(maps))
+        activated = self.last_activation(tail)
+        if self._last_map_is_tail:
+            maps = [*maps[:-1], activated]
+        return Features(self._pool(self.net, tail if self.spec.pre_activation else activated), tuple(maps))
+
+
+def weights_sha256(net: nn.Module) -> str:
+    """The hash of a net's parameters and buffers: names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,42 @@
+"""Files that are either whole or not there: written aside, then renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def replace_directory(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` to write into; it takes the place of `path` when the block ends well, else it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    aside.mkdir()
+    try:
+        yield aside
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid4().hex[:8]}.old")
+            path.rename(old)
+            aside.rename(path)
+            shutil.rmtree(old)
+        else:
+            aside.rename(path)
+    finally:
+        if aside.exists():
+            shutil.rmtree(aside)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a file aside and rename it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    try:
+        with aside.open("wb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,300 @@
+"""Images on disk, labelled or not, and how they become the tensors of an `InputSpec`."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped, UInt8
+from PIL import Image, ImageFile, UnidentifiedImageError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from stillroom.backbone.run import Run, mix_seed
+from stillroom.backbone.spec import InputSpec
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
+
+OnBroken = Literal["refuse", "skip"]
+"""What an image that cannot be decoded does: stop the run with its name, or be left out, named and counted."""
+
+View = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
+
+
+class BrokenImageError(ValueError):
+    """A file that should be an image and cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files below one folder, in a fixed order; `labels` index `classes`, or are None where there are none."""
+
+    root: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...] | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over each file's relative path and size in bytes, in order: cheap, and blind to dates and copies."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+
+def read_unlabelled(folder: str | Path) -> ImageFiles:
+    """Every image below `folder`, whatever its subfolders mean, in the order of their paths.
+
+    Raises:
+        ValueError: missing or empty folder.
+    """
+    root = Path(folder)
+    paths = tuple(sorted(_walk(_existing(root))))
+    if not paths:
+        raise ValueError(f"{root} holds no images (looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too)")
+    return ImageFiles(root, paths)
+
+
+def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> ImageFiles:
+    """An image folder: one subfolder per class, images in it.
+
+    Args:
+        folder: the folder of the class folders.
+        classes: the expected classes (those of the training set), in label order; None takes what is there, sorted.
+
+    Raises:
+        ValueError: missing or empty folder, no class folders, a class without images, classes that differ.
+    """
+    root = _existing(Path(folder))
+    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not found:
+        raise ValueError(f"{root} holds no class folders: expected {root.name}/<class>/<image>")
+    if classes is not None and set(found) != set(classes):
+        lacks, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+        raise ValueError(f"the classes of {root} differ from the training set's: missing {lacks}, extra {extra}")
+    classes = tuple(classes) if classes is not None else tuple(found)
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        members = sorted(_walk(root / name))
+        if not members:
+            raise ValueError(f"class folder {root / name} holds no images")
+        paths += members
+        labels += [label] * len(members)
+    return ImageFiles(root, tuple(paths), tuple(labels), classes)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    return folder
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for directory, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if Path(name).suffix.lower() in EXTENSIONS:
+                yield Path(directory) / name
+
+
+def load_image(path: Path) -> Image.Image:
+    """Decode one image as 8-bit RGB, whatever its mode (grey, palette, CMYK, 16 bit, transparent over white).
+
+    Raises:
+        BrokenImageError: truncated, not an image, or larger than Pillow's decompression limit.
+    """
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be found, not read as grey"
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I;16") or image.mode == "I":
+                return Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                ground = Image.new("RGBA", image.size, "white")
+                return Image.alpha_composite(ground, image).convert("RGB")
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BrokenImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+@dataclass
+class Batch:
+    """Decoded images of one step: pixels, their place in the file list, and what could not be read."""
+
+    images: UInt8[Tensor, "b 3 h w"]
+    indices: Int[Tensor, " b"]
+    broken: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class ImageDataset(Dataset[Any]):
+    """Image files seen through a view. A sample's key is (epoch, index): the view is a pure function of it and the seed.
+
+    Args:
+        files: what to read.
+        view: PIL image -> uint8 (3, h, w); it may draw from torch's random generator, which is seeded per sample.
+        seed: of the views.
+        on_broken: see `OnBroken`.
+    """
+
+    def __init__(self, files: ImageFiles, view: View, *, seed: int = 0, on_broken: OnBroken = "refuse") -> None:
+        self.files = files
+        self.view = view
+        self.seed = seed
+        self.on_broken = on_broken
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor | str]:
+        epoch, index = key
+        try:
+            image = load_image(self.files.paths[index])
+        except BrokenImageError as error:
+            if self.on_broken == "refuse":
+                raise
+            return index, str(error)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seed(self.seed, epoch, index))
+            return index, self.view(image)
+
+
+def collate(samples: list[tuple[int, Tensor | str]]) -> Batch:
+    """Stack the readable samples, and name the others."""
+    good = [(index, image) for index, image in samples if isinstance(image, Tensor)]
+    broken = [image for _, image in samples if isinstance(image, str)]
+    images = torch.stack([image for _, image in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    return Batch(images, torch.tensor([index for index, _ in good], dtype=torch.long), broken)
+
+
+class TrainingBatches:
+    """The keys of every step of a run, over all epochs, for one process of many.
+
+    Each epoch is a permutation of (seed, epoch); each global batch is cut into equal parts, one per process, so that
+    any number of processes sees the same images in the same step. The last, incomplete batch of an epoch is left out.
+
+    Args:
+        num_images: n.
+        batch_size: global, images per step over all processes.
+        epochs: passes over the data.
+        seed: of the order.
+        run: this process.
+        start: first step to give, for resuming.
+
+    Raises:
+        ValueError: batch larger than the data, or not divisible by the number of processes.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, epochs: int, seed: int, run: Run, start: int = 0) -> None:
+        if batch_size > num_images:
+            raise ValueError(f"batch size {batch_size} is larger than the data: {num_images} images")
+        if batch_size % run.world_size:
+            raise ValueError(f"batch size {batch_size} does not divide over {run.world_size} processes")
+        self.num_images, self.batch_size, self.epochs, self.seed, self.start = (
+            num_images,
+            batch_size,
+            epochs,
+            seed,
+            start,
+        )
+        self.share = batch_size // run.world_size
+        self.first = run.rank * self.share
+        self.steps_per_epoch = num_images // batch_size
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self.start // self.steps_per_epoch, self.epochs):
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+            begin = self.start % self.steps_per_epoch if epoch == self.start // self.steps_per_epoch else 0
+            for step in range(begin, self.steps_per_epoch):
+                first = step * self.batch_size + self.first
+                yield [(epoch, int(index)) for index in order[first : first + self.share]]
+
+
+class EvaluationBatches:
+    """Every image once, in order, in fixed batches that are dealt out to the processes: their number changes nothing."""
+
+    def __init__(self, num_images: int, batch_size: int, run: Run) -> None:
+        starts = range(0, num_images, batch_size)
+        self.batches = [range(s, min(s + batch_size, num_images)) for s in starts][run.rank :: run.world_size]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return ([(0, index) for index in batch] for batch in self.batches)
+
+
+def build_loader(dataset: ImageDataset, batches: TrainingBatches | EvaluationBatches, num_workers: int) -> DataLoader:
+    """A loader of `Batch`es. It takes nothing from the global random generator."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  # an iterable with a length is all it needs
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+class EvaluationView:
+    """Resize and centre crop as an `InputSpec` says: PIL image -> uint8 (3, size, size)."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        interpolation = v2.InterpolationMode(spec.interpolation)
+        if spec.resize == "squash":
+            steps: list[nn.Module] = [v2.Resize((spec.size, spec.size), interpolation, antialias=spec.antialias)]
+        else:
+            side = round(spec.size / spec.crop_fraction)
+            steps = [v2.Resize(side, interpolation, antialias=spec.antialias), v2.CenterCrop(spec.size)]
+        self.steps = v2.Compose([v2.PILToTensor(), *steps])
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        return self.steps(image)
+
+
+def resize_batch(images: Shaped[Tensor, "b 3 h w"], size: int) -> Shaped[Tensor, "b 3 s s"]:
+    """Bring square images to `size` px with an antialiased bilinear filter; nothing to do where they have it."""
+    if images.shape[-1] == size and images.shape[-2] == size:
+        return images
+    return TF.resize(images, [size, size], antialias=True)
+
+
+class Normalize(nn.Module):
+    """uint8 RGB pixels, or floats in [0, 1], to what a net expects: channel order, value range, mean and std.
+
+    Applied once, by the caller, on the device.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: InputSpec) -> None:
+        super().__init__()
+        self.flip = spec.channel_order == "bgr"
+        self.low, high = spec.value_range
+        self.span = high - self.low
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        unit = images.float() / 255 if images.dtype == torch.uint8 else images
+        if self.flip:
+            unit = unit.flip(1)
+        return (unit * self.span + self.low - self.mean) / self.std

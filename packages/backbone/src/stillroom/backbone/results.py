@@ -1,0 +1,100 @@
+"""`results.json`: what every evaluation and transfer writes, and the one reader and table behind all reports."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cattrs
+
+from stillroom.backbone.files import write_file
+from stillroom.backbone.images import ImageFiles
+from stillroom.backbone.manifest import MadeBy
+
+SCHEMA = 1
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """Which weights were measured: where they were, their hash (`weights_sha256`), how they came to be."""
+
+    path: str
+    sha256: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """Which images were measured on: where, how many, their fingerprint, and how many could not be read."""
+
+    path: str
+    count: int
+    fingerprint: str
+    broken: int = 0
+
+    @classmethod
+    def of(cls, files: ImageFiles, broken: int = 0) -> "DatasetRecord":
+        """The record of image files."""
+        return cls(path=str(files.root), count=len(files), fingerprint=files.fingerprint, broken=broken)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """One measurement. Metrics are fractions from 0 to 1, losses in their own unit; tables print percent.
+
+    Args:
+        task: `knn`, `classification`, `distill`, ...
+        protocol: versioned id that says how it was measured, such as `knn/v1 k=20 feature=before size=48`.
+        datasets: by role: `train`, `test`.
+        metrics: name -> number.
+        seconds: wall time of the run.
+    """
+
+    task: str
+    protocol: str
+    datasets: dict[str, DatasetRecord]
+    checkpoint: CheckpointRecord
+    metrics: dict[str, float]
+    seed: int
+    seconds: float
+    made_by: MadeBy
+    schema: int = SCHEMA
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def write_results(directory: Path, results: Results) -> None:
+    """Write `results.json` into a run directory, whole or not at all."""
+    write_file(directory / RESULTS, json.dumps(cattrs.unstructure(results), indent=2) + "\n")
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a results.json, or the one of a run directory.
+
+    Raises:
+        ValueError: missing, damaged or newer file.
+    """
+    file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is no results file: {error}") from error
+    if raw.get("schema", 0) > SCHEMA:
+        raise ValueError(f"{file} has schema {raw['schema']}, this version reads up to {SCHEMA}: upgrade it")
+    try:
+        return cattrs.structure(raw, Results)
+    except (cattrs.BaseValidationError, KeyError) as error:
+        raise ValueError(f"{file} does not fit schema {SCHEMA} of results: {error}") from error
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, which reads well in a terminal too."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("| " + " | ".join(str(c).ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in lines)
+
+
+def percent(metrics: Mapping[str, float], name: str) -> str:
+    """A fraction as a table shows it."""
+    return f"{100 * metrics[name]:.1f}"

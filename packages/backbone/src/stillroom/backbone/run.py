@@ -1,0 +1,180 @@
+"""One process of a run: its device, its place among the others, its seeds, its directory."""
+
+import io
+import json
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from stillroom.backbone.files import write_file
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+STATE = "state/last.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """This process: where it computes and which of `world_size` it is."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def start(cls, device: DeviceName = "auto") -> "Run":
+        """Join the processes that torchrun started, or be the only one.
+
+        Raises:
+            ValueError: a device that this machine does not have.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda was asked for and torch sees no GPU: say --device cpu, or auto")
+        if device == "mps" and not torch.backends.mps.is_available():
+            raise ValueError("device mps was asked for and this machine has none: say --device cpu, or auto")
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size == 1:
+            return cls(device=torch.device(device))
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        return cls(device=where, rank=dist.get_rank(), world_size=world_size)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every process's `item`, in the order of the ranks."""
+        if self.world_size == 1:
+            return [item]
+        items: list[Any] = [None] * self.world_size
+        dist.all_gather_object(items, item)
+        return items
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 63-bit seed from several whole numbers, such as (seed, epoch, index); neighbours give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed torch, NumPy and Python from whole numbers, such as (seed, step, rank)."""
+    seed = mix_seed(*numbers)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+class RunDirectory:
+    """config.json, metrics.jsonl, tensorboard/ and state/ of one run. Only the main process writes."""
+
+    def __init__(self, path: Path, run: Run, first_step: int = 0) -> None:
+        self.path = path
+        self._writes = run.is_main
+        if self._writes:
+            self._metrics = (path / METRICS).open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(path / "tensorboard"), purge_step=first_step)
+
+    @classmethod
+    def create(cls, path: Path, config: str, run: Run) -> "RunDirectory":
+        """Make a new run directory holding `config` (JSON text).
+
+        Raises:
+            ValueError: when `path` exists.
+        """
+        taken = path.exists()
+        run.wait()  # every process has looked before the first one makes it
+        if taken:
+            raise ValueError(f"{path} exists: choose another --out, or go on with it by `resume {path}`")
+        if run.is_main:
+            (path / "state").mkdir(parents=True)
+            write_file(path / CONFIG, config)
+        run.wait()
+        return cls(path, run)
+
+    @classmethod
+    def reopen(cls, path: Path, run: Run) -> tuple["RunDirectory", dict[str, Any] | None]:
+        """Open a run to go on with it: its last state (None if none was saved yet); metrics after it are cut off."""
+        file = path / STATE
+        state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        step = state["step"] if state else 0
+        if run.is_main:
+            kept = [row for row in read_metrics(path) if row["step"] <= step]
+            write_file(path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        run.wait()
+        return cls(path, run, first_step=step + 1), state
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and one point per curve in TensorBoard."""
+        if not self._writes:
+            return
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Replace state/last.pt; `state` must hold tensors and plain values only, and a `step`."""
+        if not self._writes:
+            return
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write_file(self.path / STATE, buffer.getvalue())
+
+    def close(self) -> None:
+        """Flush the logs."""
+        if self._writes:
+            self._metrics.close()
+            self._board.close()
+
+
+def read_config(path: Path) -> str:
+    """The text of a run's config.json.
+
+    Raises:
+        ValueError: when `path` is not a run directory.
+    """
+    file = path / CONFIG
+    if not file.exists():
+        raise ValueError(f"{path} is not a run directory: it has no {CONFIG}")
+    return file.read_text(encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line torn by a kill is left out."""
+    file = path / METRICS
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what stands behind the last newline is torn
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,39 @@
+"""Learning-rate schedules as data: what fraction of the base rate a step uses."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Half a cosine from the base rate to zero over the run (SGDR without restarts, Loshchilov and Hutter 2017)."""
+
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up before it."""
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
+        if epoch < self.warmup_epochs:
+            return epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Multiply the rate by `gamma` every `every` epochs."""
+
+    every: int = 30
+    """Epochs between two drops."""
+    gamma: float = 0.1
+    """Factor of each drop."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up at the start."""
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
+        warmup = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        return warmup * self.gamma ** math.floor(epoch / self.every)
+
+
+Schedule = Cosine | Step

@@ -1,0 +1,127 @@
+"""`stillroom-distill kdep | fit-alignment | import-alignment | resume | smoke`."""
+
+import functools
+import operator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+from stillroom.backbone import Run, read_unlabelled
+from stillroom.backbone.command import plainly
+from stillroom.backbone.files import write_file
+from stillroom.backbone.images import OnBroken
+from stillroom.backbone.run import DeviceName
+from stillroom.distill.alignment_file import encode_alignment, import_kdep_alignment
+from stillroom.distill.config import Alignment, DistillConfig, Net, SvdPts
+from stillroom.distill.fit import alignment_inputs, fit_alignment
+from stillroom.distill.presets import PRESETS
+from stillroom.distill.train import build_teacher, distill, resume, summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitAlignment:
+    """Fit an alignment alone, to be used on other images by `kdep --alignment-file FILE`."""
+
+    teacher: Net
+    data: Path
+    """Folder of images, labels not needed."""
+    out: Path
+    """File to write, .safetensors."""
+    dim: Annotated[int, arg(metavar="D")]
+    """Components: the width of the student that will use it."""
+    alignment: Alignment = field(default_factory=SvdPts)
+    device: DeviceName = "auto"
+    workers: int = 1
+    """Processes that decode images."""
+    on_broken: OnBroken = "refuse"
+    """An image that cannot be read stops the run, or is skipped."""
+
+    def run(self) -> None:
+        if self.out.exists():
+            raise ValueError(f"{self.out} exists: choose another --out")
+        run = Run.start(self.device)
+        files = read_unlabelled(self.data)
+        teacher = build_teacher(self.teacher).to(run.device).eval()
+        options: dict[str, Any] = {"workers": self.workers, "on_broken": self.on_broken}
+        target = fit_alignment(teacher, files, self.alignment, self.dim, run, **options)
+        if run.is_main:
+            write_file(self.out, encode_alignment(target, alignment_inputs(teacher, files)))
+            print(f"{self.out}: {target.dim} components")
+        run.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportAlignment:
+    """Turn the .npy files that KDEP published (basis V and mean feature) into an alignment file."""
+
+    basis: Path
+    """*_v.npy, (D, D): one component per column."""
+    mean: Path
+    """*_feat_mean.npy, (D,)."""
+    out: Path
+    """File to write, .safetensors."""
+    dim: Annotated[int, arg(metavar="D")]
+    """Components to keep: the student's width."""
+    singular_values: Path | None = None
+    """*_eigen_values.npy, (D,)."""
+    alignment: Alignment = field(default_factory=SvdPts)
+
+    def run(self) -> None:
+        if self.out.exists():
+            raise ValueError(f"{self.out} exists: choose another --out")
+        config, std_file = self.alignment, self.singular_values
+        import_kdep_alignment(self.basis, self.mean, self.out, config=config, dim=self.dim, std_file=std_file)
+        print(f"{self.out}: {self.dim} components")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with a run that was stopped, from its last state."""
+
+    path: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    device: DeviceName | None = None
+    """None keeps what the run began with."""
+    workers: int | None = None
+    """Processes that decode images; None keeps what the run began with."""
+    log_every: int | None = None
+    """Steps between two log lines; None keeps what the run began with."""
+
+    def run(self) -> None:
+        resume(self.path, device=self.device, workers=self.workers, log_every=self.log_every)
+        print(summary(self.path))
+
+
+COMMANDS = {"fit-alignment": FitAlignment, "import-alignment": ImportAlignment, "resume": Resume}
+
+
+@plainly
+def main() -> None:
+    """Entry point of `stillroom-distill`."""
+    command = tyro.cli(
+        command_type(),
+        prog="stillroom-distill",
+        description="Turn a big pretrained vision model into a small backbone, without labels.",
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
+    if isinstance(command, DistillConfig):
+        path = distill(command)
+        print(summary(path))
+    else:
+        command.run()
+
+
+def command_type() -> Any:
+    """The presets and the commands as one union for tyro; a preset's docstring is its help."""
+    given: Any = {name: tyro.MISSING for name in ("teacher", "student", "data", "out")}
+    presets = {name: preset(**given) for name, preset in PRESETS.items() if name != "smoke"}
+    presets["smoke"] = PRESETS["smoke"](
+        teacher="", student="", data=Path("data/toy/unlabelled"), out=Path("runs/smoke")
+    )
+    notes = {name: preset.__doc__ or "" for name, preset in PRESETS.items()}
+    members: list[Any] = [tyro.extras.subcommand_type_from_defaults(presets, descriptions=notes)]
+    members += [Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()]
+    return functools.reduce(operator.or_, members)

@@ -1,0 +1,104 @@
+"""Mean and covariance of features, streamed: memory O(d^2), whatever the number of images."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stillroom.backbone import Run
+
+BLOCK_ROWS = 512
+"""Rows of one float32 matrix product. Longer blocks lose digits, shorter ones lose speed."""
+
+
+class Moments:
+    """Streaming count, mean and covariance of d-dimensional features.
+
+    Rows are gathered into blocks of `BLOCK_ROWS`; each block is shifted by the mean of the first one, multiplied in
+    float32 and added up in float64. The shift keeps the products small where the mean is large beside the spread.
+
+    Args:
+        dim: d.
+        device: where features come from and sums are kept.
+
+    Reference: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 1983,
+    for shifting and for the merging of parts.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self._shift: Tensor | None = None
+        self._sum = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._products = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self._block = torch.empty(BLOCK_ROWS, dim, device=device)
+        self._filled = 0
+
+    @property
+    def dim(self) -> int:
+        return len(self._sum)
+
+    def update(self, features: Float[Tensor, "b d"]) -> None:
+        """Take in a batch of any size.
+
+        Raises:
+            ValueError: features that are not finite.
+        """
+        if not torch.isfinite(features).all():
+            raise ValueError("the teacher's features are not finite: check its weights and its input normalisation")
+        for rows in features.float().split(BLOCK_ROWS):
+            taken = rows[: BLOCK_ROWS - self._filled]
+            self._take(taken)
+            self._take(rows[len(taken) :])
+
+    def _take(self, rows: Tensor) -> None:
+        self._block[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+        if self._filled == BLOCK_ROWS:
+            self._close_block()
+
+    def _close_block(self) -> None:
+        if self._filled == 0:
+            return
+        block = self._block[: self._filled]
+        if self._shift is None:
+            self._shift = block.mean(dim=0)
+        block -= self._shift
+        self._sum += block.sum(dim=0, dtype=torch.float64)
+        self._products += block.T @ block
+        self.count += self._filled
+        self._filled = 0
+
+    def reduce(self, run: Run) -> None:
+        """Merge the moments of all processes; afterwards every process holds those of all images."""
+        self._close_block()
+        if run.world_size == 1:
+            return
+        count = run.sum(torch.tensor(self.count, device=self._sum.device))
+        shift = torch.zeros_like(self._sum) if self._shift is None else self._shift.double()
+        total = run.sum(self._sum + self.count * shift)
+        mean = total / count
+        # Each part's products, moved from its own shift to the common mean.
+        offset = shift - mean
+        self._products += torch.outer(self._sum, offset) + torch.outer(offset, self._sum)
+        self._products += self.count * torch.outer(offset, offset)
+        run.sum(self._products)
+        self.count = int(count)
+        self._shift = mean.float()
+        self._sum = self.count * (mean - self._shift.double())  # what rounding the shift left over
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """The mean, float64."""
+        self._close_block()
+        if self._shift is None:
+            raise ValueError("no features were seen: there is no mean")
+        return self._shift.double() + self._sum / self.count
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """The covariance, float64, divided by n."""
+        self._close_block()
+        if self.count == 0:
+            raise ValueError("no features were seen: there is no covariance")
+        centred = self._sum / self.count
+        covariance = self._products / self.count - torch.outer(centred, centred)
+        return (covariance + covariance.T) / 2

@@ -1,0 +1,6 @@
+"""Look at, check, make and export checkpoints: inspect | verify | import | export."""
+
+from stillroom.backbone.cli import main
+
+if __name__ == "__main__":
+    main()
