@@ -54,9 +54,11 @@ def import_file(
     Raises:
         CheckpointError: unreadable file, or tensors without a rule, missing or of another shape, by name.
     """
+    if out.exists():
+        raise CheckpointError(f"{out} exists: choose another --out")
     arguments = dict(arguments or {})
     state = read_state(file)
-    anatomy, classifier, input_spec, _ = open_net(backbone, pretrained=False, arguments=arguments)
+    anatomy, _, input_spec, _ = open_net(backbone, pretrained=False, arguments=arguments)
     if source == "kdep":
         state, normaliser = _from_robustness(state, backbone, str(file))
         input_changes = normaliser | input_changes

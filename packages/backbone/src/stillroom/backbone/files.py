@@ -10,7 +10,7 @@ from uuid import uuid4
 
 @contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write into; it takes the place of `path` when the block ends well, else it goes."""
+    """A temporary sibling to write into; it takes the place of `path` when the block ends well, else it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
     aside.mkdir()

@@ -116,8 +116,9 @@ def load_image(path: Path) -> Image.Image:
     """
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be found, not read as grey"
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as opened:
+            opened.load()
+            image: Image.Image = opened
             if image.mode.startswith("I;16") or image.mode == "I":
                 return Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -142,7 +143,7 @@ class Batch:
 
 
 class ImageDataset(Dataset[Any]):
-    """Image files seen through a view. A sample's key is (epoch, index): the view is a pure function of it and the seed.
+    """Image files seen through a view, which is a pure function of the seed and a sample's key (epoch, index).
 
     Args:
         files: what to read.
@@ -228,7 +229,7 @@ class TrainingBatches:
 
 
 class EvaluationBatches:
-    """Every image once, in order, in fixed batches that are dealt out to the processes: their number changes nothing."""
+    """Every image once, in order, in fixed batches dealt out to the processes: their number changes nothing."""
 
     def __init__(self, num_images: int, batch_size: int, run: Run) -> None:
         starts = range(0, num_images, batch_size)

@@ -1,4 +1,4 @@
-"""Key rules: how the tensors of foreign files are called here. Every key falls under a rule, or is named in an error."""
+"""Key rules: what foreign tensors are called here. Every key falls under a rule, or is named in an error."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from stillroom.backbone.manifest import CheckpointError
 
 @dataclass(frozen=True)
 class Rule:
-    """Keys that match `pattern` in full are renamed to `name` (with \\1, \\2 of the match), or left out where it is None."""
+    """Keys that match `pattern` in full take `name` (with its groups), or are left out where it is None."""
 
     pattern: str
     name: str | None

@@ -1,5 +1,6 @@
 """The progress bar of every loop over images: images/s, time left, share of the time spent waiting for data."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -37,6 +38,7 @@ class Progress:
         self._began = self._marked = time.perf_counter()
         self._waited = 0.0
         self._images = 0
+        self.broken: set[str] = set()
 
     def over(self, loader: Iterable[B]) -> Iterator[B]:
         """The loader's batches, one by one, the time for each measured."""
@@ -64,10 +66,14 @@ class Progress:
         """Put numbers behind the bar."""
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
 
-    def say(self, line: str) -> None:
-        """Print a line without tearing the bar."""
-        self._bar.write(line)
+    def skip(self, broken: Iterable[str]) -> None:
+        """Take note of images that could not be read; each is named once, without tearing the bar."""
+        for sentence in broken:
+            if sentence not in self.broken:
+                self._bar.write(f"skipped: {sentence}", file=sys.stderr)
+                self.broken.add(sentence)
 
     @property
     def seconds(self) -> float:
+        """Wall time since the bar appeared."""
         return time.perf_counter() - self._began

@@ -15,6 +15,7 @@ from stillroom.backbone.families import cifar
 from stillroom.backbone.families import timm as timm_nets
 from stillroom.backbone.families import torchvision as torchvision_nets
 from stillroom.backbone.features import Anatomy, Backbone
+from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.spec import BackboneSpec, FeaturePoint, InputSpec, Licence
 
 RANDOM = "random:"
@@ -60,6 +61,13 @@ def build_backbone(
 def is_checkpoint(name: str) -> bool:
     """Whether `name` is a checkpoint directory rather than the name of a net."""
     return (Path(name) / "manifest.json").exists()
+
+
+def checkpoint_method(name: str) -> str:
+    """How the weights behind `name` came to be, for a results file: a checkpoint's method, `random` or `pretrained`."""
+    if is_checkpoint(name):
+        return read_manifest(Path(name) / "manifest.json").method
+    return "random" if name.startswith(RANDOM) else "pretrained"
 
 
 def load_backbone(initialisation: str, feature: FeaturePoint | None = None) -> Backbone:

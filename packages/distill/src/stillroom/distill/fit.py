@@ -68,6 +68,7 @@ def fit_alignment(
     sampled: list[Tensor] = []
     progress = Progress(len(files), run, "alignment")
     for batch in progress.over(loader):
+        progress.skip(batch.broken)
         if len(batch):
             features = teacher(normalize(batch.images.to(run.device))).pooled
             moments.update(features)

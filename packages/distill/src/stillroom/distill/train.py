@@ -139,9 +139,8 @@ def train(
     student.train()
     progress = Progress(len(files) * config.epochs, run, METHOD, done=step * config.batch_size)
     loss_sum, loss_steps = torch.zeros((), device=run.device), 0
-    broken: set[str] = set()
     for batch in progress.over(loader):
-        broken |= announce(batch.broken, broken, progress)
+        progress.skip(batch.broken)
         if not len(batch):
             raise ValueError(f"no image of a whole batch could be read, for instance: {batch.broken[0]}")
         epoch = (step + 0.5) / batches.steps_per_epoch
@@ -165,7 +164,7 @@ def train(
             if not torch.isfinite(torch.tensor(loss_mean)):
                 raise ValueError(f"the loss is {loss_mean} at step {step}: lower --lr; the last good state is kept")
             lap = {**progress.lap(), "lr": optimizer.param_groups[0]["lr"], "epoch": step / batches.steps_per_epoch}
-            directory.log(step, {"loss": loss_mean, **lap, "broken": len(broken)})
+            directory.log(step, {"loss": loss_mean, **lap, "broken": len(progress.broken)})
             progress.show(loss=loss_mean, wait=lap["data_wait_share"])
             loss_sum.zero_()
             loss_steps = 0
@@ -180,8 +179,9 @@ def train(
                 }
             )
 
-    finish(config, run, files, teacher, student, target, inputs, loss_mean, sorted(broken), progress.seconds)
+    finish(config, run, files, teacher, student, target, inputs, loss_mean, sorted(progress.broken), progress.seconds)
     directory.close()
+    run.close()
     return config.out
 
 
@@ -255,14 +255,6 @@ def wrap_student(student: Backbone, config: DistillConfig, run: Run) -> nn.Modul
     if run.world_size == 1:
         return student
     return DistributedDataParallel(student, device_ids=[run.device] if run.device.type == "cuda" else None)
-
-
-def announce(found: list[str], known: set[str], progress: Progress) -> set[str]:
-    """Name each image that cannot be read once; returns all of `found`."""
-    for sentence in found:
-        if sentence not in known:
-            progress.say(f"skipped: {sentence}")
-    return set(found)
 
 
 def finish(

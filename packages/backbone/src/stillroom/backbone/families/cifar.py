@@ -1,7 +1,7 @@
 """ResNets for 32 px images: `cifar/resnet{20,32,44,56,110}`.
 
-Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: a 3x3 stem, three stages of
-16, 32, 64 channels with n = (depth - 2) / 6 blocks each, and shortcuts without weights (option A).
+Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: a 3x3 stem, three stages
+of 16, 32, 64 channels with n = (depth - 2) / 6 blocks each, and shortcuts without weights (option A).
 """
 
 from torch import Tensor, nn

@@ -73,6 +73,7 @@ class LinearTail(nn.Module):
         for name, child in block.named_children():
             self.add_module(name, child)
         self.downsample = block.downsample  # None is no child
+        self.relu: nn.Module = block.relu
         self.num_convs = 3 if isinstance(block, Bottleneck) else 2
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,87 @@
+"""Frozen k-NN evaluation, from images to results.json."""
+
+import time
+from pathlib import Path
+
+from stillroom.backbone import (
+    Results,
+    Run,
+    format_table,
+    load_backbone,
+    read_labelled,
+    replace_input,
+    weights_sha256,
+    write_results,
+)
+from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.files import replace_directory
+from stillroom.backbone.provenance import made_by
+from stillroom.backbone.registry import checkpoint_method
+from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent, read_results
+from stillroom.backbone.run import seed_everything
+from stillroom.eval_ssl.config import KnnConfig
+from stillroom.eval_ssl.features import extract_features
+from stillroom.eval_ssl.knn import knn_classify
+
+PACKAGE = "stillroom-eval-ssl"
+PROTOCOL = "knn/v1"
+
+
+def evaluate_knn(config: KnnConfig) -> Path:
+    """Classify the test images by their nearest training images, and return the run directory.
+
+    Raises:
+        ValueError: bad input, each in one sentence.
+    """
+    began = time.perf_counter()
+    if config.out.exists():
+        raise ValueError(f"{config.out} exists: choose another --out")
+    if not config.k:
+        raise ValueError("--k is empty: give at least one number of neighbours")
+    run = Run.start(config.device)
+    train_files = read_labelled(config.train)
+    test_files = read_labelled(config.test, train_files.classes)
+    if len(train_files.classes) < 2:
+        raise ValueError(f"{config.train} holds one class, {train_files.classes[0]}: there is nothing to tell apart")
+    seed_everything(config.seed)
+    backbone = load_backbone(config.checkpoint, config.feature).to(run.device)
+    backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
+    options = {"batch_size": config.batch_size, "workers": config.workers}
+    train = extract_features(backbone, train_files, run, **options, on_broken=config.on_broken, label="train")
+    test = extract_features(backbone, test_files, run, **options, on_broken=config.on_broken, label="test")
+    predicted = knn_classify(train.features, train.labels, test.features, config.k, len(train_files.classes))
+    metrics = {f"top1_k{k}": float((classes == test.labels).float().mean()) for k, classes in predicted.items()}
+    spec = backbone.spec
+    results = Results(
+        task="knn",
+        protocol=(
+            f"{PROTOCOL} vote=majority similarity=cosine feature={'before' if spec.pre_activation else 'after'} "
+            f"size={spec.input.size} crop={spec.input.crop_fraction:g} resize={spec.input.resize.replace(' ', '-')}"
+        ),
+        datasets={
+            "train": DatasetRecord.of(train_files, broken=len(train.broken)),
+            "test": DatasetRecord.of(test_files, broken=len(test.broken)),
+        },
+        checkpoint=CheckpointRecord(
+            path=config.checkpoint, sha256=weights_sha256(backbone.net), method=checkpoint_method(config.checkpoint)
+        ),
+        metrics=metrics,
+        seed=config.seed,
+        seconds=time.perf_counter() - began,
+        made_by=made_by(PACKAGE, config_to_dict(config)),
+        extra={"broken": [*train.broken, *test.broken], "classes": list(train_files.classes)},
+    )
+    if run.is_main:
+        with replace_directory(config.out) as aside:
+            write_results(aside, results)
+    run.close()
+    return config.out
+
+
+def report(path: Path) -> str:
+    """The table of a k-NN run, its protocol above, and the last line: directory and the one number that matters."""
+    results = read_results(path)
+    rows = [[name.removeprefix("top1_k"), percent(results.metrics, name)] for name in results.metrics]
+    best = list(results.metrics)[-1]
+    table = format_table(["k", "top-1 %"], rows)
+    return f"{results.protocol}\n{table}\n{path}: {percent(results.metrics, best)} % top-1 at k = {rows[-1][0]}"

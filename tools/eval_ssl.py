@@ -1,0 +1,6 @@
+"""Frozen evaluation of a backbone: knn | smoke. The same as `stillroom-eval-ssl`."""
+
+from stillroom.eval_ssl.cli import main
+
+if __name__ == "__main__":
+    main()
