@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import cattrs
 from cattrs.strategies import configure_tagged_union
 
-
 C = TypeVar("C")
 
 

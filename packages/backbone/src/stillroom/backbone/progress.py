@@ -2,19 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from stillroom.backbone.run import Run
-
-
-class Sized(Protocol):
-    """A batch that knows how many images it holds."""
-
-    def __len__(self) -> int: ...
-
 
 B = TypeVar("B", bound=Sized)
 
@@ -31,8 +24,9 @@ class Progress:
     """
 
     def __init__(self, total: int, run: Run, label: str, done: int = 0) -> None:
+        every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file should not fill with bars
         self._bar = tqdm(
-            total=total, initial=done, desc=label, unit="img", disable=not run.is_main, smoothing=0.1, mininterval=0.5
+            total=total, initial=done, desc=label, unit="img", disable=not run.is_main, smoothing=0.1, mininterval=every
         )
         self._world_size = run.world_size
         self._began = self._marked = time.perf_counter()

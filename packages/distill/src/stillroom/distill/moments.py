@@ -25,7 +25,7 @@ class Moments:
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
-        self.count = 0
+        self._closed = 0  # rows in the sums
         self._shift: Tensor | None = None
         self._sum = torch.zeros(dim, dtype=torch.float64, device=device)
         self._products = torch.zeros(dim, dim, dtype=torch.float64, device=device)
@@ -34,7 +34,13 @@ class Moments:
 
     @property
     def dim(self) -> int:
+        """d."""
         return len(self._sum)
+
+    @property
+    def count(self) -> int:
+        """Rows seen so far."""
+        return self._closed + self._filled
 
     def update(self, features: Float[Tensor, "b d"]) -> None:
         """Take in a batch of any size.
@@ -64,7 +70,7 @@ class Moments:
         block -= self._shift
         self._sum += block.sum(dim=0, dtype=torch.float64)
         self._products += block.T @ block
-        self.count += self._filled
+        self._closed += self._filled
         self._filled = 0
 
     def reduce(self, run: Run) -> None:
@@ -81,7 +87,7 @@ class Moments:
         self._products += torch.outer(self._sum, offset) + torch.outer(offset, self._sum)
         self._products += self.count * torch.outer(offset, offset)
         run.sum(self._products)
-        self.count = int(count)
+        self._closed = int(count)
         self._shift = mean.float()
         self._sum = self.count * (mean - self._shift.double())  # what rounding the shift left over
 

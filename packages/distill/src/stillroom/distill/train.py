@@ -235,7 +235,8 @@ def align(
 
 
 def build_teacher(net: Net, own: Backbone | None = None) -> Backbone:
-    """The teacher as the run reads it: its feature point and its input size."""
+    """The teacher as the run reads it: its feature point and its input size. A random one is the same in every run."""
+    seed_everything(0)
     teacher = (load_backbone(net.name) if own is None else own).eval()
     return replace_input(teacher.at(net.feature), size=net.size, crop_fraction=net.crop_fraction)
 

@@ -1,0 +1,79 @@
+"""What all tests share: shapes checked at every call, a cache of their own, and small folders of images."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("stillroom", "beartype.beartype")  # before anything of stillroom is imported
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from stillroom.backbone import Run  # noqa: E402
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Two cores: one thread per test process leaves the other core to the next."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def run() -> Run:
+    """A single process on the CPU."""
+    return Run(device=torch.device("cpu"))
+
+
+def write_images(folder: Path, count: int, size: int = 40, seed: int = 0) -> Path:
+    """Smooth random pictures, `0000.png` and on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    for index in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{index:04d}.png")
+    return folder
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path) -> Path:
+    """96 images of 40 px in one folder: more than the 64 dimensions of a CIFAR ResNet."""
+    return write_images(tmp_path / "unlabelled", 96)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Callable[..., Path]:
+    """Make an image folder: `labelled("train", per_class=12)`; each class has a colour, so it can be learnt."""
+
+    def make(
+        name: str, per_class: int = 12, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0
+    ) -> Path:
+        generator = np.random.default_rng(seed)
+        for label, class_name in enumerate(classes):
+            folder = tmp_path / name / class_name
+            folder.mkdir(parents=True)
+            for index in range(per_class):
+                pixels = generator.integers(0, 120, (36, 36, 3), dtype=np.uint8)
+                pixels[..., (2 - label) % 3] += 110
+                Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The real data of the studies, which is not part of the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real data of shared/data is not on this machine")
+    return SHARED_DATA

@@ -1,0 +1,336 @@
+"""The trainer, from images to a student."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from stillroom.backbone import (
+    Backbone,
+    BackboneSpec,
+    InputSpec,
+    build_backbone,
+    load_checkpoint,
+    read_results,
+    save_checkpoint,
+)
+from stillroom.distill import DistillConfig, KdepView, Net, Svd, SvdPts, distill, resume
+from stillroom.distill.config import Cosine, Step
+
+
+def small_config(data: Path, out: Path, **changes) -> DistillConfig:
+    settings = {
+        "teacher": Net(name="random:cifar/resnet20", size=16),
+        "student": Net(name="cifar/resnet20", size=16),
+        "data": data,
+        "out": out,
+        "view": KdepView(min_scale=0.35),
+        "epochs": 2,
+        "batch_size": 32,
+        "lr": 0.05,
+        "schedule": Cosine(),
+        "log_every": 1,
+        "save_every": 1,
+        "workers": 0,
+        "device": "cpu",
+    }
+    return DistillConfig(**(settings | changes))
+
+
+def student_weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "student" / "model.safetensors")
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_a_run_leaves_student_logs_and_results(unlabelled: Path, tmp_path: Path) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", data_licence="CC-BY-NC-4.0"))
+    _, manifest = load_checkpoint(out / "student")
+    assert manifest.method == "kdep" and manifest.backbone.pre_activation
+    assert manifest.teacher is not None and manifest.data is not None and manifest.data.count == 96
+    assert manifest.backbone.licence.restrictions == ("data: CC-BY-NC-4.0",)
+    assert manifest.backbone.input.size == 16
+    assert set(manifest.files) == {"model.safetensors", "alignment.safetensors"}
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "lr", "images_per_second", "data_wait_share", "epoch"} <= lines[0].keys()
+    assert list((out / "tensorboard").glob("events.*"))
+    assert read_results(out).metrics["loss"] == pytest.approx(lines[-1]["loss"])
+
+
+def test_the_loss_falls_when_the_student_can_learn(unlabelled: Path, tmp_path: Path) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=12, alignment=Svd(dim=64), loss_weight=10.0))
+    assert sum(losses(out)[-3:]) < 0.8 * sum(losses(out)[:3])
+
+
+def test_gradients_reach_every_student_parameter_and_no_teacher_parameter(unlabelled: Path, tmp_path: Path) -> None:
+    teacher = build_backbone("cifar/resnet20", feature="before")
+    before = {name: tensor.clone() for name, tensor in teacher.net.state_dict().items()}
+    config = small_config(unlabelled, tmp_path / "run", epochs=1)
+    torch.manual_seed(0)
+    distill(config, teacher)
+    assert_bit_equal(before, teacher.net.state_dict())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    first = student_weights(distill(replace(config, out=tmp_path / "still", lr=0.0)))
+    moved = student_weights(tmp_path / "run")
+    stuck = [name for name in moved if moved[name].is_floating_point() and torch.equal(moved[name], first[name])]
+    assert stuck == []
+
+
+def test_same_seed_gives_the_same_student_and_another_seed_another(unlabelled: Path, tmp_path: Path) -> None:
+    runs = [
+        student_weights(distill(small_config(unlabelled, tmp_path / name, seed=seed, epochs=1)))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert_bit_equal(runs[0], runs[1])
+    assert not torch.equal(runs[0]["conv1.weight"], runs[2]["conv1.weight"])
+
+
+def test_worker_processes_change_no_bit(unlabelled: Path, tmp_path: Path) -> None:
+    one = student_weights(distill(small_config(unlabelled, tmp_path / "one", epochs=1)))
+    two = student_weights(distill(small_config(unlabelled, tmp_path / "two", epochs=1, workers=2)))
+    assert_bit_equal(one, two)
+
+
+KILLED = """
+import sys; sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+from stillroom.distill import distill
+from test_train import small_config
+distill(small_config(Path(sys.argv[1]), Path(sys.argv[2]), epochs=3))
+"""
+
+
+def start(unlabelled: Path, out: Path) -> subprocess.Popen[str]:
+    """The run of `small_config`, in a process of its own that can be killed."""
+    arguments = [sys.executable, "-c", KILLED, str(unlabelled), str(out), str(Path(__file__).parent)]
+    return subprocess.Popen(arguments, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after", [0, 4])
+def test_a_killed_run_resumes_to_the_bit(unlabelled: Path, tmp_path: Path, kill_after: int) -> None:
+    whole = distill(small_config(unlabelled, tmp_path / "whole", epochs=3))
+    process = start(unlabelled, tmp_path / "killed")
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < kill_after:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    resume(tmp_path / "killed")
+    assert_bit_equal(student_weights(whole), student_weights(tmp_path / "killed"))
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 10))
+    for mine, theirs in zip(
+        metrics.read_text().splitlines(), (whole / "metrics.jsonl").read_text().splitlines(), strict=True
+    ):
+        assert json.loads(mine)["loss"] == json.loads(theirs)["loss"]
+
+
+def test_a_finished_run_is_not_run_again(unlabelled: Path, tmp_path: Path) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
+    written = (out / "results.json").stat().st_mtime_ns
+    assert resume(out) == out
+    assert (out / "results.json").stat().st_mtime_ns == written
+
+
+def test_resume_refuses_images_that_changed(unlabelled: Path, tmp_path: Path) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
+    (out / "results.json").unlink()
+    (unlabelled / "0000.png").unlink()
+    with pytest.raises(ValueError, match="changed since"):
+        resume(out)
+
+
+def test_resume_of_no_run_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a run directory"):
+        resume(tmp_path)
+
+
+def test_an_existing_run_is_refused(unlabelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="exists: choose another --out"):
+        distill(small_config(unlabelled, tmp_path / "run"))
+
+
+def test_a_diverged_loss_stops_the_run_and_keeps_the_last_good_state(unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(unlabelled, tmp_path / "run", lr=1e30, epochs=4)
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --lr"):
+        distill(config)
+    state = torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True)
+    assert state["loss"] == state["loss"]
+
+
+def test_a_batch_larger_than_the_data_is_refused(unlabelled: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch size 512 is larger than the data: 96 images"):
+        distill(small_config(unlabelled, tmp_path / "run", batch_size=512))
+
+
+def test_a_student_wider_than_the_teacher_is_refused(unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(unlabelled, tmp_path / "run", student=Net(name="torchvision/resnet18", size=32))
+    with pytest.raises(ValueError, match="the student is 512-d, the teacher's feature only 64-d"):
+        distill(config)
+
+
+def test_sync_batch_norm_refuses_the_cpu(unlabelled: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="works on GPUs only"):
+        distill(small_config(unlabelled, tmp_path / "run", sync_batch_norm=True))
+
+
+def test_no_epochs_are_refused(unlabelled: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--epochs is 0: it must be at least 1"):
+        distill(small_config(unlabelled, tmp_path / "run", epochs=0))
+
+
+def test_a_broken_image_is_refused_by_name_or_skipped_named_and_counted(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = unlabelled / "0007.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"0007\.png cannot be read as an image"):
+        distill(small_config(unlabelled, tmp_path / "refused"))
+    out = distill(small_config(unlabelled, tmp_path / "skipped", on_broken="skip"))
+    results = read_results(out)
+    assert results.datasets["train"].broken == 1
+    assert "0007.png" in results.extra["broken"][0]
+    assert "skipped: " in capsys.readouterr().err
+
+
+def test_bf16_autocast_trains(unlabelled: Path, tmp_path: Path) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", amp="bf16", epochs=1))
+    assert all(tensor.dtype != torch.bfloat16 for tensor in student_weights(out).values())
+
+
+COMPILED = """
+import sys; sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from dataclasses import replace
+import torch; torch.set_num_threads(1)
+from stillroom.distill import distill
+from test_train import plain_teacher_and_config
+for name in ("eager", "compiled"):
+    teacher, config = plain_teacher_and_config(Path(sys.argv[1]), Path(sys.argv[2]) / name, None)
+    distill(replace(config, epochs=1, compile=name == "compiled"), teacher)
+"""
+
+
+@pytest.mark.slow
+def test_torch_compile_gives_the_losses_of_eager_mode(unlabelled: Path, first_student: Path, tmp_path: Path) -> None:
+    script = tmp_path / "compiled.py"  # in a process of its own: the checks of shapes at every call are not compiled
+    script.write_text(COMPILED)
+    arguments = [sys.executable, str(script), str(unlabelled), str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "eager") == pytest.approx(losses(tmp_path / "compiled"), rel=1e-3)
+
+
+def test_a_student_can_start_from_a_checkpoint(unlabelled: Path, tmp_path: Path) -> None:
+    first = distill(small_config(unlabelled, tmp_path / "first", epochs=1))
+    again = small_config(
+        unlabelled, tmp_path / "again", epochs=1, lr=0.0, student=Net(name=str(first / "student"), size=16)
+    )
+    weights = student_weights(distill(again))
+    assert torch.equal(weights["conv1.weight"], student_weights(first)["conv1.weight"])
+
+
+def test_readme_example_any_module_can_teach(unlabelled: Path, tmp_path: Path) -> None:
+    # README of stillroom-distill: the fifteen lines from here
+    class MyNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 80, 5, 4), nn.BatchNorm2d(80), nn.ReLU(), nn.Conv2d(80, 80, 3))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.layers(images)  # (b, 80, h, w), averaged by the backbone
+
+    size = InputSpec(size=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    spec = BackboneSpec(name="module/MyNet", dim=80, pre_activation=True, input=size)
+    teacher = Backbone.from_module(MyNet(), spec)
+    config = DistillConfig(
+        teacher=Net(name="my net"), student=Net(name="cifar/resnet20"), data=unlabelled, out=tmp_path / "run",
+        epochs=1, batch_size=32, workers=0, schedule=Step(every=30),
+    )  # fmt: skip
+    student = distill(config, teacher) / "student"
+    # to here
+    assert load_checkpoint(student)[1].teacher.name == "my net"
+
+
+TWO_PROCESSES = """
+import sys; sys.path.insert(0, sys.argv[4])
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+from stillroom.distill import distill
+from test_train import plain_teacher_and_config
+teacher, config = plain_teacher_and_config(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+distill(config, teacher)
+"""
+
+
+def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> tuple[Backbone, DistillConfig]:
+    """A run of 20 steps at lr 0.01 whose student has no batch norm (ConvNeXt), saved with fixed first weights."""
+    torch.manual_seed(5)
+    teacher = Backbone.from_module(
+        nn.Sequential(nn.Conv2d(3, 48, 7, 5), nn.Tanh()),
+        BackboneSpec(name="module/Teacher", dim=48, pre_activation=True, input=InputSpec(size=24)),
+    )
+    config = small_config(
+        data,
+        out,
+        teacher=Net(name="fixed"),
+        student=Net(name=str(data.parent / "first"), size=32),
+        alignment=SvdPts(dim=40),
+        alignment_file=alignment,
+        epochs=5,
+        batch_size=24,
+        lr=0.01,
+    )
+    return teacher, config
+
+
+@pytest.fixture
+def first_student(unlabelled: Path) -> Path:
+    """The first weights of `plain_teacher_and_config`'s student."""
+    torch.manual_seed(6)
+    first = build_backbone("timm/convnext_atto", arguments={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 40]})
+    path = unlabelled.parent / "first"
+    save_checkpoint(path, first, method="random", package="test")
+    return path
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_sees_and_agree(unlabelled: Path, first_student: Path, tmp_path: Path) -> None:
+    teacher, config = plain_teacher_and_config(unlabelled, tmp_path / "one", None)
+    one = distill(config, teacher)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    arguments = [unlabelled, tmp_path / "two", one / "alignment.safetensors", Path(__file__).parent]
+    done = subprocess.run([*torchrun, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    weights, others = student_weights(one), student_weights(tmp_path / "two")
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 20
+    for name in weights:
+        assert torch.allclose(weights[name], others[name], rtol=0, atol=1e-5), name
+    assert not torch.equal(weights["stem.0.weight"], load_file(first_student / "model.safetensors")["stem.0.weight"])
