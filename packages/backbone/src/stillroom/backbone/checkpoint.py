@@ -23,6 +23,7 @@ from stillroom.backbone.manifest import (
 )
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.registry import build_backbone
+from stillroom.backbone.spec import BackboneSpec
 
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
@@ -58,8 +59,12 @@ def save_checkpoint(
         notes: conversions made on import, one sentence each.
 
     Raises:
-        CheckpointError: wrapped nets (DDP, compiled), or no space left; nothing is half-written.
+        CheckpointError: wrapped nets (DDP, compiled), something at `path` that is no checkpoint, or no space left;
+            nothing is half-written.
     """
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is no checkpoint: it is not replaced, choose another place")
     state = backbone.net.state_dict()
     wrapped = [key for key in state if key.startswith(_WRAPPERS)]
     if wrapped:
@@ -86,7 +91,7 @@ def save_checkpoint(
     )
     contents[MANIFEST] = manifest.to_json().encode()
     try:
-        with replace_directory(Path(path)) as aside:
+        with replace_directory(path) as aside:
             for name, content in contents.items():
                 (aside / name).write_bytes(content)
     except OSError as error:
@@ -113,11 +118,9 @@ def load_checkpoint(path: str | Path, backbone: Backbone | None = None) -> tuple
                 f"and pass it as load_checkpoint(path, backbone=...)"
             )
         backbone = build_backbone(spec.name, arguments=spec.arguments)
-    if (backbone.spec.name, backbone.spec.dim) != (spec.name, spec.dim):
-        raise CheckpointError(
-            f"checkpoint {path} holds {spec.name} of dim {spec.dim}, "
-            f"not {backbone.spec.name} of dim {backbone.spec.dim}"
-        )
+    own = backbone.spec
+    if (own.name, own.dim, own.levels) != (spec.name, spec.dim, spec.levels):
+        raise CheckpointError(f"checkpoint {path} holds {_briefly(spec)}, not {_briefly(own)}")
     load_strictly(backbone, load_file(Path(path) / MODEL), source=str(path))
     backbone = backbone.at("before" if spec.pre_activation else "after")
     backbone.spec = spec
@@ -162,6 +165,8 @@ def verify_checkpoint(path: str | Path) -> Manifest:
     """
     path = Path(path)
     manifest = read_manifest(path / MANIFEST)
+    if MODEL not in manifest.files:
+        raise CheckpointError(f"{path / MANIFEST} does not list {MODEL}: copy or make the checkpoint again")
     for name, record in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -184,5 +189,10 @@ def verify_checkpoint(path: str | Path) -> Manifest:
     return manifest
 
 
+def _briefly(spec: BackboneSpec) -> str:
+    return f"{spec.name} of dim {spec.dim} with levels {', '.join(map(str, spec.levels)) or 'none'}"
+
+
 def _to_bytes(state: Mapping[str, Tensor]) -> bytes:
-    return save({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, {"format": "pt"})
+    # cloned, because safetensors refuses tensors that share memory (tied weights)
+    return save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}, {"format": "pt"})

@@ -112,11 +112,10 @@ COMMANDS: dict[str, Callable[..., Command]] = {"inspect": Inspect, "verify": Ver
 def describe(manifest: Manifest) -> str:
     """A manifest as a page of text."""
     spec, made = manifest.backbone, manifest.made_by
-    levels = ", ".join(f"{level.name} {level.channels}c/{level.stride}" for level in spec.levels)
     lines: list[tuple[str, Any]] = [
         ("backbone", f"{spec.name} {spec.arguments or ''}".strip()),
         ("pooled", f"{spec.dim}-d, {'before' if spec.pre_activation else 'after'} the last activation"),
-        ("levels", levels or "none"),
+        ("levels", ", ".join(map(str, spec.levels)) or "none"),
         ("input", f"{spec.input.size} px, {spec.input.channel_order}, mean {spec.input.mean}, std {spec.input.std}"),
         ("method", manifest.method),
         ("teacher", f"{manifest.teacher.name} {manifest.teacher.weights_sha256[:12]}" if manifest.teacher else "none"),

@@ -145,7 +145,16 @@ class RunDirectory:
             self._board.add_scalar(name, value, step)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace state/last.pt; `state` must hold tensors and plain values only, and a `step`."""
+        """Replace state/last.pt; `state` must hold tensors and plain values only, and a `step`.
+
+        Raises:
+            ValueError: weights that are not finite; the last good state stays.
+        """
+        tensors = [value for part in state.values() if isinstance(part, dict) for value in part.values()]
+        if not all(bool(t.isfinite().all()) for t in tensors if isinstance(t, Tensor)):
+            raise ValueError(
+                f"the weights are not finite at step {state['step']}: lower --lr; the last good state is kept"
+            )
         if not self._writes:
             return
         buffer = io.BytesIO()

@@ -20,6 +20,9 @@ class Level:
     channels: int
     stride: int
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.channels}c/{self.stride}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:

@@ -51,8 +51,8 @@ def command_type() -> Any:
     given: Any = {name: tyro.MISSING for name in ("checkpoint", "train", "test", "out")}
     toy = {
         "checkpoint": "random:cifar/resnet20",
-        "train": Path("data/toy/forms/train"),
-        "test": Path("data/toy/forms/val"),
+        "train": Path("data/toy/heldout-shapes/train"),
+        "test": Path("data/toy/heldout-shapes/val"),
         "out": Path("runs/smoke-cls"),
     }
     presets = {name: preset(**(toy if name == "smoke" else given)) for name, preset in PRESETS.items()}

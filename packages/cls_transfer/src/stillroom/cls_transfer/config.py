@@ -36,13 +36,16 @@ class ClassifyConfig:
     lr: float = 1e-3
     """Base learning rate of SGD."""
     momentum: float = 0.9
+    """Share of the last step that the next one keeps, [0, 1)."""
     weight_decay: float = 5e-4
     """On every parameter."""
     schedule: Schedule = field(default_factory=Cosine)
     amp: Literal["none", "bf16"] = "none"
     """bf16: forward passes in bfloat16 autocast."""
     seed: int = 0
+    """Of the random weights, the order and the views."""
     device: DeviceName = "auto"
+    """auto: a GPU if there is one."""
     workers: int = 1
     """Processes that decode images."""
     log_every: int = 50

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import v2
@@ -49,6 +50,7 @@ def finetune(config: ClassifyConfig) -> Path:
     """
     run = Run.start(config.device)
     files, test_files = read_data(config)
+    check(config, files, run)
     model = build_model(config, files).to(run.device)
     directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
     return train(config, run, directory, files, test_files, model, state=None)
@@ -157,9 +159,14 @@ def train(
                 }
             )
 
+    progress.broken = {sentence for one in run.gather(progress.broken) for sentence in one}
+    if run.world_size > 1:  # batch norm counts per process: test and save what the first one counted
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
     metrics, test_broken = test(config, run, model, test_files)
     finish(config, run, files, test_files, model, metrics, progress, test_broken)
     directory.close()
+    run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out
 
@@ -181,13 +188,13 @@ def test(config: ClassifyConfig, run: Run, model: Classifier, files: ImageFiles)
             logits = model(normalize(batch.images.to(run.device))).cpu()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[batch.indices, None]
             hits += torch.tensor([int(ranked[:, 0].sum()), int(ranked.sum()), len(batch)])
-    hits = run.sum(hits.to(run.device)).tolist()
-    if hits[2] == 0:
+    top1, top5, images = run.sum(hits.to(run.device)).tolist()
+    if images == 0:
         raise ValueError(f"no image of {files.root} could be read")
-    metrics = {"top1": hits[0] / hits[2]}
+    metrics = {"top1": top1 / images}
     if len(files.classes) > 5:
-        metrics["top5"] = hits[1] / hits[2]
-    return metrics, sorted(progress.broken)
+        metrics["top5"] = top5 / images
+    return metrics, sorted({sentence for one in run.gather(progress.broken) for sentence in one})
 
 
 def read_data(config: ClassifyConfig) -> tuple[ImageFiles, ImageFiles]:
@@ -196,6 +203,16 @@ def read_data(config: ClassifyConfig) -> tuple[ImageFiles, ImageFiles]:
     if len(files.classes) < 2:
         raise ValueError(f"{config.train} holds one class, {files.classes[0]}: there is nothing to tell apart")
     return files, read_labelled(config.test, files.classes)
+
+
+def check(config: ClassifyConfig, files: ImageFiles, run: Run) -> None:
+    """Refuse settings that cannot work before there is a run directory."""
+    for name in ("epochs", "batch_size", "log_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    if not 0 < config.min_scale <= 1:
+        raise ValueError(f"--min-scale is {config.min_scale}: it must lie in (0, 1]")
+    TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
 
 
 def build_model(config: ClassifyConfig, files: ImageFiles) -> Classifier:

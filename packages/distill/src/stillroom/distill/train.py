@@ -61,8 +61,8 @@ def distill(config: DistillConfig, teacher: Backbone | None = None) -> Path:
     Reference: He et al., "Knowledge Distillation as Efficient Pre-training", CVPR 2022.
     """
     run = Run.start(config.device)
-    check(config, run)
     files = read_unlabelled(config.data)
+    check(config, files, run)
     teacher = build_teacher(config.teacher, teacher).to(run.device)
     student = build_student(config).to(run.device)
     directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
@@ -179,8 +179,10 @@ def train(
                 }
             )
 
-    finish(config, run, files, teacher, student, target, inputs, loss_mean, sorted(progress.broken), progress.seconds)
+    broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
+    finish(config, run, files, teacher, student, target, inputs, loss_mean, broken, progress.seconds)
     directory.close()
+    run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out
 
@@ -203,13 +205,16 @@ class TeacherTarget(nn.Module):
             return self.target(pooled.float())
 
 
-def check(config: DistillConfig, run: Run) -> None:
-    """Refuse settings that contradict each other before anything is built."""
+def check(config: DistillConfig, files: ImageFiles, run: Run) -> None:
+    """Refuse settings that cannot work before there is a run directory."""
     if config.sync_batch_norm and run.device.type != "cuda":
         raise ValueError("--sync-batch-norm works on GPUs only: leave it out on this device")
     for name in ("epochs", "batch_size", "log_every", "save_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    if not 0 < config.view.min_scale <= 1:
+        raise ValueError(f"--view.min-scale is {config.view.min_scale}: it must lie in (0, 1]")
+    TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
 
 
 def align(

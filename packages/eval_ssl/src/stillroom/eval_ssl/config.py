@@ -36,6 +36,7 @@ class KnnConfig:
     seed: int = 0
     """Of the weights of random:NAME."""
     device: DeviceName = "auto"
+    """auto: a GPU if there is one."""
     workers: int = 1
     """Processes that decode images."""
     on_broken: OnBroken = "refuse"

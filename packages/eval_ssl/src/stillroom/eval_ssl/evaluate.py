@@ -21,7 +21,7 @@ from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent,
 from stillroom.backbone.run import seed_everything
 from stillroom.eval_ssl.config import KnnConfig
 from stillroom.eval_ssl.features import extract_features
-from stillroom.eval_ssl.knn import knn_classify
+from stillroom.eval_ssl.knn import check_k, knn_classify
 
 PACKAGE = "stillroom-eval-ssl"
 PROTOCOL = "knn/v1"
@@ -36,13 +36,14 @@ def evaluate_knn(config: KnnConfig) -> Path:
     began = time.perf_counter()
     if config.out.exists():
         raise ValueError(f"{config.out} exists: choose another --out")
-    if not config.k:
-        raise ValueError("--k is empty: give at least one number of neighbours")
+    if config.batch_size < 1:
+        raise ValueError(f"--batch-size is {config.batch_size}: it must be at least 1")
     run = Run.start(config.device)
     train_files = read_labelled(config.train)
     test_files = read_labelled(config.test, train_files.classes)
     if len(train_files.classes) < 2:
         raise ValueError(f"{config.train} holds one class, {train_files.classes[0]}: there is nothing to tell apart")
+    check_k(config.k, len(train_files))  # before the hours of extraction
     seed_everything(config.seed)
     backbone = load_backbone(config.checkpoint, config.feature).to(run.device)
     backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
@@ -74,6 +75,7 @@ def evaluate_knn(config: KnnConfig) -> Path:
     if run.is_main:
         with replace_directory(config.out) as aside:
             write_results(aside, results)
+    run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out
 

@@ -10,6 +10,19 @@ from torch.nn.functional import normalize
 _CHUNK_BYTES = 256 * 2**20  # of the similarity matrix held at once
 
 
+def check_k(k: Sequence[int], num_images: int) -> None:
+    """Refuse numbers of neighbours that `num_images` training images cannot give.
+
+    Raises:
+        ValueError: no number at all, one below 1, or one above `num_images`.
+    """
+    if not k:
+        raise ValueError("--k is empty: give at least one number of neighbours")
+    for number in k:
+        if not 1 <= number <= num_images:
+            raise ValueError(f"k = {number} does not fit {num_images} training images: choose k from 1 to {num_images}")
+
+
 def nearest_neighbours(
     train_x: Float[Tensor, "n d"], test_x: Float[Tensor, "m d"], k: int
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
@@ -18,27 +31,32 @@ def nearest_neighbours(
     Exact, float32, in chunks of test rows; equal similarities are ordered by row number.
 
     Raises:
-        ValueError: k larger than the training set, or a constant backbone (all training features equal).
+        ValueError: k that does not fit, or a constant backbone (all training features equal).
     """
-    if not 1 <= k <= len(train_x):
-        raise ValueError(f"k = {k} does not fit {len(train_x)} training images: choose k from 1 to {len(train_x)}")
+    check_k([k], len(train_x))
     if len(train_x) > 1 and bool((train_x == train_x[0]).all()):
         raise ValueError("the backbone gives the same feature for every training image: there are no neighbours")
     train_x, test_x = normalize(train_x.float(), dim=1), normalize(test_x.float(), dim=1)
     rows = max(1, _CHUNK_BYTES // (4 * len(train_x)))
     parts = []
     for chunk in test_x.split(rows):
-        values, indices = (chunk @ train_x.T).topk(k, dim=1)
-        parts.append(_order_ties(values, indices))
+        parts.append(_largest(chunk @ train_x.T, k))
     return torch.cat([values for values, _ in parts]), torch.cat([indices for _, indices in parts])
 
 
-def _order_ties(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort equal similarities by row number, which topk leaves open."""
-    by_row = indices.argsort(dim=1, stable=True)
-    values, indices = values.gather(1, by_row), indices.gather(1, by_row)
+def _largest(similarities: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Each row's k largest numbers, equal ones by position; topk leaves open which it takes and in what order."""
+    values, indices = similarities.topk(k, dim=1)
+    by_position = indices.argsort(dim=1)
+    values, indices = values.gather(1, by_position), indices.gather(1, by_position)
     by_value = values.argsort(dim=1, descending=True, stable=True)
-    return values.gather(1, by_value), indices.gather(1, by_value)
+    values, indices = values.gather(1, by_value), indices.gather(1, by_value)
+    last = values[:, -1:]
+    cut = (similarities == last).sum(dim=1) > (values == last).sum(dim=1)  # equal ones stand on both sides of the k-th
+    if cut.any():  # rare: duplicate images, dead features
+        sort = similarities[cut].sort(dim=1, descending=True, stable=True)
+        values[cut], indices[cut] = sort.values[:, :k], sort.indices[:, :k]
+    return values, indices
 
 
 def knn_classify(
@@ -63,10 +81,11 @@ def knn_classify(
         k -> predicted class numbers.
 
     Raises:
-        ValueError: see `nearest_neighbours`.
+        ValueError: see `check_k` and `nearest_neighbours`.
 
     Reference: SimReg (Navaneet et al., BMVC 2021), section 4.1, evaluates with k = 1 and 20 and breaks ties at random.
     """
+    check_k(k, len(train_x))
     classes = int(train_y.max()) + 1 if num_classes is None else num_classes
     _, neighbours = nearest_neighbours(train_x, test_x, max(k))
     voters = train_y.to(neighbours.device)[neighbours]

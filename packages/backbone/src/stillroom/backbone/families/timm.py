@@ -32,11 +32,13 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anato
     """Open up timm's `name`; the classifier, where it has one, comes back beside it.
 
     Raises:
-        ValueError: when timm builds a class that no rule here opens.
+        ValueError: no published weights, or timm builds a class that no rule here opens.
     """
     architecture = name.split(".")[0]
     if timm.models.is_model_in_modules(architecture, ["vision_transformer"]):
         arguments = {"dynamic_img_size": True, **arguments}
+    if pretrained and not timm.get_pretrained_cfg(name).has_weights:
+        raise ValueError(f"timm has no published weights for {name}: say random:timm/{name} or give a checkpoint")
     net = timm.create_model(name, pretrained=pretrained, **arguments)
     if type(net).__name__ not in FAMILIES.values():
         raise ValueError(
@@ -59,10 +61,17 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anato
 
 
 def published(name: str) -> tuple[InputSpec, Licence]:
-    """The input and the licence that timm's pretrained configuration states for `name`."""
-    config = timm.get_pretrained_cfg(name)
-    if config is None:
-        raise ValueError(f"timm has no pretrained weights for {name}: say random:timm/{name}")
+    """The input and the licence that timm's pretrained configuration states for `name`.
+
+    Raises:
+        ValueError: when timm has no weights with the tag behind the dot of `name`.
+    """
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture = name.split(".")[0]
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise ValueError(f"timm has no weights {name}; of {architecture} it has {', '.join(tags) or 'none'}") from error
     interpolation: Any = config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bicubic"
     spec = InputSpec(
         size=config.input_size[1],
@@ -103,9 +112,17 @@ def _take_last_activation(net: Any, name: str) -> dict[str, Any]:
                 raise ValueError(f"timm/{name} has a final convolution, which no rule here opens: use from_module")
             return {"last_activation": _take(list(net.s4.children())[-1], "act3"), "last_map_is_tail": True}
         case "EfficientNet":
+            if not hasattr(net.bn2, "act"):  # MobileNet-V1, EvoNorm
+                raise ValueError(
+                    f"timm/{name} has no activation of its own behind its last convolution, "
+                    f"so no rule here opens it: use from_module"
+                )
             return {"last_activation": _take(net.bn2, "act")}
         case "MobileNetV3":
-            return {"last_activation": _take(net, "act2"), "activation_follows_pool": True}
+            # V4 has a norm behind the last convolution, and the activation is part of that norm
+            v4 = isinstance(net.act2, nn.Identity)
+            activation = _take(net.norm_head, "act") if v4 else _take(net, "act2")
+            return {"last_activation": activation, "activation_follows_pool": True}
         case _:
             return {}
 

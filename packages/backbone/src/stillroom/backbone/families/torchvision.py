@@ -1,6 +1,8 @@
 """Nets of torchvision: ResNet, ResNeXt, Wide ResNet, MobileNet-V2 and V3, EfficientNet, RegNet, ConvNeXt."""
 
 from collections.abc import Callable
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
@@ -89,6 +91,8 @@ def _resnet(net: Any) -> tuple[Anatomy, nn.Module]:
     classifier, net.fc = net.fc, nn.Identity()
     net.layer4[-1] = LinearTail(net.layer4[-1])
     names = ("layer1", "layer2", "layer3", "layer4")
+    # `replace_stride_with_dilation` keeps the resolution of later stages
+    strides = tuple(accumulate((getattr(net, name)[0].stride for name in names[1:]), mul, initial=_STRIDES[0]))
 
     def trunk(net: Any, images: Tensor) -> tuple[list[Tensor], Tensor]:
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
@@ -101,7 +105,7 @@ def _resnet(net: Any) -> tuple[Anatomy, nn.Module]:
     anatomy = Anatomy(
         net=net,
         dim=classifier.in_features,
-        levels=_levels(names, [getattr(net, name) for name in names]),
+        levels=_levels(names, [getattr(net, name) for name in names], strides),
         trunk=trunk,
         pool=global_average_pool,
         last_activation=nn.ReLU(),
@@ -182,10 +186,10 @@ def _run_features(taken: tuple[int, ...]) -> Callable[[nn.Module, Tensor], tuple
     return trunk
 
 
-def _levels(names: Any, stages: list[nn.Module]) -> tuple[Level, ...]:
+def _levels(names: Any, stages: list[nn.Module], strides: tuple[int, ...] = _STRIDES) -> tuple[Level, ...]:
     return tuple(
         Level(name=name, channels=_out_channels(stage), stride=stride)
-        for name, stage, stride in zip(names, stages, _STRIDES, strict=True)
+        for name, stage, stride in zip(names, stages, strides, strict=True)
     )
 
 

@@ -1,0 +1,514 @@
+"""Classification training, from images to checkpoint and results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from stillroom.backbone import (
+    Backbone,
+    Licence,
+    Run,
+    build_backbone,
+    load_checkpoint,
+    load_heads,
+    read_labelled,
+    read_results,
+    replace_input,
+    save_checkpoint,
+)
+from stillroom.backbone.images import EvaluationBatches, TrainingBatches
+from stillroom.backbone.schedule import Step
+from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, resume, train
+from stillroom.cls_transfer.train import build_model, summary
+
+Make = Callable[..., Path]
+
+
+def small_config(train: Path, test: Path, out: Path, **changes) -> ClassifyConfig:
+    settings = {
+        "checkpoint": "random:cifar/resnet20",
+        "train": train,
+        "test": test,
+        "out": out,
+        "size": 16,
+        "min_scale": 0.35,
+        "epochs": 1,
+        "batch_size": 12,
+        "lr": 0.05,
+        "log_every": 1,
+        "save_every": 2,
+        "workers": 0,
+        "device": "cpu",
+    }
+    return ClassifyConfig(**(settings | changes))
+
+
+@pytest.fixture
+def config(labelled: Make, tmp_path: Path) -> ClassifyConfig:
+    """36 training and 18 test images of three colours: three steps an epoch."""
+    train, test = labelled("train", per_class=12), labelled("test", per_class=6, seed=1)
+    return small_config(train, test, tmp_path / "run")
+
+
+def save_student(path: Path, licence: Licence | None = None) -> Backbone:
+    """A checkpoint as distillation leaves it: read before the last ReLU, fed with 24 px, statistics not at 0 and 1."""
+    torch.manual_seed(3)
+    backbone = replace_input(build_backbone("cifar/resnet20", feature="before"), size=24)
+    backbone.train()(torch.randn(8, 3, 24, 24))
+    if licence is not None:
+        backbone.spec = replace(backbone.spec, licence=licence)
+    save_checkpoint(path, backbone, method="kdep", package="stillroom-distill")
+    return backbone
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """Backbone and classifier of a finished run."""
+    return load_file(out / "checkpoint" / "model.safetensors") | load_heads(out / "checkpoint", "classifier")
+
+
+def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def metrics_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def break_image(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def test_a_run_leaves_checkpoint_classifier_logs_and_results(config: ClassifyConfig) -> None:
+    out = finetune(replace(config, epochs=2, data_licence="CC-BY-NC-4.0"))
+    assert out == config.out
+    backbone, manifest = load_checkpoint(out / "checkpoint")
+    assert backbone.spec.input.size == 16 and not backbone.spec.pre_activation
+    assert manifest.data is not None
+    assert (manifest.data.count, manifest.data.fingerprint) == (36, read_labelled(config.train).fingerprint)
+    assert manifest.backbone.licence.restrictions == ("data: CC-BY-NC-4.0",)
+    head = manifest.heads["classifier"]
+    assert (head.kind, head.in_dim, head.out_dim, head.classes) == ("linear", 64, 3, ("blue", "green", "red"))
+    tensors = load_heads(out / "checkpoint", "classifier")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"weight": (3, 64), "bias": (3,)}
+    lines = metrics_of(out)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "lr", "images_per_second", "data_wait_share", "epoch", "broken"} <= lines[0].keys()
+    assert [line["epoch"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+    assert list((out / "tensorboard").glob("events.*"))
+    results = read_results(out)
+    assert (results.task, results.seed) == ("classification", 0)
+    assert results.protocol == "classification/v1 epochs=2 last size=16 crop=1"
+    assert results.checkpoint.path == str(out / "checkpoint")
+    assert results.checkpoint.sha256 == manifest.weights.sha256
+    assert {role: (data.path, data.count, data.broken) for role, data in results.datasets.items()} == {
+        "train": (str(config.train), 36, 0),
+        "test": (str(config.test), 18, 0),
+    }
+    assert results.made_by.package == manifest.made_by.package == "stillroom-cls-transfer"
+    assert results.made_by.config["schedule"]["kind"] == "Cosine"
+    assert results.seconds > 0
+
+
+def test_the_accuracy_is_that_of_the_checkpoint_and_its_classifier(labelled: Make, tmp_path: Path) -> None:
+    classes = ("blue", "green", "grey", "lime", "pink", "red", "teal")  # of three colours: top-1 cannot be 1
+    train, test = labelled("train", 4, classes), labelled("test", 3, classes, seed=1)
+    out = finetune(small_config(train, test, tmp_path / "run", epochs=4))
+    backbone, manifest = load_checkpoint(out / "checkpoint")
+    head = load_heads(out / "checkpoint", "classifier")
+    hits = {1: 0, 5: 0}
+    for label, name in enumerate(manifest.heads["classifier"].classes):
+        for path in sorted((test / name).iterdir()):
+            image = Image.open(path).resize((16, 16), Image.Resampling.BILINEAR)
+            pixels = torch.tensor(list(image.getdata())).view(1, 16, 16, 3).permute(0, 3, 1, 2) / 255
+            mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.spec.input.mean, backbone.spec.input.std))
+            with torch.no_grad():
+                logits = backbone.eval()((pixels - mean) / std).pooled @ head["weight"].T + head["bias"]
+            for k in hits:
+                hits[k] += label in logits[0].topk(k).indices.tolist()
+    metrics = read_results(out).metrics
+    assert metrics.keys() == {"top1", "top5"}
+    assert 0 < hits[1] < hits[5]
+    assert metrics["top1"] == pytest.approx(hits[1] / 21, abs=1.5 / 21)  # Pillow rounds pixels otherwise than torch
+    assert metrics["top5"] == pytest.approx(hits[5] / 21, abs=1.5 / 21)
+
+
+def test_top5_stands_in_the_results_only_where_it_says_something(labelled: Make, tmp_path: Path) -> None:
+    for classes in (("a", "b", "c", "d", "e"), ("a", "b", "c", "d", "e", "f")):
+        train = labelled(f"train{len(classes)}", 2, classes)
+        out = finetune(small_config(train, train, tmp_path / f"run{len(classes)}", batch_size=10))
+        assert ("top5" in read_results(out).metrics) == (len(classes) > 5)
+
+
+def test_colours_are_learnt_in_a_few_epochs(config: ClassifyConfig) -> None:
+    out = finetune(replace(config, epochs=5))
+    losses = [line["loss"] for line in metrics_of(out)]
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    assert read_results(out).metrics["top1"] > 0.9
+    assert summary(out) == f"{out}: {100 * read_results(out).metrics['top1']:.1f} % top-1"
+
+
+def test_the_learning_rate_is_the_schedules(config: ClassifyConfig) -> None:
+    out = finetune(replace(config, epochs=2, lr=0.5, schedule=Step(every=1, gamma=0.1)))
+    assert [line["lr"] for line in metrics_of(out)] == pytest.approx([0.5] * 3 + [0.05] * 3)
+
+
+def test_one_step_is_sgd_by_hand(config: ClassifyConfig) -> None:
+    """w <- w - lr (g + weight decay w), on every parameter; the gradient follows from a second weight decay."""
+    base = replace(config, batch_size=36, lr=0.1, weight_decay=0.0, schedule=Step())
+    first = dict(build_model(base, read_labelled(config.train)).named_parameters())
+    plain, decayed = (
+        weights(finetune(replace(base, weight_decay=decay, out=config.out.with_name(f"run{decay}"))))
+        for decay in (0.0, 0.5)
+    )
+    for name, initial in first.items():
+        key = name.removeprefix("backbone.net.").removeprefix("linear.")
+        assert not torch.equal(plain[key], initial), name
+        torch.testing.assert_close(decayed[key], plain[key] - 0.1 * 0.5 * initial.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_momentum_carries_the_last_step_on(config: ClassifyConfig) -> None:
+    with_momentum, without = (
+        weights(finetune(replace(config, momentum=momentum, out=config.out.with_name(f"run{momentum}"))))
+        for momentum in (0.9, 0.0)
+    )
+    assert not torch.equal(with_momentum["conv1.weight"], without["conv1.weight"])
+
+
+def test_every_tensor_of_a_distilled_checkpoint_is_loaded(config: ClassifyConfig, tmp_path: Path) -> None:
+    student = save_student(tmp_path / "student")
+    model = build_model(replace(config, checkpoint=str(tmp_path / "student")), read_labelled(config.train))
+    assert_bit_equal(dict(model.backbone.net.state_dict()), dict(student.net.state_dict()))
+
+
+def test_fine_tuning_begins_with_the_checkpoints_weights(config: ClassifyConfig, tmp_path: Path) -> None:
+    student = save_student(tmp_path / "student")
+    out = finetune(replace(config, checkpoint=str(tmp_path / "student"), lr=0.0, size=None))
+    backbone, manifest = load_checkpoint(out / "checkpoint")
+    own, given = (dict(b.net.named_parameters()) for b in (backbone, student))
+    assert_bit_equal(own, given)
+    assert manifest.method == "finetune" and manifest.backbone.input.size == 24
+
+
+def test_fine_tuning_changes_every_parameter(config: ClassifyConfig, tmp_path: Path) -> None:
+    student = save_student(tmp_path / "student")
+    out = finetune(replace(config, checkpoint=str(tmp_path / "student")))
+    tuned = dict(load_checkpoint(out / "checkpoint")[0].net.named_parameters())
+    assert [name for name, tensor in student.net.named_parameters() if torch.equal(tensor, tuned[name])] == []
+
+
+def test_the_classifier_reads_after_the_activation_whatever_the_checkpoint_says(
+    config: ClassifyConfig, tmp_path: Path
+) -> None:
+    save_student(tmp_path / "student")
+    assert load_checkpoint(tmp_path / "student")[1].backbone.pre_activation
+    out = finetune(replace(config, checkpoint=str(tmp_path / "student")))
+    backbone, manifest = load_checkpoint(out / "checkpoint")
+    assert not manifest.backbone.pre_activation
+    assert (backbone.eval()(torch.randn(2, 3, 16, 16)).pooled >= 0).all()
+
+
+@pytest.mark.parametrize(("kind", "method"), [("random", "supervised"), ("checkpoint", "finetune")])
+def test_the_method_says_whether_training_began_at_random_weights(
+    config: ClassifyConfig, tmp_path: Path, kind: str, method: str
+) -> None:
+    save_student(tmp_path / "student")
+    checkpoint = {"random": "random:cifar/resnet20", "checkpoint": str(tmp_path / "student")}[kind]
+    out = finetune(replace(config, checkpoint=checkpoint))
+    assert load_checkpoint(out / "checkpoint")[1].method == method == read_results(out).checkpoint.method
+
+
+def test_restrictions_of_the_first_weights_stay_with_the_last(config: ClassifyConfig, tmp_path: Path) -> None:
+    save_student(tmp_path / "student", Licence(spdx="Apache-2.0", restrictions=("teacher: research only",)))
+    out = finetune(replace(config, checkpoint=str(tmp_path / "student"), data_licence="research only"))
+    licence = load_checkpoint(out / "checkpoint")[1].backbone.licence
+    assert licence == Licence(spdx="Apache-2.0", restrictions=("teacher: research only", "data: research only"))
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(config: ClassifyConfig) -> None:
+    one, again, other = (
+        weights(finetune(replace(config, seed=seed, out=config.out.with_name(name))))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert_bit_equal(one, again)
+    assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+    assert not torch.equal(one["weight"], other["weight"])
+
+
+def test_worker_processes_change_no_bit(config: ClassifyConfig) -> None:
+    one = weights(finetune(config))
+    two = weights(finetune(replace(config, workers=2, out=config.out.with_name("two"))))
+    assert_bit_equal(one, two)
+
+
+def test_training_and_test_use_the_input_of_the_run(config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[bool, int]] = []
+    forward = Classifier.forward
+
+    def watch(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+        sizes.append((model.training, images.shape[-1]))
+        return forward(model, images)
+
+    monkeypatch.setattr(Classifier, "forward", watch)
+    finetune(replace(config, size=20))
+    assert sizes == [(True, 20)] * 3 + [(False, 20)] * 2
+
+
+def test_bf16_autocast_trains_float32_weights(config: ClassifyConfig) -> None:
+    out = finetune(replace(config, amp="bf16"))
+    plain = finetune(replace(config, out=config.out.with_name("plain")))
+    assert all(tensor.dtype != torch.bfloat16 for tensor in weights(out).values())
+    losses = [metrics_of(path)[0]["loss"] for path in (out, plain)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+START = """
+import sys; sys.path.insert(0, sys.argv[4])
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+from test_train import small_config
+from stillroom.cls_transfer import finetune
+finetune(small_config(*map(Path, sys.argv[1:4]), epochs=4))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after", [1, 7])  # before the first state and behind the third
+def test_a_killed_run_resumes_to_the_bit(config: ClassifyConfig, kill_after: int) -> None:
+    whole = finetune(replace(config, epochs=4))
+    killed = config.out.with_name("killed")
+    arguments = [sys.executable, "-c", START, config.train, config.test, killed, Path(__file__).parent]
+    process = subprocess.Popen(list(map(str, arguments)), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    metrics = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < kill_after:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "results.json").exists()
+    begun = metrics.read_text().count("\n")
+    assert resume(killed, workers=1) == killed
+    assert begun < 12
+    assert_bit_equal(weights(whole), weights(killed))
+    assert [(line["step"], line["loss"]) for line in metrics_of(killed)] == [
+        (line["step"], line["loss"]) for line in metrics_of(whole)
+    ]
+    assert read_results(killed).metrics == read_results(whole).metrics
+
+
+def test_resume_goes_on_from_the_last_state_and_not_from_the_beginning(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = finetune(replace(config, epochs=2, save_every=4))
+    last = weights(out)
+    (out / "results.json").unlink()
+    steps: list[int] = []
+    monkeypatch.setattr(train, "seed_everything", lambda *numbers: steps.append(numbers[1] if numbers[1:] else -1))
+    resume(out)
+    assert steps == [-1, 4, 5]  # first weights, then the two steps behind the state
+    assert_bit_equal(last, weights(out))
+    assert [line["step"] for line in metrics_of(out)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_resume_takes_another_log_interval_and_a_moved_directory(config: ClassifyConfig) -> None:
+    out = finetune(replace(config, epochs=2))
+    (out / "results.json").unlink()
+    moved = out.rename(out.with_name("moved"))
+    (moved / "state" / "last.pt").unlink()
+    assert resume(moved, log_every=3) == moved
+    assert [line["step"] for line in metrics_of(moved)] == [3, 6]
+    assert read_results(moved).checkpoint.path == str(moved / "checkpoint")
+
+
+def test_a_finished_run_is_not_run_again(config: ClassifyConfig) -> None:
+    out = finetune(config)
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert resume(out) == out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == written
+
+
+def test_resume_refuses_images_that_changed(config: ClassifyConfig) -> None:
+    out = finetune(config)
+    (out / "results.json").unlink()
+    (config.train / "red" / "000.png").unlink()
+    with pytest.raises(ValueError, match=r"the images in .*train changed since .*run began: it cannot be resumed"):
+        resume(out)
+
+
+def test_resume_of_no_run_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a run directory"):
+        resume(tmp_path)
+
+
+def test_an_existing_run_is_refused_and_left_alone(config: ClassifyConfig) -> None:
+    config.out.mkdir()
+    with pytest.raises(ValueError, match="exists: choose another --out"):
+        finetune(config)
+    assert list(config.out.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_a_state(config: ClassifyConfig) -> None:
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d: lower --lr; the last good state is kept"):
+        finetune(replace(config, lr=1e30, epochs=2, save_every=1))
+    assert not (config.out / "results.json").exists()
+    state = torch.load(config.out / "state" / "last.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved_even_if_no_line_was_logged(config: ClassifyConfig) -> None:
+    with pytest.raises(ValueError, match=r"the weights are not finite at step \d: lower --lr; the last good state is"):
+        finetune(replace(config, lr=1e30, epochs=2, save_every=1, log_every=100))
+    state = torch.load(config.out / "state" / "last.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_broken_image_is_refused_by_name_or_skipped_named_and_counted(
+    config: ClassifyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [config.test / "blue" / "001.png", config.train / "red" / "003.png"]
+    break_image(broken[0])
+    with pytest.raises(ValueError, match=r"blue/001\.png cannot be read as an image"):
+        finetune(replace(config, out=config.out.with_name("tested")))
+    break_image(broken[1])
+    with pytest.raises(ValueError, match=r"red/003\.png cannot be read as an image"):
+        finetune(config)
+    out = finetune(replace(config, on_broken="skip", epochs=2, out=config.out.with_name("skipped")))
+    results = read_results(out)
+    assert [results.datasets[role].broken for role in ("train", "test")] == [1, 1]
+    assert {sentence.split(" cannot")[0] for sentence in results.extra["broken"]} == set(map(str, broken))
+    assert metrics_of(out)[-1]["broken"] == 1
+    assert capsys.readouterr().err.count("skipped: ") == 2
+
+
+def test_a_training_batch_without_a_readable_image_is_refused(config: ClassifyConfig) -> None:
+    for path in config.train.glob("*/*"):
+        break_image(path)
+    with pytest.raises(ValueError, match=r"no image of a whole batch could be read, for instance: .*\.png cannot be"):
+        finetune(replace(config, on_broken="skip"))
+
+
+def test_a_test_set_without_a_readable_image_is_refused(config: ClassifyConfig) -> None:
+    for path in config.test.glob("*/*"):
+        break_image(path)
+    with pytest.raises(ValueError, match=r"no image of .*test could be read"):
+        finetune(replace(config, on_broken="skip"))
+
+
+def test_one_class_is_refused(labelled: Make, tmp_path: Path) -> None:
+    one = labelled("one", classes=("blue",))
+    with pytest.raises(ValueError, match="one holds one class, blue: there is nothing to tell apart"):
+        finetune(small_config(one, one, tmp_path / "run"))
+
+
+def test_classes_that_differ_are_refused(config: ClassifyConfig, labelled: Make) -> None:
+    other = labelled("other", per_class=1, classes=("blue", "green", "rose"))
+    with pytest.raises(ValueError, match=r"differ from the training set's: missing \['red'\], extra \['rose'\]"):
+        finetune(replace(config, test=other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"epochs": 0}, "--epochs is 0: it must be at least 1"),
+        ({"batch_size": 0}, "--batch-size is 0: it must be at least 1"),
+        ({"log_every": 0}, "--log-every is 0: it must be at least 1"),
+        ({"save_every": -1}, "--save-every is -1: it must be at least 1"),
+        ({"min_scale": 1.5}, r"--min-scale is 1\.5: it must lie in \(0, 1\]"),
+        ({"min_scale": 0.0}, r"--min-scale is 0\.0: it must lie in \(0, 1\]"),
+        ({"batch_size": 64}, "batch size 64 is larger than the data: 36 images"),
+        ({"size": 0}, "input size is 0 px"),
+    ],
+)
+def test_impossible_settings_are_refused_before_there_is_a_run_directory(
+    config: ClassifyConfig, changes: dict, text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        finetune(replace(config, **changes))
+    assert not config.out.exists()
+
+
+TWO_PROCESSES = """
+import sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+from test_train import plain_config, watched_config
+from stillroom.cls_transfer import finetune, train
+from stillroom.cls_transfer.train import summary
+from torch import distributed
+root = Path(sys.argv[2])
+leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None  # gloo cannot always rejoin
+summary(finetune(plain_config(root, root / "two")))
+distributed.destroy_process_group = leave
+tested = train.test
+
+def watch(config, run, model, files):
+    torch.save(model.state_dict(), root / f"tested-{run.rank}.pt")
+    return tested(config, run, model, files)
+
+train.test = watch
+summary(finetune(watched_config(root, root / "watched")))  # every process reads the file that the first one writes
+"""
+
+
+def plain_config(root: Path, out: Path) -> ClassifyConfig:
+    """15 steps at lr 0.01 of a net without batch norm (ConvNeXt)."""
+    settings = {"checkpoint": str(root / "first"), "size": 32, "epochs": 5, "lr": 0.01}
+    return small_config(root / "train", root / "test", out, **settings)
+
+
+def watched_config(root: Path, out: Path) -> ClassifyConfig:
+    """An epoch of a net with batch norm, on folders with broken images."""
+    return small_config(root / "torn", root / "torn", out, on_broken="skip")
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_sees_and_agree(config: ClassifyConfig, labelled: Make, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    first = build_backbone("timm/convnext_atto", arguments={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 40]})
+    save_checkpoint(tmp_path / "first", first, method="random", package="test")
+    torn = read_labelled(labelled("torn", per_class=12))
+    second = Run(device=torch.device("cpu"), rank=1, world_size=2)
+    trained = {index for batch in TrainingBatches(36, 12, 1, 0, second) for _, index in batch}
+    tested = {index for batch in EvaluationBatches(36, 12, second) for _, index in batch}
+    hidden = min(trained & tested)  # an image that only the second process meets, in training and in the test
+    break_image(torn.paths[hidden])
+
+    one = finetune(plain_config(tmp_path, tmp_path / "one"))
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(script), str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+    ours, theirs = weights(one), weights(tmp_path / "two")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-5), name
+    assert not torch.equal(ours["stem.0.weight"], first.net.state_dict()["stem.0.weight"])
+    assert [line["step"] for line in metrics_of(tmp_path / "two")] == list(range(1, 16))
+    assert metrics_of(tmp_path / "two")[-1]["loss"] == pytest.approx(metrics_of(one)[-1]["loss"], rel=1e-4)
+    assert read_results(tmp_path / "two").metrics == read_results(one).metrics
+
+    results = read_results(tmp_path / "watched")  # what only the second process met is known, too
+    assert [results.datasets[role].broken for role in ("train", "test")] == [1, 1]
+    assert all(str(torn.paths[hidden]) in sentence for sentence in results.extra["broken"])
+    both = [torch.load(tmp_path / f"tested-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert_bit_equal(*both)  # batch norm's statistics as well: one net is tested, the one that is saved
+    saved = load_file(tmp_path / "watched" / "checkpoint" / "model.safetensors")
+    assert torch.equal(both[1]["backbone.net.bn1.running_mean"], saved["bn1.running_mean"])

@@ -1,0 +1,86 @@
+"""What holds between the packages: directions, namespace, version ranges."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = sorted(folder.name for folder in (ROOT / "packages").iterdir() if (folder / "pyproject.toml").exists())
+
+
+def project(package: str) -> dict:
+    return tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / "packages" / package / "src").rglob("*.py"))
+
+
+def imported_modules(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_stillroom_is_a_namespace_package() -> None:
+    assert [str(file) for file in (ROOT / "packages").glob("*/src/stillroom/__init__.py")] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_backbone_and_nothing_else_of_ours(package: str) -> None:
+    allowed = {"backbone", package}
+    for file in sources(package):
+        ours = {name.split(".")[1] for name in imported_modules(file) if name.startswith("stillroom.")}
+        assert ours <= allowed, f"{file} imports {ours - allowed}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_only_cli_and_config_import_tyro(package: str) -> None:
+    users = {file.name for file in sources(package) if any(n.split(".")[0] == "tyro" for n in imported_modules(file))}
+    assert users <= {"cli.py", "config.py"}
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "backbone"])
+def test_the_version_range_of_backbone_holds(package: str) -> None:
+    requirements = [Requirement(text) for text in project(package)["dependencies"]]
+    ours = [requirement for requirement in requirements if requirement.name.startswith("stillroom-")]
+    assert [requirement.name for requirement in ours] == ["stillroom-backbone"]
+    assert ours[0].specifier.contains(project("backbone")["version"])
+    assert any(bound.operator == "<" for bound in ours[0].specifier), "a range has an upper end"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_third_parties_get_floors_only(package: str) -> None:
+    for text in project(package)["dependencies"]:
+        requirement = Requirement(text)
+        if not requirement.name.startswith("stillroom-"):
+            assert [bound.operator for bound in requirement.specifier] == [">="], text
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_imports_it_declares(package: str) -> None:
+    import sys
+
+    declared = {Requirement(text).name.lower() for text in project(package)["dependencies"]}
+    names = {"pil": "pillow", "huggingface_hub": "huggingface-hub"}
+    for file in sources(package):
+        for name in imported_modules(file):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or top == "stillroom":
+                continue
+            assert names.get(top.lower(), top.lower()) in declared, f"{file} imports {top}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_has_version_readme_changelog_and_owner(package: str) -> None:
+    folder = ROOT / "packages" / package
+    assert f"## {project(package)['version']}" in (folder / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert (folder / "README.md").read_text(encoding="utf-8").startswith("# stillroom-")
+    assert f"/packages/{package}/" in (ROOT / "CODEOWNERS").read_text(encoding="utf-8")

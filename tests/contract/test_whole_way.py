@@ -1,0 +1,115 @@
+"""Images -> teacher -> student -> k-NN and fine-tuning, through the scripts that people run."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stillroom.backbone import load_checkpoint, read_results
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
+
+
+def tool(name: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_a_student_from_distill_loads_in_every_consumer(
+    unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
+) -> None:
+    train, test = labelled("train"), labelled("test", per_class=4, seed=1)
+    small = ("--epochs", 1, "--batch-size", 12, "--device", "cpu", "--workers", 0)
+    teacher, student = tmp_path / "teacher", tmp_path / "kdep"
+    tool("cls_transfer", "scratch", "--checkpoint", "random:cifar/resnet32", "--train", train, "--test", test,
+         "--size", 16, "--out", teacher, *small)  # fmt: skip
+    done = tool("distill", "kdep", "--teacher", teacher / "checkpoint", "--student", "cifar/resnet20",
+                "--student.size", 16, "--data", unlabelled, "--out", student, *small, "schedule:cosine")  # fmt: skip
+    assert done.stdout.splitlines()[-1].startswith(f"{student}: loss ")
+    _, manifest = load_checkpoint(student / "student")
+    assert manifest.teacher is not None
+    assert manifest.teacher.weights_sha256 == load_checkpoint(teacher / "checkpoint")[1].weights.sha256
+
+    tool("eval_ssl", "knn", "--checkpoint", student / "student", "--train", train, "--test", test,
+         "--out", tmp_path / "knn", "--k", 1, 5, "--device", "cpu")  # fmt: skip
+    assert read_results(tmp_path / "knn").checkpoint.sha256 == manifest.weights.sha256
+    tool("cls_transfer", "finetune", "--checkpoint", student / "student", "--train", train, "--test", test,
+         "--out", tmp_path / "finetuned", *small)  # fmt: skip
+    assert read_results(tmp_path / "finetuned").checkpoint.method == "finetune"
+    tool("checkpoint", "verify", student / "student")
+    table = tool("table", "--metric", "top1_k5", "--out", tmp_path / "table.json", f"student={tmp_path / 'knn'}")
+    assert "| student" in table.stdout
+    top1 = read_results(tmp_path / "knn").metrics["top1_k5"]
+    assert json.loads((tmp_path / "table.json").read_text())["rows"]["student"] == {"test (knn)": top1}
+
+
+@pytest.mark.slow
+def test_every_smoke_runs(unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path) -> None:
+    folders = ("--train", labelled("train"), "--test", labelled("test", per_class=8, seed=1))
+    tool("distill", "smoke", "--data", unlabelled, "--out", tmp_path / "distill")
+    tool("cls_transfer", "smoke", *folders, "--out", tmp_path / "cls")
+    tool("eval_ssl", "smoke", *folders, "--out", tmp_path / "knn")
+
+
+@pytest.mark.parametrize("name", ["distill", "cls_transfer", "eval_ssl", "checkpoint", "table", "bench", "study"])
+def test_every_script_has_help_without_an_import_of_tests(name: str) -> None:
+    assert "usage:" in tool(name, "--help").stdout
+
+
+def test_a_table_of_unlike_rows_is_refused(tmp_path: Path) -> None:
+    done = tool("table", "no equals sign", code=2)
+    assert done.stderr == "error: 'no equals sign' is not LABEL=RUN,RUN,...\n"
+
+
+def commands(text: str) -> list[list[str]]:
+    """The command lines of ours in a Markdown page or a shell script, continuation lines joined."""
+    joined = re.sub(r"\\\n\s*", "", text)
+    lines = [line.strip() for line in joined.splitlines()]
+    found = re.compile(r"(?:tools/(distill|cls_transfer|eval_ssl|checkpoint)\.py|stillroom-([a-z-]+)) (.*)")
+    calls = []
+    for line in lines:
+        match = found.search(line.strip("`"))
+        if match and not line.startswith(("|", "#")):
+            name = match[1] or match[2].replace("-", "_")
+            words = shlex.split(match[3].split("`")[0], comments=True)
+            if words and words[0] in PRESETS.get(name, ()):
+                calls.append([name, *words])
+    return calls
+
+
+PRESETS = {
+    "distill": ("kdep", "fit-alignment", "import-alignment", "resume"),
+    "cls_transfer": ("finetune", "scratch", "resume"),
+    "eval_ssl": ("knn",),
+    "checkpoint": ("inspect", "verify", "import", "export"),
+}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "packages").glob("*/README.md")), TOOLS / "quickstart.sh"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed by the command's own types; nothing is run."""
+    import tyro
+
+    from stillroom.backbone.cli import COMMANDS
+    from stillroom.cls_transfer.cli import command_type as cls_transfer
+    from stillroom.distill.cli import command_type as distill
+    from stillroom.eval_ssl.cli import command_type as eval_ssl
+
+    types = {"distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl}
+    calls = commands(page.read_text(encoding="utf-8"))
+    assert calls, f"{page} shows no command"
+    for name, *words in calls:
+        if name == "checkpoint":
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words)
+        else:
+            tyro.cli(types[name](), args=words, config=(tyro.conf.CascadeSubcommandArgs,))

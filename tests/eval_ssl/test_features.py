@@ -1,0 +1,196 @@
+"""Feature extraction against pixels read by Pillow and averaged by NumPy."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from stillroom.backbone import (
+    Backbone,
+    BackboneSpec,
+    InputSpec,
+    Run,
+    build_backbone,
+    read_labelled,
+    read_results,
+    read_unlabelled,
+    replace_input,
+    weights_sha256,
+)
+from stillroom.eval_ssl import FeatureSet, KnnConfig, evaluate_knn, extract_features
+from stillroom.eval_ssl.evaluate import report
+
+Make = Callable[..., Path]
+
+PLAIN = InputSpec(size=36, crop_fraction=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # the images as they are
+
+
+class Read(nn.Module):
+    """Images as their mean colour (b, 3), through a function, so that every feature can be worked out by hand."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images.mean(dim=(2, 3)))
+
+
+def colour_backbone(spec: InputSpec = PLAIN, function: Callable[[Tensor], Tensor] = lambda x: x) -> Backbone:
+    return Backbone.from_module(Read(function), BackboneSpec(name="module/Read", dim=3, input=spec))
+
+
+def extract(backbone: Backbone, folder: Path, **options) -> FeatureSet:
+    run = Run(device=torch.device("cpu"))
+    return extract_features(backbone, read_labelled(folder), run, **({"batch_size": 5, "workers": 0} | options))
+
+
+def mean_colours(folder: Path, margin: int = 0) -> np.ndarray:
+    """Mean colour, 0 to 255, of each image less a margin, in the order of classes and file names."""
+    paths = sorted(folder.glob("*/*.png"))
+    pixels = [np.asarray(Image.open(path), dtype=np.float64) for path in paths]
+    return np.stack([p[margin : p.shape[0] - margin, margin : p.shape[1] - margin].mean(axis=(0, 1)) for p in pixels])
+
+
+def break_image(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_stand_in_the_order_of_the_files(labelled: Make, workers: int) -> None:
+    folder = labelled("train", per_class=4)
+    found = extract(colour_backbone(), folder, workers=workers)
+    assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert found.broken == ()
+    np.testing.assert_allclose(found.features.numpy(), mean_colours(folder) / 255, rtol=0, atol=1e-6)
+    assert found.features.dtype == torch.float32
+
+
+def test_the_manifests_input_is_used(labelled: Make) -> None:
+    folder = labelled("train", per_class=2)
+    spec = InputSpec(
+        size=20, crop_fraction=20 / 36, mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0), channel_order="bgr",
+        value_range=(0.0, 255.0),
+    )  # fmt: skip
+    expected = (mean_colours(folder, margin=8)[:, ::-1] - [10.0, 20.0, 30.0]) / [2.0, 4.0, 8.0]
+    np.testing.assert_allclose(extract(colour_backbone(spec), folder).features.numpy(), expected, rtol=0, atol=1e-4)
+
+
+def test_the_feature_point_of_the_backbone_is_used(labelled: Make) -> None:
+    folder = labelled("train", per_class=2)
+    torch.manual_seed(0)
+    net = replace_input(build_backbone("cifar/resnet20"), size=16)
+    after, before = (extract(net.at(point), folder).features for point in ("after", "before"))
+    assert (after >= 0).all() and (before < 0).any()
+
+
+def test_the_net_runs_in_eval_mode_and_is_left_as_it_was(labelled: Make) -> None:
+    folder = labelled("train", per_class=4)
+    net = replace_input(build_backbone("cifar/resnet20"), size=16).train()
+    weights = weights_sha256(net.net)
+    together, alone = (extract(net.train(), folder, batch_size=size).features for size in (12, 1))
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)  # batch statistics would tell them apart
+    assert weights_sha256(net.net) == weights
+    assert not together.requires_grad
+
+
+def test_features_that_are_not_finite_are_refused_with_the_images_name(labelled: Make) -> None:
+    folder = labelled("train", per_class=4)
+    break_image(folder / "blue" / "000.png")  # the image's place among the files is not its place among the features
+    for name in ("001", "003"):
+        Image.new("RGB", (36, 36)).save(folder / "green" / f"{name}.png")  # the logarithm of black
+    with pytest.raises(ValueError, match=r"2 images give features that are not finite, the first is .*green/001\.png$"):
+        extract(colour_backbone(function=torch.log), folder, on_broken="skip")
+
+
+def test_a_broken_image_is_refused_by_name(labelled: Make) -> None:
+    folder = labelled("train", per_class=2)
+    break_image(folder / "green" / "001.png")
+    with pytest.raises(ValueError, match=r"green/001\.png cannot be read as an image"):
+        extract(colour_backbone(), folder)
+
+
+def test_a_skipped_image_has_no_row_and_is_named_once(labelled: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = labelled("train", per_class=4)
+    whole = mean_colours(folder) / 255
+    for name in ("green/001.png", "red/003.png"):
+        break_image(folder / name)
+    found = extract(colour_backbone(), folder, on_broken="skip")
+    np.testing.assert_allclose(found.features.numpy(), np.delete(whole, [5, 11], axis=0), rtol=0, atol=1e-6)
+    assert found.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 3
+    assert [sentence.split(" cannot")[0] for sentence in found.broken] == [
+        str(folder / "green/001.png"),
+        str(folder / "red/003.png"),
+    ]
+    assert capsys.readouterr().err.count("skipped: ") == 2
+
+
+def test_a_batch_without_a_readable_image_is_passed_over(labelled: Make) -> None:
+    folder = labelled("train", per_class=2)
+    for name in ("green/000.png", "green/001.png"):
+        break_image(folder / name)
+    found = extract(colour_backbone(), folder, batch_size=2, on_broken="skip")
+    assert found.labels.tolist() == [0, 0, 2, 2]
+
+
+def test_a_folder_without_a_readable_image_is_refused(labelled: Make) -> None:
+    folder = labelled("train", per_class=1)
+    for path in folder.glob("*/*.png"):
+        break_image(path)
+    with pytest.raises(ValueError, match=r"no image of .*train could be read, for instance: .*blue/000\.png cannot be"):
+        extract(colour_backbone(), folder, on_broken="skip")
+
+
+def test_unlabelled_files_are_refused(unlabelled: Path, run: Run) -> None:
+    with pytest.raises(ValueError, match=r"unlabelled was read without labels: evaluation needs class folders"):
+        extract_features(colour_backbone(), read_unlabelled(unlabelled), run)
+
+
+DISTRIBUTED = """
+import sys; sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+from stillroom.backbone import Run
+from test_features import extract_and_evaluate
+run = Run.start("cpu")
+folder, out = map(Path, sys.argv[1:3])
+torch.save(extract_and_evaluate(folder, out / "run", run), out / f"{run.rank}.pt")
+"""
+
+
+def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[Tensor, Tensor, tuple[str, ...]]], str]:
+    """In three batches, which two processes cannot share evenly, and in one, which leaves a process none; k-NN."""
+    torch.manual_seed(7)
+    net = replace_input(build_backbone("cifar/resnet20"), size=16)
+    options = {"workers": 0, "on_broken": "skip"}
+    sets = [extract_features(net, read_labelled(folder), run, batch_size=size, **options) for size in (5, 64)]
+    name = "random:cifar/resnet20"
+    config = KnnConfig(checkpoint=name, train=folder, test=folder, out=out, k=(1, 9), size=16, device="cpu", **options)
+    table = report(evaluate_knn(config))  # every process reads the file that the first one writes
+    return [(found.features, found.labels, found.broken) for found in sets], table.replace(str(out), "OUT")
+
+
+@pytest.mark.slow
+def test_two_processes_give_each_the_features_and_the_results_of_one_to_the_bit(labelled: Make, tmp_path: Path) -> None:
+    folder = labelled("train", per_class=5)
+    break_image(folder / "green" / "001.png")  # read by the second process
+    script = tmp_path / "extract.py"
+    script.write_text(DISTRIBUTED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(script), str(folder), str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    ours, our_table = extract_and_evaluate(folder, tmp_path / "alone", Run(device=torch.device("cpu")))
+    for rank in (0, 1):
+        theirs, their_table = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert their_table == our_table
+        for one, two in zip(ours, theirs, strict=True):
+            assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1]) and one[2] == two[2]
+            assert len(one[0]) == 14 and len(one[2]) == 1
+    assert read_results(tmp_path / "run").datasets["test"].broken == 1
