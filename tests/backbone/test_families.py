@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.backbone.conftest import Family
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Level, build_backbone
-from tests.backbone.conftest import Family
 
 Images = Callable[[int], Tensor]
 
 
 def heard(module: nn.Module, net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What last entered `module` and what last left it while `net` saw `images`; copies, as activations may overwrite."""
+    """What last entered and left `module` while `net` saw `images`; copies, as activations may overwrite."""
     calls: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].clone())),

@@ -6,10 +6,11 @@ from urllib.error import URLError
 
 import huggingface_hub.constants
 import pytest
-import timm.models._builder
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from tests.backbone.conftest import FAMILIES
 
 from stillroom.backbone import (
     InputSpec,
@@ -23,7 +24,6 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.families.timm import published
 from stillroom.backbone.registry import checkpoint_method, is_checkpoint
-from tests.backbone.conftest import FAMILIES
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_a_wrong_name_is_answered_with_the_closest_ones() -> None:
         load_backbone("random:timm/resnet19")
 
 
-@pytest.mark.parametrize("name", ["", "resnet18", "torchvision/", "torchvision/vgg16", "cifar/resnet21", "/no/such/dir"])
+@pytest.mark.parametrize("name", ["", "resnet18", "torchvision/", "torchvision/vgg16", "cifar/resnet21", "/no/dir"])
 def test_a_name_that_is_not_in_the_list_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"there is no backbone named '{name}', nor a checkpoint directory"):
         load_backbone(name)
@@ -76,7 +76,7 @@ def test_a_timm_net_without_published_weights_says_so() -> None:
 
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_a_tag_that_timm_does_not_have_is_answered_with_those_it_has(pretrained: bool) -> None:
-    with pytest.raises(ValueError, match=r"timm has no weights resnet18\.nonsense; of resnet18 it has .*resnet18\.a1_in1k"):
+    with pytest.raises(ValueError, match=r"timm has no weights resnet18\.nonsense; of resnet18 it has .*18\.a1_in1k"):
         build_backbone("timm/resnet18.nonsense", pretrained=pretrained)
 
 

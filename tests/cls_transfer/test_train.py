@@ -262,8 +262,29 @@ def test_training_and_test_use_the_input_of_the_run(config: ClassifyConfig, monk
         return forward(model, images)
 
     monkeypatch.setattr(Classifier, "forward", watch)
-    finetune(replace(config, size=20))
+    out = finetune(replace(config, size=20, crop_fraction=0.5))
     assert sizes == [(True, 20)] * 3 + [(False, 20)] * 2
+    assert read_results(out).protocol == "classification/v1 epochs=1 last size=20 crop=0.5"
+
+
+def test_a_smallest_crop_of_1_shows_whole_images_and_half_of_them_mirrored(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    forward = Classifier.forward
+
+    def watch(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return forward(model, images)
+
+    monkeypatch.setattr(Classifier, "forward", watch)
+    finetune(replace(config, test=config.train, size=36, min_scale=1.0, batch_size=36))
+    shown, whole = seen[0], torch.cat(seen[1:])
+    plain, mirrored = (
+        (shown[:, None] == other[None]).all(dim=(2, 3, 4)).any(dim=1) for other in (whole, whole.flip(3))
+    )
+    assert (plain ^ mirrored).all()
+    assert 8 < int(mirrored.sum()) < 28
 
 
 def test_bf16_autocast_trains_float32_weights(config: ClassifyConfig) -> None:
@@ -281,14 +302,14 @@ from pathlib import Path
 import torch; torch.set_num_threads(1)
 from test_train import small_config
 from stillroom.cls_transfer import finetune
-finetune(small_config(*map(Path, sys.argv[1:4]), epochs=4))
+finetune(small_config(*map(Path, sys.argv[1:4]), epochs=8, save_every=5))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_after", [1, 7])  # before the first state and behind the third
+@pytest.mark.parametrize("kill_after", [1, 7])  # before the first state, and two steps or more behind one
 def test_a_killed_run_resumes_to_the_bit(config: ClassifyConfig, kill_after: int) -> None:
-    whole = finetune(replace(config, epochs=4))
+    whole = finetune(replace(config, epochs=8, save_every=5))
     killed = config.out.with_name("killed")
     arguments = [sys.executable, "-c", START, config.train, config.test, killed, Path(__file__).parent]
     process = subprocess.Popen(list(map(str, arguments)), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -303,7 +324,7 @@ def test_a_killed_run_resumes_to_the_bit(config: ClassifyConfig, kill_after: int
     assert not (killed / "results.json").exists()
     begun = metrics.read_text().count("\n")
     assert resume(killed, workers=1) == killed
-    assert begun < 12
+    assert begun < 24
     assert_bit_equal(weights(whole), weights(killed))
     assert [(line["step"], line["loss"]) for line in metrics_of(killed)] == [
         (line["step"], line["loss"]) for line in metrics_of(whole)

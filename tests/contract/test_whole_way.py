@@ -60,8 +60,8 @@ def test_every_smoke_runs(unlabelled: Path, labelled: Callable[..., Path], tmp_p
     tool("eval_ssl", "smoke", *folders, "--out", tmp_path / "knn")
 
 
-@pytest.mark.parametrize("name", ["distill", "cls_transfer", "eval_ssl", "checkpoint", "table", "bench", "study"])
-def test_every_script_has_help_without_an_import_of_tests(name: str) -> None:
+@pytest.mark.parametrize("name", ["checkpoint", "table", "bench", "study"])
+def test_every_other_script_answers_help(name: str) -> None:
     assert "usage:" in tool(name, "--help").stdout
 
 
@@ -98,6 +98,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "packages").glob("*/README.md")), T
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsed by the command's own types; nothing is run."""
+    import jaxtyping
     import tyro
 
     from stillroom.backbone.cli import COMMANDS
@@ -105,6 +106,7 @@ def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPa
     from stillroom.distill.cli import command_type as distill
     from stillroom.eval_ssl.cli import command_type as eval_ssl
 
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
     types = {"distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl}
     calls = commands(page.read_text(encoding="utf-8"))
     assert calls, f"{page} shows no command"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distill_runs import plain_teacher_and_config, small_config
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,27 +24,8 @@ from stillroom.backbone import (
     read_results,
     save_checkpoint,
 )
-from stillroom.distill import DistillConfig, KdepView, Net, Svd, SvdPts, distill, resume
-from stillroom.distill.config import Cosine, Step
-
-
-def small_config(data: Path, out: Path, **changes) -> DistillConfig:
-    settings = {
-        "teacher": Net(name="random:cifar/resnet20", size=16),
-        "student": Net(name="cifar/resnet20", size=16),
-        "data": data,
-        "out": out,
-        "view": KdepView(min_scale=0.35),
-        "epochs": 2,
-        "batch_size": 32,
-        "lr": 0.05,
-        "schedule": Cosine(),
-        "log_every": 1,
-        "save_every": 1,
-        "workers": 0,
-        "device": "cpu",
-    }
-    return DistillConfig(**(settings | changes))
+from stillroom.distill import DistillConfig, Net, Svd, distill, resume
+from stillroom.distill.config import Step
 
 
 def student_weights(out: Path) -> dict[str, torch.Tensor]:
@@ -114,7 +96,7 @@ import sys; sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import torch; torch.set_num_threads(1)
 from stillroom.distill import distill
-from test_train import small_config
+from distill_runs import plain_teacher_and_config, small_config
 distill(small_config(Path(sys.argv[1]), Path(sys.argv[2]), epochs=3))
 """
 
@@ -229,7 +211,7 @@ from pathlib import Path
 from dataclasses import replace
 import torch; torch.set_num_threads(1)
 from stillroom.distill import distill
-from test_train import plain_teacher_and_config
+from distill_runs import plain_teacher_and_config
 for name in ("eager", "compiled"):
     teacher, config = plain_teacher_and_config(Path(sys.argv[1]), Path(sys.argv[2]) / name, None)
     distill(replace(config, epochs=1, compile=name == "compiled"), teacher)
@@ -282,31 +264,10 @@ import sys; sys.path.insert(0, sys.argv[4])
 from pathlib import Path
 import torch; torch.set_num_threads(1)
 from stillroom.distill import distill
-from test_train import plain_teacher_and_config
+from distill_runs import plain_teacher_and_config
 teacher, config = plain_teacher_and_config(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 distill(config, teacher)
 """
-
-
-def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> tuple[Backbone, DistillConfig]:
-    """A run of 20 steps at lr 0.01 whose student has no batch norm (ConvNeXt), saved with fixed first weights."""
-    torch.manual_seed(5)
-    teacher = Backbone.from_module(
-        nn.Sequential(nn.Conv2d(3, 48, 7, 5), nn.Tanh()),
-        BackboneSpec(name="module/Teacher", dim=48, pre_activation=True, input=InputSpec(size=24)),
-    )
-    config = small_config(
-        data,
-        out,
-        teacher=Net(name="fixed"),
-        student=Net(name=str(data.parent / "first"), size=32),
-        alignment=SvdPts(dim=40),
-        alignment_file=alignment,
-        epochs=5,
-        batch_size=24,
-        lr=0.01,
-    )
-    return teacher, config
 
 
 @pytest.fixture

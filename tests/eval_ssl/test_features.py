@@ -100,6 +100,13 @@ def test_the_net_runs_in_eval_mode_and_is_left_as_it_was(labelled: Make) -> None
     assert not together.requires_grad
 
 
+def test_images_go_through_the_net_in_batches_of_the_given_size(labelled: Make) -> None:
+    sizes: list[int] = []
+    backbone = colour_backbone(function=lambda colours: (sizes.append(len(colours)), colours)[1])
+    extract(backbone, labelled("train", per_class=4), batch_size=5)
+    assert sizes == [5, 5, 2]
+
+
 def test_features_that_are_not_finite_are_refused_with_the_images_name(labelled: Make) -> None:
     folder = labelled("train", per_class=4)
     break_image(folder / "blue" / "000.png")  # the image's place among the files is not its place among the features

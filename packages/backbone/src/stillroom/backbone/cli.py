@@ -1,9 +1,10 @@
 """`stillroom-checkpoint inspect | verify | import | export`."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -51,7 +52,7 @@ class Import:
     out: Path
     """Checkpoint directory to write."""
     arguments: tuple[str, ...] = ()
-    """Constructor arguments as key=value, for instance pad_type=same."""
+    """Constructor arguments as key=value, for instance pad_type=same; values are JSON or plain words."""
     licence: str | None = None
     """SPDX identifier of the weights' licence, for instance Apache-2.0."""
     restrictions: tuple[str, ...] = ()
@@ -64,7 +65,7 @@ class Import:
     """Channel means, in units of the value range."""
     std: tuple[float, float, float] | None = None
     """Channel standard deviations."""
-    channel_order: Annotated[str | None, arg(metavar="{rgb,bgr}")] = None
+    channel_order: Literal["rgb", "bgr"] | None = None
     """Order the net expects."""
 
     def run(self) -> None:
@@ -135,10 +136,10 @@ def _key_value(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator:
         raise ValueError(f"argument {text!r} is not key=value")
-    numbers = {"true": True, "false": False}
-    if value.lower() in numbers:
-        return key, numbers[value.lower()]
-    return key, int(value) if value.lstrip("-").isdigit() else value
+    try:
+        return key, json.loads(value)  # true, 0.5, [1, 2]
+    except json.JSONDecodeError:
+        return key, value
 
 
 @plainly

@@ -105,7 +105,7 @@ def export_file(checkpoint: Path, out: Path, *, target: Target, require_permissi
         why = "; ".join(spec.licence.restrictions) or f"licence {spec.licence.spdx}"
         raise CheckpointError(f"checkpoint {checkpoint} is not under a permissive licence ({why}): not exported")
     tensors = dict(load_file(checkpoint / MODEL))
-    name = _target_name(spec.name, target)
+    name = _target_name(spec, target)
     if CLASSIFIER in manifest.heads and (checkpoint / HEADS).exists():
         kept = load_file(checkpoint / HEADS)
         start = f"{CLASSIFIER}."
@@ -191,18 +191,20 @@ def _describe_head(head: Mapping[str, Tensor]) -> Head:
     )
 
 
-def _target_name(name: str, target: Target) -> str:
+def _target_name(spec: BackboneSpec, target: Target) -> str:
     """The name of the same net in the target's library.
 
-    torchvision and timm give their plain ResNets, ResNeXts and Wide ResNets the same layers and the same key names.
+    torchvision and timm give their plain ResNets, ResNeXts and Wide ResNets the same layers and the same key names;
+    constructor arguments mean different things in the two.
     """
-    library, _, short = name.partition("/")
+    library, _, short = spec.name.partition("/")
     if library == target:
-        return name
+        return spec.name
     shared = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
-    if library in get_args(Target) and short.split(".")[0] in shared:
+    if library in get_args(Target) and short.split(".")[0] in shared and not spec.arguments:
         return f"{target}/{short.split('.')[0]}"
-    raise CheckpointError(f"{name} has no counterpart with the same layers in {target}: it is not exported there")
+    net = f"{spec.name} {spec.arguments or ''}".strip()
+    raise CheckpointError(f"{net} has no counterpart with the same layers in {target}: it is not exported there")
 
 
 def _encode(tensors: Mapping[str, Tensor], out: Path) -> bytes:

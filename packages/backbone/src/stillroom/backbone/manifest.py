@@ -113,7 +113,9 @@ def read_manifest(file: Path) -> Manifest:
         raise CheckpointError(f"{file.parent} is not a checkpoint: it has no {file.name}")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        schema = int(raw["schema"])
+        schema = raw["schema"]
+        if not isinstance(schema, int):
+            raise TypeError(f"schema {schema!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: {error!r}; copy or make the checkpoint again") from error
     if schema > SCHEMA:

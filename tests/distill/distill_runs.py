@@ -1,0 +1,51 @@
+"""Small runs that several tests, and the processes they start, share."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stillroom.backbone import Backbone, BackboneSpec, InputSpec
+from stillroom.distill import DistillConfig, KdepView, Net, SvdPts
+from stillroom.distill.config import Cosine
+
+
+def small_config(data: Path, out: Path, **changes) -> DistillConfig:
+    """Two epochs of three steps at 16 px between two CIFAR ResNets, in this process."""
+    settings = {
+        "teacher": Net(name="random:cifar/resnet20", size=16),
+        "student": Net(name="cifar/resnet20", size=16),
+        "data": data,
+        "out": out,
+        "view": KdepView(min_scale=0.35),
+        "epochs": 2,
+        "batch_size": 32,
+        "lr": 0.05,
+        "schedule": Cosine(),
+        "log_every": 1,
+        "save_every": 1,
+        "workers": 0,
+        "device": "cpu",
+    }
+    return DistillConfig(**(settings | changes))
+
+
+def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> tuple[Backbone, DistillConfig]:
+    """A run of 20 steps at lr 0.01 whose student has no batch norm (ConvNeXt), saved with fixed first weights."""
+    torch.manual_seed(5)
+    teacher = Backbone.from_module(
+        nn.Sequential(nn.Conv2d(3, 48, 7, 5), nn.Tanh()),
+        BackboneSpec(name="module/Teacher", dim=48, pre_activation=True, input=InputSpec(size=24)),
+    )
+    config = small_config(
+        data,
+        out,
+        teacher=Net(name="fixed"),
+        student=Net(name=str(data.parent / "first"), size=32),
+        alignment=SvdPts(dim=40),
+        alignment_file=alignment,
+        epochs=5,
+        batch_size=24,
+        lr=0.01,
+    )
+    return teacher, config

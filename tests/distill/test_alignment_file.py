@@ -1,0 +1,142 @@
+"""Fitting, keeping, reusing and importing alignments."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distill_runs import small_config
+
+from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run, read_unlabelled
+from stillroom.distill import SvdPts, distill, fit_alignment, import_kdep_alignment, load_alignment
+from stillroom.distill.alignment_file import encode_alignment
+from stillroom.distill.config import Svd
+from stillroom.distill.fit import alignment_inputs, cache_directory, find_alignment, given_alignment
+
+
+def tiny_teacher(seed: int = 0, size: int = 16, pre_activation: bool = True) -> Backbone:
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 5, 3), torch.nn.Tanh())
+    spec = BackboneSpec(
+        name="module/Tiny", dim=12, pre_activation=pre_activation, input=InputSpec(size=size, crop_fraction=1.0)
+    )
+    return Backbone.from_module(net, spec).eval()
+
+
+def find(teacher: Backbone, data: Path, run: Run, config: Svd | None = None):
+    return find_alignment(teacher, read_unlabelled(data), config or SvdPts(), 6, run, workers=0, on_broken="refuse")
+
+
+def test_a_file_holds_all_of_an_alignment(unlabelled: Path, run: Run, tmp_path: Path) -> None:
+    teacher, files = tiny_teacher(), read_unlabelled(unlabelled)
+    target = fit_alignment(teacher, files, SvdPts(temperature=0.2, exponent=5.0), 6, run, workers=0)
+    inputs = alignment_inputs(teacher, files)
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(encode_alignment(target, inputs))
+    again, read = load_alignment(file)
+    assert read == inputs
+    features = torch.randn(5, 12)
+    assert torch.equal(again(features), target(features))
+    assert again.svd.rank_ == target.svd.rank_
+
+
+def test_equal_inputs_reuse_the_alignment_and_any_change_fits_anew(
+    unlabelled: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reused(*arguments) -> bool:
+        find(*arguments)
+        return "alignment: reused" in capsys.readouterr().out
+
+    assert not reused(tiny_teacher(), unlabelled, run)
+    assert reused(tiny_teacher(), unlabelled, run)
+    assert not reused(tiny_teacher(seed=1), unlabelled, run)
+    assert not reused(tiny_teacher(size=20), unlabelled, run)
+    assert not reused(tiny_teacher(pre_activation=False), unlabelled, run)
+    assert not reused(tiny_teacher(), unlabelled, run, SvdPts(exponent=2.0))
+    assert not reused(tiny_teacher(), unlabelled, run, Svd())
+    (unlabelled / "0000.png").unlink()
+    assert not reused(tiny_teacher(), unlabelled, run)
+    assert len(list(cache_directory().glob("*.safetensors"))) == 7
+
+
+def test_an_alignment_of_some_images_teaches_on_others_and_says_so(unlabelled: Path, tmp_path: Path, run: Run) -> None:
+    first = distill(small_config(unlabelled, tmp_path / "first", epochs=1))
+    (unlabelled / "0000.png").unlink()
+    config = small_config(unlabelled, tmp_path / "second", epochs=1, alignment_file=first / "alignment.safetensors")
+    second = distill(config)
+    inputs = load_alignment(second / "student" / "alignment.safetensors")[1]
+    assert inputs.count == 96
+    assert inputs.data_fingerprint != read_unlabelled(unlabelled).fingerprint
+    with pytest.raises(ValueError, match="fitted on features before the last activation, not after it"):
+        distill(replace(config, out=tmp_path / "third", teacher=replace(config.teacher, feature="after")))
+
+
+def test_an_alignment_of_another_teacher_is_refused(unlabelled: Path, run: Run, tmp_path: Path) -> None:
+    target, inputs = find(tiny_teacher(), unlabelled, run)
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(encode_alignment(target, inputs))
+    given_alignment(file, tiny_teacher(), SvdPts(), 6, run)
+    with pytest.raises(ValueError, match="was fitted on another teacher"):
+        given_alignment(file, tiny_teacher(seed=1), SvdPts(), 6, run)
+    with pytest.raises(ValueError, match=r"6 components .* is not what .* asks for a 5-d student"):
+        given_alignment(file, tiny_teacher(), SvdPts(), 5, run)
+    with pytest.raises(ValueError, match="is not what Svd"):
+        given_alignment(file, tiny_teacher(), Svd(), 6, run)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a safetensors file", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_foreign_file_is_no_alignment(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is no alignment file"):
+        load_alignment(file)
+
+
+def kdep_files(folder: Path, dim: int = 12) -> tuple[Path, Path, np.ndarray]:
+    """What KDEP's script leaves: V of torch.svd of the centred features, their mean, and the features themselves."""
+    features = np.random.default_rng(0).standard_normal((300, dim)).astype(np.float32) * np.arange(dim, 0, -1) + 3
+    tensor = torch.from_numpy(features.astype(np.float32))
+    mean = tensor.mean(dim=0)
+    _, _, v = torch.svd(tensor - mean)
+    np.save(folder / "model_v.npy", v.numpy())
+    np.save(folder / "model_feat_mean.npy", mean.numpy())
+    return folder / "model_v.npy", folder / "model_feat_mean.npy", features
+
+
+def test_kdeps_own_files_give_kdeps_own_target_up_to_sign(tmp_path: Path, run: Run) -> None:
+    basis, mean, features = kdep_files(tmp_path)
+    out = tmp_path / "a.safetensors"
+    import_kdep_alignment(basis, mean, out, config=SvdPts(), dim=5)
+    target, inputs = given_alignment(out, tiny_teacher(), SvdPts(), 5, run)
+    assert inputs.teacher_sha256 is None
+    components = (features - np.load(mean)) @ np.load(basis)[:, :5]
+    expected = np.sign(components) * np.abs(components / 0.1) ** (1 / 3)
+    ours = target(torch.from_numpy(features.astype(np.float32))).numpy()
+    assert np.allclose(np.abs(ours), np.abs(expected), atol=1e-3)
+
+
+def test_kdep_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    basis, mean, _ = kdep_files(tmp_path)
+    out = tmp_path / "a.safetensors"
+    np.save(tmp_path / "short.npy", np.zeros(3, dtype=np.float32))
+    np.save(tmp_path / "skew.npy", np.ones((12, 12), dtype=np.float32))
+    np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    for files, sentence in (
+        ((basis, tmp_path / "short.npy"), "do not fit: expected"),
+        ((tmp_path / "skew.npy", mean), "are not orthonormal"),
+        ((tmp_path / "pickle.npy", mean), "read with allow_pickle=False"),
+        ((tmp_path / "absent.npy", mean), "is no array file"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            import_kdep_alignment(*files, out, config=SvdPts(), dim=5)
+    with pytest.raises(ValueError, match="has 12 components, 13 were asked for"):
+        import_kdep_alignment(basis, mean, out, config=SvdPts(), dim=13)
+    assert not out.exists()
+
+
+def test_an_alignment_for_another_width_of_feature_is_refused(tmp_path: Path, run: Run) -> None:
+    basis, mean, _ = kdep_files(tmp_path, dim=10)
+    import_kdep_alignment(basis, mean, tmp_path / "a.safetensors", config=SvdPts(), dim=5)
+    with pytest.raises(ValueError, match="is for 10-d features, the teacher's is 12-d"):
+        given_alignment(tmp_path / "a.safetensors", tiny_teacher(), SvdPts(), 5, run)

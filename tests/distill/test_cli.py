@@ -1,0 +1,102 @@
+"""`stillroom-distill` as people type it."""
+
+import sys
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from stillroom.backbone import read_results
+from stillroom.distill import load_alignment
+from stillroom.distill.cli import main
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    monkeypatch.setenv("COLUMNS", "300")  # no line of the help is broken
+    monkeypatch.setattr(sys, "argv", ["stillroom-distill", *map(str, arguments)])
+    main()
+
+
+SMALL = ("--device", "cpu", "--workers", 0)
+
+
+def test_flags_come_in_any_order_and_reach_the_run(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    call(monkeypatch, "kdep", "--epochs", 1, "--teacher", "random:cifar/resnet20", "--teacher.size", 16,
+         "--teacher.feature", "after", "alignment:svd", "--alignment.dim", 64, "schedule:cosine", *SMALL,
+         "--student.size", 16, "--student", "cifar/resnet20", "--data", unlabelled, "--out", out,
+         "--batch-size", 32)  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{out}: loss ")
+    config = read_results(out).made_by.config
+    assert (config["alignment"]["kind"], config["schedule"]["kind"]) == ("Svd", "Cosine")
+    assert config["teacher"] == {"name": "random:cifar/resnet20", "feature": "after", "size": 16, "crop_fraction": None}
+    call(monkeypatch, "resume", out)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{out}: loss ")
+
+
+def test_fit_alignment_writes_a_file_that_kdep_takes(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "basis.safetensors"
+    teacher = ("--teacher", "random:cifar/resnet20", "--teacher.size", 16)
+    call(monkeypatch, "fit-alignment", *teacher, "--data", unlabelled, "--dim", 64, "--out", file, *SMALL)
+    assert load_alignment(file)[1].count == 96
+    call(monkeypatch, "kdep", *teacher, "--student", "cifar/resnet20", "--student.size", 16, "--data", unlabelled,
+         "--alignment-file", file, "--out", tmp_path / "run", "--epochs", 1, "--batch-size", 32, *SMALL)  # fmt: skip
+    with pytest.raises(SystemExit) as exit_:
+        call(monkeypatch, "fit-alignment", *teacher, "--data", unlabelled, "--dim", 64, "--out", file, *SMALL)
+    assert exit_.value.code == 2
+
+
+def test_import_alignment_reads_npy_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "v.npy", np.eye(8, dtype=np.float32))
+    np.save(tmp_path / "mean.npy", np.zeros(8, dtype=np.float32))
+    np.save(tmp_path / "s.npy", np.arange(8, 0, -1, dtype=np.float32))
+    out = tmp_path / "a.safetensors"
+    call(monkeypatch, "import-alignment", "--basis", tmp_path / "v.npy", "--mean", tmp_path / "mean.npy",
+         "--singular-values", tmp_path / "s.npy", "--dim", 4, "--out", out)  # fmt: skip
+    target, _ = load_alignment(out)
+    assert target.svd.basis_.shape == (8, 4)
+    assert target.svd.variance_[0] == 64
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [("absent", "error: there is no folder {data}\n"), ("empty", "error: {data} holds no images")],
+)
+def test_bad_folders_are_one_sentence_and_leave_nothing(
+    data: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    folder = tmp_path / data
+    with pytest.raises(SystemExit) as exit_:
+        call(monkeypatch, "kdep", "--teacher", "random:cifar/resnet20", "--student", "cifar/resnet20",
+             "--data", folder, "--out", tmp_path / "run", *SMALL)  # fmt: skip
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith(sentence.format(data=folder))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("teacher", ["timm/resnet81", "torchvision/resnet8"])
+def test_an_unknown_teacher_answers_with_the_closest_names(
+    teacher: str, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "kdep", "--teacher", teacher, "--student", "cifar/resnet20", "--data", unlabelled,
+             "--out", tmp_path / "run", "--batch-size", 32, *SMALL)  # fmt: skip
+    assert f"{teacher.split('/')[0]}/resnet" in capsys.readouterr().err.split("closest names are")[1]
+
+
+def test_help_shows_defaults_with_their_meaning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        call(monkeypatch, "kdep", "--help")
+    assert exit_.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("He et al., CVPR 2022", "--teacher NAME|DIR", "(default: 512)", "Input side, pixels"):
+        assert words in text
