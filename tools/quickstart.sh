@@ -30,16 +30,17 @@ step "a toy world: textured shapes on textured grounds"
 
 step "a teacher, ResNet-18, trained on the labelled classes"
 once cls_transfer scratch "$runs/teacher" --checkpoint random:torchvision/resnet18 --size 48 --crop-fraction 1 \
-  --train "$data/objects/train" --test "$data/objects/val" --epochs 4 --batch-size 64 --lr 0.05
+  --train "$data/objects/train" --test "$data/objects/val" --epochs 3 --batch-size 64 --lr 0.1 --min-scale 0.7 \
+  schedule:cosine --schedule.warmup-epochs 0.6
 
 step "a student, ResNet-20 with 40 times fewer weights, distilled without labels"
 once distill kdep "$runs/kdep" --teacher "$runs/teacher/checkpoint" \
   --student cifar/resnet20 --student.size 32 --student.crop-fraction 1 --data "$data/unlabelled" \
-  --epochs 4 --batch-size 64 --lr 0.1 --loss-weight 10 --view.min-scale 0.35 schedule:cosine
+  --epochs 3 --batch-size 32 --lr 0.1 --loss-weight 10 --view.min-scale 0.5 --amp bf16 schedule:cosine
 
-step "the same student, supervised: as many labelled images seen"
+step "the same student, supervised: as many images seen, with labels"
 once cls_transfer scratch "$runs/supervised" --checkpoint random:cifar/resnet20 --size 32 --crop-fraction 1 \
-  --train "$data/objects/train" --test "$data/objects/val" --epochs 4 --batch-size 64 --lr 0.1
+  --train "$data/objects/train" --test "$data/objects/val" --epochs 3 --batch-size 32 --lr 0.1 --min-scale 0.5
 
 step "k-NN on classes that neither has been taught"
 declare -A nets=(

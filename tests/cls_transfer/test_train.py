@@ -466,12 +466,20 @@ def test_impossible_settings_are_refused_before_there_is_a_run_directory(
 TWO_PROCESSES = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import torch; torch.set_num_threads(1)
+import time, torch; torch.set_num_threads(1)
 from test_train import plain_config, watched_config
 from stillroom.cls_transfer import finetune, train
 from stillroom.cls_transfer.train import summary
 from torch import distributed
 root = Path(sys.argv[2])
+write = train.write_results
+
+def write_late(directory, results):  # a slow disk: the others would look for the file too early
+    assert distributed.get_rank() == 0
+    time.sleep(1)
+    write(directory, results)
+
+train.write_results = write_late
 leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None  # gloo cannot always rejoin
 summary(finetune(plain_config(root, root / "two")))
 distributed.destroy_process_group = leave

@@ -162,10 +162,19 @@ def test_unlabelled_files_are_refused(unlabelled: Path, run: Run) -> None:
 DISTRIBUTED = """
 import sys; sys.path.insert(0, sys.argv[3])
 from pathlib import Path
-import torch; torch.set_num_threads(1)
+import time, torch; torch.set_num_threads(1)
 from stillroom.backbone import Run
+from stillroom.eval_ssl import evaluate
 from test_features import extract_and_evaluate
 run = Run.start("cpu")
+write = evaluate.write_results
+
+def write_late(directory, results):  # a slow disk: the others would look for the file too early
+    assert run.is_main
+    time.sleep(1)
+    write(directory, results)
+
+evaluate.write_results = write_late
 folder, out = map(Path, sys.argv[1:3])
 torch.save(extract_and_evaluate(folder, out / "run", run), out / f"{run.rank}.pt")
 """

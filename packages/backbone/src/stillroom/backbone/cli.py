@@ -137,7 +137,7 @@ def _key_value(text: str) -> tuple[str, Any]:
     if not separator:
         raise ValueError(f"argument {text!r} is not key=value")
     try:
-        return key, json.loads(value)  # true, 0.5, [1, 2]
+        return key, json.loads({"True": "true", "False": "false"}.get(value, value))
     except json.JSONDecodeError:
         return key, value
 

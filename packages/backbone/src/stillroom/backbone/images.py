@@ -291,8 +291,9 @@ class Normalize(nn.Module):
         self.flip = spec.channel_order == "bgr"
         self.low, high = spec.value_range
         self.span = high - self.low
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        # float32 whatever the numbers are: NumPy's would make it float64
+        self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         unit = images.float() / 255 if images.dtype == torch.uint8 else images
