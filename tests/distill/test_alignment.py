@@ -27,7 +27,7 @@ def gaussian(count: int, stds: list[float], seed: int = 0) -> torch.Tensor:
 def test_target_equals_a_numpy_reference() -> None:
     data = gaussian(3000, [5.0, 3.0, 1.0, 0.5, 0.2])
     target = AlignedTarget(SvdAlignment(3).fit(moments_of(data)), PowerTemperatureScaling())
-    target.set_scale(data)
+    target.calibrate(data)
     exact = data.numpy().astype(np.float64)
     mean = exact.mean(axis=0)
     right = np.linalg.svd(exact - mean, full_matrices=False)[2][:3].T
@@ -74,7 +74,7 @@ def test_pts_turns_a_std_ratio_into_its_cube_root(ratio: float) -> None:
 def test_the_std_ratio_of_a_target_is_measured_before_and_after() -> None:
     data = gaussian(100_000, [27.0, 8.0, 1.0])
     target = AlignedTarget(SvdAlignment(3).fit(moments_of(data)), PowerTemperatureScaling())
-    before, after = target.std_ratio(data)
+    before, after = target.calibrate(data).std_ratio_
     assert before == pytest.approx(27, rel=0.02)
     assert after == pytest.approx(3, rel=0.02)
 
@@ -108,7 +108,7 @@ def test_more_components_than_the_rank_are_refused() -> None:
 def test_zero_fill_gives_exact_zeros_beyond_the_rank_and_does_not_count_them_in_the_scale() -> None:
     data = deficient()
     target = AlignedTarget(SvdAlignment(5, zero_fill=True).fit(moments_of(data)), PowerTemperatureScaling())
-    target.set_scale(data)
+    target.calibrate(data)
     out = target(data)
     assert out.shape == (2000, 5)
     assert torch.equal(out[:, 3:], torch.zeros(2000, 2))

@@ -39,6 +39,7 @@ def test_a_file_holds_all_of_an_alignment(unlabelled: Path, run: Run, tmp_path: 
     features = torch.randn(5, 12)
     assert torch.equal(again(features), target(features))
     assert again.svd.rank_ == target.svd.rank_
+    assert again.std_ratio_ == target.std_ratio_
 
 
 def test_equal_inputs_reuse_the_alignment_and_any_change_fits_anew(
@@ -46,7 +47,7 @@ def test_equal_inputs_reuse_the_alignment_and_any_change_fits_anew(
 ) -> None:
     def reused(*arguments) -> bool:
         find(*arguments)
-        return "alignment: reused" in capsys.readouterr().out
+        return "reused from" in capsys.readouterr().out
 
     assert not reused(tiny_teacher(), unlabelled, run)
     assert reused(tiny_teacher(), unlabelled, run)

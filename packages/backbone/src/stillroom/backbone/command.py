@@ -13,7 +13,10 @@ class Command(Protocol):
 
 
 def plainly(main: Callable[[], None]) -> Callable[[], None]:
-    """Run `main`; a ValueError, which is how we speak to people, becomes its sentence and exit code 2."""
+    """Run `main`; a ValueError, which is how we speak to people, becomes its sentence and exit code 2.
+
+    So does what the system refuses: no space left, no permission. Files are written aside, so nothing is half-written.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -21,6 +24,10 @@ def plainly(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}; nothing was half-written", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -78,9 +78,10 @@ def read_results(path: str | Path) -> Results:
     file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        newer = raw["schema"] > SCHEMA
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no results file: {error}") from error
-    if raw.get("schema", 0) > SCHEMA:
+    if newer:
         raise ValueError(f"{file} has schema {raw['schema']}, this version reads up to {SCHEMA}: upgrade it")
     try:
         return cattrs.structure(raw, Results)

@@ -114,7 +114,11 @@ class AlignedTarget(nn.Module):
     Args:
         svd: fitted.
         scaling: PTS, or None.
-        scale: root mean square of the aligned feature on sample images; see `set_scale`.
+
+    Attributes:
+        scale_: root mean square of the aligned feature; see `calibrate`.
+        std_ratio_: the std of the first over that of the last live component, before and after scaling (KDEP's "Std
+            Ratio"); see `calibrate`.
     """
 
     scale_: Tensor
@@ -124,23 +128,21 @@ class AlignedTarget(nn.Module):
         self.svd = svd
         self.scaling = scaling
         self.register_buffer("scale_", torch.ones(()))
+        self.std_ratio_ = (float("nan"), float("nan"))
 
     @property
     def dim(self) -> int:
         return self.svd.dim
 
-    def set_scale(self, sample: Float[Tensor, "b D"]) -> None:
-        """Measure the scale on the features of a sample of images; zero-filled components do not count."""
-        live = self.svd.basis_.abs().sum(dim=0) > 0
-        mean_square = self._unscaled(sample)[:, live].double().square().mean()
-        self.scale_.copy_(mean_square.sqrt())
-
-    def std_ratio(self, sample: Float[Tensor, "b D"]) -> tuple[float, float]:
-        """The std of the first over that of the last live component, before and after scaling (KDEP's "Std Ratio")."""
-        last = min(self.svd.dim, self.svd.rank_) - 1
-        before = self.svd(sample).std(dim=0)
-        after = self._unscaled(sample).std(dim=0)
-        return float(before[0] / before[last]), float(after[0] / after[last])
+    def calibrate(self, sample: Float[Tensor, "b D"]) -> "AlignedTarget":
+        """Measure scale and std ratio on the features of some images; zero-filled components do not count."""
+        live = min(self.svd.dim, self.svd.rank_)
+        components = self.svd(sample)[:, :live]
+        aligned = self._unscaled(sample)[:, :live]
+        self.scale_.copy_(aligned.double().square().mean().sqrt())
+        before, after = components.std(dim=0), aligned.std(dim=0)
+        self.std_ratio_ = (float(before[0] / before[-1]), float(after[0] / after[-1]))
+        return self
 
     def _unscaled(self, features: Tensor) -> Tensor:
         components = self.svd(features)

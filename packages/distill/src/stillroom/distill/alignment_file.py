@@ -44,6 +44,7 @@ def encode_alignment(target: AlignedTarget, inputs: AlignmentInputs) -> bytes:
         "inputs": asdict(inputs),
         "rank": target.svd.rank_,
         "zero_fill": target.svd.zero_fill,
+        "std_ratio": target.std_ratio_,
         "pts": None if scaling is None else {"temperature": scaling.temperature, "exponent": scaling.exponent},
     }
     tensors = {
@@ -73,6 +74,7 @@ def load_alignment(file: Path) -> tuple[AlignedTarget, AlignmentInputs]:
     svd.restore(tensors["mean"], tensors["basis"], tensors["variance"])
     target = AlignedTarget(svd, PowerTemperatureScaling(**record["pts"]) if record["pts"] else None)
     target.scale_.copy_(tensors["scale"])
+    target.std_ratio_ = tuple(record["std_ratio"])
     return target, inputs
 
 

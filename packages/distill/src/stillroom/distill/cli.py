@@ -16,7 +16,7 @@ from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.distill.alignment_file import encode_alignment, import_kdep_alignment
 from stillroom.distill.config import Alignment, DistillConfig, Net, SvdPts
-from stillroom.distill.fit import alignment_inputs, fit_alignment
+from stillroom.distill.fit import alignment_inputs, describe, fit_alignment
 from stillroom.distill.presets import PRESETS
 from stillroom.distill.train import build_teacher, distill, resume, summary
 
@@ -49,7 +49,7 @@ class FitAlignment:
         target = fit_alignment(teacher, files, self.alignment, self.dim, run, **options)
         if run.is_main:
             write_file(self.out, encode_alignment(target, alignment_inputs(teacher, files)))
-            print(f"{self.out}: {target.dim} components")
+            print(f"{self.out}: {describe(target)}")
         run.close()
 
 

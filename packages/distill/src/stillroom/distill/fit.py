@@ -77,21 +77,17 @@ def fit_alignment(
     sample = torch.cat([part for parts in run.gather(sampled) for part in parts]).to(run.device)
     svd = svd.to(run.device).fit(moments)
     scaling = PowerTemperatureScaling(config.temperature, config.exponent) if isinstance(config, SvdPts) else None
-    target = AlignedTarget(svd, scaling).to(run.device)
-    target.set_scale(sample)
-    if run.is_main:
-        print(describe_fit(target, sample))
-    return target
+    return AlignedTarget(svd, scaling).to(run.device).calibrate(sample)
 
 
-def describe_fit(target: AlignedTarget, sample: Tensor) -> str:
-    """One line on a fitted alignment: rank, components, explained variance, std ratio before and after scaling."""
+def describe(target: AlignedTarget) -> str:
+    """One line on an alignment: rank, components, explained variance, std ratio before and after scaling."""
     variance = target.svd.variance_.double()
     explained = float(variance[: target.dim].sum() / variance.sum())
-    before, after = target.std_ratio(sample)
+    before, after = target.std_ratio_
     ratio = f"std ratio {before:.1f}" + (f" -> {after:.1f} after PTS" if target.scaling else "")
     return (
-        f"alignment: {len(variance)}-d feature of rank {target.svd.rank_} -> {target.dim} components, "
+        f"{len(variance)}-d feature of rank {target.svd.rank_} -> {target.dim} components, "
         f"{100 * explained:.1f} % of the variance, {ratio}"
     )
 
@@ -119,10 +115,11 @@ def find_alignment(
     if known:
         target, _ = load_alignment(file)
         if run.is_main:
-            print(f"alignment: reused from {file}")
+            print(f"alignment: {describe(target)}; reused from {file}")
         return target.to(run.device), inputs
     target = fit_alignment(teacher, files, config, dim, run, workers=workers, on_broken=on_broken)
     if run.is_main:
+        print(f"alignment: {describe(target)}")
         write_file(file, encode_alignment(target, inputs))
     return target, inputs
 

@@ -306,7 +306,11 @@ def finish(
             seed=config.seed,
             seconds=seconds,
             made_by=made_by(PACKAGE, settings),
-            extra={"alignment": asdict(inputs) | {"rank": target.svd.rank_, "dim": target.dim}, "broken": broken},
+            extra={
+                "alignment": asdict(inputs)
+                | {"rank": target.svd.rank_, "dim": target.dim, "std_ratio_before_after_pts": target.std_ratio_},
+                "broken": broken,
+            },
         ),
     )
 

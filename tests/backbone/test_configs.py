@@ -1,0 +1,62 @@
+"""Configs to JSON and back."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from stillroom.backbone.configs import config_from_json, config_to_dict, config_to_json
+from stillroom.backbone.schedule import Cosine, Schedule, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    data: Path
+    out: Path | None = None
+    schedule: Schedule = field(default_factory=Cosine)
+    mean: tuple[float, float] = (0.5, 0.5)
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(data=Path("a/b")),
+        Config(data=Path("/x"), out=Path("y"), schedule=Step(every=7), names=("p", "q")),
+        Config(data=Path(), schedule=Cosine(warmup_epochs=0.1), mean=(0.1, 1 / 3)),
+        Config(data=Path(), schedule=Step()),
+    ],
+)
+def test_a_config_comes_back_equal(config: Config) -> None:
+    text = config_to_json(config, (Schedule,))
+    assert config_from_json(text, Config, (Schedule,)) == config
+    assert text == json.dumps(config_to_dict(config, (Schedule,)), indent=2) + "\n"
+
+
+def test_a_member_of_a_union_says_which_it_is() -> None:
+    raw = config_to_dict(Config(data=Path("a/b"), schedule=Step(every=7)), (Schedule,))
+    assert raw["schedule"] == {"kind": "Step", "every": 7, "gamma": 0.1, "warmup_epochs": 0.0}
+    assert raw["data"] == "a/b"
+
+
+def broken(**changes: object) -> str:
+    raw = config_to_dict(Config(data=Path("a")), (Schedule,))
+    return json.dumps({key: value for key, value in (raw | changes).items() if value != "absent"})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (broken(colour="red"), "extra fields found .*colour"),
+        (broken(data="absent"), r"required field missing @ \$\.data"),
+        (broken(mean=["x", "y"]), r"\$\.mean\[0\]"),
+        (broken(schedule={"kind": "Linear"}), r"\$\.schedule"),
+        (broken(schedule={"kind": "Step", "every": 3, "warmup": 2}), "extra fields found .*warmup"),
+        (broken(schedule={"every": 3}), r"\$\.schedule"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_config_of_another_version_is_refused_with_the_field(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"this config does not fit the installed version: .*{reason}"):
+        config_from_json(text, Config, (Schedule,))
