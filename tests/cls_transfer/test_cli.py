@@ -62,6 +62,8 @@ def test_resume_ends_a_run_and_prints_the_same_line(
     (out / "results.json").unlink()
     cli("resume", out, "--workers", "1", "--log-every", "2", "--device", "cpu")
     assert capsys.readouterr().out == printed
+    config = read_results(out).made_by.config
+    assert (config["workers"], config["log_every"], config["device"]) == (1, 2, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """SVD, PTS and the common scale against independent NumPy, and their refusals."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from stillroom.backbone import load_backbone
 from stillroom.backbone.exchange import import_file
@@ -133,16 +135,20 @@ def test_pts_refuses_settings_without_meaning(temperature: float, exponent: floa
 
 @pytest.mark.slow
 def test_the_real_mobilenet_v2_before_its_last_relu6_has_rank_320(shared_data: Path, tmp_path: Path) -> None:
-    """It is a linear map of 320 channels there, whatever the images: random ones will do."""
+    """It is a linear map of 320 channels there; the features of real photographs spread over all of them."""
     file = shared_data / "teacher_mobilenetv2_imagenet.safetensors"
     import_file(
         file, tmp_path / "teacher", source="timm", backbone="timm/mobilenetv2_100", arguments={"pad_type": "same"}
     )
     teacher = load_backbone(str(tmp_path / "teacher"), feature="before").eval()
-    generator = torch.Generator().manual_seed(0)
     moments = Moments(1280)
+    with zipfile.ZipFile(shared_data / "imagenette128.zip") as archive:
+        names = [name for name in archive.namelist() if name.startswith("val/") and name.endswith(".JPEG")][::2]
+        pictures = [Image.open(archive.open(name)).convert("RGB").resize((64, 64)) for name in names[:1400]]
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
     with torch.no_grad():
-        for _ in range(24):
-            coarse = torch.randn(64, 3, 8, 8, generator=generator)
-            moments.update(teacher(torch.nn.functional.interpolate(coarse, size=(32, 32))).pooled)
-    assert SvdAlignment(320).fit(moments).rank_ == 320
+        for images in pixels.split(100):
+            moments.update(teacher(images.float() / 127.5 - 1).pooled)
+    svd = SvdAlignment(320).fit(moments)
+    assert svd.rank_ == 320
+    assert svd.variance_[319] > 100 * svd.variance_[320]

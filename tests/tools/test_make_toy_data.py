@@ -137,12 +137,17 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, stop: signal.Signals)
     run = subprocess.Popen(
         command(tmp_path / "data", num_train=100_000, num_workers=2),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
     )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.rglob("*.jpg")):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(run.pid, stop)
-    assert run.wait(timeout=30) != 0
-    assert list(tmp_path.iterdir()) == []
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.rglob("*.jpg")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(run.pid, stop)
+        assert run.wait(timeout=30) != 0
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
