@@ -209,6 +209,13 @@ def test_missing_foreign_and_reshaped_tensors_are_named() -> None:
     assert backbone.net.weight.unique().tolist() == [1.0]  # nothing was filled in
 
 
+def test_a_tensor_of_another_type_is_not_cast_without_a_word() -> None:
+    backbone = tiny()
+    state = {name: tensor.half() for name, tensor in backbone.net.state_dict().items()}
+    with pytest.raises(CheckpointError, match="of another type: bias, weight$"):
+        load_strictly(backbone, state, source="a.pth")
+
+
 def test_of_many_missing_tensors_five_are_named() -> None:
     backbone = build_backbone("cifar/resnet20")
     with pytest.raises(CheckpointError, match=r": 114 missing: bn1\.bias(, [\w.]+){4}, \.\.\.$"):

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +50,8 @@ class Levelled(nn.Module):
         return [first, second.relu()], second
 
 
-def spec_of(dim: int = 5, **changes) -> BackboneSpec:
-    return replace(BackboneSpec(name="module/Own", dim=dim), **changes)
+def spec_of(dim: int = 5, name: str = "module/Own", **changes: Any) -> BackboneSpec:
+    return BackboneSpec(name=name, dim=dim, **changes)
 
 
 def test_a_module_that_returns_a_vector_is_wrapped() -> None:
@@ -74,6 +74,12 @@ def test_a_module_with_levels_gives_its_maps() -> None:
     maps, tail = module(IMAGES)
     assert all(torch.equal(ours, own) for ours, own in zip(features.maps, maps, strict=True))
     assert torch.equal(features.pooled, tail.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["mine", "timm/resnet18", "modules/Pooled"])
+def test_a_net_of_ones_own_is_not_called_like_a_librarys(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' is no name for a net of your own: call it module/Pooled"):
+        Backbone.from_module(Pooled(), spec_of(name=name))
 
 
 @pytest.mark.parametrize("dim", [4, 6])

@@ -209,7 +209,9 @@ def test_the_method_of_an_initialisation_is_the_checkpoints_random_or_pretrained
 def test_replace_input_changes_what_is_given_and_keeps_the_rest() -> None:
     backbone = build_backbone("timm/mobilenetv2_050")
     before = backbone.spec.input
-    changed = replace_input(backbone, size=96, crop_fraction=None).spec.input
+    twin = replace_input(backbone, size=96, crop_fraction=None)
+    changed = twin.spec.input
+    assert backbone.spec.input == before and twin.net is backbone.net
     assert (changed.size, changed.crop_fraction, changed.mean) == (96, before.crop_fraction, before.mean)
 
 

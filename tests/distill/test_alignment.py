@@ -143,7 +143,7 @@ def test_the_real_mobilenet_v2_before_its_last_relu6_has_rank_320(shared_data: P
     teacher = load_backbone(str(tmp_path / "teacher"), feature="before").eval()
     moments = Moments(1280)
     with zipfile.ZipFile(shared_data / "imagenette128.zip") as archive:
-        names = [name for name in archive.namelist() if name.startswith("val/") and name.endswith(".JPEG")][::2]
+        names = [name for name in archive.namelist() if name.startswith("val/") and name.endswith(".jpg")][::2]
         pictures = [Image.open(archive.open(name)).convert("RGB").resize((64, 64)) for name in names[:1400]]
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
     with torch.no_grad():

@@ -128,15 +128,22 @@ def load_checkpoint(path: str | Path, backbone: Backbone | None = None) -> tuple
 
 
 def load_strictly(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
-    """Fill a backbone's net with `state`: same keys, same shapes, or an error that names the tensors."""
+    """Fill a backbone's net with `state`: same keys, shapes and types, or an error that names the tensors."""
     own = backbone.net.state_dict()
     missing = sorted(own.keys() - state.keys())
     foreign = sorted(state.keys() - own.keys())
-    reshaped = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    if missing or foreign or reshaped:
+    both = own.keys() & state.keys()
+    reshaped = sorted(k for k in both if own[k].shape != state[k].shape)
+    retyped = sorted(k for k in both if own[k].dtype != state[k].dtype)
+    if missing or foreign or reshaped or retyped:
         parts = [
             f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-            for what, keys in (("missing", missing), ("foreign", foreign), ("of another shape", reshaped))
+            for what, keys in (
+                ("missing", missing),
+                ("foreign", foreign),
+                ("of another shape", reshaped),
+                ("of another type", retyped),
+            )
             if keys
         ]
         raise CheckpointError(f"{source} does not fit {backbone.spec.name}: {'; '.join(parts)}")

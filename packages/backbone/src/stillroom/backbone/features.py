@@ -86,13 +86,15 @@ class Backbone(nn.Module):
 
         Args:
             module: images (b, 3, h, w) -> pooled feature (b, d), or a map (b, d, h, w) that is then averaged. With
-                levels in the spec: -> (list of maps, that tensor).
-            spec: its `name` is free (`module/<class>` by custom); `pre_activation` says what the module returns.
+                levels in the spec: -> (list of maps after their activations, that tensor).
+            spec: its `name` is `module/<class>`; `pre_activation` says what the module returns.
             last_activation: given, the module must return the tensor before it, and both feature points exist.
 
         Raises:
-            ValueError: at the first forward, when the output's shape does not fit the spec.
+            ValueError: another name; at the first forward, when the output's shape does not fit the spec.
         """
+        if not spec.name.startswith("module/"):
+            raise ValueError(f"{spec.name!r} is no name for a net of your own: call it module/{type(module).__name__}")
 
         def trunk(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
             output = net(images)

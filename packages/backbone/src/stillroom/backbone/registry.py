@@ -1,5 +1,6 @@
 """From a name to a backbone: `torchvision/*`, `timm/*`, `cifar/*`, or the directory of a checkpoint."""
 
+import copy
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,7 +135,8 @@ def _unknown(name: str) -> str:
 
 
 def replace_input(backbone: Backbone, **changes: Any) -> Backbone:
-    """The same net fed differently, for instance `replace_input(backbone, size=128)`; None keeps what is there."""
+    """The same net (shared, not copied) fed differently: `replace_input(backbone, size=128)`; None changes nothing."""
     changes = {key: value for key, value in changes.items() if value is not None}
-    backbone.spec = replace(backbone.spec, input=replace(backbone.spec.input, **changes))
-    return backbone
+    twin = copy.copy(backbone)
+    twin.spec = replace(backbone.spec, input=replace(backbone.spec.input, **changes))
+    return twin

@@ -85,7 +85,8 @@ class Run:
 
 def mix_seed(*numbers: int) -> int:
     """One 63-bit seed from several whole numbers, such as (seed, epoch, index); neighbours give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    entropy = (len(numbers), *numbers)  # the length, because NumPy pads with zeros: (1) would equal (1, 0)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def seed_everything(*numbers: int) -> None:
@@ -150,8 +151,7 @@ class RunDirectory:
         Raises:
             ValueError: weights that are not finite; the last good state stays.
         """
-        tensors = [value for part in state.values() if isinstance(part, dict) for value in part.values()]
-        if not all(bool(t.isfinite().all()) for t in tensors if isinstance(t, Tensor)):
+        if not _all_finite(state):
             raise ValueError(
                 f"the weights are not finite at step {state['step']}: lower --lr; the last good state is kept"
             )
@@ -166,6 +166,14 @@ class RunDirectory:
         if self._writes:
             self._metrics.close()
             self._board.close()
+
+
+def _all_finite(state: Any) -> bool:
+    if isinstance(state, Tensor):
+        return bool(state.isfinite().all())
+    if isinstance(state, Mapping):
+        return all(_all_finite(value) for value in state.values())
+    return True
 
 
 def read_config(path: Path) -> str:
