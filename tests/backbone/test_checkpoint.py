@@ -212,7 +212,7 @@ def test_missing_foreign_and_reshaped_tensors_are_named() -> None:
 def test_a_tensor_of_another_type_is_not_cast_without_a_word() -> None:
     backbone = tiny()
     state = {name: tensor.half() for name, tensor in backbone.net.state_dict().items()}
-    with pytest.raises(CheckpointError, match="of another type: bias, weight$"):
+    with pytest.raises(CheckpointError, match=r"of another type: bias, weight$"):
         load_strictly(backbone, state, source="a.pth")
 
 
