@@ -2,12 +2,13 @@
 
 import json
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 from stillroom.backbone import load_checkpoint, read_results
@@ -16,25 +17,42 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
 
 
-def tool(name: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done
+Tool = Callable[..., str]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
+    """Run a script as `python tools/<name>.py ...` does, in this process: importing torch anew costs 15 s here."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+    def call(name: str, *arguments: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(TOOLS / f"{name}.py"), run_name="__main__")
+            exit_code = 0
+        except SystemExit as exit_:
+            exit_code = exit_.code or 0
+        said = capsys.readouterr()
+        assert exit_code == code, said.err
+        return said.out if code == 0 else said.err
+
+    return call
 
 
 @pytest.mark.slow
 def test_a_student_from_distill_loads_in_every_consumer(
-    unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
+    tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
 ) -> None:
     train, test = labelled("train"), labelled("test", per_class=4, seed=1)
     small = ("--epochs", 1, "--batch-size", 12, "--device", "cpu", "--workers", 0)
     teacher, student = tmp_path / "teacher", tmp_path / "kdep"
     tool("cls_transfer", "scratch", "--checkpoint", "random:cifar/resnet32", "--train", train, "--test", test,
          "--size", 16, "--out", teacher, *small)  # fmt: skip
-    done = tool("distill", "kdep", "--teacher", teacher / "checkpoint", "--student", "cifar/resnet20",
+    said = tool("distill", "kdep", "--teacher", teacher / "checkpoint", "--student", "cifar/resnet20",
                 "--student.size", 16, "--data", unlabelled, "--out", student, *small, "schedule:cosine")  # fmt: skip
-    assert done.stdout.splitlines()[-1].startswith(f"{student}: loss ")
+    assert said.splitlines()[-1].startswith(f"{student}: loss ")
     _, manifest = load_checkpoint(student / "student")
     assert manifest.teacher is not None
     assert manifest.teacher.weights_sha256 == load_checkpoint(teacher / "checkpoint")[1].weights.sha256
@@ -47,27 +65,26 @@ def test_a_student_from_distill_loads_in_every_consumer(
     assert read_results(tmp_path / "finetuned").checkpoint.method == "finetune"
     tool("checkpoint", "verify", student / "student")
     table = tool("table", "--metric", "top1_k5", "--out", tmp_path / "table.json", f"student={tmp_path / 'knn'}")
-    assert "| student" in table.stdout
+    assert "| student" in table
     top1 = read_results(tmp_path / "knn").metrics["top1_k5"]
     assert list(json.loads((tmp_path / "table.json").read_text())["rows"]["student"].values()) == [top1]
 
 
 @pytest.mark.slow
-def test_every_smoke_runs(unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path) -> None:
     folders = ("--train", labelled("train"), "--test", labelled("test", per_class=8, seed=1))
     tool("distill", "smoke", "--data", unlabelled, "--out", tmp_path / "distill")
     tool("cls_transfer", "smoke", *folders, "--out", tmp_path / "cls")
     tool("eval_ssl", "smoke", *folders, "--out", tmp_path / "knn")
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "table", "bench", "study"])
-def test_every_other_script_answers_help(name: str) -> None:
-    assert "usage:" in tool(name, "--help").stdout
+@pytest.mark.parametrize("name", ["checkpoint", "table", "bench", "study", "quickstart"])
+def test_every_other_script_answers_help(tool: Tool, name: str) -> None:
+    assert "usage:" in tool(name, "--help")
 
 
-def test_a_table_of_unlike_rows_is_refused(tmp_path: Path) -> None:
-    done = tool("table", "no equals sign", code=2)
-    assert done.stderr == "error: 'no equals sign' is not LABEL=RUN,RUN,...\n"
+def test_a_table_of_unlike_rows_is_refused(tool: Tool) -> None:
+    assert tool("table", "no equals sign", code=2) == "error: 'no equals sign' is not LABEL=RUN,RUN,...\n"
 
 
 COMMAND = re.compile(r"^\s*(?:\.venv/bin/python tools/(\w+)\.py|stillroom-([a-z-]+)) (.+)$", re.MULTILINE)
@@ -87,7 +104,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "packages").glob("*/README.md")), T
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsed by the command's own types; nothing is run."""
-    import jaxtyping
     import tyro
 
     from stillroom.backbone.cli import COMMANDS

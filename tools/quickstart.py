@@ -1,0 +1,120 @@
+"""The tour of tools/quickstart.sh, in one process: toy data, teacher, students, k-NN on held-out classes, one table.
+
+    python tools/quickstart.py --data data/toy --out runs/quickstart
+
+Every step is a run as the commands make it, done runs are kept, stopped ones go on.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from stillroom import cls_transfer, distill, eval_ssl
+from stillroom.backbone.command import plainly
+from stillroom.backbone.schedule import Cosine
+from stillroom.cls_transfer import presets as cls_presets
+from stillroom.distill import presets as distill_presets
+
+TOOLS = Path(__file__).parent
+TASKS = ("heldout-shapes", "heldout-textures")
+STUDENT = "cifar/resnet20"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tour:
+    """Distil a small student on toy data and compare it with its teacher, a supervised twin and random weights."""
+
+    data: Path = Path("data/toy")
+    """Where the toy data set is, or is to be made."""
+    out: Path = Path("runs/quickstart")
+    """Folder of the runs."""
+    epochs: int = 2
+    """Passes over 6,000 images, for each of the three trainings."""
+
+
+def main_path(tour: Tour) -> None:
+    """The tour, from nothing to the table."""
+    began = time.perf_counter()
+
+    def step(title: str) -> None:
+        print(f"\n== {title} ({time.perf_counter() - began:.0f} s)", flush=True)
+
+    data, out = tour.data, tour.out
+    step("a toy world: textured shapes on textured grounds")
+    if not (data / "dataset.json").exists():
+        subprocess.run([sys.executable, str(TOOLS / "make_toy_data.py"), "--out", str(data)], check=True)
+    objects = {"train": data / "objects" / "train", "test": data / "objects" / "val"}
+
+    step("a teacher, ResNet-18, trained on the labelled classes")
+    teacher = cls_presets.scratch(checkpoint="random:torchvision/resnet18", **objects, out=out / "teacher")
+    warm = Cosine(warmup_epochs=0.4)
+    teacher = replace(
+        teacher, size=48, crop_fraction=1.0, epochs=tour.epochs, batch_size=64, min_scale=0.7, schedule=warm
+    )
+    once(teacher, cls_transfer.finetune, cls_transfer.resume)
+
+    step("a student, ResNet-20 with 40 times fewer weights, distilled without labels")
+    kdep = distill_presets.kdep(
+        teacher=str(out / "teacher" / "checkpoint"), student=STUDENT, data=data / "unlabelled", out=out / "kdep"
+    )
+    kdep = replace(
+        kdep,
+        student=replace(kdep.student, size=32, crop_fraction=1.0),
+        view=distill.KdepView(min_scale=0.5),
+        epochs=tour.epochs,
+        batch_size=32,
+        lr=0.1,
+        loss_weight=10.0,
+        schedule=Cosine(),
+        amp="bf16",
+    )
+    once(kdep, distill.distill, distill.resume)
+
+    step("the same student, supervised: as many images seen, with labels")
+    supervised = cls_presets.scratch(checkpoint=f"random:{STUDENT}", **objects, out=out / "supervised")
+    supervised = replace(supervised, size=32, crop_fraction=1.0, epochs=tour.epochs, batch_size=32, min_scale=0.5)
+    once(supervised, cls_transfer.finetune, cls_transfer.resume)
+
+    step("k-NN on classes that nobody has been taught")
+    nets = {
+        "random ResNet-20": f"random:{STUDENT}",
+        "supervised ResNet-20": str(out / "supervised" / "checkpoint"),
+        "KDEP ResNet-20, no labels": str(out / "kdep" / "student"),
+        "teacher ResNet-18": str(out / "teacher" / "checkpoint"),
+    }
+    rows = []
+    for number, (label, net) in enumerate(nets.items()):
+        runs = [out / f"knn-{number}-{task}" for task in TASKS]
+        for run, task in zip(runs, TASKS, strict=True):
+            folders = {"train": data / task / "train", "test": data / task / "val"}
+            once(eval_ssl.KnnConfig(checkpoint=net, **folders, out=run), eval_ssl.evaluate_knn, None)
+        rows.append(f"{label}={','.join(map(str, runs))}")
+    print()
+    subprocess.run([sys.executable, str(TOOLS / "table.py"), *rows, "--metric", "top1_k10"], check=True)
+    print(f"\nThe student: {out / 'kdep' / 'student'}  ({time.perf_counter() - began:.0f} s)")
+
+
+def once(config: Any, start: Callable[[Any], Path], resume: Callable[[Path], Path] | None) -> None:
+    """Start a run, go on with one that was stopped, keep one that is done."""
+    if (config.out / "results.json").exists():
+        print(f"{config.out} is done")
+    elif resume is not None and (config.out / "config.json").exists():
+        resume(config.out)
+    else:
+        start(config)
+
+
+@plainly
+def main() -> None:
+    """Take the tour."""
+    main_path(tyro.cli(Tour, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()
