@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -451,7 +452,8 @@ def make_toy_data(settings: Settings) -> None:
     unfinished.mkdir(parents=True)
     write = partial(write_picture, unfinished, settings.seed, settings.size)
     try:
-        for _ in tqdm(pool.map(write, jobs, chunksize=32), total=len(jobs), unit="image"):
+        every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file should not fill with bars
+        for _ in tqdm(pool.map(write, jobs, chunksize=32), total=len(jobs), unit="image", mininterval=every):
             pass
         (unfinished / "dataset.json").write_text(json.dumps(describe(settings), indent=2) + "\n")
         unfinished.rename(settings.out)

@@ -34,8 +34,10 @@ class Tour:
     """Where the toy data set is, or is to be made."""
     out: Path = Path("runs/quickstart")
     """Folder of the runs."""
+    teacher_epochs: int = 3
+    """Passes of the teacher over 6,000 labelled images."""
     epochs: int = 2
-    """Passes over 6,000 images, for each of the three trainings."""
+    """Passes of each student over 6,000 images."""
 
 
 def main_path(tour: Tour) -> None:
@@ -53,9 +55,9 @@ def main_path(tour: Tour) -> None:
 
     step("a teacher, ResNet-18, trained on the labelled classes")
     teacher = cls_presets.scratch(checkpoint="random:torchvision/resnet18", **objects, out=out / "teacher")
-    warm = Cosine(warmup_epochs=0.4)
+    warm = Cosine(warmup_epochs=0.6)
     teacher = replace(
-        teacher, size=48, crop_fraction=1.0, epochs=tour.epochs, batch_size=64, min_scale=0.7, schedule=warm
+        teacher, size=48, crop_fraction=1.0, epochs=tour.teacher_epochs, batch_size=64, min_scale=0.7, schedule=warm
     )
     once(teacher, cls_transfer.finetune, cls_transfer.resume)
 
