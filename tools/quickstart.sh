@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Threads that wait asleep: on two cores that something else uses too, spinning ones train ResNet-18 at 19 images/s
-# instead of 96; on two idle cores it makes no difference.
+# instead of 96; on two idle cores they cost at most a tenth.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 bash tools/install.sh
