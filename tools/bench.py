@@ -72,7 +72,7 @@ def streamed(bench: Projection) -> float:
         moments.update(features)
         spent += time.perf_counter() - began
     began = time.perf_counter()
-    SvdAlignment(bench.dim).fit(moments)
+    SvdAlignment(moments.dim, bench.dim).fit(moments)
     return spent + time.perf_counter() - began
 
 

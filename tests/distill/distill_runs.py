@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec
-from stillroom.distill import DistillConfig, KdepView, Net, SvdPts
+from stillroom.distill import DistillConfig, KdepView, Students, SvdPts, Teachers
 from stillroom.distill.config import Cosine
 
 
 def small_config(data: Path, out: Path, **changes) -> DistillConfig:
     """Two epochs of three steps at 16 px between two CIFAR ResNets, in this process."""
     settings = {
-        "teacher": Net(name="random:cifar/resnet20", size=16),
-        "student": Net(name="cifar/resnet20", size=16),
+        "teacher": Teachers(name=("random:cifar/resnet20",), size=(16,)),
+        "student": Students(name=("cifar/resnet20",), size=(16,)),
         "data": data,
         "out": out,
         "view": KdepView(min_scale=0.35),
@@ -40,8 +40,8 @@ def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> t
     config = small_config(
         data,
         out,
-        teacher=Net(name="fixed"),
-        student=Net(name=str(data.parent / "first"), size=32),
+        teacher=Teachers(name=("fixed",)),
+        student=Students(name=(str(data.parent / "first"),), size=(32,)),
         alignment=SvdPts(dim=40),
         alignment_file=alignment,
         epochs=5,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from stillroom.backbone import load_backbone
 from stillroom.backbone.exchange import import_file
-from stillroom.distill import AlignedTarget, Moments, PowerTemperatureScaling, SvdAlignment
+from stillroom.distill import AlignedTarget, Moments, PowerTemperatureScaling, SvdAlignment, SvdPts, build_alignment
 from stillroom.distill.alignment import fix_signs
 
 
@@ -22,13 +22,19 @@ def moments_of(data: torch.Tensor) -> Moments:
     return moments
 
 
+def svd_pts(data: torch.Tensor, dim: int, *, zero_fill: bool = False) -> AlignedTarget:
+    target = build_alignment(SvdPts(zero_fill=zero_fill), data.shape[1], dim)
+    target.alignment.fit(moments_of(data))
+    return target
+
+
 def gaussian(count: int, stds: list[float], seed: int = 0) -> torch.Tensor:
     return torch.randn(count, len(stds), generator=torch.Generator().manual_seed(seed)) * torch.tensor(stds) + 2.0
 
 
 def test_target_equals_a_numpy_reference() -> None:
     data = gaussian(3000, [5.0, 3.0, 1.0, 0.5, 0.2])
-    target = AlignedTarget(SvdAlignment(3).fit(moments_of(data)), PowerTemperatureScaling())
+    target = svd_pts(data, 3)
     target.calibrate(data)
     exact = data.numpy().astype(np.float64)
     mean = exact.mean(axis=0)
@@ -75,7 +81,7 @@ def test_pts_turns_a_std_ratio_into_its_cube_root(ratio: float) -> None:
 
 def test_the_std_ratio_of_a_target_is_measured_before_and_after() -> None:
     data = gaussian(100_000, [27.0, 8.0, 1.0])
-    target = AlignedTarget(SvdAlignment(3).fit(moments_of(data)), PowerTemperatureScaling())
+    target = svd_pts(data, 3)
     before, after = target.calibrate(data).std_ratio_
     assert before == pytest.approx(27, rel=0.02)
     assert after == pytest.approx(3, rel=0.02)
@@ -83,7 +89,7 @@ def test_the_std_ratio_of_a_target_is_measured_before_and_after() -> None:
 
 def test_components_are_ordered_centred_and_signed() -> None:
     data = gaussian(5000, [1.0, 4.0, 2.0])
-    svd = SvdAlignment(3).fit(moments_of(data))
+    svd = SvdAlignment(3, 3).fit(moments_of(data))
     aligned = svd(data)
     assert aligned.mean(dim=0).abs().max() < 1e-4
     assert torch.allclose(aligned.var(dim=0, unbiased=False), svd.variance_, rtol=1e-4)
@@ -99,17 +105,17 @@ def deficient(count: int = 2000) -> torch.Tensor:
 
 
 def test_the_numerical_rank_is_found() -> None:
-    assert SvdAlignment(2).fit(moments_of(deficient())).rank_ == 3
+    assert int(SvdAlignment(6, 2).fit(moments_of(deficient())).rank_) == 3
 
 
 def test_more_components_than_the_rank_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rank 3 of 6, 5 components were asked for: .*--alignment\.zero-fill"):
-        SvdAlignment(5).fit(moments_of(deficient()))
+        SvdAlignment(6, 5).fit(moments_of(deficient()))
 
 
 def test_zero_fill_gives_exact_zeros_beyond_the_rank_and_does_not_count_them_in_the_scale() -> None:
     data = deficient()
-    target = AlignedTarget(SvdAlignment(5, zero_fill=True).fit(moments_of(data)), PowerTemperatureScaling())
+    target = svd_pts(data, 5, zero_fill=True)
     target.calibrate(data)
     out = target(data)
     assert out.shape == (2000, 5)
@@ -119,12 +125,12 @@ def test_zero_fill_gives_exact_zeros_beyond_the_rank_and_does_not_count_them_in_
 
 def test_a_student_wider_than_the_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="the student is 7-d, the teacher's feature only 6-d"):
-        SvdAlignment(7).fit(moments_of(deficient()))
+        SvdAlignment(6, 7).fit(moments_of(deficient()))
 
 
 def test_fewer_images_than_dimensions_are_refused() -> None:
     with pytest.raises(ValueError, match="6 images cannot fix the 6 dimensions"):
-        SvdAlignment(2).fit(moments_of(deficient(6)))
+        SvdAlignment(6, 2).fit(moments_of(deficient(6)))
 
 
 @pytest.mark.parametrize(("temperature", "exponent"), [(0.0, 3.0), (-1.0, 3.0), (0.1, 0.5)])
@@ -149,6 +155,6 @@ def test_the_real_mobilenet_v2_before_its_last_relu6_has_rank_320(shared_data: P
     with torch.no_grad():
         for images in pixels.split(100):
             moments.update(teacher(images.float() / 127.5 - 1).pooled)
-    svd = SvdAlignment(320).fit(moments)
-    assert svd.rank_ == 320
+    svd = SvdAlignment(1280, 320).fit(moments)
+    assert int(svd.rank_) == 320
     assert svd.variance_[319] > 100 * svd.variance_[320]

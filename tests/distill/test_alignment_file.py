@@ -9,36 +9,40 @@ import torch
 from distill_runs import small_config
 
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run, read_unlabelled
+from stillroom.backbone.store import cache_directory
 from stillroom.distill import SvdPts, distill, fit_alignment, import_kdep_alignment, load_alignment
-from stillroom.distill.alignment_file import encode_alignment
+from stillroom.distill.alignment_file import encode_alignments
 from stillroom.distill.config import Svd
-from stillroom.distill.fit import alignment_inputs, cache_directory, find_alignment, given_alignment
+from stillroom.distill.fit import FitPass, alignment_inputs, find_alignment, given_alignment
+from stillroom.distill.teacher import FrozenTeacher
 
 
-def tiny_teacher(seed: int = 0, size: int = 16, pre_activation: bool = True) -> Backbone:
+def tiny_teacher(seed: int = 0, size: int = 16, pre_activation: bool = True) -> FrozenTeacher:
     torch.manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 5, 3), torch.nn.Tanh())
     spec = BackboneSpec(
         name="module/Tiny", dim=12, pre_activation=pre_activation, input=InputSpec(size=size, crop_fraction=1.0)
     )
-    return Backbone.from_module(net, spec).eval()
+    return FrozenTeacher(Backbone.from_module(net, spec))
 
 
-def find(teacher: Backbone, data: Path, run: Run, config: Svd | None = None):
-    return find_alignment(teacher, read_unlabelled(data), config or SvdPts(), 6, run, workers=0, on_broken="refuse")
+def find(teacher: FrozenTeacher, data: Path, run: Run, config: Svd | None = None):
+    fit = FitPass(files=read_unlabelled(data), run=run, workers=0)
+    return find_alignment(teacher, config or SvdPts(), 6, fit)
 
 
 def test_a_file_holds_all_of_an_alignment(unlabelled: Path, run: Run, tmp_path: Path) -> None:
-    teacher, files = tiny_teacher(), read_unlabelled(unlabelled)
-    target = fit_alignment(teacher, files, SvdPts(temperature=0.2, exponent=5.0), 6, run, workers=0)
-    inputs = alignment_inputs(teacher, files)
+    teacher, fit = tiny_teacher(), FitPass(files=read_unlabelled(unlabelled), run=run, workers=0)
+    config = SvdPts(temperature=0.2, exponent=5.0)
+    target = fit_alignment(teacher, config, 6, fit)
+    inputs = alignment_inputs(teacher, fit)
     file = tmp_path / "a.safetensors"
-    file.write_bytes(encode_alignment(target, inputs))
+    file.write_bytes(encode_alignments([(config, target, inputs)]))
     again, read = load_alignment(file)
     assert read == inputs
     features = torch.randn(5, 12)
     assert torch.equal(again(features), target(features))
-    assert again.svd.rank_ == target.svd.rank_
+    assert torch.equal(again.alignment.svd.rank_, target.alignment.svd.rank_)
     assert again.std_ratio_ == target.std_ratio_
 
 
@@ -58,7 +62,7 @@ def test_equal_inputs_reuse_the_alignment_and_any_change_fits_anew(
     assert not reused(tiny_teacher(), unlabelled, run, Svd())
     (unlabelled / "0000.png").unlink()
     assert not reused(tiny_teacher(), unlabelled, run)
-    assert len(list(cache_directory().glob("*.safetensors"))) == 7
+    assert len(list(cache_directory("alignments").glob("*.safetensors"))) == 7
 
 
 def test_an_alignment_of_some_images_teaches_on_others_and_says_so(unlabelled: Path, tmp_path: Path, run: Run) -> None:
@@ -70,19 +74,19 @@ def test_an_alignment_of_some_images_teaches_on_others_and_says_so(unlabelled: P
     assert inputs.count == 96
     assert inputs.data_fingerprint != read_unlabelled(unlabelled).fingerprint
     with pytest.raises(ValueError, match="fitted on features before the last activation, not after it"):
-        distill(replace(config, out=tmp_path / "third", teacher=replace(config.teacher, feature="after")))
+        distill(replace(config, out=tmp_path / "third", teacher=replace(config.teacher, feature=("after",))))
 
 
 def test_an_alignment_of_another_teacher_is_refused(unlabelled: Path, run: Run, tmp_path: Path) -> None:
     target, inputs = find(tiny_teacher(), unlabelled, run)
     file = tmp_path / "a.safetensors"
-    file.write_bytes(encode_alignment(target, inputs))
+    file.write_bytes(encode_alignments([(SvdPts(), target, inputs)]))
     given_alignment(file, tiny_teacher(), SvdPts(), 6, run)
     with pytest.raises(ValueError, match="was fitted on another teacher"):
         given_alignment(file, tiny_teacher(seed=1), SvdPts(), 6, run)
-    with pytest.raises(ValueError, match=r"6 components .* is not what .* asks for a 5-d student"):
+    with pytest.raises(ValueError, match=r"holds SvdPts.* of 6 dimensions, which is not .* of 5"):
         given_alignment(file, tiny_teacher(), SvdPts(), 5, run)
-    with pytest.raises(ValueError, match="is not what Svd"):
+    with pytest.raises(ValueError, match=r"which is not Svd\("):
         given_alignment(file, tiny_teacher(), Svd(), 6, run)
 
 

@@ -33,7 +33,8 @@ def test_flags_come_in_any_order_and_reach_the_run(
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{out}: loss ")
     config = read_results(out).made_by.config
     assert (config["alignment"]["kind"], config["schedule"]["kind"]) == ("Svd", "Cosine")
-    assert config["teacher"] == {"name": "random:cifar/resnet20", "feature": "after", "size": 16, "crop_fraction": None}
+    assert config["teacher"]["name"] == ["random:cifar/resnet20"]
+    assert (config["teacher"]["feature"], config["teacher"]["size"]) == (["after"], [16])
     call(monkeypatch, "resume", out)
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{out}: loss ")
 
@@ -60,8 +61,8 @@ def test_import_alignment_reads_npy_files(tmp_path: Path, monkeypatch: pytest.Mo
     call(monkeypatch, "import-alignment", "--basis", tmp_path / "v.npy", "--mean", tmp_path / "mean.npy",
          "--singular-values", tmp_path / "s.npy", "--dim", 4, "--out", out)  # fmt: skip
     target, _ = load_alignment(out)
-    assert target.svd.basis_.shape == (8, 4)
-    assert target.svd.variance_[0] == 64
+    assert target.alignment.svd.basis_.shape == (8, 4)
+    assert target.alignment.svd.variance_[0] == 64
 
 
 @pytest.mark.parametrize(

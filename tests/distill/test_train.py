@@ -24,7 +24,7 @@ from stillroom.backbone import (
     read_results,
     save_checkpoint,
 )
-from stillroom.distill import DistillConfig, Net, Svd, distill, resume
+from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
 from stillroom.distill.config import Step
 
 
@@ -171,7 +171,7 @@ def test_a_batch_larger_than_the_data_is_refused(unlabelled: Path, tmp_path: Pat
 
 
 def test_a_student_wider_than_the_teacher_is_refused(unlabelled: Path, tmp_path: Path) -> None:
-    config = small_config(unlabelled, tmp_path / "run", student=Net(name="torchvision/resnet18", size=32))
+    config = small_config(unlabelled, tmp_path / "run", student=Students(name=("torchvision/resnet18",), size=(32,)))
     with pytest.raises(ValueError, match="the student is 512-d, the teacher's feature only 64-d"):
         distill(config)
 
@@ -231,7 +231,7 @@ def test_torch_compile_gives_the_losses_of_eager_mode(unlabelled: Path, first_st
 def test_a_student_can_start_from_a_checkpoint(unlabelled: Path, tmp_path: Path) -> None:
     first = distill(small_config(unlabelled, tmp_path / "first", epochs=1))
     again = small_config(
-        unlabelled, tmp_path / "again", epochs=1, lr=0.0, student=Net(name=str(first / "student"), size=16)
+        unlabelled, tmp_path / "again", epochs=1, lr=0.0, student=Students(name=(str(first / "student"),), size=(16,))
     )
     weights = student_weights(distill(again))
     assert torch.equal(weights["conv1.weight"], student_weights(first)["conv1.weight"])
@@ -251,8 +251,8 @@ def test_readme_example_any_module_can_teach(unlabelled: Path, tmp_path: Path) -
     spec = BackboneSpec(name="module/MyNet", dim=80, pre_activation=True, input=size)
     teacher = Backbone.from_module(MyNet(), spec)
     config = DistillConfig(
-        teacher=Net(name="my net"), student=Net(name="cifar/resnet20"), data=unlabelled, out=tmp_path / "run",
-        epochs=1, batch_size=32, workers=0, schedule=Step(every=30),
+        teacher=Teachers(name=("my net",)), student=Students(name=("cifar/resnet20",)),
+        data=unlabelled, out=tmp_path / "run", epochs=1, batch_size=32, workers=0, schedule=Step(every=30),
     )  # fmt: skip
     student = distill(config, teacher) / "student"
     # to here

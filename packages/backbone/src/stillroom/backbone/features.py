@@ -15,10 +15,14 @@ from stillroom.backbone.spec import BackboneSpec, FeaturePoint, Level
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone says about a batch: `pooled` (b, d) and `maps`, one (b, c, h, w) per level, finest first."""
+    """What a backbone says about a batch: `pooled` (b, d) and `maps`, one (b, c, h, w) per level, finest first.
+
+    `class_token` (b, c) stands beside them where the net has one (ViTs), normed as the maps of its last level.
+    """
 
     pooled: Float[Tensor, "b d"]
     maps: tuple[Tensor, ...]
+    class_token: Float[Tensor, "b c"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,7 @@ class Anatomy:
         last_activation: what was taken out; None for nets that end in a norm.
         last_map_is_tail: the last level is the tail itself (ResNet), not a map before it (MobileNet-V2).
         activation_follows_pool: MobileNet-V3 pools first and activates the vector.
+        has_class_token: the tail is (b, tokens, c) and its first token is the class token.
     """
 
     net: nn.Module
@@ -44,6 +49,7 @@ class Anatomy:
     last_activation: nn.Module | None = None
     last_map_is_tail: bool = False
     activation_follows_pool: bool = False
+    has_class_token: bool = False
 
 
 def global_average_pool(net: Any, tail: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
@@ -79,6 +85,7 @@ class Backbone(nn.Module):
         self._pool = anatomy.pool
         self._last_map_is_tail = anatomy.last_map_is_tail
         self._activation_follows_pool = anatomy.activation_follows_pool
+        self.has_class_token = anatomy.has_class_token
 
     @classmethod
     def from_module(cls, module: nn.Module, spec: BackboneSpec, last_activation: nn.Module | None = None) -> "Backbone":
@@ -136,7 +143,8 @@ class Backbone(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         maps, tail = self._trunk(self.net, images)
         if self.last_activation is None:
-            return Features(self._pool(self.net, tail), tuple(maps))
+            class_token = tail[:, 0] if self.has_class_token else None
+            return Features(self._pool(self.net, tail), tuple(maps), class_token)
         if self._activation_follows_pool:
             pooled = self._pool(self.net, tail)
             return Features(pooled if self.spec.pre_activation else self.last_activation(pooled), tuple(maps))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm"
 OnBroken = Literal["refuse", "skip"]
 """What an image that cannot be decoded does: stop the run with its name, or be left out, named and counted."""
 
-View = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
+View = Callable[[Image.Image], Tensor | tuple[Tensor, ...]]
+"""PIL image -> uint8 (3, h, w), or several of them."""
 
 
 class BrokenImageError(ValueError):
@@ -52,17 +53,49 @@ class ImageFiles:
             digest.update(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\n".encode())
         return digest.hexdigest()
 
+    @cached_property
+    def stamp(self) -> str:
+        """SHA-256 over each file's path, size and date of change: of these very files, for caches on this machine."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            status = path.stat()
+            digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
-def read_unlabelled(folder: str | Path) -> ImageFiles:
-    """Every image below `folder`, whatever its subfolders mean, in the order of their paths.
+    def subset(self, indices: Sequence[int]) -> "ImageFiles":
+        """Some of the files, in the order of `indices`."""
+        labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
+        return ImageFiles(self.root, tuple(self.paths[i] for i in indices), labels, self.classes)
+
+
+def read_unlabelled(source: str | Path) -> ImageFiles:
+    """Every image below a folder, whatever its subfolders mean, in the order of their paths; or those of a file list.
+
+    A file list is a text file, one path per line, relative to the list's own folder or absolute; `#` begins a comment.
 
     Raises:
-        ValueError: missing or empty folder.
+        ValueError: missing or empty folder or list, or listed files that are not there.
     """
-    root = Path(folder)
+    root = Path(source)
+    if root.is_file():
+        return _read_list(root)
     paths = tuple(sorted(_walk(_existing(root))))
     if not paths:
         raise ValueError(f"{root} holds no images (looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too)")
+    return ImageFiles(root, paths)
+
+
+def _read_list(file: Path) -> ImageFiles:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no list of images: expected text with one path per line") from error
+    paths = tuple(file.parent / line for line in lines if line and not line.startswith("#"))
+    if not paths:
+        raise ValueError(f"{file} lists no images")
+    if absent := [path for path in paths if not path.is_file()]:
+        raise ValueError(f"{file} lists {len(absent)} files that are not there, the first is {absent[0]}")
+    root = Path(os.path.commonpath([path.parent for path in paths]))
     return ImageFiles(root, paths)
 
 
@@ -132,14 +165,25 @@ def load_image(path: Path) -> Image.Image:
 
 @dataclass
 class Batch:
-    """Decoded images of one step: pixels, their place in the file list, and what could not be read."""
+    """Decoded images of one step: each view's pixels, their place in the file list, and what could not be read."""
 
-    images: UInt8[Tensor, "b 3 h w"]
+    views: tuple[UInt8[Tensor, "b 3 _ _"], ...]
     indices: Int[Tensor, " b"]
     broken: list[str] = field(default_factory=list)
+    broken_indices: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def images(self) -> UInt8[Tensor, "b 3 h w"]:
+        """The pixels of the first view."""
+        return self.views[0]
+
+    def pin_memory(self) -> "Batch":
+        """What the loader calls where a GPU will copy from it."""
+        self.views = tuple(view.pin_memory() for view in self.views)
+        return self
 
 
 class ImageDataset(Dataset[Any]):
@@ -147,22 +191,28 @@ class ImageDataset(Dataset[Any]):
 
     Args:
         files: what to read.
-        view: PIL image -> uint8 (3, h, w); it may draw from torch's random generator, which is seeded per sample.
+        view: see `View`; it may draw from torch's random generator, which is seeded per sample.
         seed: of the views.
         on_broken: see `OnBroken`.
+        cycle: after this many epochs the views come again; 0: never.
     """
 
-    def __init__(self, files: ImageFiles, view: View, *, seed: int = 0, on_broken: OnBroken = "refuse") -> None:
+    def __init__(
+        self, files: ImageFiles, view: View, *, seed: int = 0, on_broken: OnBroken = "refuse", cycle: int = 0
+    ) -> None:
         self.files = files
         self.view = view
         self.seed = seed
         self.on_broken = on_broken
+        self.cycle = cycle
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor | str]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor | tuple[Tensor, ...] | str]:
         epoch, index = key
+        if self.cycle:
+            epoch %= self.cycle
         try:
             image = load_image(self.files.paths[index])
         except BrokenImageError as error:
@@ -174,12 +224,18 @@ class ImageDataset(Dataset[Any]):
             return index, self.view(image)
 
 
-def collate(samples: list[tuple[int, Tensor | str]]) -> Batch:
-    """Stack the readable samples, and name the others."""
-    good = [(index, image) for index, image in samples if isinstance(image, Tensor)]
-    broken = [image for _, image in samples if isinstance(image, str)]
-    images = torch.stack([image for _, image in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    return Batch(images, torch.tensor([index for index, _ in good], dtype=torch.long), broken)
+def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Batch:
+    """Stack the readable samples, view by view, and name the others."""
+    good = [(index, views) for index, views in samples if not isinstance(views, str)]
+    broken = [(index, why) for index, why in samples if isinstance(why, str)]
+    views = [(views,) if isinstance(views, Tensor) else views for _, views in good]
+    nothing = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    return Batch(
+        tuple(torch.stack(view) for view in zip(*views, strict=True)) if good else (nothing,),
+        torch.tensor([index for index, _ in good], dtype=torch.long),
+        [why for _, why in broken],
+        tuple(index for index, _ in broken),
+    )
 
 
 class TrainingBatches:
@@ -242,7 +298,16 @@ class EvaluationBatches:
         return ([(0, index) for index in batch] for batch in self.batches)
 
 
-def build_loader(dataset: ImageDataset, batches: TrainingBatches | EvaluationBatches, num_workers: int) -> DataLoader:
+@runtime_checkable
+class Batches(Protocol):
+    """Lists of (epoch, index) keys, one list per step of this process."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]: ...
+
+
+def build_loader(dataset: ImageDataset, batches: Batches, num_workers: int) -> DataLoader:
     """A loader of `Batch`es. It takes nothing from the global random generator."""
     return DataLoader(
         dataset,

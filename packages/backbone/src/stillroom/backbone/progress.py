@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -34,8 +34,8 @@ class Progress:
         self._images = 0
         self.broken: set[str] = set()
 
-    def over(self, loader: Iterable[B]) -> Iterator[B]:
-        """The loader's batches, one by one, the time for each measured."""
+    def over(self, loader: Iterable[B], *, close: bool = True) -> Iterator[B]:
+        """The loader's batches, one by one, the time for each measured. The bar closes at the end, or stays."""
         batches = iter(loader)
         while True:
             asked = time.perf_counter()
@@ -46,6 +46,11 @@ class Progress:
             yield batch
             self._images += len(batch) * self._world_size
             self._bar.update(len(batch) * self._world_size)
+        if close:
+            self.close()
+
+    def close(self) -> None:
+        """The bar is done."""
         self._bar.close()
 
     def lap(self) -> dict[str, float]:
@@ -59,6 +64,12 @@ class Progress:
     def show(self, **values: float) -> None:
         """Put numbers behind the bar."""
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+
+    def note(self, words: str, values: Mapping[str, float] | None = None) -> None:
+        """A line above the bar: words, then numbers."""
+        said = ", ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
+        if not self._bar.disable:
+            self._bar.write(f"{words}: {said}" if said else words, file=sys.stderr)
 
     def skip(self, broken: Iterable[str]) -> None:
         """Take note of images that could not be read; each is named once, without tearing the bar."""

@@ -10,9 +10,12 @@ class Cosine:
 
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up before it."""
+    per_epoch: bool = False
+    """Change the rate once per epoch instead of every step."""
 
     def factor(self, epoch: float, epochs: int) -> float:
         """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
+        epoch = math.floor(epoch) if self.per_epoch else epoch
         if epoch < self.warmup_epochs:
             return epoch / self.warmup_epochs
         progress = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-9)

@@ -1,29 +1,36 @@
-"""From the teacher's feature to the student's target: SVD, power temperature scaling, a common scale."""
+"""From the teacher's feature to the student's target: KDEP's SVD, what follows it, and a common scale."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stillroom.distill.config import Svd, SvdPts, SvdVarianceMatching, SvdWhitening
 from stillroom.distill.moments import Moments
 
 RANK_TOLERANCE = 1e-6
 """Components whose variance is below this fraction of the largest count as noise of the float32 pass."""
+_SEED = 0  # of components that are drawn
 
 
 class SvdAlignment(nn.Module):
-    """The first `dim` right singular vectors of the centred features: target = (f - mean) V[:, :dim].
+    """Right singular vectors of the centred features: target = (f - mean) V, for `dim` columns of V.
 
     V comes from the eigenvectors of the streamed covariance, which are the same up to sign; the sign is fixed so that
     the largest entry of each component is positive.
 
     Args:
+        feature_dim: D, width of the teacher's feature.
         dim: components to keep, d.
         zero_fill: where the features have fewer components than `dim`, give zeros for the rest instead of refusing.
+        components: which d of the components within the rank: the `largest` (KDEP), or for comparison the `smallest`,
+            those in the `middle`, or `random` ones.
 
     Attributes:
         mean_: (D,) mean feature.
         basis_: (D, d) components, strongest first; zero columns where filled.
-        variance_: (D,) variance of every component, strongest first.
+        variance_: (D,) variance of every component of the feature, strongest first.
+        std_: (d,) standard deviation of the components that were kept; 0 where filled.
+        channel_std_: (d,) the d largest standard deviations of the teacher's own channels, sorted.
         rank_: numerical rank of the features.
 
     Reference: KDEP (He et al., CVPR 2022), section 3.3.
@@ -32,48 +39,77 @@ class SvdAlignment(nn.Module):
     mean_: Tensor
     basis_: Tensor
     variance_: Tensor
+    std_: Tensor
+    channel_std_: Tensor
+    rank_: Tensor
 
-    def __init__(self, dim: int, *, zero_fill: bool = False) -> None:
+    def __init__(self, feature_dim: int, dim: int, *, zero_fill: bool = False, components: str = "largest") -> None:
         super().__init__()
+        if dim > feature_dim:
+            raise ValueError(
+                f"the student is {dim}-d, the teacher's feature only {feature_dim}-d: SVD cannot widen it; "
+                f"choose a narrower student or a wider teacher"
+            )
         self.dim = dim
         self.zero_fill = zero_fill
-        self.rank_ = 0
+        self.components = components
+        self.register_buffer("mean_", torch.zeros(feature_dim))
+        self.register_buffer("basis_", torch.zeros(feature_dim, dim))
+        self.register_buffer("variance_", torch.zeros(feature_dim))
+        self.register_buffer("std_", torch.zeros(dim))
+        self.register_buffer("channel_std_", torch.zeros(dim))
+        self.register_buffer("rank_", torch.zeros((), dtype=torch.long))
 
     def fit(self, moments: Moments) -> "SvdAlignment":
         """Learn the basis.
 
         Raises:
-            ValueError: more components than the feature has dimensions, fewer images than dimensions, or more
-                components than the rank without `zero_fill`.
+            ValueError: fewer images than dimensions, or more components than the rank without `zero_fill`.
         """
-        if self.dim > moments.dim:
-            raise ValueError(
-                f"the student is {self.dim}-d, the teacher's feature only {moments.dim}-d: SVD cannot widen it; "
-                f"choose a narrower student or a wider teacher"
-            )
         if moments.count <= moments.dim:
             raise ValueError(
                 f"{moments.count} images cannot fix the {moments.dim} dimensions of the teacher's feature: give more "
                 f"images, or fit on other data with `fit-alignment` and pass --alignment-file"
             )
-        variance, vectors = torch.linalg.eigh(moments.covariance)  # ascending
+        covariance = moments.covariance
+        variance, vectors = torch.linalg.eigh(covariance)  # ascending
         variance, vectors = variance.flip(0).clamp(min=0), vectors.flip(1)
-        self.rank_ = int((variance > RANK_TOLERANCE * variance[0]).sum())
-        if self.dim > self.rank_ and not self.zero_fill:
+        rank = int((variance > RANK_TOLERANCE * variance[0]).sum())
+        if self.dim > rank and not self.zero_fill:
             raise ValueError(
-                f"the teacher's feature has rank {self.rank_} of {moments.dim}, {self.dim} components were asked for: "
+                f"the teacher's feature has rank {rank} of {moments.dim}, {self.dim} components were asked for: "
                 f"read it after the last activation (--teacher.feature after), or fill the rest with zeros "
                 f"(--alignment.zero-fill)"
             )
-        basis = fix_signs(vectors[:, : self.dim])
-        basis[:, self.rank_ :] = 0
-        self.restore(moments.mean, basis, variance)
+        chosen = self._choose(rank, variance.device)
+        live = len(chosen)
+        self.mean_.copy_(moments.mean)
+        self.basis_.zero_()[:, :live] = fix_signs(vectors[:, chosen]).float()
+        self.variance_.copy_(variance)
+        self.std_.zero_()[:live] = variance[chosen].sqrt().float()
+        self.channel_std_.copy_(covariance.diagonal().clamp(min=0).sqrt().sort(descending=True).values[: self.dim])
+        self.rank_.fill_(rank)
         return self
 
-    def restore(self, mean: Float[Tensor, " D"], basis: Float[Tensor, "D d"], variance: Float[Tensor, " D"]) -> None:
-        """Take a basis that was learnt before."""
-        for name, tensor in (("mean_", mean), ("basis_", basis), ("variance_", variance)):
-            self.register_buffer(name, tensor.float())
+    def _choose(self, rank: int, device: torch.device) -> Tensor:
+        live = min(self.dim, rank)
+        match self.components:
+            case "largest":
+                chosen = torch.arange(live)
+            case "smallest":
+                chosen = torch.arange(rank - live, rank)
+            case "middle":
+                first = (rank - live) // 2
+                chosen = torch.arange(first, first + live)
+            case _:
+                order = torch.randperm(rank, generator=torch.Generator().manual_seed(_SEED))
+                chosen = order[:live].sort().values
+        return chosen.to(device)
+
+    @property
+    def live(self) -> int:
+        """Components that are not filled with zeros."""
+        return min(self.dim, int(self.rank_))
 
     def forward(self, features: Float[Tensor, "b D"]) -> Float[Tensor, "b d"]:
         return (features.float() - self.mean_) @ self.basis_
@@ -108,45 +144,106 @@ class PowerTemperatureScaling(nn.Module):
         return components.sign() * (components / self.temperature).abs() ** (1 / self.exponent)
 
 
+def component_gains(config: Svd, svd: SvdAlignment) -> Float[Tensor, " d"]:
+    """What each component of a fitted SVD is multiplied by, for the scalings that are linear; 1 for SVD alone.
+
+    - whitening: 1 / s_i, so that every component has unit variance;
+    - variance matching to a line: s'_i / s_i with s'_i = low + (s_i - s_min) / (s_max - s_min) (high - low);
+    - variance matching to channels: s'_i the i-th largest standard deviation of the teacher's channels.
+
+    Reference: KDEP (He et al., CVPR 2022), section 4.4 and its released code, which maps onto [1, 2.98].
+    """
+    live = svd.live
+    std = svd.std_[:live]
+    match config:
+        case SvdWhitening():
+            wanted = torch.ones_like(std)
+        case SvdVarianceMatching(to="line"):
+            spread = (std.max() - std.min()).clamp(min=torch.finfo(std.dtype).tiny)
+            wanted = config.low + (std - std.min()) / spread * (config.high - config.low)
+        case SvdVarianceMatching():
+            wanted = svd.channel_std_[:live]
+        case _:
+            wanted = std
+    gains = torch.ones_like(svd.std_)
+    gains[:live] = wanted / std
+    return gains
+
+
+class ScaledSvd(nn.Module):
+    """SVD and what follows it: PTS, or a gain per component.
+
+    Args:
+        config: one of the SVD alignments.
+        feature_dim: D.
+        dim: d.
+    """
+
+    gains_: Tensor
+
+    def __init__(self, config: Svd, feature_dim: int, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.svd = SvdAlignment(feature_dim, dim, zero_fill=config.zero_fill, components=config.components)
+        pts = (config.temperature, config.exponent) if isinstance(config, SvdPts) else None
+        self.scaling = PowerTemperatureScaling(*pts) if pts else None
+        self.register_buffer("gains_", torch.ones(dim))
+
+    def fit(self, moments: Moments) -> "ScaledSvd":
+        """Learn the basis and the gains; see `SvdAlignment.fit`."""
+        self.svd.fit(moments)
+        self.gains_.copy_(component_gains(self.config, self.svd))
+        return self
+
+    @property
+    def live(self) -> int:
+        """Components that are not filled with zeros."""
+        return self.svd.live
+
+    def forward(self, features: Float[Tensor, "b D"]) -> Float[Tensor, "b d"]:
+        components = self.svd(features) * self.gains_
+        return components if self.scaling is None else self.scaling(components)
+
+
 class AlignedTarget(nn.Module):
     """What the student regresses: the aligned feature, divided so that its mean square over components is 1.
 
     Args:
-        svd: fitted.
-        scaling: PTS, or None.
+        alignment: one of the alignments, (b, D) -> (b, dim).
+        feature_dim: D.
+        dim: width of the target, d.
 
     Attributes:
-        scale_: root mean square of the aligned feature; see `calibrate`.
-        std_ratio_: the std of the first over that of the last live component, before and after scaling (KDEP's "Std
-            Ratio"); see `calibrate`.
+        scale_: root mean square of the aligned feature; 1 until `calibrate`.
+        std_ratio_: for SVD alignments, the std of the first over that of the last live component, before and after
+            scaling (KDEP's "Std Ratio"); see `calibrate`.
     """
 
     scale_: Tensor
 
-    def __init__(self, svd: SvdAlignment, scaling: PowerTemperatureScaling | None) -> None:
+    def __init__(self, alignment: nn.Module, feature_dim: int, dim: int) -> None:
         super().__init__()
-        self.svd = svd
-        self.scaling = scaling
+        self.alignment = alignment
+        self.feature_dim = feature_dim
+        self.dim = dim
         self.register_buffer("scale_", torch.ones(()))
-        self.std_ratio_ = (float("nan"), float("nan"))
+        self.std_ratio_: tuple[float, float] | None = None
 
-    @property
-    def dim(self) -> int:
-        return self.svd.dim
+    def calibrate(self, sample: Float[Tensor, "b D"], *, unit: bool = True) -> "AlignedTarget":
+        """Measure scale and std ratio on the features of some images; zero-filled components do not count.
 
-    def calibrate(self, sample: Float[Tensor, "b D"]) -> "AlignedTarget":
-        """Measure scale and std ratio on the features of some images; zero-filled components do not count."""
-        live = min(self.svd.dim, self.svd.rank_)
-        components = self.svd(sample)[:, :live]
-        aligned = self._unscaled(sample)[:, :live]
-        self.scale_.copy_(aligned.double().square().mean().sqrt())
-        before, after = components.std(dim=0), aligned.std(dim=0)
-        self.std_ratio_ = (float(before[0] / before[-1]), float(after[0] / after[-1]))
+        Args:
+            sample: features.
+            unit: whether the target is to have unit mean square; otherwise the scale stays 1.
+        """
+        live = self.alignment.live if isinstance(self.alignment, ScaledSvd) else self.dim
+        aligned = self.alignment(sample)[:, :live]
+        if unit:
+            self.scale_.copy_(aligned.double().square().mean().sqrt())
+        if isinstance(self.alignment, ScaledSvd):
+            before, after = self.alignment.svd(sample)[:, :live].std(dim=0), aligned.std(dim=0)
+            self.std_ratio_ = (float(before[0] / before[-1]), float(after[0] / after[-1]))
         return self
 
-    def _unscaled(self, features: Tensor) -> Tensor:
-        components = self.svd(features)
-        return components if self.scaling is None else self.scaling(components)
-
     def forward(self, features: Float[Tensor, "b D"]) -> Float[Tensor, "b d"]:
-        return self._unscaled(features) / self.scale_
+        return self.alignment(features.float()) / self.scale_

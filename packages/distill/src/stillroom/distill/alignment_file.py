@@ -1,6 +1,7 @@
-"""alignment.safetensors: an aligned target with the record of what it was fitted on."""
+"""alignment.safetensors: a student's aligned targets, one per teacher, and the record of what they were fitted on."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,10 +10,24 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor, nn
 
+from stillroom.backbone.configs import config_from_json, config_to_dict
 from stillroom.backbone.files import write_file
-from stillroom.distill.alignment import AlignedTarget, PowerTemperatureScaling, SvdAlignment, fix_signs
-from stillroom.distill.config import Alignment, SvdPts
+from stillroom.distill.alignment import AlignedTarget, ScaledSvd, fix_signs
+from stillroom.distill.config import (
+    UNIONS,
+    Alignment,
+    ChannelSelection,
+    Interpolation,
+    Lda,
+    Nmf,
+    RandomProjection,
+    Raw,
+    Svd,
+)
+from stillroom.distill.factors import LdaAlignment, NmfAlignment
+from stillroom.distill.selection import InterpolatedChannels, ProjectedChannels, SelectedChannels
 
 FORMAT = "stillroom-alignment/1"
 
@@ -24,39 +39,79 @@ class AlignmentInputs:
     Args:
         teacher_sha256: hash of the teacher's weights; None for imported files, which do not say.
         feature: `before` or `after` the last activation; None likewise.
+        output: what of the teacher was read, see `Output`; None likewise.
         teacher_size: input side, pixels; None likewise.
+        view: `evaluation`, or the training view and its seed; None likewise.
         data_fingerprint: of the images; None likewise.
         count: images seen; 0 likewise.
     """
 
-    teacher_sha256: str | None
-    feature: str | None
-    teacher_size: int | None
-    data_fingerprint: str | None
-    count: int
+    teacher_sha256: str | None = None
+    feature: str | None = None
+    output: str | None = None
+    teacher_size: int | None = None
+    view: str | None = None
+    data_fingerprint: str | None = None
+    count: int = 0
 
 
-def encode_alignment(target: AlignedTarget, inputs: AlignmentInputs) -> bytes:
-    """The bytes of an alignment file."""
-    scaling = target.scaling
-    record = {
-        "format": FORMAT,
-        "inputs": asdict(inputs),
-        "rank": target.svd.rank_,
-        "zero_fill": target.svd.zero_fill,
-        "std_ratio": target.std_ratio_,
-        "pts": None if scaling is None else {"temperature": scaling.temperature, "exponent": scaling.exponent},
-    }
-    tensors = {
-        "mean": target.svd.mean_,
-        "basis": target.svd.basis_,
-        "variance": target.svd.variance_,
-        "scale": target.scale_,
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Holder:
+    """So that the alignment's settings are written as in config.json, with their kind."""
+
+    alignment: Alignment
+
+
+def build_alignment(config: Alignment, feature_dim: int, dim: int) -> AlignedTarget:
+    """An aligned target, not fitted yet: (b, feature_dim) -> (b, d).
+
+    Args:
+        config: which alignment.
+        feature_dim: D.
+        dim: d where the config names none: the student's width. `Raw` keeps D.
+
+    Raises:
+        ValueError: a target that the alignment cannot be that wide.
+    """
+    wanted = feature_dim if isinstance(config, Raw) else config.dim or dim
+    match config:
+        case Raw():
+            alignment: nn.Module = nn.Identity()
+        case Svd():
+            alignment = ScaledSvd(config, feature_dim, wanted)
+        case ChannelSelection(by=by):
+            alignment = SelectedChannels(feature_dim, wanted, by)
+        case Interpolation():
+            alignment = InterpolatedChannels(wanted)
+        case RandomProjection():
+            alignment = ProjectedChannels(feature_dim, wanted)
+        case Nmf(sweeps=sweeps):
+            alignment = NmfAlignment(feature_dim, wanted, sweeps)
+        case Lda():
+            alignment = LdaAlignment(feature_dim, wanted)
+    return AlignedTarget(alignment, feature_dim, wanted)
+
+
+def encode_alignments(targets: Sequence[tuple[Alignment, AlignedTarget, AlignmentInputs]]) -> bytes:
+    """The bytes of an alignment file, one entry per teacher."""
+    entries: list[dict[str, object]] = []
+    tensors: dict[str, Tensor] = {}
+    for place, (config, target, inputs) in enumerate(targets):
+        entries.append(
+            {
+                **config_to_dict(_Holder(alignment=config), UNIONS),
+                "inputs": asdict(inputs),
+                "feature_dim": target.feature_dim,
+                "dim": target.dim,
+                "std_ratio": target.std_ratio_,
+            }
+        )
+        tensors |= {f"{place}.{name}": tensor for name, tensor in target.state_dict().items()}
+    record = {"format": FORMAT, "alignments": entries}
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"record": json.dumps(record)})
 
 
-def load_alignment(file: Path) -> tuple[AlignedTarget, AlignmentInputs]:
+def load_alignments(file: Path) -> list[tuple[Alignment, AlignedTarget, AlignmentInputs]]:
     """Read an alignment file.
 
     Raises:
@@ -65,28 +120,34 @@ def load_alignment(file: Path) -> tuple[AlignedTarget, AlignmentInputs]:
     try:
         with safe_open(file, framework="pt") as opened:
             record = json.loads((opened.metadata() or {})["record"])
-            tensors = {name: opened.get_tensor(name) for name in ("mean", "basis", "variance", "scale")}
-        inputs = cattrs.structure(record["inputs"], AlignmentInputs)
-    except (OSError, SafetensorError, KeyError) as error:
+            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        loaded = []
+        for place, entry in enumerate(record["alignments"]):
+            config = config_from_json(json.dumps({"alignment": entry["alignment"]}), _Holder, UNIONS).alignment
+            target = build_alignment(config, entry["feature_dim"], entry["dim"])
+            start = f"{place}."
+            target.load_state_dict({k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)})
+            target.std_ratio_ = tuple(entry["std_ratio"]) if entry["std_ratio"] else None
+            loaded.append((config, target, cattrs.structure(entry["inputs"], AlignmentInputs)))
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(f"{file} is no alignment file: {error!r}") from error
-    svd = SvdAlignment(tensors["basis"].shape[1], zero_fill=record["zero_fill"])
-    svd.rank_ = record["rank"]
-    svd.restore(tensors["mean"], tensors["basis"], tensors["variance"])
-    target = AlignedTarget(svd, PowerTemperatureScaling(**record["pts"]) if record["pts"] else None)
-    target.scale_.copy_(tensors["scale"])
-    target.std_ratio_ = tuple(record["std_ratio"])
-    return target, inputs
+    return loaded
 
 
-def fits(target: AlignedTarget, config: Alignment, dim: int) -> bool:
-    """Whether an alignment is what `config` asks for, apart from what it was fitted on."""
-    pts = (config.temperature, config.exponent) if isinstance(config, SvdPts) else None
-    own = (target.scaling.temperature, target.scaling.exponent) if target.scaling else None
-    return (target.dim, target.svd.zero_fill, own) == (config.dim or dim, config.zero_fill, pts)
+def load_alignment(file: Path) -> tuple[AlignedTarget, AlignmentInputs]:
+    """Read the alignment of one teacher.
+
+    Raises:
+        ValueError: missing, damaged or foreign file, or alignments of several teachers.
+    """
+    loaded = load_alignments(file)
+    if len(loaded) != 1:
+        raise ValueError(f"{file} holds the alignments of {len(loaded)} teachers, one was expected")
+    return loaded[0][1], loaded[0][2]
 
 
 def import_kdep_alignment(
-    basis_file: Path, mean_file: Path, out: Path, *, config: Alignment, dim: int, std_file: Path | None = None
+    basis_file: Path, mean_file: Path, out: Path, *, config: Svd, dim: int, std_file: Path | None = None
 ) -> None:
     """Turn KDEP's published `*_v.npy` and `*_feat_mean.npy` into an alignment file.
 
@@ -114,14 +175,16 @@ def import_kdep_alignment(
     gram = basis[:, :dim].T.astype(np.float64) @ basis[:, :dim]
     if np.abs(gram - np.eye(dim)).max() > 1e-3:
         raise ValueError(f"the columns of {basis_file} are not orthonormal: expected the V of an SVD")
-    svd = SvdAlignment(dim)
-    svd.rank_ = dim
+    target = build_alignment(config, len(mean), dim)
+    assert isinstance(target.alignment, ScaledSvd), "only SVD alignments are published"
+    svd = target.alignment.svd
     spread = np.ones(len(mean)) if std_file is None else _load_array(std_file).astype(np.float64) ** 2
-    chosen = torch.from_numpy(basis[:, :dim].copy())
-    svd.restore(torch.from_numpy(mean), fix_signs(chosen), torch.from_numpy(spread))
-    pts = PowerTemperatureScaling(config.temperature, config.exponent) if isinstance(config, SvdPts) else None
-    unknown = AlignmentInputs(teacher_sha256=None, feature=None, teacher_size=None, data_fingerprint=None, count=0)
-    write_file(out, encode_alignment(AlignedTarget(svd, pts), unknown))
+    svd.mean_.copy_(torch.from_numpy(mean))
+    svd.basis_.copy_(fix_signs(torch.from_numpy(basis[:, :dim].copy())))
+    svd.variance_.copy_(torch.from_numpy(spread))
+    svd.std_.copy_(svd.variance_[:dim].sqrt())
+    svd.rank_.fill_(dim)
+    write_file(out, encode_alignments([(config, target, AlignmentInputs())]))
 
 
 def _load_array(file: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`stillroom-distill kdep | fit-alignment | import-alignment | resume | smoke`."""
 
 import functools
+import inspect
 import operator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from stillroom.backbone import Run, read_unlabelled
+from stillroom.backbone import Run, read_labelled, read_unlabelled
 from stillroom.backbone.command import plainly
 from stillroom.backbone.files import write_file
 from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
-from stillroom.distill.alignment_file import encode_alignment, import_kdep_alignment
-from stillroom.distill.config import Alignment, DistillConfig, Net, SvdPts
-from stillroom.distill.fit import alignment_inputs, describe, fit_alignment
+from stillroom.distill.alignment_file import encode_alignments, import_kdep_alignment
+from stillroom.distill.config import Alignment, DistillConfig, Lda, Net, Svd, SvdPts
+from stillroom.distill.fit import FitPass, alignment_inputs, describe, fit_alignment
+from stillroom.distill.monitor import KnnMonitor
 from stillroom.distill.presets import PRESETS
-from stillroom.distill.train import build_teacher, distill, resume, summary
+from stillroom.distill.record import summary
+from stillroom.distill.teacher import build_teacher
+from stillroom.distill.train import distill, resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,13 @@ class FitAlignment:
         if self.out.exists():
             raise ValueError(f"{self.out} exists: choose another --out")
         run = Run.start(self.device)
-        files = read_unlabelled(self.data)
-        teacher = build_teacher(self.teacher).to(run.device).eval()
-        options: dict[str, Any] = {"workers": self.workers, "on_broken": self.on_broken}
-        target = fit_alignment(teacher, files, self.alignment, self.dim, run, **options)
+        files = read_labelled(self.data) if isinstance(self.alignment, Lda) else read_unlabelled(self.data)
+        teacher = build_teacher(self.teacher).to(run.device)
+        fit = FitPass(files=files, run=run, workers=self.workers, on_broken=self.on_broken)
+        target = fit_alignment(teacher, self.alignment, self.dim, fit)
         if run.is_main:
-            write_file(self.out, encode_alignment(target, alignment_inputs(teacher, files)))
-            print(f"{self.out}: {describe(target)}")
+            write_file(self.out, encode_alignments([(self.alignment, target, alignment_inputs(teacher, fit))]))
+            print(f"{self.out}: {describe(self.alignment, target)}")
         run.close()
 
 
@@ -67,7 +71,7 @@ class ImportAlignment:
     """Components to keep: the student's width."""
     singular_values: Path | None = None
     """*_eigen_values.npy, (D,)."""
-    alignment: Alignment = field(default_factory=SvdPts)
+    alignment: SvdPts | Svd = field(default_factory=SvdPts)
 
     def run(self) -> None:
         if self.out.exists():
@@ -90,8 +94,8 @@ class Resume:
     log_every: int | None = None
     """Steps between two log lines; None keeps what the run began with."""
 
-    def run(self) -> None:
-        resume(self.path, device=self.device, workers=self.workers, log_every=self.log_every)
+    def run(self, knn: KnnMonitor | None = None) -> None:
+        resume(self.path, knn=knn, device=self.device, workers=self.workers, log_every=self.log_every)
         print(summary(self.path))
 
 
@@ -101,26 +105,36 @@ COMMANDS = {"fit-alignment": FitAlignment, "import-alignment": ImportAlignment, 
 @plainly
 def main() -> None:
     """Entry point of `stillroom-distill`."""
+    run_command(None)
+
+
+def run_command(knn: KnnMonitor | None) -> None:
+    """Read the command line and do what it says.
+
+    Args:
+        knn: what `--monitor.knn` measures with; the console command has none, tools/distill.py brings one.
+    """
     command = tyro.cli(
         command_type(),
         prog="stillroom-distill",
         description="Turn a big pretrained vision model into a small backbone, without labels.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    if isinstance(command, DistillConfig):
-        path = distill(command)
-        print(summary(path))
-    else:
-        command.run()
+    match command:
+        case DistillConfig():
+            print(summary(distill(command, knn=knn)))
+        case Resume():
+            command.run(knn)
+        case _:
+            command.run()
 
 
 def command_type() -> Any:
     """The presets and the commands as one union for tyro; a preset's docstring is its help."""
-    given: Any = {name: tyro.MISSING for name in ("teacher", "student", "data", "out")}
-    presets = {name: preset(**given) for name, preset in PRESETS.items() if name != "smoke"}
-    presets["smoke"] = PRESETS["smoke"](
-        teacher="", student="", data=Path("data/toy/unlabelled"), out=Path("runs/smoke")
-    )
+    presets = {}
+    for name, preset in PRESETS.items():
+        needed = [p.name for p in inspect.signature(preset).parameters.values() if p.default is p.empty]
+        presets[name] = preset(**dict.fromkeys(needed, tyro.MISSING))
     notes = {name: preset.__doc__ or "" for name, preset in PRESETS.items()}
     members: list[Any] = [tyro.extras.subcommand_type_from_defaults(presets, descriptions=notes)]
     members += [Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import arg  # so that the net's name is `--teacher`, not `--teacher.name`; nothing else of tyro is here
 
@@ -10,17 +10,34 @@ from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.backbone.schedule import Cosine, Schedule, Step
 from stillroom.backbone.spec import FeaturePoint
-from stillroom.distill.views import KdepView
+from stillroom.distill.views import KdepView, SameView, TeacherView, View
+
+T = TypeVar("T")
+
+ChannelOrder = Literal["own", "rgb", "bgr"]
+Output = Literal["feature", "class", "patches", "class+patches", "projection", "logits"]
+"""What of a teacher is regressed: its pooled feature; a ViT's class token, mean patch token, or both side by side; the
+output of the projection head, or of the classifier, that its checkpoint keeps."""
+
+
+# --- alignment: the teacher's feature -> the target -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """No alignment: the target is the teacher's output as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Svd:
-    """SVD alone: the first components of the teacher's centred features."""
+    """SVD alone: components of the teacher's centred features."""
 
     dim: int | None = None
     """Components; None takes the student's width."""
     zero_fill: bool = False
     """Where the features have a lower rank, give zeros for the missing components instead of refusing."""
+    components: Literal["largest", "middle", "smallest", "random"] = "largest"
+    """Which of the components within the rank; all but `largest` are KDEP's ablations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,56 +50,350 @@ class SvdPts(Svd):
     """n."""
 
 
-Alignment = SvdPts | Svd
+@dataclass(frozen=True, kw_only=True)
+class SvdWhitening(Svd):
+    """SVD, then each component divided by its standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SvdVarianceMatching(Svd):
+    """SVD, then each component scaled to a given standard deviation."""
+
+    to: Literal["line", "channels"] = "line"
+    """line: the components' standard deviations, mapped linearly onto [low, high]. channels: those of the teacher's
+    own channels, sorted, the largest to the first component."""
+    low: float = 1.0
+    high: float = 2.98
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelSelection:
+    """Some of the teacher's channels, as they are."""
+
+    by: Literal["variance", "magnitude", "random"] = "variance"
+    """The channels of largest variance, of largest mean absolute value, or drawn."""
+    dim: int | None = None
+    """Channels; None takes the student's width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolation:
+    """The teacher's feature, read as a signal over its channels, at the nearest of `dim` even places."""
+
+    dim: int | None = None
+    """Places; None takes the student's width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomProjection:
+    """A Gaussian random projection of the teacher's feature."""
+
+    dim: int | None = None
+    """Projected width; None takes the student's width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nmf:
+    """Non-negative factors of the teacher's post-activation features."""
+
+    dim: int | None = None
+    """Factors; None takes the student's width."""
+    sweeps: int = 100
+    """Multiplicative updates that find an image's weights on the factors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lda:
+    """Linear discriminants of the labelled classes, which the data's folders name."""
+
+    dim: int | None = None
+    """Discriminants, below the number of classes; None takes the student's width."""
+
+
+# subclasses before Svd: a command line takes a default for the first type it is an instance of
+Alignment = (
+    SvdPts
+    | SvdWhitening
+    | SvdVarianceMatching
+    | Svd
+    | Raw
+    | ChannelSelection
+    | Interpolation
+    | RandomProjection
+    | Nmf
+    | Lda
+)
+
+
+# --- head: the student's feature -> the prediction --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoHead:
+    """No head: the student's pooled feature is the prediction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """One linear layer with a batch norm: SimReg's linear head (before it), or KDEP's 1x1 convolution (after it)."""
+
+    batch_norm: Literal["before", "after", "none"] = "before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpHead:
+    """SimReg's MLP of 2 or 4 linear layers, d -> 2d -> (d -> 2d ->) D, a batch norm and a ReLU at each width 2d."""
+
+    layers: Literal[2, 4] = 4
+    as_released: bool = False
+    """The 2-layer head of SimReg's released code, which has neither batch norm nor ReLU: a linear map."""
+
+
+HeadConfig = NoHead | LinearHead | MlpHead
+
+
+# --- distance: prediction, target -> loss -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mse:
+    """Mean squared error over batch and dimensions."""
+
+    unit_target: bool = True
+    """Divide the target so that its mean square is 1: one loss weight then serves every teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineDistance:
+    """2 - 2 cos(prediction, target): the squared distance of the unit vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlDivergence:
+    """T^2 KL(softmax(target / T), softmax(prediction / T)), for logits (Hinton et al. 2015)."""
+
+    temperature: float = 4.0
+    """T."""
+
+
+Distance = Mse | CosineDistance | KlDivergence
+
+
+# --- optimiser --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd:
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lars:
+    """SGD with layer-wise adaptive rates, for large batches (You et al. 2017); biases and norms are not adapted."""
+
+    momentum: float = 0.9
+    trust: float = 0.001
+    """Trust coefficient."""
+
+
+Optimizer = Sgd | AdamW | Lars
+
+
+# --- nets -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
-    """A net and how it is fed."""
+    """One net and how it is fed."""
 
     name: Annotated[str, arg(name="", metavar="NAME|DIR")]
     """Backbone name or checkpoint directory. A teacher's name means its pretrained weights, a student's name random
     ones; random:NAME is always random."""
     feature: FeaturePoint = "before"
     """Read the pooled feature before or after the last activation."""
+    output: Output = "feature"
+    """What of a teacher is regressed."""
     size: int | None = None
     """Input side, pixels; None as the net's specification says."""
     crop_fraction: float | None = None
     """Crop over resized side in evaluation, (0, 1]; None as the net's specification says."""
+    channel_order: ChannelOrder = "own"
+    """The order of the colour channels; own: as the net's specification says."""
+    weight: float = 1.0
+    """Of a teacher's loss among several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Students:
+    """The nets to train; several share each pass of the teachers. Flags take one value for all of them, or one each."""
+
+    name: Annotated[tuple[str, ...], arg(name="", metavar="NAME|DIR")]
+    """Backbone names (random weights) or checkpoint directories to start from."""
+    feature: tuple[FeaturePoint, ...] = ("before",)
+    """Read the pooled feature before or after the last activation."""
+    size: tuple[int, ...] = ()
+    """Input side, pixels; none as the net's specification says."""
+    crop_fraction: tuple[float, ...] = ()
+    """Crop over resized side in evaluation, (0, 1]; none as the net's specification says."""
+
+    def each(self) -> list[Net]:
+        """The nets, one by one.
+
+        Raises:
+            ValueError: a flag with another number of values than one or the number of nets.
+        """
+        many = len(self.name)
+        feature = spread(self.feature, many, "--student.feature")
+        size = spread(self.size or (None,), many, "--student.size")
+        crop = spread(self.crop_fraction or (None,), many, "--student.crop-fraction")
+        return [
+            Net(name=n, feature=f, size=s, crop_fraction=c)
+            for n, f, s, c in zip(self.name, feature, size, crop, strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teachers:
+    """The frozen nets. Flags take one value for all of them, or one each."""
+
+    name: Annotated[tuple[str, ...], arg(name="", metavar="NAME|DIR")]
+    """Checkpoint directories, or backbone names with their pretrained weights; random:NAME is random."""
+    feature: tuple[FeaturePoint, ...] = ("before",)
+    """Read the pooled feature before or after the last activation."""
+    output: tuple[Output, ...] = ("feature",)
+    """The pooled feature; a ViT's class token, mean patch token or both; the output of a kept projection head or of
+    the classifier."""
+    size: tuple[int, ...] = ()
+    """Input side, pixels; none as the net's specification says."""
+    crop_fraction: tuple[float, ...] = ()
+    """Crop over resized side in evaluation, (0, 1]; none as the net's specification says."""
+    channel_order: tuple[ChannelOrder, ...] = ("own",)
+    """The order of the colour channels; own: as the net's specification says. KDEP's code feeds rgb to every net."""
+    weight: tuple[float, ...] = (1.0,)
+    """Of each teacher's loss; the losses are averaged with these weights."""
+
+    def each(self) -> list[Net]:
+        """The nets, one by one.
+
+        Raises:
+            ValueError: a flag with another number of values than one or the number of nets.
+        """
+        many = len(self.name)
+        feature = spread(self.feature, many, "--teacher.feature")
+        output = spread(self.output, many, "--teacher.output")
+        size = spread(self.size or (None,), many, "--teacher.size")
+        crop = spread(self.crop_fraction or (None,), many, "--teacher.crop-fraction")
+        order = spread(self.channel_order, many, "--teacher.channel-order")
+        weight = spread(self.weight, many, "--teacher.weight")
+        return [
+            Net(name=n, feature=f, output=o, size=s, crop_fraction=c, channel_order=r, weight=w)
+            for n, f, o, s, c, r, w in zip(self.name, feature, output, size, crop, order, weight, strict=True)
+        ]
+
+
+def spread(values: tuple[T, ...], many: int, flag: str) -> tuple[T, ...]:
+    """One value for all, or one each."""
+    if len(values) not in (1, many):
+        raise ValueError(f"{flag} has {len(values)} values for {many} nets: give one for all of them, or one each")
+    return values * many if len(values) == 1 else values
+
+
+# --- beside the four slots --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A term on feature maps, for students bound for segmentation and detection."""
+
+    weight: float = 0.0
+    """Times 2 - 2 cos of the student's map, projected by a 1x1 convolution, to the teacher's, both on the coarser
+    grid of the two; 0: none."""
+    student_level: int = -1
+    """Which of the student's levels, -1: the last."""
+    teacher_level: int = -1
+    """Which of the teacher's levels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Teacher outputs kept on disk, each for one exact view, and reused by every later epoch and student."""
+
+    views: int = 0
+    """Views of each image, which the epochs go through in turn; 0: no cache, every epoch draws new views."""
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """What is watched while a student trains."""
+
+    knn: Path | None = None
+    """Labelled image folder (with train/ and val/ in it, or split here): k-NN accuracy of the student."""
+    every: int = 5
+    """Epochs between two measurements."""
+    held_out: float = 0.02
+    """Share of the images, at most 512, that is not trained on but shows the distance to the target; 0: none."""
+    patience: int = 0
+    """Stop after this many measurements without a better one; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """One run of KDEP."""
+    """One run: views, alignment, head and distance between frozen teachers and the students they teach."""
 
-    teacher: Net
-    student: Net
+    teacher: Teachers
+    student: Students
     data: Path
-    """Folder of images, labels not needed; subfolders are read too."""
+    """Folder of images, labels not needed, subfolders are read too; or a file list, one path per line."""
     out: Path
     """Run directory to make."""
-    view: KdepView = field(default_factory=KdepView)
+    method: str = "kdep"
+    """What the student's checkpoint says it was made by; a preset's name."""
+    view: View = field(default_factory=KdepView)
+    teacher_view: TeacherView = field(default_factory=SameView)
     alignment: Alignment = field(default_factory=SvdPts)
     alignment_file: Path | None = None
     """Use this alignment (from fit-alignment or import-alignment) instead of fitting one on the data."""
+    alignment_view: Literal["evaluation", "training"] = "evaluation"
+    """Fit the alignment on the evaluation view of the images, or on the first epoch's random views, as KDEP did."""
+    head: HeadConfig = field(default_factory=NoHead)
+    keep_head: bool = False
+    """Store the trained heads beside the student, in heads.safetensors."""
+    distance: Distance = field(default_factory=Mse)
+    dense: Dense = field(default_factory=Dense)
     epochs: int = 90
     """Passes over the data."""
     batch_size: int = 512
     """Images per step, over all processes."""
     lr: float = 0.3
-    """Base learning rate of SGD."""
-    momentum: float = 0.9
+    """Base learning rate."""
     weight_decay: float = 5e-4
-    """On every parameter."""
+    """On every parameter; with LARS not on biases and norms."""
+    optimizer: Optimizer = field(default_factory=Sgd)
     schedule: Schedule = field(default_factory=Step)
     loss_weight: float = 3.0
-    """Times the mean squared error to the target, whose mean square is 1."""
+    """Times the distance."""
+    ema: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what leaves; 0: none."""
     amp: Literal["none", "bf16"] = "none"
     """bf16: forward passes in bfloat16 autocast."""
     compile: bool = False
-    """torch.compile both nets."""
+    """torch.compile all nets."""
     sync_batch_norm: bool = False
     """Share batch statistics over processes (GPUs only)."""
+    cache: Cache = field(default_factory=Cache)
+    monitor: Monitor = field(default_factory=Monitor)
     seed: int = 0
     device: DeviceName = "auto"
     workers: int = 1
@@ -97,7 +408,7 @@ class DistillConfig:
     """Licence of the images; a restricted one goes into the student's manifest."""
 
 
-UNIONS = (Alignment, Schedule)
+UNIONS = (Alignment, Schedule, HeadConfig, Distance, Optimizer, View, TeacherView)
 """The fields of several variants, for config.json."""
 
-__all__ = ["UNIONS", "Alignment", "Cosine", "DistillConfig", "KdepView", "Net", "Step", "Svd", "SvdPts"]
+__all__ = ["UNIONS", "Cosine", "DistillConfig", "Step"]

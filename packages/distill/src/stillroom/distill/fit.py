@@ -1,131 +1,181 @@
-"""The pass that fits an alignment: teacher features of the evaluation view, streamed into moments."""
+"""The pass that fits an alignment: teacher features of one view of each image, streamed into statistics."""
 
-import hashlib
-import json
 import math
-import os
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Normalize, Run, weights_sha256
+from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run, weights_sha256
 from stillroom.backbone.files import write_file
-from stillroom.backbone.images import EvaluationBatches, OnBroken, build_loader
+from stillroom.backbone.images import EvaluationBatches, OnBroken, View, build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.distill.alignment import AlignedTarget, PowerTemperatureScaling, SvdAlignment
-from stillroom.distill.alignment_file import AlignmentInputs, encode_alignment, fits, load_alignment
-from stillroom.distill.config import Alignment, SvdPts
-from stillroom.distill.moments import Moments
+from stillroom.backbone.store import cache_directory, key_of
+from stillroom.distill.alignment import AlignedTarget, ScaledSvd
+from stillroom.distill.alignment_file import (
+    AlignmentInputs,
+    build_alignment,
+    encode_alignments,
+    load_alignments,
+)
+from stillroom.distill.config import Alignment, Raw
+from stillroom.distill.factors import LdaAlignment, NmfAlignment
+from stillroom.distill.moments import ClassMoments, Moments
+from stillroom.distill.selection import SelectedChannels
+from stillroom.distill.teacher import FrozenTeacher
 
 _BATCH_SIZE = 64
 _SAMPLE = 2048  # images whose features set the scale and show the std ratio
 
 
-def alignment_inputs(teacher: Backbone, files: ImageFiles) -> AlignmentInputs:
+@dataclass(frozen=True, kw_only=True)
+class FitPass:
+    """The images that an alignment is fitted on, and how they are read.
+
+    Args:
+        files: the images; labelled for LDA.
+        run: this process; the images are dealt out over all of them.
+        view: None for the teacher's evaluation view, or a view and the words that say which.
+        unit: whether the target is to have unit mean square.
+        workers: processes that decode images.
+        on_broken: see `OnBroken`.
+    """
+
+    files: ImageFiles
+    run: Run
+    view: tuple[View, str, int] | None = None
+    unit: bool = True
+    workers: int = 1
+    on_broken: OnBroken = "refuse"
+
+    def features(self, teacher: FrozenTeacher, label: str, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """(indices, features in float32) of batches of 64 images; `every` n-th image only."""
+        files = self.files if every == 1 else self.files.subset(range(0, len(self.files), every))
+        view, seed = (EvaluationView(teacher.backbone.spec.input), 0) if self.view is None else self.view[::2]
+        dataset = ImageDataset(files, view, seed=seed, on_broken=self.on_broken)
+        loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), self.workers)
+        progress = Progress(len(files), self.run, label)
+        for batch in progress.over(loader):
+            progress.skip(batch.broken)
+            if len(batch):
+                yield batch.indices * every, teacher(batch.images.to(self.run.device))[0]
+
+
+def alignment_inputs(teacher: FrozenTeacher, fit: FitPass) -> AlignmentInputs:
     """The record of what an alignment of this teacher on these images is fitted on."""
+    spec = teacher.backbone.spec
     return AlignmentInputs(
-        teacher_sha256=weights_sha256(teacher.net),
-        feature="before" if teacher.spec.pre_activation else "after",
-        teacher_size=teacher.spec.input.size,
-        data_fingerprint=files.fingerprint,
-        count=len(files),
+        teacher_sha256=weights_sha256(teacher.backbone.net),
+        feature="before" if spec.pre_activation else "after",
+        output=teacher.output,
+        teacher_size=spec.input.size,
+        view="evaluation" if fit.view is None else fit.view[1],
+        data_fingerprint=fit.files.fingerprint,
+        count=len(fit.files),
     )
 
 
 @torch.no_grad()
-def fit_alignment(
-    teacher: Backbone,
-    files: ImageFiles,
-    config: Alignment,
-    dim: int,
-    run: Run,
-    *,
-    workers: int = 1,
-    on_broken: OnBroken = "refuse",
-) -> AlignedTarget:
-    """Fit SVD (and PTS's scale) on the teacher's features of the images, in float32, each image in its evaluation view.
+def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitPass) -> AlignedTarget:
+    """Fit an alignment, and the scale of its target, on the teacher's features of the images, in float32.
 
     Args:
-        teacher: on the run's device, in eval mode.
-        files: the images.
+        teacher: on the run's device.
         config: which alignment.
-        dim: its components where the config names none: the student's width.
-        run: this process; the images are dealt out over all of them.
-        workers: processes that decode images.
-        on_broken: see `OnBroken`.
+        dim: its width where the config names none: the student's width.
+        fit: the images.
 
     Raises:
-        ValueError: see `SvdAlignment.fit` and `Moments.update`.
+        ValueError: see the alignments' `fit` and `Moments.update`.
     """
-    svd = SvdAlignment(config.dim or dim, zero_fill=config.zero_fill)
-    dataset = ImageDataset(files, EvaluationView(teacher.spec.input), on_broken=on_broken)
-    loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, run), workers)
-    normalize = Normalize(teacher.spec.input).to(run.device)
-    moments = Moments(teacher.spec.dim, run.device)
-    every = math.ceil(len(files) / _SAMPLE)
+    target = build_alignment(config, teacher.dim, dim).to(fit.run.device)
+    alignment: Any = target.alignment
+    moments = build_moments(target, fit)
+    labels = torch.tensor(fit.files.labels or ())
+    every = math.ceil(len(fit.files) / _SAMPLE)
+    learns = moments is not None or isinstance(alignment, NmfAlignment)  # the others need no more than the sample
     sampled: list[Tensor] = []
-    progress = Progress(len(files), run, "alignment")
-    for batch in progress.over(loader):
-        progress.skip(batch.broken)
-        if len(batch):
-            features = teacher(normalize(batch.images.to(run.device))).pooled
-            moments.update(features)
-            sampled.append(features[(batch.indices % every == 0).to(run.device)].cpu())
-    moments.reduce(run)
-    sample = torch.cat([part for parts in run.gather(sampled) for part in parts]).to(run.device)
-    svd = svd.to(run.device).fit(moments)
-    scaling = PowerTemperatureScaling(config.temperature, config.exponent) if isinstance(config, SvdPts) else None
-    return AlignedTarget(svd, scaling).to(run.device).calibrate(sample)
+    for indices, features in fit.features(teacher, "alignment", every=1 if learns else every):
+        match moments:
+            case Moments():
+                moments.update(features)
+            case ClassMoments():
+                moments.update(features, labels[indices].to(features.device))
+        if isinstance(alignment, NmfAlignment):
+            alignment.partial_fit(features)
+        sampled.append(features[(indices % every == 0).to(features.device)].cpu())
+    if isinstance(alignment, NmfAlignment):
+        alignment.settle()
+    if moments is not None:
+        moments.reduce(fit.run)
+        alignment.fit(moments)
+    sample = torch.cat([part for parts in fit.run.gather(sampled) for part in parts]).to(fit.run.device)
+    return target.calibrate(sample, unit=fit.unit)
 
 
-def describe(target: AlignedTarget) -> str:
-    """One line on an alignment: rank, components, explained variance, std ratio before and after scaling."""
-    variance = target.svd.variance_.double()
-    explained = float(variance[: target.dim].sum() / variance.sum())
-    before, after = target.std_ratio_
-    ratio = f"std ratio {before:.1f}" + (f" -> {after:.1f} after PTS" if target.scaling else "")
+def build_moments(target: AlignedTarget, fit: FitPass) -> Moments | ClassMoments | None:
+    """The statistics that an alignment is learnt from; None where it needs none.
+
+    Raises:
+        ValueError: LDA without labels; NMF in several processes.
+    """
+    match target.alignment:
+        case ScaledSvd() | SelectedChannels():
+            return Moments(target.feature_dim, fit.run.device)
+        case LdaAlignment():
+            if fit.files.labels is None:
+                raise ValueError("LDA needs labels: --data must be a folder of class folders")
+            return ClassMoments(target.feature_dim, len(fit.files.classes), fit.run.device)
+        case NmfAlignment() if fit.run.world_size > 1:
+            raise ValueError("NMF is fitted in one process: use fit-alignment, then --alignment-file")
+        case _:
+            return None
+
+
+def describe(config: Alignment, target: AlignedTarget) -> str:
+    """One line on an alignment: its kind and widths; for SVD rank, explained variance, std ratio before and after."""
+    name = type(config).__name__
+    if not isinstance(target.alignment, ScaledSvd):
+        return f"{name}: {target.feature_dim}-d feature -> {target.dim}-d target"
+    svd = target.alignment.svd
+    explained = float((svd.std_.double() ** 2).sum() / svd.variance_.double().sum())
+    before, after = target.std_ratio_ or (float("nan"), float("nan"))
     return (
-        f"{len(variance)}-d feature of rank {target.svd.rank_} -> {target.dim} components, "
-        f"{100 * explained:.1f} % of the variance, {ratio}"
+        f"{name}: {target.feature_dim}-d feature of rank {int(svd.rank_)} -> {target.dim} components, "
+        f"{100 * explained:.1f} % of the variance, std ratio {before:.1f} -> {after:.1f}"
     )
 
 
 def find_alignment(
-    teacher: Backbone,
-    files: ImageFiles,
-    config: Alignment,
-    dim: int,
-    run: Run,
-    *,
-    workers: int,
-    on_broken: OnBroken,
+    teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitPass
 ) -> tuple[AlignedTarget, AlignmentInputs]:
     """The alignment for these inputs: from the cache where one was fitted before, else fitted now and kept there.
 
     The cache is `$STILLROOM_CACHE/alignments`, by default below ~/.cache/stillroom; the file's name is the hash of the
     inputs and of the alignment's settings, so a change of teacher, feature point, size, images or settings misses it.
     """
-    inputs = alignment_inputs(teacher, files)
-    key = json.dumps([asdict(inputs), type(config).__name__, asdict(config), dim], sort_keys=True)
-    file = cache_directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    inputs = alignment_inputs(teacher, fit)
+    key = key_of({**asdict(inputs), "kind": type(config).__name__, **asdict(config), "width": dim, "unit": fit.unit})
+    file = cache_directory("alignments") / f"{key}.safetensors"
     known = file.exists()
-    run.wait()  # every process has looked before one may write
+    fit.run.wait()  # every process has looked before one may write
     if known:
-        target, _ = load_alignment(file)
-        if run.is_main:
-            print(f"alignment: {describe(target)}; reused from {file}")
-        return target.to(run.device), inputs
-    target = fit_alignment(teacher, files, config, dim, run, workers=workers, on_broken=on_broken)
-    if run.is_main:
-        print(f"alignment: {describe(target)}")
-        write_file(file, encode_alignment(target, inputs))
+        [(_, target, _)] = load_alignments(file)
+        if fit.run.is_main:
+            print(f"alignment: {describe(config, target)}; reused from {file}")
+        return target.to(fit.run.device), inputs
+    target = fit_alignment(teacher, config, dim, fit)
+    if fit.run.is_main:
+        print(f"alignment: {describe(config, target)}")
+        write_file(file, encode_alignments([(config, target, inputs)]))
     return target, inputs
 
 
 def given_alignment(
-    file: Path, teacher: Backbone, config: Alignment, dim: int, run: Run
+    file: Path, teacher: FrozenTeacher, config: Alignment, dim: int, run: Run
 ) -> tuple[AlignedTarget, AlignmentInputs]:
     """An alignment fitted elsewhere, perhaps on other images.
 
@@ -133,24 +183,28 @@ def given_alignment(
         ValueError: fitted for another teacher, feature point or settings. Imported files do not say their teacher;
             only their width is checked.
     """
-    target, inputs = load_alignment(file)
+    loaded = load_alignments(file)
+    if len(loaded) != 1:
+        raise ValueError(f"{file} holds the alignments of {len(loaded)} teachers: give it to a run of one teacher")
+    [(made_for, target, inputs)] = loaded
     if inputs.teacher_sha256 is not None:
-        own = "before" if teacher.spec.pre_activation else "after"
-        if inputs.teacher_sha256 != weights_sha256(teacher.net):
+        own = alignment_inputs(teacher, FitPass(files=ImageFiles(file.parent, ()), run=run))
+        if inputs.teacher_sha256 != own.teacher_sha256:
             raise ValueError(f"{file} was fitted on another teacher ({inputs.teacher_sha256[:12]}...): fit it again")
-        if inputs.feature != own:
-            raise ValueError(f"{file} was fitted on features {inputs.feature} the last activation, not {own} it")
-    if len(target.svd.mean_) != teacher.spec.dim:
-        raise ValueError(f"{file} is for {len(target.svd.mean_)}-d features, the teacher's is {teacher.spec.dim}-d")
-    if not fits(target, config, dim):
-        raise ValueError(
-            f"{file} holds {target.dim} components (PTS: {target.scaling is not None}, zero-fill: "
-            f"{target.svd.zero_fill}), which is not what {config} asks for a {dim}-d student"
-        )
+        if inputs.feature != own.feature:
+            raise ValueError(
+                f"{file} was fitted on features {inputs.feature} the last activation, not {own.feature} it"
+            )
+        if inputs.output != own.output:
+            raise ValueError(f"{file} was fitted on the teacher's {inputs.output}, not on its {own.output}")
+    if target.feature_dim != teacher.dim:
+        raise ValueError(f"{file} is for {target.feature_dim}-d features, the teacher's is {teacher.dim}-d")
+    wanted = teacher.dim if isinstance(config, Raw) else config.dim or dim
+    if target.dim != wanted or settings(made_for) != settings(config):
+        raise ValueError(f"{file} holds {made_for} of {target.dim} dimensions, which is not {config} of {wanted}")
     return target.to(run.device), inputs
 
 
-def cache_directory() -> Path:
-    """Where fitted alignments are kept."""
-    root = os.environ.get("STILLROOM_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "stillroom") / "alignments"
+def settings(config: Alignment) -> tuple[str, dict[str, object]]:
+    """What an alignment is, apart from its width."""
+    return type(config).__name__, {name: value for name, value in asdict(config).items() if name != "dim"}

@@ -1,7 +1,7 @@
 """Mean and covariance of features, streamed: memory O(d^2), whatever the number of images."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stillroom.backbone import Run
@@ -12,7 +12,7 @@ _NUM_STRIPS = 4  # 10/16 of the whole product, and of its sum in float64
 
 
 class Moments:
-    """Streaming count, mean and covariance of d-dimensional features.
+    """Streaming count, mean, mean absolute value and covariance of d-dimensional features.
 
     Rows are gathered into blocks of `BLOCK_ROWS`; each block is shifted by the mean of the first one, multiplied in
     float32 and added up in float64. The shift keeps the products small where the mean is large beside the spread.
@@ -29,6 +29,7 @@ class Moments:
         self._closed = 0  # rows in the sums
         self._shift: Tensor | None = None
         self._sum = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._absolute = torch.zeros(dim, dtype=torch.float64, device=device)
         self._products = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         self._block = torch.empty(BLOCK_ROWS, dim, device=device)
         self._filled = 0
@@ -70,6 +71,7 @@ class Moments:
         block = self._block[: self._filled]
         if self._shift is None:
             self._shift = block.mean(dim=0)
+        self._absolute += block.abs().sum(dim=0, dtype=torch.float64)
         block -= self._shift
         self._sum += block.sum(dim=0, dtype=torch.float64)
         for strip in self._strips:  # the products are symmetric: each strip only from its diagonal on
@@ -91,6 +93,7 @@ class Moments:
         self._products += torch.outer(self._sum, offset) + torch.outer(offset, self._sum)
         self._products += self.count * torch.outer(offset, offset)
         run.sum(self._products)
+        run.sum(self._absolute)
         self._closed = int(count)
         self._shift = mean.float()
         self._sum = self.count * (mean - self._shift.double())  # what rounding the shift left over
@@ -104,6 +107,14 @@ class Moments:
         return self._shift.double() + self._sum / self.count
 
     @property
+    def magnitude(self) -> Float[Tensor, " d"]:
+        """The mean absolute value of each dimension, float64."""
+        self._close_block()
+        if self.count == 0:
+            raise ValueError("no features were seen: there is no magnitude")
+        return self._absolute / self.count
+
+    @property
     def covariance(self) -> Float[Tensor, "d d"]:
         """The covariance, float64, divided by n."""
         self._close_block()
@@ -112,3 +123,47 @@ class Moments:
         centred = self._sum / self.count
         covariance = self._products / self.count - torch.outer(centred, centred)
         return covariance.triu() + covariance.triu(1).T
+
+
+class ClassMoments:
+    """Streaming scatter of labelled features, within and between classes: the statistics of LDA.
+
+    Args:
+        dim: d.
+        num_classes: K.
+        device: where features come from and sums are kept.
+    """
+
+    def __init__(self, dim: int, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.all = Moments(dim, device)
+        self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    def update(self, features: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> None:
+        """Take in a batch of any size with its labels, 0 to K - 1."""
+        self.all.update(features)
+        self._sums.index_add_(0, labels, features.double())
+        self._counts += labels.bincount(minlength=len(self._counts))
+
+    def reduce(self, run: Run) -> None:
+        """Merge the moments of all processes."""
+        self.all.reduce(run)
+        run.sum(self._sums)
+        run.sum(self._counts)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self._counts)
+
+    @property
+    def between(self) -> Float[Tensor, "d d"]:
+        """The covariance of the class means about the common mean, each weighted by its share of the images."""
+        means = self._sums / self._counts.clamp(min=1)[:, None]
+        offsets = (means - self.all.mean) * (self._counts / self._counts.sum()).sqrt()[:, None]
+        return offsets.T @ offsets
+
+    @property
+    def within(self) -> Float[Tensor, "d d"]:
+        """The mean covariance inside the classes: that of all images less the one between classes."""
+        return self.all.covariance - self.between

@@ -1,78 +1,60 @@
-"""The one trainer: a frozen teacher, an aligned target, a student that regresses it."""
+"""The one trainer: frozen teachers, aligned targets, students that regress them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from stillroom.backbone import (
-    Backbone,
-    Data,
-    ImageDataset,
-    ImageFiles,
-    Normalize,
-    Results,
-    Run,
-    RunDirectory,
-    Teacher,
-    load_backbone,
-    read_unlabelled,
-    replace_input,
-    save_checkpoint,
-    weights_sha256,
-    write_results,
-)
-from stillroom.backbone.configs import config_from_json, config_to_dict, config_to_json
-from stillroom.backbone.files import write_file
-from stillroom.backbone.images import TrainingBatches, build_loader, resize_batch
+from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
+from stillroom.backbone.configs import config_from_json, config_to_json
+from stillroom.backbone.images import TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.provenance import made_by
-from stillroom.backbone.registry import RANDOM, is_checkpoint
-from stillroom.backbone.results import CheckpointRecord, DatasetRecord, read_results
 from stillroom.backbone.run import DeviceName, read_config, seed_everything
-from stillroom.backbone.spec import inherit_licence
 from stillroom.distill.alignment import AlignedTarget
-from stillroom.distill.alignment_file import AlignmentInputs, encode_alignment, load_alignment
-from stillroom.distill.config import UNIONS, DistillConfig, Net
-from stillroom.distill.fit import find_alignment, given_alignment
-from stillroom.distill.views import KdepTransform
-
-PACKAGE = "stillroom-distill"
-METHOD = "kdep"
-PROTOCOL = "kdep/v1"
-ALIGNMENT = "alignment.safetensors"
-STUDENT = "student"
+from stillroom.distill.cache import fill_cache
+from stillroom.distill.config import UNIONS, DistillConfig
+from stillroom.distill.distances import dense_distance, distance
+from stillroom.distill.monitor import Best, KnnMonitor, Watch, collapse, normalised, split_held_out
+from stillroom.distill.parts import Parts, build_nets, prepare, read_files
+from stillroom.distill.record import Outcome, finish, write_students
+from stillroom.distill.student import Learner, build_average, build_optimizer
+from stillroom.distill.views import Views
 
 
-def distill(config: DistillConfig, teacher: Backbone | None = None) -> Path:
-    """Distil a teacher into a student without labels (KDEP), and return the run directory.
+def distill(
+    config: DistillConfig, teacher: Backbone | Sequence[Backbone] | None = None, knn: KnnMonitor | None = None
+) -> Path:
+    """Distil teachers into students without labels, and return the run directory.
 
     Args:
         config: the run.
-        teacher: a net of your own, wrapped by `Backbone.from_module`; `config.teacher.name` is then only its label.
+        teacher: nets of your own, wrapped by `Backbone.from_module`; the names in `config.teacher` are only labels.
+        knn: measures k-NN accuracy on `config.monitor.knn`; `stillroom.eval_ssl.monitor_knn` is one.
 
     Raises:
         ValueError: bad input, each in one sentence; `CheckpointError` is one of them.
 
-    Reference: He et al., "Knowledge Distillation as Efficient Pre-training", CVPR 2022.
+    Reference: He et al., "Knowledge Distillation as Efficient Pre-training", CVPR 2022; Navaneet et al., "SimReg",
+    BMVC 2021.
     """
     run = Run.start(config.device)
-    files = read_unlabelled(config.data)
-    check(config, files, run)
-    teacher = build_teacher(config.teacher, teacher).to(run.device)
-    student = build_student(config).to(run.device)
+    files = read_files(config)
+    check(config, files, run, knn)
+    teachers, students = build_nets(config, teacher, run)
     directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
-    target, inputs = align(config, run, files, teacher, student.spec.dim)
-    return train(config, run, directory, files, teacher, student, target, inputs, state=None)
+    parts = prepare(config, run, files, teachers, students)
+    return train(config, run, directory, parts, knn, state=None)
 
 
 def resume(
     path: Path,
-    teacher: Backbone | None = None,
+    teacher: Backbone | Sequence[Backbone] | None = None,
+    knn: KnnMonitor | None = None,
     *,
     device: DeviceName | None = None,
     workers: int | None = None,
@@ -82,7 +64,7 @@ def resume(
 
     Args:
         path: the run directory.
-        teacher: as given to `distill`, where one was.
+        teacher, knn: as given to `distill`, where they were.
         device, workers, log_every: replace what the run began with; None keeps it.
 
     Raises:
@@ -94,51 +76,48 @@ def resume(
     run = Run.start(config.device)
     if (path / "results.json").exists():
         return path
-    files = read_unlabelled(config.data)
-    teacher = build_teacher(config.teacher, teacher).to(run.device)
-    student = build_student(config).to(run.device)
+    files = read_files(config)
+    check(config, files, run, knn)
+    teachers, students = build_nets(config, teacher, run)
     directory, state = RunDirectory.reopen(path, run)
-    target, inputs = align(config, run, files, teacher, student.spec.dim)
     if state is not None and state["data_fingerprint"] != files.fingerprint:
         raise ValueError(f"the images in {config.data} changed since {path} began: it cannot be resumed")
-    return train(config, run, directory, files, teacher, student, target, inputs, state)
+    return train(config, run, directory, prepare(config, run, files, teachers, students), knn, state)
 
 
 def train(
     config: DistillConfig,
     run: Run,
     directory: RunDirectory,
-    files: ImageFiles,
-    teacher: Backbone,
-    student: Backbone,
-    target: AlignedTarget,
-    inputs: AlignmentInputs,
+    parts: Parts,
+    knn: KnnMonitor | None,
     state: dict[str, Any] | None,
 ) -> Path:
     """The loop, from `state` (None: the beginning) to the last step, and what is written at its end."""
-    optimizer = torch.optim.SGD(
-        student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    step, loss_mean = 0, float("nan")
+    learners, files = parts.learners, parts.files
+    optimizer = build_optimizer(config, learners)
+    averages = [build_average(learner, config.ema) for learner in learners]
+    step, loss_mean, best = 0, float("nan"), Best()
     if state is not None:
-        student.net.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_state(state, learners, averages, optimizer, best)
         step, loss_mean = state["step"], state["loss"]
 
-    sizes = (teacher.spec.input.size, student.spec.input.size)
-    dataset = ImageDataset(files, KdepTransform(config.view, max(sizes)), seed=config.seed, on_broken=config.on_broken)
+    cached = [fill_cache(config, run, files, t, own) for t, own in parts.taught()] if config.cache.views else []
+    live = [] if cached else [teacher.backbone.spec.input for teacher in parts.teachers]
+    sizes = [learner.backbone.spec.input.size for learner in learners]
+    views = Views(config.view, config.teacher_view, sizes, live)
+    dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=config.cache.views)
     batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run, start=step)
     loader = build_loader(dataset, batches, config.workers)
-    teach: Any = TeacherTarget(teacher, target).to(run.device)
-    learn: Any = wrap_student(student, config, run)
-    normalize = Normalize(student.spec.input).to(run.device)
+    teach: list[Any] = [torch.compile(t) if config.compile else t for t in parts.teachers]
+    learn: list[Any] = [wrap(learner, config, run) for learner in learners]
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
-    if config.compile:
-        teach, learn = torch.compile(teach), torch.compile(learn)
+    watch = Watch(
+        config=config, run=run, held_out=parts.held_out, teachers=parts.teachers, targets=parts.targets, knn=knn
+    )
 
-    student.train()
-    progress = Progress(len(files) * config.epochs, run, METHOD, done=step * config.batch_size)
-    loss_sum, loss_steps = torch.zeros((), device=run.device), 0
+    progress = Progress(len(files) * config.epochs, run, config.method, done=step * config.batch_size)
+    loss_sum, loss_steps, measured, warned = torch.zeros((), device=run.device), 0, dict[str, float](), False
     for batch in progress.over(loader):
         progress.skip(batch.broken)
         if not len(batch):
@@ -147,19 +126,26 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * config.schedule.factor(epoch, config.epochs)
         seed_everything(config.seed, step, run.rank)  # for nets that draw (dropout, drop path): the same when resumed
-        images = batch.images.to(run.device, non_blocking=True)
+        images = [view.to(run.device, non_blocking=True) for view in batch.views]
         with autocast:
-            wanted = teach(images)
-            pooled = learn(normalize(resize_batch(images, sizes[1]))).pooled
-        loss = mse_loss(pooled.float(), wanted)
-        (config.loss_weight * loss).backward()
+            if cached:
+                outputs = [(one.read(int(epoch), batch.indices).to(run.device), ()) for one in cached]
+            else:
+                outputs = [one(images[place]) for one, place in zip(teach, views.of_teachers, strict=True)]
+            answers = [one(images[place]) for one, place in zip(learn, views.of_students, strict=True)]
+        loss, total = losses(config, parts.targets, outputs, answers, aligned=bool(cached) and cached[0].aligned)
+        total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        for average, learner in zip(averages, learners, strict=True):
+            if average is not None:
+                average.update_parameters(learner)
         step += 1
 
         loss_sum += loss.detach()
         loss_steps += 1
-        if step % config.log_every == 0 or step == batches.steps_per_epoch * config.epochs:
+        last = step == batches.steps_per_epoch * config.epochs
+        if step % config.log_every == 0 or last:
             loss_mean = float(run.sum(loss_sum)) / loss_steps / run.world_size
             if not torch.isfinite(torch.tensor(loss_mean)):
                 raise ValueError(f"the loss is {loss_mean} at step {step}: lower --lr; the last good state is kept")
@@ -168,153 +154,151 @@ def train(
             progress.show(loss=loss_mean, wait=lap["data_wait_share"])
             loss_sum.zero_()
             loss_steps = 0
-        if step % config.save_every == 0:
-            directory.save_state(
-                {
-                    "step": step,
-                    "loss": loss_mean,
-                    "student": student.net.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "data_fingerprint": files.fingerprint,
-                }
-            )
+            warned = warned or warn_of_collapse(answers, progress)
+        if step % batches.steps_per_epoch == 0 and watch.due(step // batches.steps_per_epoch):
+            score, measured = watch.measure(leaving(learners, averages))
+            directory.log(step, measured)
+            progress.note(f"epoch {step // batches.steps_per_epoch}", measured)
+            if best.beats(score, step):
+                write_students(config, run, parts, leaving(learners, averages), best=True)
+        stop = bool(config.monitor.patience) and best.stale >= config.monitor.patience
+        if step % config.save_every == 0 or stop:
+            directory.save_state(save_state(step, loss_mean, files, learners, averages, optimizer, best))
+        if stop:
+            progress.note(f"stopped at step {step}: no better measurement since step {best.step}")
+            break
 
+    progress.close()
     broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
-    finish(config, run, files, teacher, student, target, inputs, loss_mean, broken, progress.seconds)
+    outcome = Outcome(loss=loss_mean, step=step, measured=measured, best=best, broken=broken, seconds=progress.seconds)
+    finish(config, run, parts, leaving(learners, averages), outcome)
     directory.close()
     run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out
 
 
-class TeacherTarget(nn.Module):
-    """Pixels -> what the student is to say: resize and normalise for the teacher, run it frozen, align its feature."""
+def losses(
+    config: DistillConfig,
+    targets: Sequence[Sequence[AlignedTarget]],
+    outputs: Sequence[tuple[Tensor, Sequence[Tensor]]],
+    answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]],
+    *,
+    aligned: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The distance to the target, averaged over teachers (by weight) and students; and the sum to differentiate.
 
-    def __init__(self, teacher: Backbone, target: AlignedTarget) -> None:
-        super().__init__()
-        self.teacher = teacher
-        self.normalize = Normalize(teacher.spec.input)
-        self.target = target
+    Each student's part of the sum is the one it would have alone: students share nothing but the teachers.
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        fed = self.normalize(resize_batch(images, self.teacher.spec.input.size))
-        pooled = self.teacher(fed.contiguous(memory_format=torch.channels_last)).pooled
-        with torch.autocast(pooled.device.type, enabled=False):  # the basis and the root in float32
-            return self.target(pooled.float())
+    Args:
+        config: distance, its weight, the teachers' weights, the dense term.
+        targets: [teacher][student] alignments.
+        outputs: of each teacher: its output (b, D) and its maps.
+        answers: of each student: its feature, its prediction and its projected map for each teacher.
+        aligned: the outputs are targets already.
+    """
+    shown: list[Tensor] = []
+    total: list[Tensor] = []
+    weights = normalised([net.weight for net in config.teacher.each()])
+    for student, (_, predictions, maps) in enumerate(answers):
+        for teacher, (weight, (output, teacher_maps)) in enumerate(zip(weights, outputs, strict=True)):
+            with torch.no_grad():  # the root of PTS has an infinite slope at 0
+                wanted = output if aligned else targets[teacher][student](output)
+            one = weight * distance(config.distance, predictions[teacher], wanted)
+            shown.append(one / len(answers))
+            total.append(config.loss_weight * one)
+            if maps:
+                apart = dense_distance(maps[teacher], teacher_maps[config.dense.teacher_level])
+                total.append(config.dense.weight * weight * apart)
+    return torch.stack(shown).sum(), torch.stack(total).sum()
 
 
-def check(config: DistillConfig, files: ImageFiles, run: Run) -> None:
+def warn_of_collapse(answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]], progress: Progress) -> bool:
+    """Say it once where a student's features hardly differ over the batch; whether it was said."""
+    sentences = [sentence for pooled, _, _ in answers if (sentence := collapse(pooled.detach().float().cpu()))]
+    for sentence in sentences:
+        progress.note(f"warning: {sentence}")
+    return bool(sentences)
+
+
+def check(config: DistillConfig, files: ImageFiles, run: Run, knn: KnnMonitor | None) -> None:
     """Refuse settings that cannot work before there is a run directory."""
     if config.sync_batch_norm and run.device.type != "cuda":
         raise ValueError("--sync-batch-norm works on GPUs only: leave it out on this device")
     for name in ("epochs", "batch_size", "log_every", "save_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    if config.monitor.every < 1:
+        raise ValueError(f"--monitor.every is {config.monitor.every}: it must be at least 1")
     if not 0 < config.view.min_scale <= 1:
         raise ValueError(f"--view.min-scale is {config.view.min_scale}: it must lie in (0, 1]")
-    TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
-
-
-def align(
-    config: DistillConfig, run: Run, files: ImageFiles, teacher: Backbone, dim: int
-) -> tuple[AlignedTarget, AlignmentInputs]:
-    """The run's alignment: its own from an earlier life, the given file's, a cached one, or one fitted now."""
-    own = config.out / ALIGNMENT
-    known = own.exists()
-    run.wait()
-    if known:
-        target, inputs = load_alignment(own)
-        return target.to(run.device), inputs
-    if config.alignment_file is not None:
-        target, inputs = given_alignment(config.alignment_file, teacher, config.alignment, dim, run)
-    else:
-        workers, on_broken = config.workers, config.on_broken
-        target, inputs = find_alignment(
-            teacher, files, config.alignment, dim, run, workers=workers, on_broken=on_broken
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"--ema is {config.ema}: a decay lies in [0, 1)")
+    if config.monitor.knn is not None and knn is None:
+        raise ValueError(
+            "--monitor.knn needs stillroom-eval-ssl: run tools/distill.py with it installed, or pass knn= to distill()"
         )
-    if run.is_main:
-        write_file(own, encode_alignment(target, inputs))
-    return target, inputs
+    if config.monitor.knn is not None and not config.monitor.knn.is_dir():
+        raise ValueError(f"--monitor.knn: there is no folder {config.monitor.knn}")
+    if config.cache.views and config.dense.weight:
+        raise ValueError("the dense term needs the teacher's maps, which are not cached: leave out --cache.views")
+    if config.cache.views < 0:
+        raise ValueError(f"--cache.views is {config.cache.views}: it must be 0 or more")
+    normalised([net.weight for net in config.teacher.each()])
+    trained, _ = split_held_out(files, config.monitor.held_out, config.seed)
+    TrainingBatches(len(trained), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
 
 
-def build_teacher(net: Net, own: Backbone | None = None) -> Backbone:
-    """The teacher as the run reads it: its feature point and its input size. A random one is the same in every run."""
-    seed_everything(0)
-    teacher = (load_backbone(net.name) if own is None else own).eval().requires_grad_(False)
-    # channels last: 1.6 times the images/s of contiguous tensors for MobileNet-V2 at 128 px on two CPU cores
-    teacher = teacher.to(memory_format=torch.channels_last)
-    return replace_input(teacher.at(net.feature), size=net.size, crop_fraction=net.crop_fraction)
-
-
-def build_student(config: DistillConfig) -> Backbone:
-    """The student with its first weights: random ones from the seed, or those of a checkpoint."""
-    net = config.student
-    seed_everything(config.seed)
-    name = net.name if is_checkpoint(net.name) or net.name.startswith(RANDOM) else f"{RANDOM}{net.name}"
-    return replace_input(load_backbone(name).at(net.feature), size=net.size, crop_fraction=net.crop_fraction)
-
-
-def wrap_student(student: Backbone, config: DistillConfig, run: Run) -> nn.Module:
-    """The student as the loop calls it: itself, or averaged over processes."""
+def wrap(learner: Learner, config: DistillConfig, run: Run) -> Any:
+    """A student as the loop calls it: itself, averaged over processes, compiled."""
+    learner.train()
     if config.sync_batch_norm:
-        student.net = nn.SyncBatchNorm.convert_sync_batchnorm(student.net)
-    if run.world_size == 1:
-        return student
-    return DistributedDataParallel(student, device_ids=[run.device] if run.device.type == "cuda" else None)
+        nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    wrapped: nn.Module = learner
+    if run.world_size > 1:
+        wrapped = DistributedDataParallel(learner, device_ids=[run.device] if run.device.type == "cuda" else None)
+    return torch.compile(wrapped) if config.compile else wrapped
 
 
-def finish(
-    config: DistillConfig,
-    run: Run,
-    files: ImageFiles,
-    teacher: Backbone,
-    student: Backbone,
-    target: AlignedTarget,
-    inputs: AlignmentInputs,
+def leaving(learners: Sequence[Learner], averages: Sequence[AveragedModel | None]) -> list[Learner]:
+    """The students that are measured and written: the running averages, where there are any."""
+    pairs = zip(learners, averages, strict=True)
+    return [learner if mean is None else cast(Learner, mean.module) for learner, mean in pairs]
+
+
+def save_state(
+    step: int,
     loss: float,
-    broken: list[str],
-    seconds: float,
+    files: ImageFiles,
+    learners: Sequence[Learner],
+    averages: Sequence[AveragedModel | None],
+    optimizer: torch.optim.Optimizer,
+    best: Best,
+) -> dict[str, Any]:
+    """What `load_state` puts back."""
+    return {
+        "step": step,
+        "loss": loss,
+        "learners": [learner.state_dict() for learner in learners],
+        "averages": [mean.state_dict() for mean in averages if mean is not None],
+        "optimizer": optimizer.state_dict(),
+        "best": asdict(best),
+        "data_fingerprint": files.fingerprint,
+    }
+
+
+def load_state(
+    state: dict[str, Any],
+    learners: Sequence[Learner],
+    averages: Sequence[AveragedModel | None],
+    optimizer: torch.optim.Optimizer,
+    best: Best,
 ) -> None:
-    """Write the student's checkpoint and results.json."""
-    if not run.is_main:
-        return
-    taught_by = Teacher(
-        name=config.teacher.name, weights_sha256=weights_sha256(teacher.net), licence=teacher.spec.licence
-    )
-    student.eval()
-    student.spec = replace(student.spec, licence=inherit_licence(teacher.spec.licence, config.data_licence))
-    settings = config_to_dict(config, UNIONS)
-    manifest = save_checkpoint(
-        config.out / STUDENT,
-        student,
-        method=METHOD,
-        package=PACKAGE,
-        config=settings,
-        teacher=taught_by,
-        data=Data(count=len(files), fingerprint=files.fingerprint),
-        alignment=encode_alignment(target, inputs),
-    )
-    write_results(
-        config.out,
-        Results(
-            task="distill",
-            protocol=PROTOCOL,
-            datasets={"train": DatasetRecord.of(files, broken=len(broken))},
-            checkpoint=CheckpointRecord(path=str(config.out / STUDENT), sha256=manifest.weights.sha256, method=METHOD),
-            metrics={"loss": loss},
-            seed=config.seed,
-            seconds=seconds,
-            made_by=made_by(PACKAGE, settings),
-            extra={
-                "alignment": asdict(inputs)
-                | {"rank": target.svd.rank_, "dim": target.dim, "std_ratio_before_after_pts": target.std_ratio_},
-                "broken": broken,
-            },
-        ),
-    )
-
-
-def summary(path: Path) -> str:
-    """The last line a run prints: its directory and the one number that matters."""
-    return f"{path}: loss {read_results(path).metrics['loss']:.4f} (share of the target's mean square left unexplained)"
+    """Put nets, averages, optimiser and the best measurement back where they were."""
+    for learner, kept in zip(learners, state["learners"], strict=True):
+        learner.load_state_dict(kept)
+    for mean, kept in zip([mean for mean in averages if mean is not None], state["averages"], strict=True):
+        mean.load_state_dict(kept)
+    optimizer.load_state_dict(state["optimizer"])
+    for name, value in state["best"].items():
+        setattr(best, name, value)

@@ -1,5 +1,6 @@
-"""What the nets see in training: views, drawn anew for each image and epoch."""
+"""What the nets see in training: views, drawn anew for each image and epoch, rendered at each net's size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,15 +9,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from stillroom.backbone import EvaluationView
+from stillroom.backbone.spec import InputSpec
+
 # Principal components of ImageNet's RGB pixels in [0, 1] (Krizhevsky et al. 2012, section 4.1; values as published
 # with fb.resnet.torch and used ever since).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+_BLUR_SIZE = 224  # pixels at which SimReg's blur is 0.1 to 2 pixels wide
 
 
 @dataclass(frozen=True, kw_only=True)
 class KdepView:
-    """One view for teacher and student: random crop, flip, colour jitter, PCA lighting.
+    """Random crop, flip, colour jitter, PCA lighting.
 
     Reference: KDEP's released recipe (RandomResizedCrop 0.08-1, jitter 0.1, lighting 0.05).
     """
@@ -29,22 +34,116 @@ class KdepView:
     """Standard deviation of the PCA lighting noise."""
 
 
-class KdepTransform:
-    """The view that a `KdepView` describes: PIL image -> uint8 (3, size, size). Draws from torch's generator."""
+@dataclass(frozen=True, kw_only=True)
+class WeakView:
+    """SimReg's weak view: random crop and flip."""
 
-    def __init__(self, view: KdepView, size: int) -> None:
-        self.steps = v2.Compose(
-            [
-                v2.PILToTensor(),
-                v2.RandomResizedCrop(size, scale=(view.min_scale, 1.0), antialias=True),
-                v2.RandomHorizontalFlip(),
+    min_scale: float = 0.2
+    """Smallest crop, fraction of the image's area."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrongView:
+    """SimReg's strong view: the weak one, then colour jitter (0.4, 0.4, 0.4, 0.1), grayscale and Gaussian blur."""
+
+    min_scale: float = 0.2
+    """Smallest crop, fraction of the image's area."""
+    jitter: float = 0.8
+    """How often colours change."""
+    grayscale: float = 0.2
+    """How often colours go."""
+    blur: float = 0.5
+    """How often the image is blurred, by 0.1 to 2 pixels at 224 px and in proportion at other sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameView:
+    """The teachers see the student's view, the same crop and colours, each net at its own size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedView:
+    """The teachers see the centre crop of their evaluation, whatever the student sees."""
+
+
+View = KdepView | WeakView | StrongView
+TeacherView = SameView | FixedView | KdepView | WeakView | StrongView
+"""All but `SameView` are drawn independently of the student's view."""
+
+
+def build_view(view: View, size: int) -> v2.Compose:
+    """The transform that a view describes: PIL image -> uint8 (3, size, size). Draws from torch's generator.
+
+    What it draws does not depend on `size`: from the same state of the generator it renders the same view at any size.
+    """
+    # PIL's pixels shrink to a tensor first, so that crop and resize are one antialiased step on uint8
+    crop = [v2.PILToTensor(), v2.RandomResizedCrop(size, scale=(view.min_scale, 1.0), antialias=True)]
+    match view:
+        case KdepView():
+            colour: list[nn.Module] = [
                 v2.ColorJitter(view.jitter, view.jitter, view.jitter),
                 Lighting(view.lighting),
             ]
-        )
+        case WeakView():
+            colour = []
+        case StrongView():
+            width = size / _BLUR_SIZE
+            kernel = 2 * max(1, round(3 * 2.0 * width)) + 1  # three standard deviations to each side
+            colour = [
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], view.jitter),
+                v2.RandomGrayscale(view.grayscale),
+                v2.RandomApply([v2.GaussianBlur(kernel, (0.1 * width, 2.0 * width))], view.blur),
+            ]
+    return v2.Compose([*crop, v2.RandomHorizontalFlip(), *colour])
 
-    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 s s"]:
-        return self.steps(image)
+
+class Views:
+    """What all nets of a run see of one image: PIL image -> one uint8 (3, s, s) per different size and policy.
+
+    Args:
+        view: the student's.
+        teacher_view: the teachers'.
+        students: their input sizes, pixels.
+        teachers: their inputs; none where their outputs are cached.
+
+    Attributes:
+        of_students, of_teachers: for each net, which of the renderings is its own.
+    """
+
+    def __init__(
+        self, view: View, teacher_view: TeacherView, students: Sequence[int], teachers: Sequence[InputSpec]
+    ) -> None:
+        self._renderings: list[tuple[nn.Module | EvaluationView, bool]] = []  # transform, drawn for teachers alone
+        known: dict[object, int] = {}
+
+        def place(key: object, transform: nn.Module | EvaluationView, own: bool) -> int:
+            if key not in known:
+                known[key] = len(self._renderings)
+                self._renderings.append((transform, own))
+            return known[key]
+
+        self.of_students = [place(size, build_view(view, size), False) for size in students]
+        self.of_teachers: list[int] = []
+        for spec in teachers:
+            match teacher_view:
+                case SameView():
+                    self.of_teachers.append(place(spec.size, build_view(view, spec.size), False))
+                case FixedView():
+                    self.of_teachers.append(place(spec, EvaluationView(spec), True))
+                case own:
+                    self.of_teachers.append(place((own, spec.size), build_view(own, spec.size), True))
+
+    def __call__(self, image: Image.Image) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
+        shared = torch.get_rng_state()
+        own = int(torch.randint(2**62, ()))
+        rendered = []
+        for transform, alone in self._renderings:
+            if alone:
+                torch.manual_seed(own)
+            else:
+                torch.set_rng_state(shared)
+            rendered.append(transform(image))
+        return tuple(rendered)
 
 
 class Lighting(nn.Module):

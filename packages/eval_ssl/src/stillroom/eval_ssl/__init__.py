@@ -4,5 +4,14 @@ from stillroom.eval_ssl.config import KnnConfig
 from stillroom.eval_ssl.evaluate import evaluate_knn
 from stillroom.eval_ssl.features import FeatureSet, extract_features
 from stillroom.eval_ssl.knn import knn_classify, nearest_neighbours
+from stillroom.eval_ssl.monitor import monitor_knn
 
-__all__ = ["FeatureSet", "KnnConfig", "evaluate_knn", "extract_features", "knn_classify", "nearest_neighbours"]
+__all__ = [
+    "FeatureSet",
+    "KnnConfig",
+    "evaluate_knn",
+    "extract_features",
+    "knn_classify",
+    "monitor_knn",
+    "nearest_neighbours",
+]

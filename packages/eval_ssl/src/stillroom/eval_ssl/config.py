@@ -27,6 +27,8 @@ class KnnConfig:
     """Numbers of neighbours."""
     feature: FeaturePoint | None = None
     """Read the pooled feature before or after the last activation; None as the checkpoint says."""
+    head: str | None = None
+    """Evaluate the output of this head of the checkpoint; a student keeps `distill` if asked to. None: none."""
     size: int | None = None
     """Input side, pixels; None as the checkpoint says."""
     crop_fraction: float | None = None

@@ -2,21 +2,27 @@
 
 import time
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from stillroom.backbone import (
     Results,
     Run,
     format_table,
     load_backbone,
+    load_checkpoint,
     read_labelled,
     replace_input,
     weights_sha256,
     write_results,
 )
+from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import replace_directory
+from stillroom.backbone.heads import build_head
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.registry import checkpoint_method
+from stillroom.backbone.registry import checkpoint_method, is_checkpoint
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent, read_results
 from stillroom.backbone.run import seed_everything
 from stillroom.eval_ssl.config import KnnConfig
@@ -47,7 +53,8 @@ def evaluate_knn(config: KnnConfig) -> Path:
     seed_everything(config.seed)
     backbone = load_backbone(config.checkpoint, config.feature).to(run.device)
     backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
-    options = {"batch_size": config.batch_size, "workers": config.workers}
+    head = load_head(config).to(run.device) if config.head else None
+    options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers, "head": head}
     train = extract_features(backbone, train_files, run, **options, on_broken=config.on_broken, label="train")
     test = extract_features(backbone, test_files, run, **options, on_broken=config.on_broken, label="test")
     predicted = knn_classify(train.features, train.labels, test.features, config.k, len(train_files.classes))
@@ -58,6 +65,7 @@ def evaluate_knn(config: KnnConfig) -> Path:
         protocol=(
             f"{PROTOCOL} vote=majority similarity=cosine feature={'before' if spec.pre_activation else 'after'} "
             f"size={spec.input.size} crop={spec.input.crop_fraction:g} resize={spec.input.resize.replace(' ', '-')}"
+            f"{f' head={config.head}' if config.head else ''}"
         ),
         datasets={
             "train": DatasetRecord.of(train_files, broken=len(train.broken)),
@@ -78,6 +86,19 @@ def evaluate_knn(config: KnnConfig) -> Path:
     run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out
+
+
+def load_head(config: KnnConfig) -> nn.Module:
+    """The head that the checkpoint keeps under `config.head`.
+
+    Raises:
+        ValueError: a backbone name instead of a checkpoint; `CheckpointError` where it keeps no such head.
+    """
+    assert config.head is not None
+    if not is_checkpoint(config.checkpoint):
+        raise ValueError(f"--head {config.head}: {config.checkpoint} is no checkpoint directory, so it keeps no head")
+    tensors = load_heads(config.checkpoint, config.head)
+    return build_head(load_checkpoint(config.checkpoint)[1].heads[config.head], tensors)
 
 
 def report(path: Path) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Normalize, Run
 from stillroom.backbone.images import EvaluationBatches, OnBroken, build_loader
@@ -29,6 +29,7 @@ def extract_features(
     batch_size: int = 64,
     workers: int = 1,
     on_broken: OnBroken = "refuse",
+    head: nn.Module | None = None,
     label: str = "features",
 ) -> FeatureSet:
     """Run a backbone over images in its own input specification, float32, in eval mode.
@@ -43,6 +44,7 @@ def extract_features(
         batch_size: images per forward pass.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
+        head: what the pooled feature goes through first, on the run's device; None: nothing.
         label: of the progress bar.
 
     Raises:
@@ -60,7 +62,7 @@ def extract_features(
         progress.skip(batch.broken)
         if len(batch):
             pooled = backbone(normalize(batch.images.to(run.device))).pooled.float()
-            parts.append((batch.indices, pooled.cpu()))
+            parts.append((batch.indices, (pooled if head is None else head(pooled)).cpu()))
     gathered = [part for one in run.gather(parts) for part in one]
     broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
     if not gathered:

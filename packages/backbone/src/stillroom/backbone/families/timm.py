@@ -55,6 +55,7 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anato
         levels=tuple(Level(name=info["module"], channels=info["num_chs"], stride=info["reduction"]) for info in infos),
         trunk=partial(_trunk, taken=taken, norm=not tail),  # a closing norm closes the maps as well
         pool=_pool,
+        has_class_token=getattr(net, "cls_token", None) is not None,
         **tail,
     )
     return anatomy, classifier if isinstance(classifier, nn.Linear) else None

@@ -1,0 +1,68 @@
+"""Heads: small nets on a pooled feature, kept in heads.safetensors beside the backbone and rebuilt from words."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from stillroom.backbone.manifest import CheckpointError, Head
+
+LAYERS = ("linear", "batchnorm", "relu")
+"""The words of a `Head.kind`, for instance `linear-batchnorm-relu-linear`: the layers in their order."""
+
+
+def describe_head(head: nn.Sequential, classes: tuple[str, ...] = ()) -> Head:
+    """The description of a head of linear layers, batch norms and ReLUs, for a checkpoint's manifest.
+
+    Raises:
+        ValueError: another kind of layer, or no linear one.
+    """
+    words = []
+    for layer in head:
+        match layer:
+            case nn.Linear():
+                words.append("linear")
+            case nn.BatchNorm1d() | nn.SyncBatchNorm():
+                words.append("batchnorm")
+            case nn.ReLU():
+                words.append("relu")
+            case _:
+                raise ValueError(f"a head is made of {', '.join(LAYERS)}: {type(layer).__name__} has no word")
+    linears = [layer for layer in head if isinstance(layer, nn.Linear)]
+    if not linears:
+        raise ValueError("a head needs a linear layer")
+    return Head(kind="-".join(words), in_dim=linears[0].in_features, out_dim=linears[-1].out_features, classes=classes)
+
+
+def build_head(description: Head, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Rebuild a kept head: pooled feature (b, in_dim) -> (b, out_dim), in eval mode.
+
+    A head of one linear layer may have the keys `weight` and `bias`, as classifiers do; otherwise the keys are those
+    of an `nn.Sequential`, `0.weight` and so on.
+
+    Raises:
+        CheckpointError: a word that is no layer, or tensors that do not fit the description.
+    """
+    words = description.kind.split("-")
+    if unknown := sorted(set(words) - set(LAYERS)):
+        raise CheckpointError(f"head {description.kind!r} has layers that are not known here: {', '.join(unknown)}")
+    if description.kind == "linear" and "weight" in tensors:
+        tensors = {f"0.{key}": tensor for key, tensor in tensors.items()}
+    layers: list[nn.Module] = []
+    width = description.in_dim
+    for place, word in enumerate(words):
+        match word:
+            case "linear":
+                if (weight := tensors.get(f"{place}.weight")) is None:
+                    raise CheckpointError(f"head {description.kind!r} lacks the tensor {place}.weight")
+                layers.append(nn.Linear(width, weight.shape[0], bias=f"{place}.bias" in tensors))
+                width = weight.shape[0]
+            case "batchnorm":
+                layers.append(nn.BatchNorm1d(width, affine=f"{place}.weight" in tensors))
+            case _:
+                layers.append(nn.ReLU())
+    head = nn.Sequential(*layers)
+    try:
+        head.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise CheckpointError(f"the tensors of head {description.kind!r} do not fit it: {error}") from error
+    return head.eval()

@@ -1,0 +1,179 @@
+"""What is watched while a student trains: held-out distance, effective rank and spread, k-NN, collapse."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Run
+from stillroom.backbone.images import EvaluationBatches, build_loader
+from stillroom.distill.alignment import AlignedTarget
+from stillroom.distill.config import DistillConfig
+from stillroom.distill.distances import distance
+from stillroom.distill.student import Learner
+from stillroom.distill.teacher import FrozenTeacher
+
+KnnMonitor = Callable[[Backbone, Path, Run], dict[str, float]]
+"""(student, labelled folder, this process) -> metrics, the first of them the one that picks the best student."""
+
+MAX_HELD_OUT = 512
+MIN_HELD_OUT = 8
+COLLAPSED_RANK = 1.5
+COLLAPSED_SPREAD = 0.01
+_BATCH_SIZE = 64
+
+
+def effective_rank(features: Float[Tensor, "b d"]) -> float:
+    """How many directions features take: exp of the entropy of their singular values' shares, after centring.
+
+    Reference: Roy and Vetterli, "The effective rank", EUSIPCO 2007; used on representations by RankMe (Garrido et al.,
+    ICML 2023).
+    """
+    values = torch.linalg.svdvals((features - features.mean(dim=0)).double())
+    shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def relative_spread(features: Float[Tensor, "b d"]) -> float:
+    """The mean standard deviation per dimension, over the features' root mean square: 0 where all are the same."""
+    rms = features.double().square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    return float(features.double().std(dim=0).mean() / rms)
+
+
+def collapse(features: Float[Tensor, "b d"]) -> str | None:
+    """One sentence where features hardly differ between images, else None."""
+    rank, spread = effective_rank(features), relative_spread(features)
+    if rank >= COLLAPSED_RANK and spread >= COLLAPSED_SPREAD:
+        return None
+    return (
+        f"the student collapses: its features take {rank:.1f} directions and vary by {100 * spread:.2f} % "
+        f"over a batch; lower --lr, or warm up"
+    )
+
+
+def split_held_out(files: ImageFiles, share: float, seed: int) -> tuple[ImageFiles, ImageFiles | None]:
+    """Files to train on, and a seeded share of them, at most 512, to hold out; None where it would be under 8.
+
+    Raises:
+        ValueError: a share outside [0, 0.5].
+    """
+    if not 0 <= share <= 0.5:
+        raise ValueError(f"--monitor.held-out is {share}: it must lie in [0, 0.5]")
+    count = min(MAX_HELD_OUT, round(share * len(files)))
+    if count < MIN_HELD_OUT:
+        return files, None
+    order = np.random.default_rng([seed, len(files)]).permutation(len(files)).tolist()
+    return files.subset(sorted(order[count:])), files.subset(sorted(order[:count]))
+
+
+@dataclass
+class Best:
+    """The best measurement so far, and how many have passed since."""
+
+    score: float = float("-inf")
+    step: int = 0
+    stale: int = 0
+
+    def beats(self, score: float, step: int) -> bool:
+        """Take note of a measurement; whether it is the best."""
+        if score > self.score:
+            self.score, self.step, self.stale = score, step, 0
+            return True
+        self.stale += 1
+        return False
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Measures the students at the end of some epochs.
+
+    Args:
+        config: the run.
+        run: this process.
+        held_out: images that nobody trains on, or None.
+        teachers: as they teach.
+        targets: [teacher][student].
+        knn: see `KnnMonitor`.
+    """
+
+    config: DistillConfig
+    run: Run
+    held_out: ImageFiles | None
+    teachers: Sequence[FrozenTeacher]
+    targets: Sequence[Sequence[AlignedTarget]]
+    knn: KnnMonitor | None = None
+    _wanted: list[list[Tensor]] = field(default_factory=list)
+
+    def due(self, epoch: int) -> bool:
+        """Whether the students are measured after this many epochs."""
+        something = self.held_out is not None or self.knn is not None
+        return something and (epoch % self.config.monitor.every == 0 or epoch == self.config.epochs)
+
+    @torch.no_grad()
+    def measure(self, learners: Sequence[Learner]) -> tuple[float, dict[str, float]]:
+        """The score that picks the best student (the higher the better), and all that was measured.
+
+        With several students each name carries its number, and the score is their mean.
+        """
+        scores: list[float] = []
+        values: dict[str, float] = {}
+        for place, learner in enumerate(learners):
+            training = learner.training
+            learner.eval()
+            measured: dict[str, float] = {}
+            if self.held_out is not None:
+                measured |= self._distance(place, learner, self.held_out)
+                scores.append(-measured["held_out_loss"])
+            if self.knn is not None and self.config.monitor.knn is not None:
+                found = self.knn(learner.backbone, self.config.monitor.knn, self.run)
+                measured |= {f"monitor_{name}": value for name, value in found.items()}
+                scores = [*scores[:place], next(iter(found.values()))]
+            learner.train(training)
+            end = f"_{place + 1}" if len(learners) > 1 else ""
+            values |= {f"{name}{end}": value for name, value in measured.items()}
+        return sum(scores) / len(scores), values
+
+    def _distance(self, place: int, learner: Learner, files: ImageFiles) -> dict[str, float]:
+        if not self._wanted:
+            outputs = [self._pass(files, teacher.backbone, teacher) for teacher in self.teachers]
+            self._wanted = [
+                [target(output.to(self.run.device)).cpu() for target in own]
+                for own, output in zip(self.targets, outputs, strict=True)
+            ]
+        pooled = self._pass(files, learner.backbone, learner)
+        predictions = [head(pooled.to(self.run.device)).cpu() for head in learner.heads]
+        weights = normalised([net.weight for net in self.config.teacher.each()])
+        losses = [
+            weight * float(distance(self.config.distance, prediction, wanted[place]))
+            for weight, prediction, wanted in zip(weights, predictions, self._wanted, strict=True)
+        ]
+        return {
+            "held_out_loss": sum(losses),
+            "effective_rank": effective_rank(pooled),
+            "relative_spread": relative_spread(pooled),
+        }
+
+    def _pass(self, files: ImageFiles, net: Backbone, answer: Callable[[Tensor], Any]) -> Tensor:
+        """The first of every image's answers, in order, in fixed batches over all processes; without broken images."""
+        dataset = ImageDataset(files, EvaluationView(net.spec.input), on_broken=self.config.on_broken)
+        loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), 0)
+        parts = [(b.indices, answer(b.images.to(self.run.device))[0].float().cpu()) for b in loader if len(b)]
+        gathered: list[Any] = [part for one in self.run.gather(parts) for part in one]
+        order = torch.cat([indices for indices, _ in gathered]).argsort()
+        return torch.cat([values for _, values in gathered])[order]
+
+
+def normalised(weights: Sequence[float]) -> list[float]:
+    """Weights that sum to 1.
+
+    Raises:
+        ValueError: none above zero.
+    """
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"--teacher.weight is {tuple(weights)}: weights must not be negative, nor all zero")
+    return [weight / sum(weights) for weight in weights]
