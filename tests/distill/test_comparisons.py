@@ -174,7 +174,7 @@ def test_lda_solves_the_generalised_eigenproblem_of_its_scatters() -> None:
     assert np.abs(lda.basis_.numpy() - expected).max() < 1e-4
     ours = lda(x).double().numpy()
     inside = sum(np.cov(ours[z == k].T, bias=True) for k in range(5)) / 5
-    assert np.abs(inside - np.eye(3)).max() < 1e-3
+    assert np.abs(inside - np.eye(3)).max() < 2e-3  # the ridge
 
 
 def test_lda_refuses_too_many_discriminants_and_images_without_labels(tmp_path) -> None:

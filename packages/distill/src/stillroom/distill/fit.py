@@ -97,6 +97,8 @@ def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitP
     labels = torch.tensor(fit.files.labels or ())
     every = math.ceil(len(fit.files) / _SAMPLE)
     learns = moments is not None or isinstance(alignment, NmfAlignment)  # the others need no more than the sample
+    if not learns and not fit.unit:
+        return target
     sampled: list[Tensor] = []
     for indices, features in fit.features(teacher, "alignment", every=1 if learns else every):
         match moments:

@@ -1,0 +1,160 @@
+"""Cached teacher outputs: exact views, reused, resumed, never stale."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from distill_runs import small_config
+from torch.nn.functional import cosine_similarity
+
+from stillroom.backbone import ImageDataset, Run, read_unlabelled
+from stillroom.backbone.store import cache_directory
+from stillroom.distill import DistillConfig, Students, Teachers, cache, distill
+from stillroom.distill.cache import fill_cache
+from stillroom.distill.config import Cache, CosineDistance, KdepView, LinearHead, Raw
+from stillroom.distill.parts import build_nets, prepare
+from stillroom.distill.student import build_optimizer
+from stillroom.distill.teacher import FrozenTeacher
+from stillroom.distill.train import losses
+from stillroom.distill.views import FixedView, StrongView, Views
+
+
+def losses_of(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images went through a teacher for the cache, call by call."""
+    counted: list[int] = []
+    forward = FrozenTeacher.forward
+
+    def count(self: FrozenTeacher, images: torch.Tensor):
+        counted.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(FrozenTeacher, "forward", count)
+    return counted
+
+
+def filled(config: DistillConfig, run: Run):
+    """The cache of a config's first teacher, its parts beside it."""
+    teachers, students = build_nets(config, None, run)
+    config.out.mkdir()
+    parts = prepare(config, run, read_unlabelled(config.data), teachers, students)
+    return fill_cache(config, run, parts.files, teachers[0], parts.targets[0]), parts
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_cached_targets_are_those_of_the_live_teacher_on_the_same_view(
+    aligned: bool, unlabelled: Path, tmp_path: Path, run: Run
+) -> None:
+    config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=2))
+    if not aligned:
+        config = replace(config, alignment=Raw(), head=LinearHead())
+    else:
+        config = replace(config, alignment=replace(config.alignment, dim=40), head=LinearHead())
+    cached, parts = filled(config, run)
+    assert cached.aligned == aligned
+    views = Views(config.view, config.teacher_view, [16], [parts.teachers[0].backbone.spec.input])
+    dataset = ImageDataset(parts.files, views, seed=config.seed, cycle=2)
+    for epoch in range(4):
+        pixels = torch.stack([dataset[(epoch, index)][1][views.of_teachers[0]] for index in range(20)])
+        output = parts.teachers[0](pixels)[0]
+        live = parts.targets[0][0](output) if aligned else output
+        ours = cached.read(epoch, torch.arange(20))
+        assert float(cosine_similarity(ours, live).min()) >= 0.9995
+        assert torch.allclose(ours, live, rtol=2e-3, atol=2e-3)
+    assert not torch.equal(cached.read(0, torch.arange(20)), cached.read(1, torch.arange(20)))
+
+
+def test_at_ten_saved_states_cached_and_live_losses_agree(unlabelled: Path, tmp_path: Path, run: Run) -> None:
+    config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=1), epochs=4, save_every=1, lr=0.02)
+    cached, parts = filled(config, run)
+    sizes = [parts.learners[0].backbone.spec.input.size]
+    views = Views(config.view, config.teacher_view, sizes, [parts.teachers[0].backbone.spec.input])
+    dataset = ImageDataset(parts.files, views, seed=config.seed, cycle=1)
+    optimizer = build_optimizer(config, parts.learners)
+    for state in range(10):
+        indices = torch.arange(32) + 6 * state
+        seen = [dataset[(state, int(index))][1] for index in indices]
+        pixels = torch.stack([views_of[views.of_students[0]] for views_of in seen])
+        shown = torch.stack([views_of[views.of_teachers[0]] for views_of in seen])
+        answers = [parts.learners[0](pixels)]
+        live, total = losses(config, parts.targets, [parts.teachers[0](shown)], answers)
+        kept, _ = losses(config, parts.targets, [(cached.read(0, indices), ())], answers, aligned=cached.aligned)
+        assert float(kept) == pytest.approx(float(live), rel=1e-3)
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_second_student_costs_no_pass_of_the_teacher(
+    unlabelled: Path, tmp_path: Path, passes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"alignment": Raw(), "head": LinearHead(), "distance": CosineDistance(), "cache": Cache(views=2)}
+    distill(small_config(unlabelled, tmp_path / "first", epochs=3, **changes))
+    assert sum(passes) == 2 * 96  # and none for an alignment: cosine needs no scale
+    assert "teacher cache: 2 views x 96 images x 64 float16 outputs (feature) = 0.0 MiB" in capsys.readouterr().out
+    other = Students(name=("cifar/resnet32",), size=(20,))
+    distill(small_config(unlabelled, tmp_path / "second", student=other, epochs=3, **changes))
+    assert sum(passes) == 2 * 96
+    distill(small_config(unlabelled, tmp_path / "third", epochs=3, **(changes | {"cache": Cache(views=3)})))
+    assert sum(passes) == 3 * 96  # the two views that were there stay
+
+
+def test_a_cached_run_is_the_same_run_when_the_cache_is_there_already(unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(unlabelled, tmp_path / "first", cache=Cache(views=1))
+    first = losses_of(distill(config))
+    assert losses_of(distill(replace(config, out=tmp_path / "second"))) == first
+
+
+def test_any_change_of_teacher_view_seed_or_files_is_another_cache(
+    unlabelled: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    changes = {"alignment": Raw(), "head": LinearHead(), "distance": CosineDistance(), "epochs": 1}
+    config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=1), **changes)
+    distill(config)
+    changed = [
+        replace(config, teacher=Teachers(name=("random:cifar/resnet20",), size=(24,))),
+        replace(config, teacher=Teachers(name=("random:cifar/resnet32",), size=(16,))),
+        replace(config, teacher=Teachers(name=("random:cifar/resnet20",), size=(16,), feature=("after",))),
+        replace(config, view=KdepView(min_scale=0.5)),
+        replace(config, teacher_view=FixedView()),
+        replace(config, teacher_view=StrongView()),
+        replace(config, seed=1),
+        replace(config, amp="bf16"),
+    ]
+    for place, other in enumerate(changed):
+        before = sum(passes)
+        distill(replace(other, out=tmp_path / f"changed-{place}"))
+        assert sum(passes) == before + 96, other
+    before = sum(passes)
+    picture = unlabelled / "0000.png"
+    picture.write_bytes((unlabelled / "0001.png").read_bytes())
+    distill(replace(config, out=tmp_path / "files"))
+    assert sum(passes) == before + 96
+
+
+def test_a_fill_that_was_stopped_goes_on_where_it_was(
+    unlabelled: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_BATCH_SIZE", 24)
+    changes = {"alignment": Raw(), "head": LinearHead(), "distance": CosineDistance(), "epochs": 1}
+    config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=1), **changes)
+    (unlabelled / "0050.png").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"0050\.png cannot be read"):
+        distill(config)
+    assert sum(passes) == 48
+    with pytest.raises(ValueError, match=r"0050\.png cannot be read"):
+        distill(replace(config, out=tmp_path / "again"))
+    assert sum(passes) == 48
+
+
+def test_images_that_cannot_be_read_are_skipped_in_cache_and_training(unlabelled: Path, tmp_path: Path) -> None:
+    (unlabelled / "0050.png").write_bytes(b"torn")
+    config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=1), on_broken="skip", epochs=1)
+    assert (distill(config) / "student").exists()
+    assert len(list(cache_directory("teacher-outputs").iterdir())) == 1

@@ -1,0 +1,151 @@
+"""What is watched: collapse, held-out distance, k-NN, best and last student, early stop."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distill_runs import small_config
+from safetensors.torch import load_file
+
+from stillroom.backbone import Backbone, BackboneSpec, Run, read_results, read_unlabelled
+from stillroom.distill import distill
+from stillroom.distill.config import AdamW, Monitor, Raw, Svd
+from stillroom.distill.monitor import Best, collapse, effective_rank, relative_spread, split_held_out
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_effective_rank_counts_equal_directions_and_weighs_unequal_ones() -> None:
+    torch.manual_seed(0)
+    three = torch.linalg.qr(torch.randn(200, 3).double())[0]
+    three = (three - three.mean(dim=0)) @ torch.linalg.qr(torch.randn(10, 3).double())[0].T
+    assert effective_rank(three.float()) == pytest.approx(3, rel=0.01)
+    uneven = torch.randn(500, 6) * torch.tensor([9.0, 3, 1, 1, 0.1, 0])
+    values = np.linalg.svd((uneven - uneven.mean(dim=0)).double().numpy(), compute_uv=False)
+    shares = values / values.sum()
+    shares = shares[shares > 0]
+    assert effective_rank(uneven) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+
+
+def test_relative_spread_is_std_over_root_mean_square() -> None:
+    features = torch.randn(5000, 4) + 3.0
+    assert relative_spread(features) == pytest.approx(1 / np.sqrt(10), rel=0.05)
+    assert relative_spread(torch.ones(5, 4)) == 0
+
+
+@pytest.mark.parametrize(
+    ("features", "collapsed"),
+    [
+        (torch.randn(64, 8), False),
+        (torch.randn(64, 8) + 5.0, False),
+        (torch.ones(64, 8) + 1e-4 * torch.randn(64, 8), True),
+        (torch.randn(64, 1) * torch.ones(1, 8), True),
+        (torch.zeros(64, 8), True),
+    ],
+)
+def test_collapse_is_told_from_health(features: torch.Tensor, collapsed: bool) -> None:
+    sentence = collapse(features)
+    assert (sentence is not None) == collapsed
+    assert not collapsed or "the student collapses" in str(sentence)
+
+
+def test_a_planted_collapse_is_flagged_within_200_steps_once(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher that says the same of every image: the best student does so too."""
+
+    class Constant(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.linspace(-1, 1, 64).expand(len(images), -1)
+
+    teacher = Backbone.from_module(Constant(), BackboneSpec(name="module/Constant", dim=64, pre_activation=True))
+    changes = {"alignment": Raw(), "epochs": 60, "log_every": 50, "save_every": 500, "lr": 0.1, "loss_weight": 10.0}
+    distill(small_config(unlabelled, tmp_path / "run", **changes), teacher)
+    said = capsys.readouterr().err
+    assert said.count("warning: the student collapses") == 1
+
+
+def test_a_healthy_run_is_not_flagged(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distill(small_config(unlabelled, tmp_path / "run"))
+    assert "collapses" not in capsys.readouterr().err
+
+
+def test_held_out_images_are_seeded_disjoint_and_at_most_512(unlabelled: Path) -> None:
+    files = read_unlabelled(unlabelled)
+    trained, held_out = split_held_out(files, 0.25, seed=3)
+    assert held_out is not None and (len(trained), len(held_out)) == (72, 24)
+    assert sorted(trained.paths + held_out.paths) == list(files.paths)
+    assert split_held_out(files, 0.25, seed=3)[1] == held_out
+    assert split_held_out(files, 0.25, seed=4)[1] != held_out
+    assert split_held_out(files, 0.02, seed=3) == (files, None)
+    many = replace(files, paths=files.paths * 600)
+    assert len(split_held_out(many, 0.02, seed=0)[1] or ()) == 512
+    with pytest.raises(ValueError, match=r"--monitor\.held-out is 0\.9: it must lie in \[0, 0\.5\]"):
+        split_held_out(files, 0.9, seed=0)
+
+
+def test_held_out_distance_and_ranks_are_logged_and_fall_with_training(unlabelled: Path, tmp_path: Path) -> None:
+    monitor = Monitor(held_out=0.25, every=2)
+    config = small_config(
+        unlabelled, tmp_path / "run", epochs=12, alignment=Svd(dim=64), loss_weight=10.0, monitor=monitor, batch_size=24
+    )
+    out = distill(config)
+    measured = [row for row in rows(out) if "held_out_loss" in row]
+    assert [row["step"] for row in measured] == [6, 12, 18, 24, 30, 36]
+    assert min(row["held_out_loss"] for row in measured[1:]) < measured[0]["held_out_loss"]
+    assert {"effective_rank", "relative_spread"} <= measured[0].keys()
+    results = read_results(out)
+    assert results.metrics["held_out_loss"] == measured[-1]["held_out_loss"]
+    assert (results.datasets["train"].count, results.datasets["held_out"].count) == (72, 24)
+
+
+def test_measuring_changes_no_bit_of_the_student(unlabelled: Path, tmp_path: Path) -> None:
+    often = small_config(unlabelled, tmp_path / "often", monitor=Monitor(held_out=0.25, every=1), batch_size=24)
+    rarely = replace(often, out=tmp_path / "rarely", monitor=Monitor(held_out=0.25, every=100))
+    first, second = (load_file(distill(config) / "student" / "model.safetensors") for config in (often, rarely))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_best_student_is_kept_beside_the_last_and_a_plateau_stops_the_run(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accuracies = iter([0.3, 0.5, 0.4, 0.5, 0.4, 0.9])
+    asked: list[tuple[Backbone, Path, Run]] = []
+
+    def knn(*given) -> dict[str, float]:
+        asked.append(given)
+        return {"knn20": next(accuracies), "knn1": 0.0}
+
+    monitor = Monitor(knn=unlabelled, every=1, patience=3)
+    config = small_config(unlabelled, tmp_path / "run", epochs=9, monitor=monitor, optimizer=AdamW(), lr=1e-3)
+    out = distill(config, knn=knn)
+    assert len(asked) == 5 and asked[0][1] == unlabelled and isinstance(asked[0][0], Backbone)
+    assert "stopped at step 15: no better measurement since step 6" in capsys.readouterr().err
+    results = read_results(out)
+    assert results.extra["best"] == {"score": 0.5, "step": 6, "stale": 3}
+    assert results.extra["steps"] == 15 and results.metrics["monitor_knn20"] == 0.4
+    best, last = (load_file(out / name / "model.safetensors") for name in ("student-best", "student"))
+    assert not torch.equal(best["conv1.weight"], last["conv1.weight"])
+
+
+def test_best_counts_what_is_not_better_as_stale() -> None:
+    best = Best()
+    assert [best.beats(score, step) for step, score in enumerate([1.0, 1.0, 2.0, 0.0, 1.0])] == [
+        True, False, True, False, False,
+    ]  # fmt: skip
+    assert (best.score, best.step, best.stale) == (2.0, 2, 2)
+
+
+def test_knn_without_its_package_or_folder_is_one_sentence(unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(unlabelled, tmp_path / "run", monitor=Monitor(knn=unlabelled))
+    with pytest.raises(ValueError, match=r"--monitor\.knn needs stillroom-eval-ssl"):
+        distill(config)
+    config = small_config(unlabelled, tmp_path / "run", monitor=Monitor(knn=tmp_path / "absent"))
+    with pytest.raises(ValueError, match=r"--monitor\.knn: there is no folder"):
+        distill(config, knn=lambda *_: {})
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,305 @@
+"""One trainer, four slots: every filling trains the student alone, whatever stands around it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from distill_runs import small_config
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stillroom.backbone import (
+    Backbone,
+    BackboneSpec,
+    InputSpec,
+    build_backbone,
+    load_checkpoint,
+    read_results,
+    save_checkpoint,
+)
+from stillroom.backbone.manifest import Head
+from stillroom.backbone.spec import Level, Licence
+from stillroom.distill import DistillConfig, Students, Teachers, build_alignment, build_teacher, distill, resume
+from stillroom.distill.config import (
+    AdamW,
+    CosineDistance,
+    Dense,
+    Distance,
+    HeadConfig,
+    Interpolation,
+    KlDivergence,
+    Lars,
+    Lda,
+    LinearHead,
+    MlpHead,
+    Mse,
+    Net,
+    Nmf,
+    NoHead,
+    Raw,
+    Sgd,
+)
+from stillroom.distill.student import Learner, build_average, build_learner
+from stillroom.distill.teacher import FrozenTeacher
+from stillroom.distill.train import losses
+from stillroom.distill.views import FixedView, StrongView, WeakView
+
+
+def tiny(dim: int = 6, size: int = 8, seed: int = 0, mean: float = 0.5) -> Backbone:
+    """A net with one map of stride 2, batch norm, and a feature that is its mean."""
+    torch.manual_seed(seed)
+
+    class Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, dim, 2, 2), nn.BatchNorm2d(dim))
+
+        def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+            tail = self.net(images)
+            return [tail], tail
+
+    spec = BackboneSpec(
+        name="module/Tiny",
+        dim=dim,
+        pre_activation=True,
+        levels=(Level(name="net", channels=dim, stride=2),),
+        input=InputSpec(size=size, crop_fraction=1.0, mean=(mean,) * 3, std=(0.5,) * 3),
+    )
+    return Backbone.from_module(Tiny(), spec)
+
+
+def config_of(**changes) -> DistillConfig:
+    nets = {"teacher": Teachers(name=("t",)), "student": Students(name=("s",))}
+    return DistillConfig(data=Path(), out=Path(), **(nets | changes))
+
+
+HEADS: list[HeadConfig] = [NoHead(), LinearHead(), LinearHead(batch_norm="after"), MlpHead(layers=2), MlpHead()]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("distance", [Mse(), CosineDistance(), KlDivergence()])
+def test_gradients_reach_every_student_parameter_and_no_teacher_parameter(head: HeadConfig, distance: Distance) -> None:
+    teacher = FrozenTeacher(tiny(6, seed=1))
+    config = config_of(head=head, distance=distance, alignment=Raw(), dense=Dense(weight=1.0))
+    learner = build_learner(config, tiny(6), [teacher], [6])
+    images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
+    _, total = losses(config, [[build_alignment(Raw(), 6, 6)]], [teacher(images)], [learner(images)])
+    total.backward()
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # a bias in front of a batch norm has no effect: its gradient is the rounding error of zero
+        assert parameter.grad.abs().max() > 0, name
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_several_teachers_are_averaged_by_weight_and_students_share_nothing() -> None:
+    teachers = [FrozenTeacher(tiny(6, seed=1)), FrozenTeacher(tiny(4, size=12, seed=2, mean=0.3))]
+    config = config_of(
+        teacher=Teachers(name=("a", "b"), weight=(3.0, 1.0)),
+        student=Students(name=("s", "s")),
+        head=LinearHead(),
+        alignment=Raw(),
+        loss_weight=2.0,
+    )
+    learners = [build_learner(config, tiny(5, seed=s), teachers, [6, 4]) for s in (3, 4)]
+    images = [torch.randint(0, 256, (16, 3, size, size), dtype=torch.uint8) for size in (8, 12)]
+    outputs = [teacher(pixels) for teacher, pixels in zip(teachers, images, strict=True)]
+    same = [[build_alignment(Raw(), dim, dim)] * 2 for dim in (6, 4)]
+    shown, total = losses(config, same, outputs, [learner(images[0]) for learner in learners])
+    by_hand = [
+        0.75 * (learner(images[0])[1][0] - outputs[0][0]).square().mean()
+        + 0.25 * (learner(images[0])[1][1] - outputs[1][0]).square().mean()
+        for learner in learners
+    ]
+    assert float(shown) == pytest.approx(float(sum(by_hand)) / 2, rel=1e-5)
+    assert float(total) == pytest.approx(2.0 * float(sum(by_hand)), rel=1e-5)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_bit_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_two_students_in_one_run_are_the_two_that_runs_alone_give(unlabelled: Path, tmp_path: Path) -> None:
+    both = Students(name=("cifar/resnet20", "cifar/resnet20"), size=(16, 20))
+    together = distill(small_config(unlabelled, tmp_path / "both", student=both, epochs=1))
+    for place, size in enumerate((16, 20), start=1):
+        one = Students(name=("cifar/resnet20",), size=(size,))
+        alone = distill(small_config(unlabelled, tmp_path / f"one-{place}", student=one, epochs=1))
+        assert_bit_equal(weights(together / f"student-{place}"), weights(alone / "student"))
+        assert load_checkpoint(together / f"student-{place}")[1].backbone.input.size == size
+
+
+def test_two_teachers_leave_one_student_that_names_both(unlabelled: Path, tmp_path: Path) -> None:
+    own = [tiny(70, seed=1), tiny(80, size=12, seed=2)]
+    for teacher, spdx in zip(own, ("MIT", "Apache-2.0"), strict=True):
+        teacher.spec = replace(teacher.spec, licence=Licence(spdx=spdx))
+    both = Teachers(name=("first", "second"))
+    changes = {"teacher": both, "alignment": Raw(), "head": LinearHead(), "epochs": 1}
+    out = distill(small_config(unlabelled, tmp_path / "run", **changes), own)
+    manifest = load_checkpoint(out / "student")[1]
+    assert manifest.teacher is not None and manifest.teacher.name == "first + second"
+    assert manifest.teacher.licence.spdx == "Apache-2.0 AND MIT"
+    assert len(read_results(out).extra["alignment"]) == 2
+
+
+def test_flags_for_nets_take_one_value_or_one_each(unlabelled: Path, tmp_path: Path) -> None:
+    nets = Teachers(name=("a", "b"), size=(32, 64), feature=("after",)).each()
+    assert [(net.name, net.size, net.feature) for net in nets] == [("a", 32, "after"), ("b", 64, "after")]
+    with pytest.raises(ValueError, match=r"--teacher\.size has 3 values for 2 nets"):
+        Teachers(name=("a", "b"), size=(1, 2, 3)).each()
+    with pytest.raises(ValueError, match=r"--teacher\.weight is \(0\.0,\)"):
+        distill(small_config(unlabelled, tmp_path / "run", teacher=Teachers(name=("t",), weight=(0.0,))))
+
+
+def test_the_head_is_dropped_unless_it_is_kept(unlabelled: Path, tmp_path: Path) -> None:
+    changes = {"head": MlpHead(), "alignment": Raw(), "distance": CosineDistance(), "epochs": 1}
+    dropped = distill(small_config(unlabelled, tmp_path / "dropped", **changes))
+    kept = distill(small_config(unlabelled, tmp_path / "kept", keep_head=True, **changes))
+    assert_bit_equal(weights(dropped / "student"), weights(kept / "student"))
+    assert not (dropped / "student" / "heads.safetensors").exists()
+    words = "linear-batchnorm-relu-linear-linear-batchnorm-relu-linear"
+    assert load_checkpoint(kept / "student")[1].heads == {"distill": Head(kind=words, in_dim=64, out_dim=64)}
+
+
+@pytest.mark.parametrize(
+    ("output", "dim"), [("feature", 192), ("class", 192), ("patches", 192), ("class+patches", 384)]
+)
+def test_a_vit_teaches_with_its_class_token_and_its_patches(output: str, dim: int) -> None:
+    name = "random:timm/vit_tiny_patch16_224"
+    teacher = build_teacher(Net(name=name, output=output, size=32))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    answer, maps = teacher(images)
+    assert answer.shape == (2, dim) and teacher.dim == dim and maps[-1].shape == (2, 192, 2, 2)
+    net = teacher.backbone.net
+    tokens = net.forward_features(teacher.normalize(images))
+    class_token, patches = tokens[:, 0], tokens[:, 1:].mean(dim=1)
+    expected = {
+        "feature": class_token,
+        "class": class_token,
+        "patches": patches,
+        "class+patches": torch.cat([class_token, patches], dim=1),
+    }
+    assert torch.allclose(answer, expected[output], atol=1e-5)
+
+
+def test_a_vit_teaches_a_cnn_with_a_dense_term(unlabelled: Path, tmp_path: Path) -> None:
+    vit = Teachers(name=("random:timm/vit_tiny_patch16_224",), size=(32,), output=("class+patches",))
+    config = small_config(
+        unlabelled, tmp_path / "run", teacher=vit, head=LinearHead(), alignment=Raw(), dense=Dense(weight=0.5), epochs=1
+    )
+    out = distill(config)
+    assert read_results(out).metrics["loss"] > 0
+    with pytest.raises(ValueError, match="the dense term needs the teacher's maps, which are not cached"):
+        distill(replace(config, out=tmp_path / "no", cache=replace(config.cache, views=1)))
+
+
+def test_outputs_that_a_teacher_lacks_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no class token"):
+        build_teacher(Net(name="random:cifar/resnet20", output="class"))
+    with pytest.raises(ValueError, match=r"comes without its classifier: --teacher\.output logits needs it"):
+        build_teacher(Net(name="random:cifar/resnet20", output="logits"))
+    with pytest.raises(ValueError, match="comes without its projection"):
+        build_teacher(Net(name="random:torchvision/resnet18", output="projection"))
+    save_checkpoint(tmp_path / "bare", build_backbone("cifar/resnet20"), method="import", package="test")
+    with pytest.raises(ValueError, match=r"comes without its classifier.*keeps no heads"):
+        build_teacher(Net(name=str(tmp_path / "bare"), output="logits"))
+
+
+@pytest.mark.parametrize(("output", "name"), [("logits", "classifier"), ("projection", "projection")])
+def test_a_kept_head_of_the_teacher_gives_its_output(tmp_path: Path, output: str, name: str) -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(64, 10))
+    net = build_backbone("cifar/resnet20")
+    heads = {name: (Head(kind="linear", in_dim=64, out_dim=10), head.state_dict())}
+    save_checkpoint(tmp_path / "teacher", net, method="import", package="test", heads=heads)
+    teacher = build_teacher(Net(name=str(tmp_path / "teacher"), output=output, size=16))
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    pooled = net.eval()(teacher.normalize(images)).pooled  # after the last activation, as heads are trained
+    assert teacher.dim == 10
+    assert torch.allclose(teacher(images)[0], head(pooled), atol=1e-6)
+
+
+def test_logits_are_distilled_through_a_linear_head(unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(
+        unlabelled,
+        tmp_path / "run",
+        teacher=Teachers(name=("random:torchvision/resnet18",), size=(32,), output=("logits",)),
+        head=LinearHead(batch_norm="none"),
+        alignment=Raw(),
+        distance=KlDivergence(),
+        epochs=1,
+    )
+    assert read_results(distill(config)).metrics["loss"] > 0
+
+
+@pytest.mark.parametrize("alignment", [Interpolation(dim=64), Nmf(dim=6), Lda(dim=2)])
+def test_other_alignments_train_and_are_kept_with_the_student(alignment, labelled, tmp_path: Path) -> None:
+    data = labelled("data", per_class=32)
+    config = small_config(
+        data,
+        tmp_path / "run",
+        teacher=Teachers(name=("random:cifar/resnet20",), feature=("after",), size=(16,)),
+        alignment=alignment,
+        head=LinearHead(),
+        epochs=1,
+        batch_size=16,
+    )
+    out = distill(config)
+    assert (out / "student" / "alignment.safetensors").exists()
+
+
+@pytest.mark.parametrize("view", [WeakView(), StrongView()])
+@pytest.mark.parametrize("teacher_view", [FixedView(), StrongView()])
+def test_simregs_view_policies_train(view, teacher_view, unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(unlabelled, tmp_path / "run", view=view, teacher_view=teacher_view, epochs=1)
+    assert read_results(distill(config)).metrics["loss"] > 0
+
+
+def test_the_running_average_is_the_exponential_one_and_is_what_leaves(unlabelled: Path, tmp_path: Path) -> None:
+    learner = Learner(tiny(), [nn.Identity()])
+    average = build_average(learner, 0.9)
+    assert average is not None
+    expected = None
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in learner.parameters():
+                parameter.add_(step + 1.0)
+        average.update_parameters(learner)
+        now = learner.backbone.net.net[0].weight.detach().clone()
+        expected = now if expected is None else 0.9 * expected + 0.1 * now
+    assert torch.allclose(average.module.backbone.net.net[0].weight, expected)
+    plain = distill(small_config(unlabelled, tmp_path / "plain", epochs=1))
+    averaged = distill(small_config(unlabelled, tmp_path / "ema", epochs=1, ema=0.5))
+    assert not torch.equal(weights(plain / "student")["conv1.weight"], weights(averaged / "student")["conv1.weight"])
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(nesterov=True), AdamW(), Lars()])
+def test_a_run_that_is_stopped_resumes_to_the_bit_with_every_optimiser(
+    optimizer, unlabelled: Path, tmp_path: Path
+) -> None:
+    changes = {"optimizer": optimizer, "ema": 0.9, "lr": 0.01, "epochs": 2, "head": LinearHead()}
+    whole = distill(small_config(unlabelled, tmp_path / "whole", **changes))
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_) -> dict[str, float]:
+        raise StoppedError
+
+    config = small_config(unlabelled, tmp_path / "stopped", **changes)
+    config = replace(config, monitor=replace(config.monitor, knn=unlabelled, every=1))
+    with pytest.raises(StoppedError):
+        distill(config, knn=stop)
+    assert torch.load(tmp_path / "stopped" / "state" / "last.pt", weights_only=True)["step"] == 2
+    resume(tmp_path / "stopped", knn=lambda *_: {"knn20": 0.5})
+    assert_bit_equal(weights(whole / "student"), weights(tmp_path / "stopped" / "student"))
+    assert (
+        json.loads((tmp_path / "stopped" / "config.json").read_text())["optimizer"]["kind"] == type(optimizer).__name__
+    )
