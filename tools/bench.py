@@ -1,6 +1,8 @@
 """Ours against the reference, side by side in one run: ratios with their spread, as JSON. Nothing here is a test.
 
 python tools/bench.py projection        Moments + eigh against the thin SVD of the gathered features
+python tools/bench.py step              distill's step against a plain loop
+python tools/bench.py cache             an epoch with cached teacher outputs against a live one
 """
 
 import json
@@ -11,15 +13,22 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import tyro
 from torch import Tensor
 
-from stillroom.backbone.command import Command, plainly
+from bench_distill import CachedEpoch, Step
+from stillroom.backbone.command import plainly
 from stillroom.backbone.provenance import source_commit
 from stillroom.distill import Moments, SvdAlignment
+
+
+class Bench(Protocol):
+    """Settings, and what they measure: any figures, and `speedup`, one ratio per pair of runs."""
+
+    def figures(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,17 @@ class Projection:
     repeats: int = 3
     """Pairs of runs, interleaved."""
 
-    def run(self) -> None:
+    def figures(self) -> dict[str, Any]:
+        """Seconds and memory of both."""
         pairs = [(self.measure(streamed), self.measure(gathered)) for _ in range(self.repeats)]
         ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
-        report(
-            "projection",
-            vars(self),
-            ours_seconds=[ours["seconds"] for ours, _ in pairs],
-            svd_seconds=[theirs["seconds"] for _, theirs in pairs],
-            speedup=spread(ratios),
-            ours_extra_mib=max(ours["extra_mib"] for ours, _ in pairs),
-            svd_extra_mib=max(theirs["extra_mib"] for _, theirs in pairs),
-        )
+        return {
+            "ours_seconds": [ours["seconds"] for ours, _ in pairs],
+            "svd_seconds": [theirs["seconds"] for _, theirs in pairs],
+            "speedup": ratios,
+            "ours_extra_mib": max(ours["extra_mib"] for ours, _ in pairs),
+            "svd_extra_mib": max(theirs["extra_mib"] for _, theirs in pairs),
+        }
 
     def measure(self, task: Callable[["Projection"], float]) -> dict[str, float]:
         """Run a task in a fresh process: seconds of its own work, and the growth of its peak memory in MiB."""
@@ -100,8 +108,10 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def report(name: str, settings: dict[str, Any], **figures: Any) -> None:
-    """Print one JSON object: the benchmark, its settings, the machine, the figures."""
+def report(name: str, bench: Bench) -> None:
+    """Print one JSON object: the benchmark, its settings, the machine, the figures, ratios with their spread."""
+    figures = bench.figures()
+    figures["speedup"] = spread(figures["speedup"])
     machine = {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -109,7 +119,7 @@ def report(name: str, settings: dict[str, Any], **figures: Any) -> None:
         "torch": torch.__version__,
         "commit": source_commit(),
     }
-    print(json.dumps({"bench": name, "settings": settings, "machine": machine, **figures}, indent=2))
+    print(json.dumps({"bench": name, "settings": vars(bench), "machine": machine, **figures}, indent=2))
 
 
 def cpu_name() -> str:
@@ -121,13 +131,14 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-BENCHES: dict[str, Callable[..., Command]] = {"projection": Projection}
+BENCHES: dict[str, Callable[..., Bench]] = {"projection": Projection, "step": Step, "cache": CachedEpoch}
 
 
 @plainly
 def main() -> None:
     """Run one benchmark."""
-    tyro.extras.subcommand_cli_from_dict(BENCHES, description=__doc__).run()
+    bench = tyro.extras.subcommand_cli_from_dict(BENCHES, description=__doc__)
+    report(next(name for name, kind in BENCHES.items() if kind is type(bench)), bench)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def cache_record(
     spec = teacher.backbone.spec
     seen = config.view if isinstance(config.teacher_view, SameView) else config.teacher_view
     return {
-        "teacher": weights_sha256(teacher.backbone.net),
+        "teacher": teacher.sha256,
         "head": weights_sha256(teacher.head) if teacher.head is not None else None,
         "output": teacher.output,
         "feature": "before" if spec.pre_activation else "after",

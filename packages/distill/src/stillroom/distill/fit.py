@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run, weights_sha256
+from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run
 from stillroom.backbone.files import write_file
 from stillroom.backbone.images import EvaluationBatches, OnBroken, View, build_loader
 from stillroom.backbone.progress import Progress
@@ -68,7 +68,7 @@ def alignment_inputs(teacher: FrozenTeacher, fit: FitPass) -> AlignmentInputs:
     """The record of what an alignment of this teacher on these images is fitted on."""
     spec = teacher.backbone.spec
     return AlignmentInputs(
-        teacher_sha256=weights_sha256(teacher.backbone.net),
+        teacher_sha256=teacher.sha256,
         feature="before" if spec.pre_activation else "after",
         output=teacher.output,
         teacher_size=spec.input.size,

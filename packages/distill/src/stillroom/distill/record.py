@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from stillroom.backbone import Data, Results, Run, Teacher, save_checkpoint, weights_sha256, write_results
+from stillroom.backbone import Data, Results, Run, Teacher, save_checkpoint, write_results
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.manifest import Head, Manifest
@@ -46,7 +46,7 @@ def student_name(config: DistillConfig, place: int) -> str:
 
 def describe_teachers(config: DistillConfig, parts: Parts) -> Teacher:
     """The teacher of the manifest; several become one, whose hash is that of their hashes in order."""
-    hashes = [weights_sha256(teacher.backbone.net) for teacher in parts.teachers]
+    hashes = [teacher.sha256 for teacher in parts.teachers]
     licences = [teacher.backbone.spec.licence for teacher in parts.teachers]
     if len(hashes) == 1:
         return Teacher(name=config.teacher.name[0], weights_sha256=hashes[0], licence=licences[0])

@@ -1,17 +1,19 @@
 """Frozen teachers: from a name to a net that answers, and what of its answer is regressed."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, Normalize, load_backbone, load_checkpoint, replace_input
+from stillroom.backbone import Backbone, Normalize, load_backbone, load_checkpoint, replace_input, weights_sha256
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.registry import RANDOM, is_checkpoint, open_net
 from stillroom.backbone.run import seed_everything
 from stillroom.distill.config import Net, Output
+from stillroom.distill.folding import fold_batch_norms
 
 KEPT = {"projection": "projection", "logits": "classifier"}
 """The head in heads.safetensors that an output is read from."""
@@ -27,6 +29,7 @@ class FrozenTeacher(nn.Module):
 
     Attributes:
         dim: width of the output, D.
+        sha256: hash of the weights as they came, before batch norms are folded.
     """
 
     def __init__(self, backbone: Backbone, output: Output = "feature", head: nn.Module | None = None) -> None:
@@ -35,6 +38,7 @@ class FrozenTeacher(nn.Module):
         self.output = output
         self.head = head
         self.normalize = Normalize(backbone.spec.input)
+        self.sha256 = weights_sha256(backbone.net)
         self.requires_grad_(False).eval()
         spec = backbone.spec
         if output in ("class", "class+patches") and not backbone.has_class_token:
@@ -83,7 +87,7 @@ def build_teacher(net: Net, own: Backbone | None = None) -> FrozenTeacher:
         ValueError: unknown name, missing download, or an output that this net has not got.
     """
     seed_everything(0)
-    backbone = load_backbone(net.name) if own is None else own
+    backbone = load_backbone(net.name) if own is None else copy.deepcopy(own)  # its batch norms will be folded
     head = None
     if net.output in KEPT:
         head = load_output_head(net, own is not None)
@@ -94,7 +98,23 @@ def build_teacher(net: Net, own: Backbone | None = None) -> FrozenTeacher:
     backbone = backbone.to(memory_format=torch.channels_last)
     order = None if net.channel_order == "own" else net.channel_order
     backbone = replace_input(backbone, size=net.size, crop_fraction=net.crop_fraction, channel_order=order)
-    return FrozenTeacher(backbone, net.output, head)
+    teacher = FrozenTeacher(backbone, net.output, head)
+    side = backbone.spec.input.size
+    example = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    fold_batch_norms(PooledOnly(backbone), example)
+    return teacher
+
+
+class PooledOnly(nn.Module):
+    """A backbone as a net of one output."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.eval()
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        return self.backbone(images).pooled
 
 
 def load_output_head(net: Net, own: bool) -> nn.Module:

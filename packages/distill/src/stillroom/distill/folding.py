@@ -1,0 +1,74 @@
+"""A frozen net without its batch norms: each is folded into the convolution in front of it."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+_TOLERANCE = 1e-3  # of the largest output; float32 rounding over a hundred layers stays below a tenth of it
+
+
+@torch.no_grad()
+def fold_batch_norms(net: nn.Module, example: Float[Tensor, "b 3 h w"]) -> int:
+    """Fold, in place, every batch norm whose input is a convolution's output; the net must be in eval mode.
+
+    Which ones those are is seen in one forward pass, so no net needs rules of its own. The net computes what it did,
+    but for rounding, and its state dict has other keys afterwards.
+
+    Args:
+        net: any module; its forward takes `example` and returns a tensor.
+        example: an input, one image will do.
+
+    Returns:
+        How many batch norms were folded.
+
+    Raises:
+        RuntimeError: the net says something else afterwards, which means that a convolution's output also goes
+            elsewhere; no family of backbones does that.
+    """
+    assert not net.training, "a batch norm is an affine map in eval mode only"
+    before = net(example)
+    pairs = find_pairs(net, example)
+    for convolution, norm in pairs:
+        weight, bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+    folded = {id(norm): norm for _, norm in pairs}
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if id(child) in folded:
+                rest = nn.Sequential(child.drop, child.act) if isinstance(child, BatchNormAct2d) else nn.Identity()
+                setattr(module, name, rest)
+    after = net(example)
+    if not torch.allclose(before, after, rtol=0, atol=_TOLERANCE * float(before.abs().max())):
+        raise RuntimeError("folding the batch norms changed what the net says")
+    return len(pairs)
+
+
+def find_pairs(net: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
+    """The convolutions whose output goes, unchanged, into a batch norm, each with it."""
+    said: dict[int, tuple[nn.Module, Tensor, int]] = {}  # by the identity of the output, which is kept alive
+    pairs: list[tuple[Any, Any]] = []
+
+    def convolved(module: nn.Module, _: object, output: Tensor) -> None:
+        said[id(output)] = (module, output, output._version)
+
+    def normed(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        convolution, _, version = said.get(id(given[0]), (None, None, -1))
+        if convolution is not None and version == given[0]._version:  # no in-place activation between them
+            pairs.append((convolution, module))
+
+    hooks = [m.register_forward_hook(convolved) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(normed) for m in net.modules() if type(m) in (nn.BatchNorm2d, BatchNormAct2d)]
+    net(example)
+    for hook in hooks:
+        hook.remove()
+    uses: dict[int, int] = {}
+    for convolution, norm in pairs:
+        for module in (convolution, norm):
+            uses[id(module)] = uses.get(id(module), 0) + 1
+    return [pair for pair in pairs if uses[id(pair[0])] == uses[id(pair[1])] == 1]  # no module that is used twice

@@ -1,0 +1,80 @@
+"""Batch norms folded into convolutions, in nets of every family."""
+
+import pytest
+import torch
+from torch import nn
+
+from stillroom.backbone import build_backbone, weights_sha256
+from stillroom.distill.config import Net
+from stillroom.distill.folding import find_pairs, fold_batch_norms
+from stillroom.distill.teacher import PooledOnly, build_teacher
+
+
+def shaken(net: nn.Module) -> nn.Module:
+    """Batch norms with statistics and weights of their own, as after training."""
+    torch.manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("torchvision/resnet18", 20),
+        ("torchvision/mobilenet_v2", 52),
+        ("timm/resnet18", 20),
+        ("timm/mobilenetv2_100", 52),
+        ("timm/regnetx_002", 44),
+        ("cifar/resnet20", 19),
+        ("timm/convnext_atto", 0),
+    ],
+)
+def test_every_batch_norm_goes_and_the_features_stay(name: str, count: int) -> None:
+    torch.manual_seed(0)
+    net = shaken(PooledOnly(build_backbone(name)))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = net(images)
+        assert fold_batch_norms(net, images[:1]) == count
+        after = net(images)
+    assert not [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-5 * float(before.abs().max()))
+
+
+def test_an_activation_in_between_or_a_shared_convolution_is_no_pair() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act, self.bn = nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(3)
+            self.twice, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.bn(self.act(self.conv(x)))
+            return self.second(self.twice(self.first(self.twice(x))))
+
+    assert find_pairs(Net().eval(), torch.randn(1, 3, 4, 4)) == []
+
+
+def test_an_output_that_goes_elsewhere_too_is_found_out() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            return x + self.bn(x)
+
+    with pytest.raises(RuntimeError, match="folding the batch norms changed what the net says"):
+        fold_batch_norms(shaken(Net()), torch.randn(1, 3, 4, 4))
+
+
+def test_a_teacher_is_folded_and_keeps_the_hash_of_the_weights_it_came_with() -> None:
+    own = build_backbone("cifar/resnet20")
+    teacher = build_teacher(Net(name="own"), own)
+    assert teacher.sha256 == weights_sha256(own.net) != weights_sha256(teacher.backbone.net)
