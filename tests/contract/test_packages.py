@@ -68,8 +68,10 @@ def test_third_parties_get_floors_only(package: str) -> None:
 def test_what_a_package_imports_it_declares(package: str) -> None:
     import sys
 
-    declared = {Requirement(text).name.lower() for text in project(package)["dependencies"]}
-    names = {"pil": "pillow", "huggingface_hub": "huggingface-hub"}
+    extras = project(package).get("optional-dependencies", {}).values()
+    wanted = [*project(package)["dependencies"], *(text for extra in extras for text in extra)]
+    declared = {Requirement(text).name.lower() for text in wanted}
+    names = {"pil": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
     for file in sources(package):
         for name in imported_modules(file):
             top = name.split(".")[0]

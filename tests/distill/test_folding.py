@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from stillroom.backbone import build_backbone, weights_sha256
+from stillroom.backbone.features import PooledOnly
 from stillroom.distill.config import Net
 from stillroom.distill.folding import find_pairs, fold_batch_norms
-from stillroom.distill.teacher import PooledOnly, build_teacher
+from stillroom.distill.teacher import build_teacher
 
 
 def shaken(net: nn.Module) -> nn.Module:

@@ -46,7 +46,7 @@ class Import:
     file: Positional[Path]
     """.safetensors, .pth or .pt (read with weights_only=True)."""
     source: exchange.Source
-    """Whose key names the file uses: torchvision, timm, or kdep (robustness files)."""
+    """Whose key names the file uses: torchvision, timm, kdep (robustness files), or a self-supervised method's."""
     backbone: Annotated[str, arg(metavar="NAME")]
     """The net, for instance timm/mobilenetv2_100."""
     out: Path
@@ -96,9 +96,10 @@ class Export:
     checkpoint: Positional[Path]
     """Checkpoint directory."""
     to: exchange.Target
-    """Whose key names to write."""
+    """Whose key names to write, or which format: huggingface is timm's hub layout."""
     out: Path
-    """File to write, .safetensors or .pth; FILE.json beside it carries input and licence."""
+    """File to write: .safetensors or .pth, .onnx for onnx, a folder for huggingface. OUT.json beside it carries input
+    and licence."""
     require_permissive: bool = False
     """Refuse weights that are not under a permissive licence."""
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cattrs
 import timm
@@ -18,14 +18,19 @@ from stillroom.backbone import keys
 from stillroom.backbone.checkpoint import HEADS, MODEL, load_checkpoint, load_strictly, save_checkpoint
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.files import write_file
-from stillroom.backbone.manifest import CheckpointError, Head, Manifest
+from stillroom.backbone.heads import describe_tensors
+from stillroom.backbone.manifest import CheckpointError, Manifest
+from stillroom.backbone.portable import write_hub_directory, write_onnx
 from stillroom.backbone.registry import open_net
 from stillroom.backbone.spec import BackboneSpec, Licence
 
-Source = Literal["torchvision", "timm", "kdep"]
-Target = Literal["torchvision", "timm"]
+Source = Literal["torchvision", "timm", "kdep", "simreg", "moco", "swav", "dino"]
+Target = Literal["torchvision", "timm", "huggingface", "onnx"]
+_LIBRARIES = ("torchvision", "timm")
+_FAMILIES = {"torchvision": ("torchvision/", "simclr/"), "timm": ("timm/",)}  # whose nets have these key names
 CLASSIFIER = "classifier"
-_WRAPPERS = ("model", "state_dict")  # where training scripts put the tensors beside optimizer, epoch, ...
+PROJECTION = "projection"
+_WRAPPERS = ("model", "state_dict", "teacher")  # where training scripts put the tensors beside optimizer, epoch, ...
 
 
 def import_file(
@@ -39,12 +44,13 @@ def import_file(
     pre_activation: bool = False,
     **input_changes: Any,
 ) -> Manifest:
-    """Turn a file of another project into a checkpoint. A classifier in it is kept as the head `classifier`.
+    """Turn a file of another project into a checkpoint. A classifier or a projection head in it is kept as a head.
 
     Args:
         file: .safetensors, or a pickled state dict, which is read with `weights_only=True`.
         out: the checkpoint directory to write.
-        source: whose key names the file uses. KDEP's are those of its ResNets and its MobileNet-V2.
+        source: whose key names the file uses. KDEP's are those of its ResNets and its MobileNet-V2; `simreg`, `moco`,
+            `swav` and `dino` are self-supervised files (see `keys.SELF_SUPERVISED`), BYOL's come bare: `torchvision`.
         backbone: the net the weights are for, `torchvision/...` or `timm/...`.
         arguments: of the net's constructor.
         licence: of the weights; not known where None.
@@ -58,18 +64,24 @@ def import_file(
         raise CheckpointError(f"{out} exists: choose another --out")
     arguments = dict(arguments or {})
     state = read_state(file)
+    left_out: tuple[str, ...] = ()
     anatomy, _, input_spec, _ = open_net(backbone, pretrained=False, arguments=arguments)
     if source == "kdep":
         state, normaliser = _from_robustness(state, backbone, str(file))
         input_changes = normaliser | input_changes
+    elif source in keys.SELF_SUPERVISED:
+        renamed = keys.rename(state, keys.SELF_SUPERVISED[source], str(file))
+        state = renamed.tensors
+        if renamed.left_out:
+            left_out = (f"{len(renamed.left_out)} tensors left out by rule, the first is {renamed.left_out[0]}",)
     else:
-        if not backbone.startswith(f"{source}/"):
+        if not backbone.startswith(_FAMILIES[source]):
             raise CheckpointError(f"source {source} holds nets of {source}/, not {backbone}")
         state = keys.rename(state, keys.DATA_PARALLEL, str(file)).tensors
     prefix = _classifier_prefix(backbone)
-    head = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+    found = {name: _take(state, start) for name, start in ((CLASSIFIER, prefix), (PROJECTION, keys.PROJECTION))}
     state, notes = keys.complete(state, anatomy.net.state_dict())
-    head, _ = keys.complete(head, {})
+    kept = {name: keys.complete(head, {})[0] for name, head in found.items() if head}
     spec = BackboneSpec(
         name=backbone,
         arguments=arguments,
@@ -81,36 +93,58 @@ def import_file(
     )
     opened = Backbone(anatomy, spec)
     load_strictly(opened, state, source=str(file))
-    heads = {CLASSIFIER: (_describe_head(head), head)} if head else None
-    return save_checkpoint(out, opened, method="import", package="stillroom-backbone", heads=heads, notes=notes)
+    return save_checkpoint(
+        out,
+        opened,
+        method="import",
+        package="stillroom-backbone",
+        heads={name: (describe_tensors(head, relu_between=name == PROJECTION), head) for name, head in kept.items()},
+        notes=(*notes, *left_out),
+    )
 
 
 def export_file(checkpoint: Path, out: Path, *, target: Target, require_permissive: bool = False) -> None:
-    """Write the backbone (and its kept classifier) under another project's key names.
+    """Write the backbone (and its kept classifier) in another project's format.
 
     Args:
         checkpoint: directory to read.
-        out: .safetensors, or .pth for a pickled state dict; `<out>.json` beside it carries input, licence, provenance.
-        target: whose key names to write.
+        out: .safetensors, or .pth for a pickled state dict; a new folder for `huggingface`; .onnx for `onnx`.
+            `<out>.json` beside it carries input, licence, provenance.
+        target: whose key names to write, or which format.
         require_permissive: refuse weights whose licence, or an inherited restriction, is not a permissive one.
 
     Raises:
         CheckpointError: unsupported pair of net and target, refused licence, existing file, unknown suffix.
     """
-    _, manifest = load_checkpoint(checkpoint)
+    backbone, manifest = load_checkpoint(checkpoint)
     spec = manifest.backbone
     if out.exists():
         raise CheckpointError(f"{out} exists: choose another --out")
     if require_permissive and not spec.licence.permissive:
         why = "; ".join(spec.licence.restrictions) or f"licence {spec.licence.spdx}"
         raise CheckpointError(f"checkpoint {checkpoint} is not under a permissive licence ({why}): not exported")
+    if target == "onnx":
+        write_onnx(out, backbone)
+        _write_record(out, spec.name, manifest)
+        return
     tensors = dict(load_file(checkpoint / MODEL))
-    name = _target_name(spec, target)
+    name = _target_name(spec, "timm" if target == "huggingface" else target)
     if CLASSIFIER in manifest.heads and (checkpoint / HEADS).exists():
         kept = load_file(checkpoint / HEADS)
         start = f"{CLASSIFIER}."
         prefix = _classifier_prefix(name)
         tensors |= {prefix + k.removeprefix(start): t for k, t in kept.items() if k.startswith(start)}
+    if target == "huggingface":
+        num_classes = manifest.heads[CLASSIFIER].out_dim if CLASSIFIER in manifest.heads else 0
+        write_hub_directory(out, name, spec, tensors, num_classes)
+    else:
+        write_file(out, _encode(tensors, out))
+    _write_record(out, name, manifest)
+
+
+def _write_record(out: Path, name: str, manifest: Manifest) -> None:
+    """`<out>.json`: input, licence, provenance."""
+    spec = manifest.backbone
     record = {
         "net": name,
         "arguments": spec.arguments,
@@ -119,8 +153,12 @@ def export_file(checkpoint: Path, out: Path, *, target: Target, require_permissi
         "made_by": cattrs.unstructure(manifest.made_by),
         "weights_sha256": manifest.weights.sha256,
     }
-    write_file(out, _encode(tensors, out))
     write_file(out.with_name(out.name + ".json"), json.dumps(record, indent=2) + "\n")
+
+
+def _take(state: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """Move the tensors whose names begin with `start` out of `state`."""
+    return {key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)}
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
@@ -182,16 +220,7 @@ def _classifier_prefix(name: str) -> str:
     return "fc." if short.startswith(("resn", "wide_resnet", "regnet")) else "classifier."
 
 
-def _describe_head(head: Mapping[str, Tensor]) -> Head:
-    matrices = [tensor for key, tensor in head.items() if key.endswith("weight") and tensor.ndim == 2]
-    if not matrices:
-        raise CheckpointError(f"the classifier in this file has no weight matrix, only {sorted(head)}")
-    return Head(
-        kind="linear" if len(matrices) == 1 else "mlp", in_dim=matrices[0].shape[1], out_dim=matrices[-1].shape[0]
-    )
-
-
-def _target_name(spec: BackboneSpec, target: Target) -> str:
+def _target_name(spec: BackboneSpec, target: Literal["torchvision", "timm"]) -> str:
     """The name of the same net in the target's library.
 
     torchvision and timm give their plain ResNets, ResNeXts and Wide ResNets the same layers and the same key names;
@@ -201,7 +230,7 @@ def _target_name(spec: BackboneSpec, target: Target) -> str:
     if library == target:
         return spec.name
     shared = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
-    if library in get_args(Target) and short.split(".")[0] in shared and not spec.arguments:
+    if library in _LIBRARIES and short.split(".")[0] in shared and not spec.arguments:
         return f"{target}/{short.split('.')[0]}"
     net = f"{spec.name} {spec.arguments or ''}".strip()
     raise CheckpointError(f"{net} has no counterpart with the same layers in {target}: it is not exported there")

@@ -154,6 +154,18 @@ class Backbone(nn.Module):
         return Features(self._pool(self.net, tail if self.spec.pre_activation else activated), tuple(maps))
 
 
+class PooledOnly(nn.Module):
+    """A backbone as a net of one output, in eval mode: normalised images (b, 3, h, w) -> pooled feature (b, d)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.eval()
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        return self.backbone(images).pooled
+
+
 def weights_sha256(net: nn.Module) -> str:
     """The hash of a net's parameters and buffers: names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()

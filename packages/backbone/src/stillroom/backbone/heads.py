@@ -33,6 +33,33 @@ def describe_head(head: nn.Sequential, classes: tuple[str, ...] = ()) -> Head:
     return Head(kind="-".join(words), in_dim=linears[0].in_features, out_dim=linears[-1].out_features, classes=classes)
 
 
+def describe_tensors(tensors: Mapping[str, Tensor], *, relu_between: bool) -> Head:
+    """The description of a head of which only the tensors are known: a bare linear layer, or an `nn.Sequential`.
+
+    Args:
+        tensors: of the head.
+        relu_between: places without tensors in the Sequential are ReLUs, as in the projection heads of MoCo, SwAV and
+            SimReg; where that is not known, several layers are an `mlp`, which cannot be rebuilt here.
+
+    Raises:
+        CheckpointError: no weight matrix.
+    """
+    matrices = {key: tensor for key, tensor in tensors.items() if key.endswith("weight") and tensor.ndim == 2}
+    if not matrices:
+        raise CheckpointError(f"the classifier in this file has no weight matrix, only {sorted(tensors)}")
+    if len(matrices) == 1 and not any(key.endswith("running_mean") for key in tensors):
+        [weight] = matrices.values()
+        return Head(kind="linear", in_dim=weight.shape[1], out_dim=weight.shape[0])
+    linears = list(matrices.values())
+    in_dim, out_dim = linears[0].shape[1], linears[-1].shape[0]
+    if not relu_between:
+        return Head(kind="mlp", in_dim=in_dim, out_dim=out_dim)
+    places = {int(key.split(".")[0]) for key in tensors}
+    words = ["linear" if f"{place}.weight" in matrices else "batchnorm" for place in range(max(places) + 1)]
+    words = [word if place in places else "relu" for place, word in enumerate(words)]
+    return Head(kind="-".join(words), in_dim=in_dim, out_dim=out_dim)
+
+
 def build_head(description: Head, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Rebuild a kept head: pooled feature (b, in_dim) -> (b, out_dim), in eval mode.
 
@@ -45,8 +72,8 @@ def build_head(description: Head, tensors: Mapping[str, Tensor]) -> nn.Module:
     words = description.kind.split("-")
     if unknown := sorted(set(words) - set(LAYERS)):
         raise CheckpointError(f"head {description.kind!r} has layers that are not known here: {', '.join(unknown)}")
-    if description.kind == "linear" and "weight" in tensors:
-        tensors = {f"0.{key}": tensor for key, tensor in tensors.items()}
+    if description.kind == "linear":  # `weight`, or its place in the Sequential it came from, `1.weight`
+        tensors = {f"0.{key.split('.')[-1]}": tensor for key, tensor in tensors.items()}
     layers: list[nn.Module] = []
     width = description.in_dim
     for place, word in enumerate(words):

@@ -77,6 +77,37 @@ KDEP_MOBILENET_V2 = (
     Rule(r"normalizer\.(.*)", r"normalizer.\1"),
 )
 
+PROJECTION = "@projection."
+"""What a rule puts before the tensors of a projection head, to be kept as a head."""
+
+_COUNTED = r"(\d+\.(?:weight|bias|running_mean|running_var|num_batches_tracked))"
+SELF_SUPERVISED: dict[str, tuple[Rule, ...]] = {
+    # the student, its regression head, and the teacher that stands beside them in the same file
+    "simreg": (
+        Rule(r"(?:module\.)?encoder_q\.(?:module\.)?fc\..*", None),
+        Rule(r"(?:module\.)?encoder_q\.(?:module\.)?(.*)", r"\1"),
+        Rule(r"(?:module\.)?predict_q\.(?:module\.)?" + _COUNTED, PROJECTION + r"\1"),
+        Rule(r"(?:module\.)?encoder_t\..*", None),
+    ),
+    # the query encoder; MoCo-v2's fc is a projection MLP, MoCo-v1's one linear layer
+    "moco": (
+        Rule(r"(?:module\.)?encoder_q\.fc\.((?:\d+\.)?(?:weight|bias))", PROJECTION + r"\1"),
+        Rule(r"(?:module\.)?encoder_q\.(.*)", r"\1"),
+        Rule(r"(?:module\.)?(encoder_k\..*|queue|queue_ptr)", None),
+    ),
+    "swav": (
+        Rule(r"(?:module\.)?projection_head\." + _COUNTED, PROJECTION + r"\1"),
+        Rule(r"(?:module\.)?prototypes.*", None),
+        Rule(r"(?:module\.)?(.*)", r"\1"),
+    ),
+    # the backbone alone, the wrapped net, or the teacher of a full training file; its weight-normed head is left out
+    "dino": (
+        Rule(r"(?:module\.)?(?:teacher\.)?head\..*", None),
+        Rule(r"(?:module\.)?(?:teacher\.)?(?:backbone\.)?(?:_orig_mod\.)?(.*)", r"\1"),
+    ),
+}
+"""Files of self-supervised training: the backbone in its library's names, the projection head after `PROJECTION`."""
+
 DATA_PARALLEL = (Rule(r"module\.(.*)", r"\1"), Rule(r"(.*)", r"\1"))
 
 

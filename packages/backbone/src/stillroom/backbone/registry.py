@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import torch
 from torch import nn
 
-from stillroom.backbone.families import cifar
+from stillroom.backbone.families import cifar, simclr
 from stillroom.backbone.families import timm as timm_nets
 from stillroom.backbone.families import torchvision as torchvision_nets
 from stillroom.backbone.features import Anatomy, Backbone
@@ -24,7 +24,7 @@ RANDOM = "random:"
 
 def list_backbones(pattern: str = "*") -> list[str]:
     """The names that `build_backbone` knows, filtered by a shell pattern such as `timm/vit_*`."""
-    names = [*cifar.list_names(), *torchvision_nets.list_names(), *timm_nets.list_names()]
+    names = [*cifar.list_names(), *simclr.list_names(), *torchvision_nets.list_names(), *timm_nets.list_names()]
     return [name for name in names if fnmatch(name, pattern)]
 
 
@@ -96,6 +96,11 @@ def open_net(
         if pretrained:
             raise ValueError(f"{name} has no published weights: say {RANDOM}{name} or give a checkpoint directory")
         return cifar.build(int(short.removeprefix("resnet"))), None, cifar.INPUT, Licence()
+    if library == "simclr" and name in simclr.list_names():
+        if pretrained:
+            raise ValueError(f"{name} is published as a file only: import it, or say {RANDOM}{name}")
+        anatomy, classifier = simclr.build(short)
+        return anatomy, classifier, simclr.INPUT, Licence()
     if library == "torchvision" and name in torchvision_nets.list_names():
         return _open(torchvision_nets.build, torchvision_nets.published, name, short, pretrained, arguments)
     if library == "timm" and f"timm/{short.split('.')[0]}" in timm_nets.list_names():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Normalize, load_backbone, load_checkpoint, replace_input, weights_sha256
 from stillroom.backbone.checkpoint import load_heads
+from stillroom.backbone.features import PooledOnly
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.registry import RANDOM, is_checkpoint, open_net
 from stillroom.backbone.run import seed_everything
@@ -103,18 +104,6 @@ def build_teacher(net: Net, own: Backbone | None = None) -> FrozenTeacher:
     example = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     fold_batch_norms(PooledOnly(backbone), example)
     return teacher
-
-
-class PooledOnly(nn.Module):
-    """A backbone as a net of one output."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.eval()
-
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        return self.backbone(images).pooled
 
 
 def load_output_head(net: Net, own: bool) -> nn.Module:

@@ -39,7 +39,7 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anato
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         net.load_state_dict(torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True))
     if name.startswith(("resnet", "resnext", "wide_resnet")):
-        return _resnet(net)
+        return open_resnet(net)
     if name.startswith("regnet_"):
         return _regnet(net)
     if name.startswith("convnext_"):
@@ -87,7 +87,8 @@ class LinearTail(nn.Module):
         return out + (x if self.downsample is None else self.downsample(x))
 
 
-def _resnet(net: Any) -> tuple[Anatomy, nn.Module]:
+def open_resnet(net: Any) -> tuple[Anatomy, nn.Module]:
+    """Open up any net with the layout of torchvision's ResNet."""
     classifier, net.fc = net.fc, nn.Identity()
     net.layer4[-1] = LinearTail(net.layer4[-1])
     names = ("layer1", "layer2", "layer3", "layer4")
