@@ -71,6 +71,26 @@ def test_a_student_from_distill_loads_in_every_consumer(
 
 
 @pytest.mark.slow
+def test_knn_watches_a_run_and_a_kept_head_is_evaluated(
+    tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
+) -> None:
+    train, run = labelled("train"), tmp_path / "run"
+    tool("distill", "simreg", "--teacher", "random:cifar/resnet32", "--student", "cifar/resnet20", "--data", unlabelled,
+         "--out", run, "--epochs", 2, "--batch-size", 32, "--keep-head", "--monitor.knn", train, "--monitor.every", 1,
+         "--device", "cpu", "--workers", 0)  # fmt: skip
+    measured = read_results(run).metrics
+    assert {"monitor_knn20", "monitor_knn1"} <= measured.keys()
+    assert (run / "student-best" / "manifest.json").exists()
+    knn = ("--train", train, "--test", labelled("test", per_class=8, seed=1), "--k", 1, "--device", "cpu")
+    tool("eval_ssl", "knn", "--checkpoint", run / "student", "--head", "distill", *knn, "--out", tmp_path / "head")
+    assert read_results(tmp_path / "head").protocol.endswith("head=distill")
+    said = tool(
+        "eval_ssl", "knn", "--checkpoint", run / "student", "--head", "x", *knn, "--out", tmp_path / "x", code=2
+    )
+    assert "keeps no head named 'x'; it keeps ['distill']" in said
+
+
+@pytest.mark.slow
 def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path) -> None:
     folders = ("--train", labelled("train"), "--test", labelled("test", per_class=8, seed=1))
     tool("distill", "smoke", "--data", unlabelled, "--out", tmp_path / "distill")
@@ -78,7 +98,7 @@ def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., 
     tool("eval_ssl", "smoke", *folders, "--out", tmp_path / "knn")
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "table", "bench", "study", "quickstart"])
+@pytest.mark.parametrize("name", ["checkpoint", "table", "bench", "study", "quickstart", "make_subset"])
 def test_every_other_script_answers_help(tool: Tool, name: str) -> None:
     assert "usage:" in tool(name, "--help")
 

@@ -111,7 +111,7 @@ class Watch:
 
     def due(self, epoch: int) -> bool:
         """Whether the students are measured after this many epochs."""
-        something = self.held_out is not None or self.knn is not None
+        something = self.held_out is not None or self.config.monitor.knn is not None
         return something and (epoch % self.config.monitor.every == 0 or epoch == self.config.epochs)
 
     @torch.no_grad()
@@ -126,13 +126,16 @@ class Watch:
             training = learner.training
             learner.eval()
             measured: dict[str, float] = {}
+            score = 0.0
             if self.held_out is not None:
                 measured |= self._distance(place, learner, self.held_out)
-                scores.append(-measured["held_out_loss"])
-            if self.knn is not None and self.config.monitor.knn is not None:
+                score = -measured["held_out_loss"]
+            if self.config.monitor.knn is not None:
+                assert self.knn is not None, "the run was refused without it"
                 found = self.knn(learner.backbone, self.config.monitor.knn, self.run)
                 measured |= {f"monitor_{name}": value for name, value in found.items()}
-                scores = [*scores[:place], next(iter(found.values()))]
+                score = next(iter(found.values()))
+            scores.append(score)
             learner.train(training)
             end = f"_{place + 1}" if len(learners) > 1 else ""
             values |= {f"{name}{end}": value for name, value in measured.items()}
