@@ -21,7 +21,7 @@ from stillroom.distill.config import Cache, CosineDistance, MlpHead, Monitor, Ne
 from stillroom.distill.presets import simreg
 from stillroom.distill.student import Learner, build_learner, build_optimizer
 from stillroom.distill.teacher import FrozenTeacher, build_teacher
-from stillroom.distill.train import losses
+from stillroom.distill.train import align, losses
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class OurStep:
 
     def step(self, images: Tensor) -> Tensor:
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=self.bench.amp):
-            outputs, answers = [self.teach(images)], [self.learn(images)]
-        loss, total = losses(self.config, self.targets, outputs, answers)
+            output, answers = self.teach(images)[0], [self.learn(images)]
+        loss, total = losses(self.config, align(self.targets, [output]), [()], answers)
         total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -196,9 +196,9 @@ class CachedEpoch:
         spent: list[tuple[float, float]] = []
         for _ in range(4):
             began = time.perf_counter()
-            output = teacher(pixels[0])
+            output = teacher(pixels[0])[0]
             between = time.perf_counter()
-            losses(config, [[build_alignment(Raw(), 2048, 2048)]], [output], [learner(pixels[1])])[1].backward()
+            losses(config, [[output]], [()], [learner(pixels[1])])[1].backward()
             spent.append((between - began, time.perf_counter() - between))
         ask, learn = (statistics.median(times) for times in zip(*spent[1:], strict=True))
         return (ask + learn) / learn

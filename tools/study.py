@@ -1,19 +1,25 @@
 """The runs behind docs/results.md, one command per table. Done cells are kept, stopped ones go on.
 
     python tools/study.py kdep-imagenette --data DATA --out runs/study
+    python tools/study.py methods --data DATA --out runs/methods
 
 DATA holds the files that docs/results.md names; they are not part of the repository.
 """
 
+import shutil
+import statistics
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from stillroom.backbone.command import plainly
+from stillroom.backbone import read_results
+from stillroom.backbone.command import Command, plainly
+from stillroom.backbone.results import format_table
 
 TOOLS = Path(__file__).parent
 
@@ -30,13 +36,7 @@ class KdepImagenette:
     """Passes over the 9,469 training images, for every net."""
 
     def run(self) -> None:
-        imagenette, cifar = (unpack(self.data / f"{name}.zip", self.out) for name in ("imagenette128", "cifar10_jpeg"))
-        teacher = self.out / "teacher"
-        if not teacher.exists():
-            tool("checkpoint", "import", self.data / "teacher_mobilenetv2_imagenet.safetensors", "--out", teacher,
-                 "--source", "timm", "--backbone", "timm/mobilenetv2_100", "--arguments", "pad_type=same",
-                 "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--size", 128, "--crop-fraction", 1,
-                 "--licence", "Apache-2.0")  # fmt: skip
+        imagenette, cifar, teacher = photographs(self.data, self.out)
         recipe = ("--epochs", self.epochs, "--batch-size", 64, "--lr", 0.1)
         distilled = ("--student", "cifar/resnet20", "--student.crop-fraction", 1, "--data", imagenette / "train",
                      "--teacher", teacher, "--teacher.size", 128, "--view.min-scale", 0.35, *recipe,
@@ -61,6 +61,126 @@ class KdepImagenette:
                      "--test", folder / "val")  # fmt: skip
             rows.append(f"{label}={','.join(map(str, runs))}")
         tool("table", *rows, "--metric", "top1_k20", "--out", self.out / "table.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A preset with what was chosen for it."""
+
+    preset: str
+    loss_weight: float
+    flags: tuple[str, ...] = ()
+
+
+AFTER = ("--teacher.feature", "after")
+METHODS = {
+    "KDEP": Method(preset="kdep", loss_weight=30, flags=AFTER),
+    "SVD only": Method(preset="svd", loss_weight=30, flags=AFTER),
+    "SimReg": Method(preset="simreg", loss_weight=1),
+    "1x1 convolution": Method(preset="conv1x1", loss_weight=30, flags=AFTER),
+    "logits": Method(preset="logits", loss_weight=1),
+}
+AT_TENTH = ("KDEP", "SVD only", "SimReg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """KDEP, SimReg and their rivals at equal steps, on all and on a tenth of Imagenette, several seeds.
+
+    Every cell is a run and two k-NN evaluations. Their results.json are kept in `keep`, and a cell that is there is not
+    run again, on whatever machine the study goes on.
+    """
+
+    data: Path
+    """Folder with imagenette128.zip, cifar10_jpeg.zip and teacher_mobilenetv2_imagenet.safetensors."""
+    out: Path
+    """Folder of the runs."""
+    keep: Path = TOOLS.parent / "docs" / "studies" / "methods"
+    """Folder of the results that are done."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of weights, order and views; and of the images of the tenth."""
+    epochs: int = 15
+    """Passes over all 9,469 training images; ten times as many over the tenth."""
+    views: int = 4
+    """Cached views of each image; ten times as many of the tenth."""
+    only: str | None = None
+    """Run the cells whose name contains this, and no table."""
+
+    def run(self) -> None:
+        imagenette, cifar, teacher = photographs(self.data, self.out)
+        folders = {"imagenette": imagenette, "cifar10": cifar}
+        for cell, method, part, seed in self.cells():
+            if self.only is not None and self.only not in cell:
+                continue
+            if all((self.keep / f"{cell}-{name}.json").exists() for name in folders):
+                continue
+            self.train(cell, method, part, seed, imagenette / "train", teacher)
+            self.evaluate(cell, self.out / cell / "student", folders)
+        if self.only is None:
+            for cell, net in (("random", "random:cifar/resnet20"), ("teacher", teacher)):
+                self.evaluate(cell, net, folders)
+            print(self.table(tuple(folders)))
+
+    def cells(self) -> Iterator[tuple[str, Method, int, int]]:
+        """Name, method, percent of the images, seed; whole rows of the table seed by seed."""
+        for seed in self.seeds:
+            for part in (100, 10):
+                for name, method in METHODS.items():
+                    if part == 100 or name in AT_TENTH:
+                        yield f"{method.preset}-{part}-{seed}", method, part, seed
+
+    def train(self, cell: str, method: Method, part: int, seed: int, data: Path, teacher: Path) -> None:
+        """One student."""
+        if part < 100:
+            listed = self.out / f"part-{part}-{seed}.txt"
+            if not listed.exists():
+                tool("make_subset", "--data", data, "--fraction", part / 100, "--seed", seed, "--out", listed)
+            data = listed
+        more = 100 // part
+        once("distill", method.preset, self.out / cell, "--teacher", teacher, "--teacher.size", 128,
+             "--student", "cifar/resnet20", "--student.crop-fraction", 1, "--data", data, *method.flags,
+             "--epochs", more * self.epochs, "--cache.views", more * self.views, "--batch-size", 64, "--lr", 0.1,
+             "--weight-decay", 5e-4, "--loss-weight", method.loss_weight, "--amp", "bf16", "--seed", seed,
+             "--monitor.every", more * 5, "view:kdep-view", "--view.min-scale", 0.35, "schedule:cosine")  # fmt: skip
+
+    def evaluate(self, cell: str, net: Path | str, folders: dict[str, Path]) -> None:
+        """k-NN on each data set, the results kept."""
+        for name, folder in folders.items():
+            kept, run = self.keep / f"{cell}-{name}.json", self.out / f"knn-{cell}-{name}"
+            if kept.exists():
+                continue
+            once("eval_ssl", "knn", run, "--checkpoint", net, "--train", folder / "train", "--test", folder / "val")
+            self.keep.mkdir(parents=True, exist_ok=True)
+            shutil.copy(run / "results.json", kept)
+
+    def table(self, names: tuple[str, ...]) -> str:
+        """Mean and standard deviation over the seeds of top-1 at k = 20, percent."""
+        rows = [["random ResNet-20", "-", *(self.spread([f"random-{name}"]) for name in names)]]
+        for part in (100, 10):
+            for label, method in METHODS.items():
+                if part == 100 or label in AT_TENTH:
+                    cells = [f"{method.preset}-{part}-{seed}" for seed in self.seeds]
+                    rows.append([label, f"{part} %", *(self.spread([f"{c}-{n}" for c in cells]) for n in names)])
+        rows.append(["teacher MobileNet-V2", "-", *(self.spread([f"teacher-{name}"]) for name in names)])
+        return format_table(["k-NN top-1, %", "images", *names], rows)
+
+    def spread(self, cells: list[str]) -> str:
+        """Mean and, over several seeds, standard deviation."""
+        values = [100 * read_results(self.keep / f"{cell}.json").metrics["top1_k20"] for cell in cells]
+        apart = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.1f}{apart}"
+
+
+def photographs(data: Path, out: Path) -> tuple[Path, Path, Path]:
+    """Imagenette, CIFAR-10 and the imported teacher, below `out`."""
+    imagenette, cifar = (unpack(data / f"{name}.zip", out) for name in ("imagenette128", "cifar10_jpeg"))
+    teacher = out / "teacher"
+    if not teacher.exists():
+        tool("checkpoint", "import", data / "teacher_mobilenetv2_imagenet.safetensors", "--out", teacher,
+             "--source", "timm", "--backbone", "timm/mobilenetv2_100", "--arguments", "pad_type=same",
+             "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--size", 128, "--crop-fraction", 1,
+             "--licence", "Apache-2.0")  # fmt: skip
+    return imagenette, cifar, teacher
 
 
 def once(name: str, preset: str, out: Path, *arguments: object) -> None:
@@ -104,7 +224,8 @@ def unpack(archive: Path, out: Path) -> Path:
 @plainly
 def main() -> None:
     """Run one study."""
-    tyro.extras.subcommand_cli_from_dict({"kdep-imagenette": KdepImagenette}, description=__doc__).run()
+    studies: dict[str, Callable[..., Command]] = {"kdep-imagenette": KdepImagenette, "methods": Methods}
+    tyro.extras.subcommand_cli_from_dict(studies, description=__doc__).run()
 
 
 if __name__ == "__main__":

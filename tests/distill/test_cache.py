@@ -17,7 +17,7 @@ from stillroom.distill.config import Cache, CosineDistance, KdepView, LinearHead
 from stillroom.distill.parts import build_nets, prepare
 from stillroom.distill.student import build_optimizer
 from stillroom.distill.teacher import FrozenTeacher
-from stillroom.distill.train import losses
+from stillroom.distill.train import align, losses
 from stillroom.distill.views import FixedView, StrongView, Views
 
 
@@ -83,8 +83,8 @@ def test_at_ten_saved_states_cached_and_live_losses_agree(unlabelled: Path, tmp_
         pixels = torch.stack([views_of[views.of_students[0]] for views_of in seen])
         shown = torch.stack([views_of[views.of_teachers[0]] for views_of in seen])
         answers = [parts.learners[0](pixels)]
-        live, total = losses(config, parts.targets, [parts.teachers[0](shown)], answers)
-        kept, _ = losses(config, parts.targets, [(cached.read(0, indices), ())], answers, aligned=cached.aligned)
+        live, total = losses(config, align(parts.targets, [parts.teachers[0](shown)[0]]), [()], answers)
+        kept, _ = losses(config, align(parts.targets, [cached.read(0, indices)], [cached.aligned]), [()], answers)
         assert float(kept) == pytest.approx(float(live), rel=1e-3)
         total.backward()
         optimizer.step()

@@ -34,6 +34,7 @@ from stillroom.distill.config import (
     Lda,
     LinearHead,
     MlpHead,
+    Monitor,
     Mse,
     Net,
     Nmf,
@@ -43,7 +44,7 @@ from stillroom.distill.config import (
 )
 from stillroom.distill.student import Learner, build_average, build_learner
 from stillroom.distill.teacher import FrozenTeacher
-from stillroom.distill.train import losses
+from stillroom.distill.train import align, losses
 from stillroom.distill.views import FixedView, StrongView, WeakView
 
 
@@ -85,7 +86,8 @@ def test_gradients_reach_every_student_parameter_and_no_teacher_parameter(head: 
     config = config_of(head=head, distance=distance, alignment=Raw(), dense=Dense(weight=1.0))
     learner = build_learner(config, tiny(6), [teacher], [6])
     images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
-    _, total = losses(config, [[build_alignment(Raw(), 6, 6)]], [teacher(images)], [learner(images)])
+    output, maps = teacher(images)
+    _, total = losses(config, [[output]], [maps], [learner(images)])
     total.backward()
     for name, parameter in learner.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -106,8 +108,8 @@ def test_several_teachers_are_averaged_by_weight_and_students_share_nothing() ->
     learners = [build_learner(config, tiny(5, seed=s), teachers, [6, 4]) for s in (3, 4)]
     images = [torch.randint(0, 256, (16, 3, size, size), dtype=torch.uint8) for size in (8, 12)]
     outputs = [teacher(pixels) for teacher, pixels in zip(teachers, images, strict=True)]
-    same = [[build_alignment(Raw(), dim, dim)] * 2 for dim in (6, 4)]
-    shown, total = losses(config, same, outputs, [learner(images[0]) for learner in learners])
+    wanted = align([[build_alignment(Raw(), dim, dim)] * 2 for dim in (6, 4)], [output for output, _ in outputs])
+    shown, total = losses(config, wanted, [(), ()], [learner(images[0]) for learner in learners])
     by_hand = [
         0.75 * (learner(images[0])[1][0] - outputs[0][0]).square().mean()
         + 0.25 * (learner(images[0])[1][1] - outputs[1][0]).square().mean()
@@ -285,7 +287,8 @@ def test_a_run_that_is_stopped_resumes_to_the_bit_with_every_optimiser(
     optimizer, unlabelled: Path, tmp_path: Path
 ) -> None:
     changes = {"optimizer": optimizer, "ema": 0.9, "lr": 0.01, "epochs": 2, "head": LinearHead()}
-    whole = distill(small_config(unlabelled, tmp_path / "whole", **changes))
+    monitor = Monitor(held_out=0.25)
+    whole = distill(small_config(unlabelled, tmp_path / "whole", monitor=monitor, **changes))
 
     class StoppedError(Exception):
         pass
@@ -294,10 +297,10 @@ def test_a_run_that_is_stopped_resumes_to_the_bit_with_every_optimiser(
         raise StoppedError
 
     config = small_config(unlabelled, tmp_path / "stopped", **changes)
-    config = replace(config, monitor=replace(config.monitor, knn=unlabelled, every=1))
+    config = replace(config, monitor=replace(config.monitor, knn=unlabelled, every=1, held_out=0.25))
     with pytest.raises(StoppedError):
         distill(config, knn=stop)
-    assert torch.load(tmp_path / "stopped" / "state" / "last.pt", weights_only=True)["step"] == 2
+    assert torch.load(tmp_path / "stopped" / "state" / "last.pt", weights_only=True)["step"] == 1
     resume(tmp_path / "stopped", knn=lambda *_: {"knn20": 0.5})
     assert_bit_equal(weights(whole / "student"), weights(tmp_path / "stopped" / "student"))
     assert (

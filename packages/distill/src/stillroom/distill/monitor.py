@@ -87,6 +87,10 @@ class Best:
         self.stale += 1
         return False
 
+    def gives_up(self, patience: int) -> bool:
+        """Whether `patience` measurements have passed without a better one; 0: never."""
+        return bool(patience) and self.stale >= patience
+
 
 @dataclass(kw_only=True)
 class Watch:

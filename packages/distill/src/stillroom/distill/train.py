@@ -1,6 +1,6 @@
 """The one trainer: frozen teachers, aligned targets, students that regress them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
 from stillroom.backbone.configs import config_from_json, config_to_json
-from stillroom.backbone.images import TrainingBatches, build_loader
+from stillroom.backbone.images import Batch, TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DeviceName, read_config, seed_everything
 from stillroom.distill.alignment import AlignedTarget
@@ -80,9 +80,10 @@ def resume(
     check(config, files, run, knn)
     teachers, students = build_nets(config, teacher, run)
     directory, state = RunDirectory.reopen(path, run)
-    if state is not None and state["data_fingerprint"] != files.fingerprint:
+    parts = prepare(config, run, files, teachers, students)
+    if state is not None and state["data_fingerprint"] != parts.files.fingerprint:
         raise ValueError(f"the images in {config.data} changed since {path} began: it cannot be resumed")
-    return train(config, run, directory, prepare(config, run, files, teachers, students), knn, state)
+    return train(config, run, directory, parts, knn, state)
 
 
 def train(
@@ -97,10 +98,10 @@ def train(
     learners, files = parts.learners, parts.files
     optimizer = build_optimizer(config, learners)
     averages = [build_average(learner, config.ema) for learner in learners]
-    step, loss_mean, best = 0, float("nan"), Best()
+    step, loss_mean, best, measured = 0, float("nan"), Best(), dict[str, float]()
     if state is not None:
-        load_state(state, learners, averages, optimizer, best)
-        step, loss_mean = state["step"], state["loss"]
+        load_state(state, learners, averages, optimizer)
+        step, loss_mean, best, measured = state["step"], state["loss"], Best(**state["best"]), state["measured"]
 
     cached = [fill_cache(config, run, files, t, own) for t, own in parts.taught()] if config.cache.views else []
     live = [] if cached else [teacher.backbone.spec.input for teacher in parts.teachers]
@@ -108,7 +109,8 @@ def train(
     views = Views(config.view, config.teacher_view, sizes, live)
     dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=config.cache.views)
     batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run, start=step)
-    loader = build_loader(dataset, batches, config.workers)
+    ended = best.gives_up(config.monitor.patience)
+    loader: Iterable[Batch] = [] if ended else build_loader(dataset, batches, config.workers)
     teach: list[Any] = [torch.compile(t) if config.compile else t for t in parts.teachers]
     learn: list[Any] = [wrap(learner, config, run) for learner in learners]
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
@@ -117,7 +119,7 @@ def train(
     )
 
     progress = Progress(len(files) * config.epochs, run, config.method, done=step * config.batch_size)
-    loss_sum, loss_steps, measured, warned = torch.zeros((), device=run.device), 0, dict[str, float](), False
+    loss_sum, loss_steps, warned = torch.zeros((), device=run.device), 0, False
     for batch in progress.over(loader):
         progress.skip(batch.broken)
         if not len(batch):
@@ -133,7 +135,8 @@ def train(
             else:
                 outputs = [one(images[place]) for one, place in zip(teach, views.of_teachers, strict=True)]
             answers = [one(images[place]) for one, place in zip(learn, views.of_students, strict=True)]
-        loss, total = losses(config, parts.targets, outputs, answers, aligned=bool(cached) and cached[0].aligned)
+        wanted = align(parts.targets, [output for output, _ in outputs], [one.aligned for one in cached])
+        loss, total = losses(config, wanted, [maps for _, maps in outputs], answers)
         total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -161,9 +164,10 @@ def train(
             progress.note(f"epoch {step // batches.steps_per_epoch}", measured)
             if best.beats(score, step):
                 write_students(config, run, parts, leaving(learners, averages), best=True)
-        stop = bool(config.monitor.patience) and best.stale >= config.monitor.patience
+        stop = best.gives_up(config.monitor.patience)
         if step % config.save_every == 0 or stop:
-            directory.save_state(save_state(step, loss_mean, files, learners, averages, optimizer, best))
+            kept = {"step": step, "loss": loss_mean, "best": asdict(best), "measured": measured}
+            directory.save_state(kept | save_state(files, learners, averages, optimizer))
         if stop:
             progress.note(f"stopped at step {step}: no better measurement since step {best.step}")
             break
@@ -178,13 +182,29 @@ def train(
     return config.out
 
 
+@torch.no_grad()  # the root of PTS has an infinite slope at 0
+def align(
+    targets: Sequence[Sequence[AlignedTarget]], outputs: Sequence[Tensor], aligned: Sequence[bool] = ()
+) -> list[list[Tensor]]:
+    """[teacher][student] targets of a batch.
+
+    Args:
+        targets: [teacher][student] alignments.
+        outputs: of each teacher, (b, D).
+        aligned: for each teacher, whether its cached outputs are targets already; none: all come from the net.
+    """
+    done = list(aligned) or [False] * len(outputs)
+    return [
+        [output if one else target(output) for target in own]
+        for own, output, one in zip(targets, outputs, done, strict=True)
+    ]
+
+
 def losses(
     config: DistillConfig,
-    targets: Sequence[Sequence[AlignedTarget]],
-    outputs: Sequence[tuple[Tensor, Sequence[Tensor]]],
+    wanted: Sequence[Sequence[Tensor]],
+    teacher_maps: Sequence[Sequence[Tensor]],
     answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]],
-    *,
-    aligned: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The distance to the target, averaged over teachers (by weight) and students; and the sum to differentiate.
 
@@ -192,23 +212,20 @@ def losses(
 
     Args:
         config: distance, its weight, the teachers' weights, the dense term.
-        targets: [teacher][student] alignments.
-        outputs: of each teacher: its output (b, D) and its maps.
+        wanted: [teacher][student] targets.
+        teacher_maps: of each teacher; used by the dense term only.
         answers: of each student: its feature, its prediction and its projected map for each teacher.
-        aligned: the outputs are targets already.
     """
     shown: list[Tensor] = []
     total: list[Tensor] = []
     weights = normalised([net.weight for net in config.teacher.each()])
     for student, (_, predictions, maps) in enumerate(answers):
-        for teacher, (weight, (output, teacher_maps)) in enumerate(zip(weights, outputs, strict=True)):
-            with torch.no_grad():  # the root of PTS has an infinite slope at 0
-                wanted = output if aligned else targets[teacher][student](output)
-            one = weight * distance(config.distance, predictions[teacher], wanted)
+        for teacher, weight in enumerate(weights):
+            one = weight * distance(config.distance, predictions[teacher], wanted[teacher][student])
             shown.append(one / len(answers))
             total.append(config.loss_weight * one)
             if maps:
-                apart = dense_distance(maps[teacher], teacher_maps[config.dense.teacher_level])
+                apart = dense_distance(maps[teacher], teacher_maps[teacher][config.dense.teacher_level])
                 total.append(config.dense.weight * weight * apart)
     return torch.stack(shown).sum(), torch.stack(total).sum()
 
@@ -267,22 +284,16 @@ def leaving(learners: Sequence[Learner], averages: Sequence[AveragedModel | None
 
 
 def save_state(
-    step: int,
-    loss: float,
     files: ImageFiles,
     learners: Sequence[Learner],
     averages: Sequence[AveragedModel | None],
     optimizer: torch.optim.Optimizer,
-    best: Best,
 ) -> dict[str, Any]:
-    """What `load_state` puts back."""
+    """What `load_state` puts back, and the fingerprint of the images."""
     return {
-        "step": step,
-        "loss": loss,
         "learners": [learner.state_dict() for learner in learners],
         "averages": [mean.state_dict() for mean in averages if mean is not None],
         "optimizer": optimizer.state_dict(),
-        "best": asdict(best),
         "data_fingerprint": files.fingerprint,
     }
 
@@ -292,13 +303,10 @@ def load_state(
     learners: Sequence[Learner],
     averages: Sequence[AveragedModel | None],
     optimizer: torch.optim.Optimizer,
-    best: Best,
 ) -> None:
-    """Put nets, averages, optimiser and the best measurement back where they were."""
+    """Put nets, averages and optimiser back where they were."""
     for learner, kept in zip(learners, state["learners"], strict=True):
         learner.load_state_dict(kept)
     for mean, kept in zip([mean for mean in averages if mean is not None], state["averages"], strict=True):
         mean.load_state_dict(kept)
     optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["best"].items():
-        setattr(best, name, value)
