@@ -1,5 +1,6 @@
 """The benchmarks of distill: the step against a plain loop, the cached epoch against the live one."""
 
+import os
 import statistics
 import tempfile
 import time
@@ -139,7 +140,7 @@ class OurStep:
     def step(self, images: Tensor) -> Tensor:
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=self.bench.amp):
             output, answers = self.teach(images)[0], [self.learn(images)]
-        loss, total = losses(self.config, align(self.targets, [output]), [()], answers)
+        loss, total = losses(self.config, [1.0], align(self.targets, [output]), [()], answers)
         total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -165,6 +166,7 @@ class CachedEpoch:
         """Seconds of both epochs, their ratio, and its ceiling: (teacher + student) / student of a step."""
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
+            os.environ["STILLROOM_CACHE"] = str(root / "cache")
             write_images(root / "images", self.images)
             base = DistillConfig(
                 teacher=Teachers(name=("random:torchvision/resnet50",), feature=("after",), size=(self.teacher_size,)),
@@ -198,7 +200,7 @@ class CachedEpoch:
             began = time.perf_counter()
             output = teacher(pixels[0])[0]
             between = time.perf_counter()
-            losses(config, [[output]], [()], [learner(pixels[1])])[1].backward()
+            losses(config, [1.0], [[output]], [()], [learner(pixels[1])])[1].backward()
             spent.append((between - began, time.perf_counter() - between))
         ask, learn = (statistics.median(times) for times in zip(*spent[1:], strict=True))
         return (ask + learn) / learn

@@ -58,7 +58,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(ValueError, match="GiB free, 1000 rows of 64 float16 need"):
+    with pytest.raises(ValueError, match="GiB free, 1 x 1000 rows of 64 float16 need"):
         Store.open(tmp_path / "cache", {}, 1000, 64, run)
     assert list((tmp_path / "cache").iterdir()) == []
 

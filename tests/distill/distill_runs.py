@@ -43,7 +43,7 @@ def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> t
         teacher=Teachers(name=("fixed",)),
         student=Students(name=(str(data.parent / "first"),), size=(32,)),
         alignment=SvdPts(dim=40),
-        alignment_file=alignment,
+        alignment_file=() if alignment is None else (alignment,),
         epochs=5,
         batch_size=24,
         lr=0.01,

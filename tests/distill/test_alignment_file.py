@@ -68,7 +68,7 @@ def test_equal_inputs_reuse_the_alignment_and_any_change_fits_anew(
 def test_an_alignment_of_some_images_teaches_on_others_and_says_so(unlabelled: Path, tmp_path: Path, run: Run) -> None:
     first = distill(small_config(unlabelled, tmp_path / "first", epochs=1))
     (unlabelled / "0000.png").unlink()
-    config = small_config(unlabelled, tmp_path / "second", epochs=1, alignment_file=first / "alignment.safetensors")
+    config = small_config(unlabelled, tmp_path / "second", epochs=1, alignment_file=(first / "alignment.safetensors",))
     second = distill(config)
     inputs = load_alignment(second / "student" / "alignment.safetensors")[1]
     assert inputs.count == 96

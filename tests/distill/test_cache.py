@@ -83,8 +83,9 @@ def test_at_ten_saved_states_cached_and_live_losses_agree(unlabelled: Path, tmp_
         pixels = torch.stack([views_of[views.of_students[0]] for views_of in seen])
         shown = torch.stack([views_of[views.of_teachers[0]] for views_of in seen])
         answers = [parts.learners[0](pixels)]
-        live, total = losses(config, align(parts.targets, [parts.teachers[0](shown)[0]]), [()], answers)
-        kept, _ = losses(config, align(parts.targets, [cached.read(0, indices)], [cached.aligned]), [()], answers)
+        live, total = losses(config, [1.0], align(parts.targets, [parts.teachers[0](shown)[0]]), [()], answers)
+        stored = align(parts.targets, [cached.read(0, indices)], [cached.aligned])
+        kept, _ = losses(config, [1.0], stored, [()], answers)
         assert float(kept) == pytest.approx(float(live), rel=1e-3)
         total.backward()
         optimizer.step()

@@ -1,6 +1,7 @@
 """What is watched: collapse, held-out distance, k-NN, best and last student, early stop."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,8 +113,9 @@ def test_measuring_changes_no_bit_of_the_student(unlabelled: Path, tmp_path: Pat
 
 
 def test_the_best_student_is_kept_beside_the_last_and_a_plateau_stops_the_run(
-    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = labelled("watched", per_class=2)
     accuracies = iter([0.3, 0.5, 0.4, 0.5, 0.4, 0.9])
     asked: list[tuple[Backbone, Path, Run]] = []
 
@@ -121,10 +123,10 @@ def test_the_best_student_is_kept_beside_the_last_and_a_plateau_stops_the_run(
         asked.append(given)
         return {"knn20": next(accuracies), "knn1": 0.0}
 
-    monitor = Monitor(knn=unlabelled, every=1, patience=3)
+    monitor = Monitor(knn=folder, every=1, patience=3)
     config = small_config(unlabelled, tmp_path / "run", epochs=9, monitor=monitor, optimizer=AdamW(), lr=1e-3)
     out = distill(config, knn=knn)
-    assert len(asked) == 5 and asked[0][1] == unlabelled and isinstance(asked[0][0], Backbone)
+    assert len(asked) == 5 and asked[0][1] == folder and isinstance(asked[0][0], Backbone)
     assert "stopped at step 15: no better measurement since step 6" in capsys.readouterr().err
     results = read_results(out)
     assert results.extra["best"] == {"score": 0.5, "step": 6, "stale": 3}
@@ -145,7 +147,10 @@ def test_knn_without_its_package_or_folder_is_one_sentence(unlabelled: Path, tmp
     config = small_config(unlabelled, tmp_path / "run", monitor=Monitor(knn=unlabelled))
     with pytest.raises(ValueError, match=r"--monitor\.knn needs stillroom-eval-ssl"):
         distill(config)
-    config = small_config(unlabelled, tmp_path / "run", monitor=Monitor(knn=tmp_path / "absent"))
-    with pytest.raises(ValueError, match=r"--monitor\.knn: there is no folder"):
-        distill(config, knn=lambda *_: {})
+    for folder, sentence in ((tmp_path / "absent", "there is no folder"), (unlabelled, "holds no class folders")):
+        config = small_config(unlabelled, tmp_path / "run", monitor=Monitor(knn=folder))
+        with pytest.raises(ValueError, match=sentence):
+            distill(config, knn=lambda *_: {})
+    with pytest.raises(ValueError, match=r"--monitor\.patience has nothing to go by"):
+        distill(small_config(unlabelled, tmp_path / "run", monitor=Monitor(patience=2)))
     assert not (tmp_path / "run").exists()

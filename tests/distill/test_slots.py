@@ -20,10 +20,12 @@ from stillroom.backbone import (
     save_checkpoint,
 )
 from stillroom.backbone.manifest import Head
+from stillroom.backbone.run import read_metrics
 from stillroom.backbone.spec import Level, Licence
 from stillroom.distill import DistillConfig, Students, Teachers, build_alignment, build_teacher, distill, resume
 from stillroom.distill.config import (
     AdamW,
+    Cache,
     CosineDistance,
     Dense,
     Distance,
@@ -87,7 +89,7 @@ def test_gradients_reach_every_student_parameter_and_no_teacher_parameter(head: 
     learner = build_learner(config, tiny(6), [teacher], [6])
     images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
     output, maps = teacher(images)
-    _, total = losses(config, [[output]], [maps], [learner(images)])
+    _, total = losses(config, [1.0], [[output]], [maps], [learner(images)])
     total.backward()
     for name, parameter in learner.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -109,7 +111,7 @@ def test_several_teachers_are_averaged_by_weight_and_students_share_nothing() ->
     images = [torch.randint(0, 256, (16, 3, size, size), dtype=torch.uint8) for size in (8, 12)]
     outputs = [teacher(pixels) for teacher, pixels in zip(teachers, images, strict=True)]
     wanted = align([[build_alignment(Raw(), dim, dim)] * 2 for dim in (6, 4)], [output for output, _ in outputs])
-    shown, total = losses(config, wanted, [(), ()], [learner(images[0]) for learner in learners])
+    shown, total = losses(config, [0.75, 0.25], wanted, [(), ()], [learner(images[0]) for learner in learners])
     by_hand = [
         0.75 * (learner(images[0])[1][0] - outputs[0][0]).square().mean()
         + 0.25 * (learner(images[0])[1][1] - outputs[1][0]).square().mean()
@@ -284,7 +286,7 @@ def test_the_running_average_is_the_exponential_one_and_is_what_leaves(unlabelle
 
 @pytest.mark.parametrize("optimizer", [Sgd(nesterov=True), AdamW(), Lars()])
 def test_a_run_that_is_stopped_resumes_to_the_bit_with_every_optimiser(
-    optimizer, unlabelled: Path, tmp_path: Path
+    optimizer, unlabelled: Path, labelled, tmp_path: Path
 ) -> None:
     changes = {"optimizer": optimizer, "ema": 0.9, "lr": 0.01, "epochs": 2, "head": LinearHead()}
     monitor = Monitor(held_out=0.25)
@@ -297,7 +299,7 @@ def test_a_run_that_is_stopped_resumes_to_the_bit_with_every_optimiser(
         raise StoppedError
 
     config = small_config(unlabelled, tmp_path / "stopped", **changes)
-    config = replace(config, monitor=replace(config.monitor, knn=unlabelled, every=1, held_out=0.25))
+    config = replace(config, monitor=Monitor(knn=labelled("watched", per_class=2), every=1, held_out=0.25))
     with pytest.raises(StoppedError):
         distill(config, knn=stop)
     assert torch.load(tmp_path / "stopped" / "state" / "last.pt", weights_only=True)["step"] == 1
@@ -306,3 +308,41 @@ def test_a_run_that_is_stopped_resumes_to_the_bit_with_every_optimiser(
     assert (
         json.loads((tmp_path / "stopped" / "config.json").read_text())["optimizer"]["kind"] == type(optimizer).__name__
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dense": Dense(weight=1.0), "teacher_view": StrongView()}, "the dense term compares places"),
+        ({"dense": Dense(weight=1.0, student_level=7)}, r"--dense\.student-level is 7: cifar/resnet20 has 3 levels"),
+        ({"teacher_view": WeakView(min_scale=0.0)}, r"the smallest crop of a view is 0\.0"),
+        ({"distance": KlDivergence(temperature=0.0)}, r"--distance\.temperature is 0\.0"),
+        ({"ema": 1.0}, r"--ema is 1\.0: a decay lies in"),
+        ({"alignment": Raw(), "student": Students(name=("torchvision/resnet18",))}, "there is no head between them"),
+        ({"alignment_file": (Path("a"), Path("b"))}, "2 alignment files for 1 teachers"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_sentence_and_leave_no_run(
+    changes: dict, sentence: str, unlabelled: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        distill(small_config(unlabelled, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fixed_view_is_cached_once_and_the_students_views_stay_new(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"teacher_view": FixedView(), "alignment": Raw(), "head": LinearHead(), "epochs": 2}
+    cached = distill(small_config(unlabelled, tmp_path / "cached", cache=Cache(views=5), **changes))
+    assert "teacher cache: 1 views x 96 images" in capsys.readouterr().out
+    live = distill(small_config(unlabelled, tmp_path / "live", **changes))
+    ours, theirs = ([row["loss"] for row in read_metrics(run)] for run in (cached, live))
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-3) and ours[4] == pytest.approx(theirs[4], rel=0.2)
+
+
+def test_bgr_statistics_turn_round_with_the_channels() -> None:
+    own = tiny()
+    own.spec = replace(own.spec, input=replace(own.spec.input, channel_order="bgr", mean=(0.1, 0.2, 0.3)))
+    forced = build_teacher(Net(name="own", channel_order="rgb"), own).backbone.spec.input
+    assert (forced.channel_order, forced.mean) == ("rgb", (0.3, 0.2, 0.1))

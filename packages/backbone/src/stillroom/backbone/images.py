@@ -90,7 +90,7 @@ def _read_list(file: Path) -> ImageFiles:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no list of images: expected text with one path per line") from error
-    paths = tuple(file.parent / line for line in lines if line and not line.startswith("#"))
+    paths = tuple(file.resolve().parent / line for line in lines if line and not line.startswith("#"))
     if not paths:
         raise ValueError(f"{file} lists no images")
     if absent := [path for path in paths if not path.is_file()]:

@@ -99,6 +99,8 @@ def open_net(
     if library == "simclr" and name in simclr.list_names():
         if pretrained:
             raise ValueError(f"{name} is published as a file only: import it, or say {RANDOM}{name}")
+        if arguments:
+            raise ValueError(f"{name} takes no constructor arguments, {', '.join(arguments)} came")
         anatomy, classifier = simclr.build(short)
         return anatomy, classifier, simclr.INPUT, Licence()
     if library == "torchvision" and name in torchvision_nets.list_names():

@@ -173,6 +173,8 @@ def _all_finite(state: Any) -> bool:
         return bool(state.isfinite().all())
     if isinstance(state, Mapping):
         return all(_all_finite(value) for value in state.values())
+    if isinstance(state, list | tuple):
+        return all(_all_finite(value) for value in state)
     return True
 
 

@@ -73,7 +73,7 @@ class Licence:
 
     @property
     def permissive(self) -> bool:
-        return self.spdx in PERMISSIVE_LICENCES and not self.restrictions
+        return set(self.spdx.split(" AND ")) <= PERMISSIVE_LICENCES and not self.restrictions
 
 
 def inherit_licence(teacher: Licence | None, data_licence: str | None) -> Licence:

@@ -56,21 +56,30 @@ class Store:
         dim: int,
         run: Run,
         dtype: Literal["float16", "float32"] = "float16",
+        *,
+        among: int = 1,
     ) -> "Store":
         """The store of `record` below `root`; made, empty, where there is none.
 
+        Args:
+            root: folder of the stores; with several nodes a folder that all of them share.
+            record: what the rows depend on.
+            rows, dim, dtype: of the array.
+            run: this process; the main one makes the files.
+            among: stores of this size that will stand beside it, for which there must be room too.
+
         Raises:
-            ValueError: no room for it on the disk, said with the size it needs.
+            ValueError: no room on the disk, said with the size that is needed; or a folder that nodes do not share.
         """
         path = root / key_of({**record, "rows": rows, "dim": dim, "dtype": dtype})
         missing = not path.exists()
         run.wait()  # every process has looked before the main one makes it
         if missing and run.is_main:
             root.mkdir(parents=True, exist_ok=True)
-            needed, free = store_bytes(rows, dim, dtype), shutil.disk_usage(root).free
+            needed, free = among * store_bytes(rows, dim, dtype), shutil.disk_usage(root).free
             if needed > free:
                 raise ValueError(
-                    f"{root} has {free / 2**30:.1f} GiB free, {rows} rows of {dim} {dtype} need "
+                    f"{root} has {free / 2**30:.1f} GiB free, {among} x {rows} rows of {dim} {dtype} need "
                     f"{needed / 2**30:.1f} GiB: set STILLROOM_CACHE to a larger disk, or do without the cache"
                 )
             with replace_directory(path) as aside:
@@ -78,6 +87,8 @@ class Store:
                 np.lib.format.open_memmap(aside / STATES, "w+", np.uint8, (rows,)).flush()
                 (aside / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
         run.wait()
+        if not path.exists():
+            raise ValueError(f"{root} is not shared with the main process: set STILLROOM_CACHE to a folder that is")
         values, states = (np.load(path / name, mmap_mode="r+") for name in (VALUES, STATES))
         return cls(path, values, states)
 

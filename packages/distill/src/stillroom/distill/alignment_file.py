@@ -29,7 +29,7 @@ from stillroom.distill.config import (
 from stillroom.distill.factors import LdaAlignment, NmfAlignment
 from stillroom.distill.selection import InterpolatedChannels, ProjectedChannels, SelectedChannels
 
-FORMAT = "stillroom-alignment/1"
+FORMAT = "stillroom-alignment/2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,8 @@ def load_alignments(file: Path) -> list[tuple[Alignment, AlignedTarget, Alignmen
     try:
         with safe_open(file, framework="pt") as opened:
             record = json.loads((opened.metadata() or {})["record"])
+            if record["format"] != FORMAT:
+                raise ValueError(f"{file} has the format {record['format']}, this version reads {FORMAT}: fit it again")
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         loaded = []
         for place, entry in enumerate(record["alignments"]):

@@ -15,7 +15,7 @@ from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.config import DistillConfig, SameView
 from stillroom.distill.fit import settings
 from stillroom.distill.teacher import FrozenTeacher
-from stillroom.distill.views import Views
+from stillroom.distill.views import FixedView, Views
 
 _BATCH_SIZE = 64
 
@@ -65,7 +65,8 @@ def fill_cache(
 ) -> CachedTeacher:
     """Run a teacher over every view that the epochs will show, but for the rows that an earlier run has left.
 
-    Where there is one student and its aligned target is narrower than the output, the targets are stored.
+    Where there is one student and its aligned target is narrower than the output, the targets are stored, unless
+    `config.cache.keep` says that students with other alignments are to read the same cache. A fixed view is one view.
 
     Args:
         config: views, seed, alignment, precision.
@@ -77,17 +78,20 @@ def fill_cache(
     Raises:
         ValueError: no room on the disk; values beyond float16.
     """
-    aligned = len(targets) == 1 and targets[0].dim < teacher.dim
-    dim = targets[0].dim if aligned else teacher.dim
-    many, dtype = config.cache.views, config.cache.dtype
+    fixed = isinstance(config.teacher_view, FixedView)
+    many, dtype = 1 if fixed else config.cache.views, config.cache.dtype
     root = cache_directory("teacher-outputs")
+    aligned = config.cache.keep == "smaller" and len(targets) == 1 and targets[0].dim < teacher.dim
+    dim = targets[0].dim if aligned else teacher.dim
+    needed = many * store_bytes(len(files), dim, dtype)
     if run.is_main:
         what = "aligned targets" if aligned else f"outputs ({teacher.output})"
-        size = many * store_bytes(len(files), dim, dtype) / 2**20
-        print(f"teacher cache: {many} views x {len(files)} images x {dim} {dtype} {what} = {size:.1f} MiB in {root}")
+        size = f"{needed / 2**20:.1f} MiB"
+        print(f"teacher cache: {many} views x {len(files)} images x {dim} {dtype} {what} = {size} in {root}")
     record = cache_record(config, files, teacher, targets[0] if aligned else None)
     stores = tuple(
-        Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype) for view in range(many)
+        Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype, among=many)
+        for view in range(many)
     )
     views = Views(config.view, config.teacher_view, [], [teacher.backbone.spec.input])
     dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken)
@@ -118,14 +122,14 @@ def cache_record(
     spec = teacher.backbone.spec
     seen = config.view if isinstance(config.teacher_view, SameView) else config.teacher_view
     return {
-        "teacher": teacher.sha256,
+        "teacher": [teacher.sha256, spec.name, spec.arguments],
         "head": weights_sha256(teacher.head) if teacher.head is not None else None,
         "output": teacher.output,
         "feature": "before" if spec.pre_activation else "after",
         "input": asdict(spec.input),
         "view": [type(seen).__name__, asdict(seen)],
         "shared": isinstance(config.teacher_view, SameView),
-        "seed": config.seed,
+        "seed": None if isinstance(config.teacher_view, FixedView) else config.seed,
         "data": files.stamp,
         "amp": config.amp,
         "alignment": None if target is None else [*settings(config.alignment), weights_sha256(target)],

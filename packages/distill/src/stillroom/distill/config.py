@@ -330,7 +330,11 @@ class Cache:
     """Teacher outputs kept on disk, each for one exact view, and reused by every later epoch and student."""
 
     views: int = 0
-    """Views of each image, which the epochs go through in turn; 0: no cache, every epoch draws new views."""
+    """Views of each image, which the epochs go through in turn; 0: no cache, every epoch draws new views. With
+    teacher-view:fixed-view any number means the one fixed view, and the student's views stay new."""
+    keep: Literal["smaller", "outputs"] = "smaller"
+    """What is stored: the aligned target where that is smaller, for students with the same alignment; or always the
+    teacher's outputs, for any student."""
     dtype: Literal["float16", "float32"] = "float16"
 
 
@@ -363,8 +367,8 @@ class DistillConfig:
     view: View = field(default_factory=KdepView)
     teacher_view: TeacherView = field(default_factory=SameView)
     alignment: Alignment = field(default_factory=SvdPts)
-    alignment_file: Path | None = None
-    """Use this alignment (from fit-alignment or import-alignment) instead of fitting one on the data."""
+    alignment_file: tuple[Path, ...] = ()
+    """Use these alignments (from fit-alignment or import-alignment), one per teacher, instead of fitting them."""
     alignment_view: Literal["evaluation", "training"] = "evaluation"
     """Fit the alignment on the evaluation view of the images, or on the first epoch's random views, as KDEP did."""
     head: HeadConfig = field(default_factory=NoHead)

@@ -127,10 +127,7 @@ class LdaAlignment(nn.Module):
         """
         dim = self.basis_.shape[1]
         if dim >= moments.num_classes:
-            raise ValueError(
-                f"{moments.num_classes} classes have {moments.num_classes - 1} discriminants, {dim} were asked for: "
-                f"give --alignment.dim and a head, or data with more classes"
-            )
+            raise ValueError(too_many_discriminants(moments.num_classes, dim))
         within = moments.within
         within += _RIDGE * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype, device=within.device)
         # With S_w = L L^T the problem is the symmetric one of L^-1 S_b L^-T.
@@ -144,3 +141,11 @@ class LdaAlignment(nn.Module):
 
     def forward(self, features: Float[Tensor, "b D"]) -> Float[Tensor, "b d"]:
         return (features - self.mean_) @ self.basis_
+
+
+def too_many_discriminants(num_classes: int, dim: int) -> str:
+    """What is said where LDA cannot give as many discriminants."""
+    return (
+        f"{num_classes} classes have {num_classes - 1} discriminants, {dim} were asked for: "
+        f"give --alignment.dim and a head, or data with more classes"
+    )

@@ -160,10 +160,12 @@ def find_alignment(
     inputs and of the alignment's settings, so a change of teacher, feature point, size, images or settings misses it.
     """
     inputs = alignment_inputs(teacher, fit)
-    key = key_of({**asdict(inputs), "kind": type(config).__name__, **asdict(config), "width": dim, "unit": fit.unit})
+    spec = teacher.backbone.spec
+    net = [spec.name, spec.arguments, asdict(spec.input)]
+    asked = [type(config).__name__, asdict(config), dim, fit.unit]
+    key = key_of({**asdict(inputs), "net": net, "files": fit.files.stamp, "alignment": asked})
     file = cache_directory("alignments") / f"{key}.safetensors"
-    known = file.exists()
-    fit.run.wait()  # every process has looked before one may write
+    known = all(fit.run.gather(file.exists()))  # nodes may have caches of their own: all of them load, or all fit
     if known:
         [(_, target, _)] = load_alignments(file)
         if fit.run.is_main:
@@ -177,9 +179,9 @@ def find_alignment(
 
 
 def given_alignment(
-    file: Path, teacher: FrozenTeacher, config: Alignment, dim: int, run: Run
+    file: Path, teacher: FrozenTeacher, config: Alignment, dim: int, run: Run, *, unit: bool = True
 ) -> tuple[AlignedTarget, AlignmentInputs]:
-    """An alignment fitted elsewhere, perhaps on other images.
+    """An alignment fitted elsewhere, perhaps on other images; without `unit` its target keeps its own scale.
 
     Raises:
         ValueError: fitted for another teacher, feature point or settings. Imported files do not say their teacher;
@@ -204,6 +206,8 @@ def given_alignment(
     wanted = teacher.dim if isinstance(config, Raw) else config.dim or dim
     if target.dim != wanted or settings(made_for) != settings(config):
         raise ValueError(f"{file} holds {made_for} of {target.dim} dimensions, which is not {config} of {wanted}")
+    if not unit:
+        target.scale_.fill_(1)
     return target.to(run.device), inputs
 
 

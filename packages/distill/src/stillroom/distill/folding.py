@@ -1,5 +1,6 @@
-"""A frozen net without its batch norms: each is folded into the convolution in front of it."""
+"""A frozen backbone without its batch norms: each is folded into the convolution in front of it."""
 
+import copy
 from typing import Any
 
 import torch
@@ -8,49 +9,54 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-_TOLERANCE = 1e-3  # of the largest output; float32 rounding over a hundred layers stays below a tenth of it
+from stillroom.backbone import Backbone
+
+_TOLERANCE = 1e-3  # of the largest value; float32 rounding over a hundred layers stays below a tenth of it
 
 
 @torch.no_grad()
-def fold_batch_norms(net: nn.Module, example: Float[Tensor, "b 3 h w"]) -> int:
-    """Fold, in place, every batch norm whose input is a convolution's output; the net must be in eval mode.
+def fold_batch_norms(backbone: Backbone, example: Float[Tensor, "b 3 h w"]) -> int:
+    """Fold, in place, every batch norm whose input is a convolution's output; the backbone must be in eval mode.
 
-    Which ones those are is seen in one forward pass, so no net needs rules of its own. The net computes what it did,
-    but for rounding, and its state dict has other keys afterwards.
+    Which ones those are is seen in one forward pass, so no family needs rules of its own. The backbone then says what
+    it said, but for rounding, and its state dict has other keys. Where a convolution's output also goes elsewhere (to a
+    skip from before the norm), folding would change that: a comparison finds it, and the net is left as it is.
 
     Args:
-        net: any module; its forward takes `example` and returns a tensor.
-        example: an input, one image will do.
+        backbone: any; only its `net` changes.
+        example: normalised images, one will do.
 
     Returns:
         How many batch norms were folded.
-
-    Raises:
-        RuntimeError: the net says something else afterwards, which means that a convolution's output also goes
-            elsewhere; no family of backbones does that.
     """
-    assert not net.training, "a batch norm is an affine map in eval mode only"
-    before = net(example)
-    pairs = find_pairs(net, example)
+    assert not backbone.net.training, "a batch norm is an affine map in eval mode only"
+    if not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
+        return 0
+    before = backbone(example)
+    whole = backbone.net
+    backbone.net = copy.deepcopy(whole)
+    pairs = find_pairs(backbone, example)
     for convolution, norm in pairs:
         weight, bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
-    folded = {id(norm): norm for _, norm in pairs}
-    for module in list(net.modules()):
+    folded = {id(norm) for _, norm in pairs}
+    for module in list(backbone.net.modules()):
         for name, child in module.named_children():
             if id(child) in folded:
                 rest = nn.Sequential(child.drop, child.act) if isinstance(child, BatchNormAct2d) else nn.Identity()
                 setattr(module, name, rest)
-    after = net(example)
-    if not torch.allclose(before, after, rtol=0, atol=_TOLERANCE * float(before.abs().max())):
-        raise RuntimeError("folding the batch norms changed what the net says")
+    after = backbone(example)
+    for ours, theirs in zip((after.pooled, *after.maps), (before.pooled, *before.maps), strict=True):
+        if not torch.allclose(ours, theirs, rtol=0, atol=_TOLERANCE * float(theirs.abs().max())):
+            backbone.net = whole
+            return 0
     return len(pairs)
 
 
-def find_pairs(net: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
-    """The convolutions whose output goes, unchanged, into a batch norm, each with it."""
+def find_pairs(backbone: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
+    """The convolutions whose output goes, unchanged, into a batch norm with fixed statistics, each with it."""
     said: dict[int, tuple[nn.Module, Tensor, int]] = {}  # by the identity of the output, which is kept alive
     pairs: list[tuple[Any, Any]] = []
 
@@ -62,9 +68,10 @@ def find_pairs(net: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
         if convolution is not None and version == given[0]._version:  # no in-place activation between them
             pairs.append((convolution, module))
 
-    hooks = [m.register_forward_hook(convolved) for m in net.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(normed) for m in net.modules() if type(m) in (nn.BatchNorm2d, BatchNormAct2d)]
-    net(example)
+    norms = [m for m in backbone.modules() if type(m) in (nn.BatchNorm2d, BatchNormAct2d)]
+    hooks = [m.register_forward_hook(convolved) for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(normed) for m in norms if m.running_mean is not None]
+    backbone(example)
     for hook in hooks:
         hook.remove()
     uses: dict[int, int] = {}

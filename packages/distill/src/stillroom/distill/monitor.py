@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Run
+from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Run, read_labelled
 from stillroom.backbone.images import EvaluationBatches, build_loader
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.config import DistillConfig
@@ -34,7 +34,9 @@ def effective_rank(features: Float[Tensor, "b d"]) -> float:
     Reference: Roy and Vetterli, "The effective rank", EUSIPCO 2007; used on representations by RankMe (Garrido et al.,
     ICML 2023).
     """
-    values = torch.linalg.svdvals((features - features.mean(dim=0)).double())
+    centred = (features - features.mean(dim=0)).double()
+    gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred  # the smaller of the two
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
     return float(torch.special.entr(shares).sum().exp())
 
@@ -46,7 +48,9 @@ def relative_spread(features: Float[Tensor, "b d"]) -> float:
 
 
 def collapse(features: Float[Tensor, "b d"]) -> str | None:
-    """One sentence where features hardly differ between images, else None."""
+    """One sentence where features hardly differ between the images of a batch, else None; under 8 images None."""
+    if len(features) < MIN_HELD_OUT:
+        return None
     rank, spread = effective_rank(features), relative_spread(features)
     if rank >= COLLAPSED_RANK and spread >= COLLAPSED_SPREAD:
         return None
@@ -69,6 +73,18 @@ def split_held_out(files: ImageFiles, share: float, seed: int) -> tuple[ImageFil
         return files, None
     order = np.random.default_rng([seed, len(files)]).permutation(len(files)).tolist()
     return files.subset(sorted(order[count:])), files.subset(sorted(order[:count]))
+
+
+def check_labelled(folder: Path) -> None:
+    """Refuse a folder for k-NN before the run begins.
+
+    Raises:
+        ValueError: missing folder, no class folders, classes that differ between train/ and val/.
+    """
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        read_labelled(folder / "val", read_labelled(folder / "train").classes)
+    else:
+        read_labelled(folder)
 
 
 @dataclass
@@ -143,7 +159,7 @@ class Watch:
             learner.train(training)
             end = f"_{place + 1}" if len(learners) > 1 else ""
             values |= {f"{name}{end}": value for name, value in measured.items()}
-        return sum(scores) / len(scores), values
+        return self.run.gather((sum(scores) / len(scores), values))[0]  # one decision for all processes
 
     def _distance(self, place: int, learner: Learner, files: ImageFiles) -> dict[str, float]:
         if not self._wanted:

@@ -1,13 +1,15 @@
 """What a run is made of: images, teachers, students with their heads, and the alignments between them."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stillroom.backbone import Backbone, ImageFiles, Run, read_labelled, read_unlabelled
 from stillroom.backbone.files import write_file
 from stillroom.distill.alignment import AlignedTarget
-from stillroom.distill.alignment_file import AlignmentInputs, encode_alignments, load_alignments
+from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
 from stillroom.distill.config import DistillConfig, Lda, Mse
+from stillroom.distill.factors import too_many_discriminants
 from stillroom.distill.fit import FitPass, find_alignment, given_alignment
 from stillroom.distill.monitor import split_held_out
 from stillroom.distill.student import Learner, build_learner, build_student
@@ -47,6 +49,23 @@ def read_files(config: DistillConfig) -> ImageFiles:
     return read_labelled(config.data) if isinstance(config.alignment, Lda) else read_unlabelled(config.data)
 
 
+def check_widths(
+    config: DistillConfig, files: ImageFiles, teachers: list[FrozenTeacher], students: list[Backbone]
+) -> None:
+    """Refuse targets, heads and levels that cannot be, before anything is fitted.
+
+    Raises:
+        ValueError: see `build_alignment`, `build_learner`; discriminants of LDA beyond the number of classes.
+    """
+    if len(config.alignment_file) not in (0, len(teachers)):
+        raise ValueError(f"{len(config.alignment_file)} alignment files for {len(teachers)} teachers: give one each")
+    for student in students:
+        targets = [build_alignment(config.alignment, teacher.dim, student.spec.dim) for teacher in teachers]
+        if isinstance(config.alignment, Lda) and targets[0].dim >= len(files.classes):
+            raise ValueError(too_many_discriminants(len(files.classes), targets[0].dim))
+        build_learner(config, copy.deepcopy(student), teachers, [target.dim for target in targets])
+
+
 def build_nets(
     config: DistillConfig, own: Backbone | Sequence[Backbone] | None, run: Run
 ) -> tuple[list[FrozenTeacher], list[Backbone]]:
@@ -81,20 +100,19 @@ def find_alignments(
 ) -> list[tuple[AlignedTarget, AlignmentInputs]]:
     """A student's alignments, one per teacher: the run's own from an earlier life, the given file's, or fitted ones."""
     own = config.out / alignment_name(config, place)
-    known = own.exists()
-    run.wait()
-    if known:
+    if all(run.gather(own.exists())):
         return [(target.to(run.device), inputs) for _, target, inputs in load_alignments(own)]
     found = []
-    for teacher in teachers:
-        if config.alignment_file is not None:
-            found.append(given_alignment(config.alignment_file, teacher, config.alignment, dim, run))
+    unit = isinstance(config.distance, Mse) and config.distance.unit_target
+    for number, teacher in enumerate(teachers):
+        if config.alignment_file:
+            file = config.alignment_file[number]
+            found.append(given_alignment(file, teacher, config.alignment, dim, run, unit=unit))
             continue
         drawn = None
         if config.alignment_view == "training":
             views = Views(config.view, config.teacher_view, [], [teacher.backbone.spec.input])
             drawn = (views, f"{config.view} {config.teacher_view} seed {config.seed}", config.seed)
-        unit = isinstance(config.distance, Mse) and config.distance.unit_target
         fit = FitPass(files=files, run=run, view=drawn, unit=unit, workers=config.workers, on_broken=config.on_broken)
         found.append(find_alignment(teacher, config.alignment, dim, fit))
     if run.is_main:

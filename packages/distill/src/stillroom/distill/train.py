@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -17,13 +18,13 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DeviceName, read_config, seed_everything
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.cache import fill_cache
-from stillroom.distill.config import UNIONS, DistillConfig
+from stillroom.distill.config import UNIONS, DistillConfig, KlDivergence
 from stillroom.distill.distances import dense_distance, distance
-from stillroom.distill.monitor import Best, KnnMonitor, Watch, collapse, normalised, split_held_out
-from stillroom.distill.parts import Parts, build_nets, prepare, read_files
+from stillroom.distill.monitor import Best, KnnMonitor, Watch, check_labelled, collapse, normalised, split_held_out
+from stillroom.distill.parts import Parts, build_nets, check_widths, prepare, read_files
 from stillroom.distill.record import Outcome, finish, write_students
 from stillroom.distill.student import Learner, build_average, build_optimizer
-from stillroom.distill.views import Views
+from stillroom.distill.views import FixedView, SameView, Views
 
 
 def distill(
@@ -46,6 +47,7 @@ def distill(
     files = read_files(config)
     check(config, files, run, knn)
     teachers, students = build_nets(config, teacher, run)
+    check_widths(config, files, teachers, students)
     directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
     parts = prepare(config, run, files, teachers, students)
     return train(config, run, directory, parts, knn, state=None)
@@ -107,10 +109,12 @@ def train(
     live = [] if cached else [teacher.backbone.spec.input for teacher in parts.teachers]
     sizes = [learner.backbone.spec.input.size for learner in learners]
     views = Views(config.view, config.teacher_view, sizes, live)
-    dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=config.cache.views)
+    cycle = len(cached[0].stores) if cached and not isinstance(config.teacher_view, FixedView) else 0
+    dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
     batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run, start=step)
     ended = best.gives_up(config.monitor.patience)
     loader: Iterable[Batch] = [] if ended else build_loader(dataset, batches, config.workers)
+    weights = normalised([net.weight for net in config.teacher.each()])
     teach: list[Any] = [torch.compile(t) if config.compile else t for t in parts.teachers]
     learn: list[Any] = [wrap(learner, config, run) for learner in learners]
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
@@ -136,7 +140,7 @@ def train(
                 outputs = [one(images[place]) for one, place in zip(teach, views.of_teachers, strict=True)]
             answers = [one(images[place]) for one, place in zip(learn, views.of_students, strict=True)]
         wanted = align(parts.targets, [output for output, _ in outputs], [one.aligned for one in cached])
-        loss, total = losses(config, wanted, [maps for _, maps in outputs], answers)
+        loss, total = losses(config, weights, wanted, [maps for _, maps in outputs], answers)
         total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -157,9 +161,9 @@ def train(
             progress.show(loss=loss_mean, wait=lap["data_wait_share"])
             loss_sum.zero_()
             loss_steps = 0
-            warned = warned or warn_of_collapse(answers, progress)
+            warned = warned or (run.is_main and warn_of_collapse(answers, progress))
         if step % batches.steps_per_epoch == 0 and watch.due(step // batches.steps_per_epoch):
-            score, measured = watch.measure(leaving(learners, averages))
+            score, measured = watch.measure(share_buffers(leaving(learners, averages), run))
             directory.log(step, measured)
             progress.note(f"epoch {step // batches.steps_per_epoch}", measured)
             if best.beats(score, step):
@@ -202,6 +206,7 @@ def align(
 
 def losses(
     config: DistillConfig,
+    weights: Sequence[float],
     wanted: Sequence[Sequence[Tensor]],
     teacher_maps: Sequence[Sequence[Tensor]],
     answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]],
@@ -211,14 +216,14 @@ def losses(
     Each student's part of the sum is the one it would have alone: students share nothing but the teachers.
 
     Args:
-        config: distance, its weight, the teachers' weights, the dense term.
+        config: distance, its weight, the dense term.
+        weights: of the teachers, summing to 1.
         wanted: [teacher][student] targets.
         teacher_maps: of each teacher; used by the dense term only.
         answers: of each student: its feature, its prediction and its projected map for each teacher.
     """
     shown: list[Tensor] = []
     total: list[Tensor] = []
-    weights = normalised([net.weight for net in config.teacher.each()])
     for student, (_, predictions, maps) in enumerate(answers):
         for teacher, weight in enumerate(weights):
             one = weight * distance(config.distance, predictions[teacher], wanted[teacher][student])
@@ -247,22 +252,29 @@ def check(config: DistillConfig, files: ImageFiles, run: Run, knn: KnnMonitor | 
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
     if config.monitor.every < 1:
         raise ValueError(f"--monitor.every is {config.monitor.every}: it must be at least 1")
-    if not 0 < config.view.min_scale <= 1:
-        raise ValueError(f"--view.min-scale is {config.view.min_scale}: it must lie in (0, 1]")
     if not 0 <= config.ema < 1:
         raise ValueError(f"--ema is {config.ema}: a decay lies in [0, 1)")
     if config.monitor.knn is not None and knn is None:
         raise ValueError(
             "--monitor.knn needs stillroom-eval-ssl: run tools/distill.py with it installed, or pass knn= to distill()"
         )
-    if config.monitor.knn is not None and not config.monitor.knn.is_dir():
-        raise ValueError(f"--monitor.knn: there is no folder {config.monitor.knn}")
+    if config.monitor.knn is not None:
+        check_labelled(config.monitor.knn)
     if config.cache.views and config.dense.weight:
         raise ValueError("the dense term needs the teacher's maps, which are not cached: leave out --cache.views")
+    if config.dense.weight and not isinstance(config.teacher_view, SameView):
+        raise ValueError("the dense term compares places: it needs teacher-view:same-view")
+    for view in (config.view, config.teacher_view):
+        if not isinstance(view, SameView | FixedView) and not 0 < view.min_scale <= 1:
+            raise ValueError(f"the smallest crop of a view is {view.min_scale}: it must lie in (0, 1]")
+    if isinstance(config.distance, KlDivergence) and config.distance.temperature <= 0:
+        raise ValueError(f"--distance.temperature is {config.distance.temperature}: it must be above 0")
     if config.cache.views < 0:
         raise ValueError(f"--cache.views is {config.cache.views}: it must be 0 or more")
     normalised([net.weight for net in config.teacher.each()])
-    trained, _ = split_held_out(files, config.monitor.held_out, config.seed)
+    trained, held_out = split_held_out(files, config.monitor.held_out, config.seed)
+    if config.monitor.patience and held_out is None and config.monitor.knn is None:
+        raise ValueError("--monitor.patience has nothing to go by: hold out more images, or give --monitor.knn")
     TrainingBatches(len(trained), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
 
 
@@ -270,11 +282,20 @@ def wrap(learner: Learner, config: DistillConfig, run: Run) -> Any:
     """A student as the loop calls it: itself, averaged over processes, compiled."""
     learner.train()
     if config.sync_batch_norm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+        convert_sync_batchnorm(learner)  # timm's: torch's would drop the activation inside a BatchNormAct2d
     wrapped: nn.Module = learner
     if run.world_size > 1:
         wrapped = DistributedDataParallel(learner, device_ids=[run.device] if run.device.type == "cuda" else None)
     return torch.compile(wrapped) if config.compile else wrapped
+
+
+def share_buffers(learners: list[Learner], run: Run) -> list[Learner]:
+    """Give every process the main one's batch norm statistics, which are those that are written."""
+    if run.world_size > 1:
+        for learner in learners:
+            for buffer in learner.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+    return learners
 
 
 def leaving(learners: Sequence[Learner], averages: Sequence[AveragedModel | None]) -> list[Learner]:
