@@ -63,11 +63,11 @@ def main_path(tour: Tour) -> None:
 
     step("a student, ResNet-20 with 40 times fewer weights, distilled without labels")
     kdep = distill_presets.kdep(
-        teacher=str(out / "teacher" / "checkpoint"), student=STUDENT, data=data / "unlabelled", out=out / "kdep"
+        teacher=(str(out / "teacher" / "checkpoint"),), student=(STUDENT,), data=data / "unlabelled", out=out / "kdep"
     )
     kdep = replace(
         kdep,
-        student=replace(kdep.student, size=32, crop_fraction=1.0),
+        student=replace(kdep.student, size=(32,), crop_fraction=(1.0,)),
         view=distill.KdepView(min_scale=0.5),
         epochs=tour.epochs,
         batch_size=32,
