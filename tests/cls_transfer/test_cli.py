@@ -164,7 +164,8 @@ def test_help_explains_every_flag_with_its_unit_and_default(
     flags = {flag.split()[0]: flag for flag in re.split(r" --(?=[a-z])", text)[1:]}
     del flags["help"]
     settings = {field.name.replace("_", "-") for field in fields(ClassifyConfig)} - {"schedule"}
-    wanted = {"device", "workers", "log-every"} if subcommand == "resume" else settings | {"schedule.warmup-epochs"}
+    schedule = {"schedule.warmup-epochs", "schedule.change-every"}
+    wanted = {"device", "workers", "log-every"} if subcommand == "resume" else settings | schedule
     assert flags.keys() == wanted
     for flag in flags.values():
         assert re.search(r"\. \((default: .+|required)\)", flag), f"no sentence, or no default: {flag}"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,12 +11,12 @@ class Cosine:
 
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up before it."""
-    per_epoch: bool = False
-    """Change the rate once per epoch instead of every step."""
+    change_every: Literal["step", "epoch"] = "step"
+    """How often the rate changes."""
 
     def factor(self, epoch: float, epochs: int) -> float:
         """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
-        epoch = math.floor(epoch) if self.per_epoch else epoch
+        epoch = math.floor(epoch) if self.change_every == "epoch" else epoch
         if epoch < self.warmup_epochs:
             return epoch / self.warmup_epochs
         progress = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-9)

@@ -153,7 +153,7 @@ def simreg_released(config: DistillConfig) -> DistillConfig:
     return replace(
         config,
         method=f"legacy-{config.method}",
-        schedule=Cosine(per_epoch=True),
+        schedule=Cosine(change_every="epoch"),
         monitor=Monitor(held_out=0.0),
     )
 
