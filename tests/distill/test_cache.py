@@ -20,6 +20,8 @@ from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.train import align, losses
 from stillroom.distill.views import FixedView, StrongView, Views
 
+R20 = "cifar/resnet20"
+
 
 def losses_of(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -116,12 +118,16 @@ def test_any_change_of_teacher_view_seed_or_files_is_another_cache(
     unlabelled: Path, tmp_path: Path, passes: list[int]
 ) -> None:
     changes = {"alignment": Raw(), "head": LinearHead(), "distance": CosineDistance(), "epochs": 1}
-    config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=1), **changes)
+    nets = {
+        "teacher": Teachers(name=("random:cifar/resnet20",), size=(8,)),
+        "student": Students(name=(R20,), size=(8,)),
+    }
+    config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=1), **changes, **nets)
     distill(config)
     changed = [
-        replace(config, teacher=Teachers(name=("random:cifar/resnet20",), size=(24,))),
-        replace(config, teacher=Teachers(name=("random:cifar/resnet32",), size=(16,))),
-        replace(config, teacher=Teachers(name=("random:cifar/resnet20",), size=(16,), feature=("after",))),
+        replace(config, teacher=Teachers(name=("random:cifar/resnet20",), size=(12,))),
+        replace(config, teacher=Teachers(name=("random:cifar/resnet32",), size=(8,))),
+        replace(config, teacher=Teachers(name=("random:cifar/resnet20",), size=(8,), feature=("after",))),
         replace(config, view=KdepView(min_scale=0.5)),
         replace(config, teacher_view=FixedView()),
         replace(config, teacher_view=StrongView()),
