@@ -34,10 +34,12 @@ class Tour:
     """Where the toy data set is, or is to be made."""
     out: Path = Path("runs/quickstart")
     """Folder of the runs."""
-    teacher_epochs: int = 3
-    """Passes of the teacher over 6,000 labelled images."""
+    images: int = 4800
+    """Pictures to draw with labels, and as many without."""
+    teacher_epochs: int = 2
+    """Passes of the teacher over the labelled images."""
     epochs: int = 2
-    """Passes of each student over 6,000 images."""
+    """Passes of each student over the images."""
 
 
 def main_path(tour: Tour) -> None:
@@ -50,7 +52,9 @@ def main_path(tour: Tour) -> None:
     data, out = tour.data, tour.out
     step("a toy world: textured shapes on textured grounds")
     if not (data / "dataset.json").exists():
-        subprocess.run([sys.executable, str(TOOLS / "make_toy_data.py"), "--out", str(data)], check=True)
+        draw = [sys.executable, str(TOOLS / "make_toy_data.py"), "--out", str(data)]
+        counts = ["--num-unlabelled", str(tour.images), "--num-train", str(tour.images)]
+        subprocess.run([*draw, *counts], check=True)
     objects = {"train": data / "objects" / "train", "test": data / "objects" / "val"}
 
     step("a teacher, ResNet-18, trained on the labelled classes")
