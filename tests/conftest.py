@@ -4,6 +4,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("stillroom", "beartype.beartype")  # before anything of stillroom is imported
 
+import os  # noqa: E402
+import socket  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -11,6 +13,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from torch.multiprocessing import start_processes  # noqa: E402
 
 from stillroom.backbone import Run  # noqa: E402
 
@@ -33,6 +36,30 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def run() -> Run:
     """A single process on the CPU."""
     return Run(device=torch.device("cpu"))
+
+
+@pytest.fixture
+def in_two_processes(tmp_path: Path) -> Callable[[Callable[[], object]], list]:
+    """Call a function in two processes that find each other as torchrun's do; what each returned, by rank.
+
+    They are forked, and so need not import everything again.
+    """
+
+    def call(function: Callable[[], object]) -> list:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def process(rank: int) -> None:
+            torch.set_num_threads(1)
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in world.items()})
+            torch.save(function(), tmp_path / f"returned-{rank}.pt")
+
+        start_processes(process, nprocs=2, start_method="fork")
+        return [torch.load(tmp_path / f"returned-{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    return call
 
 
 def write_images(folder: Path, count: int, size: int = 40, seed: int = 0) -> Path:

@@ -3,13 +3,16 @@
 python tools/bench.py projection        Moments + eigh against the thin SVD of the gathered features
 python tools/bench.py step              distill's step against a plain loop
 python tools/bench.py cache             an epoch with cached teacher outputs against a live one
+python tools/bench.py monitor           a run with the monitors at their defaults against one without
 """
 
+import contextlib
 import json
 import multiprocessing
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from bench_distill import CachedEpoch, Step
+from bench_distill import CachedEpoch, Monitored, Step
 from stillroom.backbone.command import plainly
 from stillroom.backbone.provenance import source_commit
 from stillroom.distill import Moments, SvdAlignment
@@ -110,7 +113,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def report(name: str, bench: Bench) -> None:
     """Print one JSON object: the benchmark, its settings, the machine, the figures, ratios with their spread."""
-    figures = bench.figures()
+    with contextlib.redirect_stdout(sys.stderr):  # what a run says, but for its figures
+        figures = bench.figures()
     figures["speedup"] = spread(figures["speedup"])
     machine = {
         "cpu": cpu_name(),
@@ -131,7 +135,12 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-BENCHES: dict[str, Callable[..., Bench]] = {"projection": Projection, "step": Step, "cache": CachedEpoch}
+BENCHES: dict[str, Callable[..., Bench]] = {
+    "projection": Projection,
+    "step": Step,
+    "cache": CachedEpoch,
+    "monitor": Monitored,
+}
 
 
 @plainly

@@ -1,9 +1,11 @@
 """The benchmarks of distill: the step against a plain loop, the cached epoch against the live one."""
 
+import contextlib
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom.backbone import Backbone, build_backbone, read_results
 from stillroom.distill import DistillConfig, Students, Teachers, build_alignment, distill
-from stillroom.distill.config import Cache, CosineDistance, MlpHead, Monitor, Net, Raw
+from stillroom.distill.config import Cache, Monitor, Net
 from stillroom.distill.presets import simreg
+from stillroom.distill.slots import CosineDistance, MlpHead, Raw
 from stillroom.distill.student import Learner, build_learner, build_optimizer
 from stillroom.distill.teacher import FrozenTeacher, build_teacher
 from stillroom.distill.train import align, losses
@@ -32,7 +35,7 @@ class Step:
     The reference is what a loop of its kind does: float32, contiguous, eager, the loss read back at every step.
     """
 
-    batch: int = 16
+    batch: int = 32
     """Images per step."""
     size: int = 224
     """Input side of both nets, pixels."""
@@ -140,18 +143,18 @@ class OurStep:
     def step(self, images: Tensor) -> Tensor:
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=self.bench.amp):
             output, answers = self.teach(images)[0], [self.learn(images)]
-        loss, total = losses(self.config, [1.0], align(self.targets, [output]), [()], answers)
+        shown, total = losses(self.config, [1.0], align(self.targets, [output]), [()], answers)
         total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return shown["loss"].detach()
 
 
 @dataclass(frozen=True)
 class CachedEpoch:
     """An epoch with a filled cache against a live one, ResNet-50 -> ResNet-18, through the whole trainer."""
 
-    images: int = 128
+    images: int = 256
     """Generated images, 256 px, read from disk."""
     teacher_size: int = 224
     """Input side of the teacher, pixels."""
@@ -163,7 +166,10 @@ class CachedEpoch:
     """Pairs of epochs, interleaved."""
 
     def figures(self) -> dict[str, Any]:
-        """Seconds of both epochs, their ratio, and its ceiling: (teacher + student) / student of a step."""
+        """Seconds of both epochs, their ratio, and its ceiling: (teacher + student) / student of a step.
+
+        The cached epochs are those of another student than the one that filled the cache.
+        """
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             os.environ["STILLROOM_CACHE"] = str(root / "cache")
@@ -175,13 +181,18 @@ class CachedEpoch:
                 epochs=1, batch_size=self.batch, lr=0.01, monitor=Monitor(held_out=0.0), log_every=1,
             )  # fmt: skip
             cached = replace(base, cache=Cache(views=1))
-            distill(cached)
+            first = replace(base.student, name=("torchvision/mobilenet_v2",))
+            distill(replace(cached, student=first))
             seconds: dict[str, list[float]] = {"live": [], "cached": []}
+            asked = {"live": 0, "cached": 0}
             for repeat in range(self.repeats):
                 for name, config in (("live", base), ("cached", cached)):
-                    out = distill(replace(config, out=root / f"{name}-{repeat}"))
+                    with counted_teacher() as images:
+                        out = distill(replace(config, out=root / f"{name}-{repeat}"))
                     seconds[name].append(read_results(out).seconds)
+                    asked[name] += sum(images)
         return {
+            "images_through_the_teacher": asked,
             "live_seconds": seconds["live"],
             "cached_seconds": seconds["cached"],
             "speedup": [live / own for live, own in zip(seconds["live"], seconds["cached"], strict=True)],
@@ -204,6 +215,61 @@ class CachedEpoch:
             spent.append((between - began, time.perf_counter() - between))
         ask, learn = (statistics.median(times) for times in zip(*spent[1:], strict=True))
         return (ask + learn) / learn
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """A run with the monitors at their defaults against the same run without, ResNet-20 at 32 px, cached teacher.
+
+    Nothing else costs as little as such a step: the share of the monitors is then at its largest.
+    """
+
+    images: int = 3200
+    """Generated images, 256 px."""
+    epochs: int = 5
+    """Passes: the default measures once in five."""
+    repeats: int = 3
+    """Pairs of runs, interleaved."""
+
+    def figures(self) -> dict[str, Any]:
+        """Seconds of both, the same images trained on, and the share that the monitors add."""
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            os.environ["STILLROOM_CACHE"] = str(root / "cache")
+            write_images(root / "images", self.images)
+            watched = DistillConfig(
+                teacher=Teachers(name=("random:cifar/resnet20",), size=(32,)),
+                student=Students(name=("cifar/resnet20",)), data=root / "images", out=root / "fill",
+                epochs=self.epochs, batch_size=64, lr=0.01, cache=Cache(views=1),
+            )  # fmt: skip
+            alone = replace(watched, monitor=Monitor(held_out=0.0))
+            seconds: dict[str, list[float]] = {"watched": [], "alone": []}
+            for repeat in range(self.repeats + 1):  # the first pair fills the caches and does not count
+                for name, config in (("watched", watched), ("alone", alone)):
+                    results = read_results(distill(replace(config, out=root / f"{name}-{repeat}")))
+                    if repeat:
+                        seconds[name].append(results.seconds / results.extra["steps"])
+        return {
+            **{f"{name}_seconds_per_step": values for name, values in seconds.items()},
+            "share": statistics.median(seconds["watched"]) / statistics.median(seconds["alone"]) - 1,
+            "speedup": [b / a for a, b in zip(seconds["watched"], seconds["alone"], strict=True)],
+        }
+
+
+@contextlib.contextmanager
+def counted_teacher() -> Iterator[list[int]]:
+    """The images of each pass through a teacher inside this block."""
+    passes: list[int] = []
+
+    def count(module: nn.Module, given: tuple[Tensor, ...], _: Any) -> None:
+        if isinstance(module, FrozenTeacher):
+            passes.append(len(given[0]))
+
+    handle = nn.modules.module.register_module_forward_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 def write_images(folder: Path, count: int) -> None:

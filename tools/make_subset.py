@@ -16,6 +16,7 @@ import tyro
 from stillroom.backbone import ImageFiles, read_labelled, read_unlabelled
 from stillroom.backbone.command import plainly
 from stillroom.backbone.files import replace_directory, write_file
+from stillroom.backbone.images import listed
 
 _CLASSES_SEED = 1234  # of SimReg's ImageNet-100
 
@@ -42,6 +43,7 @@ class Subset:
             raise ValueError(f"{self.out} exists: choose another --out")
         part = choose(self)
         if self.out.suffix == ".txt":
+            part = listed([path.resolve() for path in part.paths])
             write_list(part, self)
         else:
             link(part, self.out)
@@ -85,7 +87,7 @@ def write_list(part: ImageFiles, subset: Subset) -> None:
     """One path per line, relative to the list's folder; comments say what it is."""
     how = ", ".join(f"{name} {value}" for name, value in vars(subset).items() if name not in ("data", "out") and value)
     here = subset.out.resolve().parent
-    lines = [os.path.relpath(path.resolve(), here) for path in part.paths]
+    lines = [os.path.relpath(path, here) for path in part.paths]
     head = [f"# {len(part)} images of {subset.data}: {how or 'all'}", f"# fingerprint {part.fingerprint}"]
     write_file(subset.out, "\n".join([*head, *lines]) + "\n")
 

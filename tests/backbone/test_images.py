@@ -133,6 +133,13 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
         read_labelled(tmp_path)
 
 
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/1.png", "b.png", "a.png"):
+        put(tmp_path / name)
+    with pytest.raises(ValueError, match=r"holds 2 images beside its class folders, the first is a\.png"):
+        read_labelled(tmp_path)
+
+
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png")
     (tmp_path / "dog").mkdir()

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec
+from stillroom.backbone.run import read_metrics
 from stillroom.distill import DistillConfig, KdepView, Students, SvdPts, Teachers
 from stillroom.distill.config import Cosine
 
@@ -28,6 +30,21 @@ def small_config(data: Path, out: Path, **changes) -> DistillConfig:
         "device": "cpu",
     }
     return DistillConfig(**(settings | changes))
+
+
+def weights_of(student: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint."""
+    return load_file(student / "model.safetensors")
+
+
+def losses_of(out: Path) -> list[float]:
+    """The losses that a run logged, without the rows of its monitors."""
+    return [row["loss"] for row in read_metrics(out) if "loss" in row]
+
+
+def assert_bit_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> tuple[Backbone, DistillConfig]:

@@ -12,8 +12,8 @@ from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run, read_unla
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import SvdPts, distill, fit_alignment, import_kdep_alignment, load_alignment
 from stillroom.distill.alignment_file import encode_alignments
-from stillroom.distill.config import Svd
 from stillroom.distill.fit import FitPass, alignment_inputs, find_alignment, given_alignment
+from stillroom.distill.slots import Svd
 from stillroom.distill.teacher import FrozenTeacher
 
 

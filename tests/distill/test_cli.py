@@ -6,6 +6,7 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+import torch
 
 from stillroom.backbone import read_results
 from stillroom.distill import load_alignment
@@ -51,6 +52,21 @@ def test_fit_alignment_writes_a_file_that_kdep_takes(
     with pytest.raises(SystemExit) as exit_:
         call(monkeypatch, "fit-alignment", *teacher, "--data", unlabelled, "--dim", 64, "--out", file, *SMALL)
     assert exit_.value.code == 2
+
+
+def test_fit_alignment_on_random_views_is_what_such_a_run_fits(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "basis.safetensors"
+    shared = ("--teacher", "random:cifar/resnet20", "--teacher.size", 16, "--data", unlabelled, "--seed", 3,
+              "--alignment-view", "training", *SMALL)  # fmt: skip
+    view = ("view:kdep-view", "--view.min-scale", 0.5)
+    call(monkeypatch, "fit-alignment", *shared, "--dim", 64, "--out", file, *view)
+    call(monkeypatch, "kdep", *shared, "--student", "cifar/resnet20", "--student.size", 16, "--out", tmp_path / "run",
+         "--epochs", 1, "--batch-size", 32, *view)  # fmt: skip
+    (own, inputs), (theirs, others) = load_alignment(file), load_alignment(tmp_path / "run" / "alignment.safetensors")
+    assert inputs == others and "min_scale=0.5" in str(inputs.view)
+    assert torch.equal(own.alignment.svd.basis_, theirs.alignment.svd.basis_)
 
 
 def test_import_alignment_reads_npy_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,10 @@ from torch import Tensor
 from stillroom.backbone import ImageFiles, Run
 from stillroom.distill import Moments, build_alignment
 from stillroom.distill.alignment import AlignedTarget
-from stillroom.distill.config import (
+from stillroom.distill.factors import LdaAlignment, NmfAlignment
+from stillroom.distill.fit import FitPass, build_moments
+from stillroom.distill.moments import ClassMoments
+from stillroom.distill.slots import (
     Alignment,
     ChannelSelection,
     Interpolation,
@@ -25,9 +28,6 @@ from stillroom.distill.config import (
     SvdVarianceMatching,
     SvdWhitening,
 )
-from stillroom.distill.factors import LdaAlignment, NmfAlignment
-from stillroom.distill.fit import FitPass, build_moments
-from stillroom.distill.moments import ClassMoments
 
 Array = np.ndarray
 
@@ -103,7 +103,7 @@ def test_channels_of_largest_variance_and_magnitude_are_chosen(features: Tensor)
         chosen = np.sort(np.argsort(score)[::-1][:3])
         ours = fitted(ChannelSelection(by=by), features, 3)(features).numpy()
         assert np.array_equal(ours, features.numpy()[:, chosen])
-    drawn = fitted(ChannelSelection(by="random"), features, 3)
+    drawn = build_alignment(ChannelSelection(by="random"), 8, 3)
     assert len(set(drawn.alignment.channels_.tolist())) == 3
 
 

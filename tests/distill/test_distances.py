@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.distill.config import CosineDistance, Distance, KlDivergence, Mse
 from stillroom.distill.distances import dense_distance, distance
+from stillroom.distill.slots import CosineDistance, Distance, KlDivergence, Mse
 
 Array = np.ndarray
 

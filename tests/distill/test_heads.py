@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.distill import build_head
-from stillroom.distill.config import HeadConfig, LinearHead, MlpHead, NoHead
+from stillroom.distill.slots import HeadConfig, LinearHead, MlpHead, NoHead
 
 Array = np.ndarray
 

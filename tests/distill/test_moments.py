@@ -1,8 +1,6 @@
 """Streaming mean and covariance against NumPy, and their memory."""
 
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillroom.backbone import Run
 from stillroom.distill import Moments
 from stillroom.distill.moments import BLOCK_ROWS
 
@@ -64,37 +63,20 @@ def test_components_equal_the_svd_of_the_centred_matrix() -> None:
     assert overlap.min() > 1 - 1e-8
 
 
-PARTS = """
-import sys
-import numpy as np, torch
-from stillroom.backbone import Run
-from stillroom.distill import Moments
-sys.path.insert(0, sys.argv[2])
-from test_moments import features
-run = Run.start("cpu")
-data = torch.from_numpy(features(1400, 5).astype(np.float32))
-moments = Moments(5)
-moments.update(data[:900] if run.rank == 0 else data[900:])
-moments.reduce(run)
-torch.save((moments.count, moments.mean, moments.covariance), f"{sys.argv[1]}/{run.rank}.pt")
-run.close()
-"""
-
-
-@pytest.mark.slow
-def test_parts_of_several_processes_merge_into_the_whole(tmp_path: Path) -> None:
+def test_parts_of_several_processes_merge_into_the_whole(in_two_processes: Callable[..., list]) -> None:
     data = torch.from_numpy(features(1400, 5).astype(np.float32))
-
     whole = Moments(5)
     whole.update(data)
-    script = tmp_path / "parts.py"
-    script.write_text(PARTS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(script), str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    for rank in (0, 1):
-        count, mean, covariance = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+
+    def part() -> tuple[int, torch.Tensor, torch.Tensor]:
+        run = Run.start("cpu")
+        moments = Moments(5)
+        moments.update(data[:900] if run.is_main else data[900:])
+        moments.reduce(run)
+        run.close()
+        return moments.count, moments.mean, moments.covariance
+
+    for count, mean, covariance in in_two_processes(part):
         assert count == 1400
         assert torch.allclose(mean, whole.mean, rtol=1e-6)
         assert torch.allclose(covariance, whole.covariance, rtol=1e-5, atol=1e-6)

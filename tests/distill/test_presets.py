@@ -8,8 +8,9 @@ import pytest
 from stillroom.backbone.configs import config_from_json, config_to_json
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.distill import DistillConfig
-from stillroom.distill.config import (
-    UNIONS,
+from stillroom.distill.config import UNIONS
+from stillroom.distill.presets import PRESETS
+from stillroom.distill.slots import (
     CosineDistance,
     KlDivergence,
     LinearHead,
@@ -21,7 +22,6 @@ from stillroom.distill.config import (
     Svd,
     SvdPts,
 )
-from stillroom.distill.presets import PRESETS
 from stillroom.distill.views import KdepView, SameView, WeakView
 
 GIVEN = {"teacher": ("t",), "student": ("s",), "data": Path("d"), "out": Path("o")}

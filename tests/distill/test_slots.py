@@ -1,13 +1,13 @@
 """One trainer, four slots: every filling trains the student alone, whatever stands around it."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from distill_runs import small_config
-from safetensors.torch import load_file
+from distill_runs import assert_bit_equal, losses_of, small_config, weights_of
 from torch import Tensor, nn
 
 from stillroom.backbone import (
@@ -23,11 +23,10 @@ from stillroom.backbone.manifest import Head
 from stillroom.backbone.run import read_metrics
 from stillroom.backbone.spec import Level, Licence
 from stillroom.distill import DistillConfig, Students, Teachers, build_alignment, build_teacher, distill, resume
-from stillroom.distill.config import (
+from stillroom.distill.config import Cache, Dense, Monitor, Net
+from stillroom.distill.slots import (
     AdamW,
-    Cache,
     CosineDistance,
-    Dense,
     Distance,
     HeadConfig,
     Interpolation,
@@ -36,15 +35,13 @@ from stillroom.distill.config import (
     Lda,
     LinearHead,
     MlpHead,
-    Monitor,
     Mse,
-    Net,
     Nmf,
     NoHead,
     Raw,
     Sgd,
 )
-from stillroom.distill.student import Learner, build_average, build_learner
+from stillroom.distill.student import Learner, build_average, build_learner, build_optimizer
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.train import align, losses
 from stillroom.distill.views import FixedView, StrongView, WeakView
@@ -117,17 +114,9 @@ def test_several_teachers_are_averaged_by_weight_and_students_share_nothing() ->
         + 0.25 * (learner(images[0])[1][1] - outputs[1][0]).square().mean()
         for learner in learners
     ]
-    assert float(shown) == pytest.approx(float(sum(by_hand)) / 2, rel=1e-5)
+    assert [float(shown[name]) for name in ("loss_1", "loss_2")] == pytest.approx([float(one) for one in by_hand])
+    assert float(shown["loss"]) == pytest.approx(float(sum(by_hand)) / 2, rel=1e-5)
     assert float(total) == pytest.approx(2.0 * float(sum(by_hand)), rel=1e-5)
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def assert_bit_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def test_two_students_in_one_run_are_the_two_that_runs_alone_give(unlabelled: Path, tmp_path: Path) -> None:
@@ -136,7 +125,7 @@ def test_two_students_in_one_run_are_the_two_that_runs_alone_give(unlabelled: Pa
     for place, size in enumerate((16, 20), start=1):
         one = Students(name=("cifar/resnet20",), size=(size,))
         alone = distill(small_config(unlabelled, tmp_path / f"one-{place}", student=one, epochs=1))
-        assert_bit_equal(weights(together / f"student-{place}"), weights(alone / "student"))
+        assert_bit_equal(weights_of(together / f"student-{place}"), weights_of(alone / "student"))
         assert load_checkpoint(together / f"student-{place}")[1].backbone.input.size == size
 
 
@@ -166,7 +155,7 @@ def test_the_head_is_dropped_unless_it_is_kept(unlabelled: Path, tmp_path: Path)
     changes = {"head": MlpHead(), "alignment": Raw(), "distance": CosineDistance(), "epochs": 1}
     dropped = distill(small_config(unlabelled, tmp_path / "dropped", **changes))
     kept = distill(small_config(unlabelled, tmp_path / "kept", keep_head=True, **changes))
-    assert_bit_equal(weights(dropped / "student"), weights(kept / "student"))
+    assert_bit_equal(weights_of(dropped / "student"), weights_of(kept / "student"))
     assert not (dropped / "student" / "heads.safetensors").exists()
     words = "linear-batchnorm-relu-linear-linear-batchnorm-relu-linear"
     assert load_checkpoint(kept / "student")[1].heads == {"distill": Head(kind=words, in_dim=64, out_dim=64)}
@@ -199,7 +188,8 @@ def test_a_vit_teaches_a_cnn_with_a_dense_term(unlabelled: Path, tmp_path: Path)
         unlabelled, tmp_path / "run", teacher=vit, head=LinearHead(), alignment=Raw(), dense=Dense(weight=0.5), epochs=1
     )
     out = distill(config)
-    assert read_results(out).metrics["loss"] > 0
+    assert all(0 < row["dense_loss"] < 4 for row in read_metrics(out))
+    assert read_results(out).metrics.keys() == {"loss", "dense_loss"}
     with pytest.raises(ValueError, match="the dense term needs the teacher's maps, which are not cached"):
         distill(replace(config, out=tmp_path / "no", cache=replace(config.cache, views=1)))
 
@@ -281,7 +271,22 @@ def test_the_running_average_is_the_exponential_one_and_is_what_leaves(unlabelle
     assert torch.allclose(average.module.backbone.net.net[0].weight, expected)
     plain = distill(small_config(unlabelled, tmp_path / "plain", epochs=1))
     averaged = distill(small_config(unlabelled, tmp_path / "ema", epochs=1, ema=0.5))
-    assert not torch.equal(weights(plain / "student")["conv1.weight"], weights(averaged / "student")["conv1.weight"])
+    assert not torch.equal(
+        weights_of(plain / "student")["conv1.weight"], weights_of(averaged / "student")["conv1.weight"]
+    )
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lars_steps_by_a_share_of_each_weight_matrix_and_leaves_biases_to_sgd(weight_decay: float) -> None:
+    config = config_of(optimizer=Lars(momentum=0.0, trust=0.01), lr=2.0, weight_decay=weight_decay)
+    layer = nn.Linear(3, 4)
+    before = copy.deepcopy(layer)
+    layer(torch.randn(5, 3)).square().sum().backward()
+    build_optimizer(config, [layer]).step()
+    w, slope = before.weight, layer.weight.grad
+    rate = 0.01 * w.norm() / (slope.norm() + weight_decay * w.norm())  # You et al. 2017, equation 6
+    assert torch.allclose(layer.weight, w - 2.0 * rate * (slope + weight_decay * w), atol=1e-6)
+    assert torch.allclose(layer.bias, before.bias - 2.0 * layer.bias.grad, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(nesterov=True), AdamW(), Lars()])
@@ -304,7 +309,7 @@ def test_a_run_that_is_stopped_resumes_to_the_bit_with_every_optimiser(
         distill(config, knn=stop)
     assert torch.load(tmp_path / "stopped" / "state" / "last.pt", weights_only=True)["step"] == 1
     resume(tmp_path / "stopped", knn=lambda *_: {"knn20": 0.5})
-    assert_bit_equal(weights(whole / "student"), weights(tmp_path / "stopped" / "student"))
+    assert_bit_equal(weights_of(whole / "student"), weights_of(tmp_path / "stopped" / "student"))
     assert (
         json.loads((tmp_path / "stopped" / "config.json").read_text())["optimizer"]["kind"] == type(optimizer).__name__
     )
@@ -337,7 +342,7 @@ def test_a_fixed_view_is_cached_once_and_the_students_views_stay_new(
     cached = distill(small_config(unlabelled, tmp_path / "cached", cache=Cache(views=5), **changes))
     assert "teacher cache: 1 views x 96 images" in capsys.readouterr().out
     live = distill(small_config(unlabelled, tmp_path / "live", **changes))
-    ours, theirs = ([row["loss"] for row in read_metrics(run)] for run in (cached, live))
+    ours, theirs = (losses_of(run) for run in (cached, live))
     assert ours[0] == pytest.approx(theirs[0], rel=1e-3) and ours[4] == pytest.approx(theirs[4], rel=0.2)
 
 

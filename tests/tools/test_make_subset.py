@@ -47,6 +47,14 @@ def test_a_list_and_a_folder_of_links_hold_the_same_images(folder: Path, tmp_pat
     assert f"# fingerprint {part.fingerprint}" in (tmp_path / "lists" / "part.txt").read_text()
 
 
+def test_the_fingerprint_is_that_of_the_list_where_all_images_share_a_deeper_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "one.txt"
+    Subset(data=folder, out=out, classes=1).run()
+    assert f"10 images, fingerprint {read_unlabelled(out).fingerprint}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -122,7 +122,7 @@ def load_checkpoint(path: str | Path, backbone: Backbone | None = None) -> tuple
     if (own.name, own.dim, own.levels) != (spec.name, spec.dim, spec.levels):
         raise CheckpointError(f"checkpoint {path} holds {_briefly(spec)}, not {_briefly(own)}")
     load_strictly(backbone, load_file(Path(path) / MODEL), source=str(path))
-    backbone = backbone.at("before" if spec.pre_activation else "after")
+    backbone = backbone.at(spec.feature)
     backbone.spec = spec
     return backbone, manifest
 

@@ -116,7 +116,7 @@ def describe(manifest: Manifest) -> str:
     spec, made = manifest.backbone, manifest.made_by
     lines: list[tuple[str, Any]] = [
         ("backbone", f"{spec.name} {spec.arguments or ''}".strip()),
-        ("pooled", f"{spec.dim}-d, {'before' if spec.pre_activation else 'after'} the last activation"),
+        ("pooled", f"{spec.dim}-d, {spec.feature} the last activation"),
         ("levels", ", ".join(map(str, spec.levels)) or "none"),
         ("input", f"{spec.input.size} px, {spec.input.channel_order}, mean {spec.input.mean}, std {spec.input.std}"),
         ("method", manifest.method),

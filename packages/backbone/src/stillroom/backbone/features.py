@@ -128,12 +128,11 @@ class Backbone(nn.Module):
         Raises:
             ValueError: for a module of the user's own whose other feature point is not known.
         """
-        if feature is None or (feature == "before") == self.spec.pre_activation:
+        if feature in (None, self.spec.feature):
             return self
         if self.spec.name.startswith("module/") and self.last_activation is None:
-            here = "before" if self.spec.pre_activation else "after"
             raise ValueError(
-                f"{self.spec.name} gives its feature {here} the last activation: "
+                f"{self.spec.name} gives its feature {self.spec.feature} the last activation: "
                 f"for `{feature}` pass last_activation to Backbone.from_module"
             )
         twin = copy.copy(self)

@@ -95,8 +95,12 @@ def _read_list(file: Path) -> ImageFiles:
         raise ValueError(f"{file} lists no images")
     if absent := [path for path in paths if not path.is_file()]:
         raise ValueError(f"{file} lists {len(absent)} files that are not there, the first is {absent[0]}")
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    return ImageFiles(root, paths)
+    return listed(paths)
+
+
+def listed(paths: Sequence[Path]) -> ImageFiles:
+    """Files that no folder names: their root, from which the fingerprint counts, is the deepest that holds them all."""
+    return ImageFiles(Path(os.path.commonpath([path.parent for path in paths])), tuple(paths))
 
 
 def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> ImageFiles:
@@ -107,12 +111,15 @@ def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> I
         classes: the expected classes (those of the training set), in label order; None takes what is there, sorted.
 
     Raises:
-        ValueError: missing or empty folder, no class folders, a class without images, classes that differ.
+        ValueError: missing or empty folder, no class folders, images beside them, a class without images, classes that
+            differ.
     """
     root = _existing(Path(folder))
     found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not found:
         raise ValueError(f"{root} holds no class folders: expected {root.name}/<class>/<image>")
+    if loose := sorted(e.name for e in root.glob("[!.]*") if e.suffix.lower() in EXTENSIONS and e.is_file()):
+        raise ValueError(f"{root} holds {len(loose)} images beside its class folders, the first is {loose[0]}")
     if classes is not None and set(found) != set(classes):
         lacks, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
         raise ValueError(f"the classes of {root} differ from the training set's: missing {lacks}, extra {extra}")

@@ -107,3 +107,8 @@ class BackboneSpec:
     levels: tuple[Level, ...] = ()
     input: InputSpec = field(default_factory=InputSpec)
     licence: Licence = field(default_factory=Licence)
+
+    @property
+    def feature(self) -> FeaturePoint:
+        """Where `pooled` is read, `before` or `after` the last activation."""
+        return "before" if self.pre_activation else "after"

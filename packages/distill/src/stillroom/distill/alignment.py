@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stillroom.distill.config import Svd, SvdPts, SvdVarianceMatching, SvdWhitening
 from stillroom.distill.moments import Moments
+from stillroom.distill.slots import Svd, SvdPts, SvdVarianceMatching, SvdWhitening
 
 RANK_TOLERANCE = 1e-6
 """Components whose variance is below this fraction of the largest count as noise of the float32 pass."""

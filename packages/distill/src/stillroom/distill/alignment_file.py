@@ -15,19 +15,10 @@ from torch import Tensor, nn
 from stillroom.backbone.configs import config_from_json, config_to_dict
 from stillroom.backbone.files import write_file
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd, fix_signs
-from stillroom.distill.config import (
-    UNIONS,
-    Alignment,
-    ChannelSelection,
-    Interpolation,
-    Lda,
-    Nmf,
-    RandomProjection,
-    Raw,
-    Svd,
-)
+from stillroom.distill.config import UNIONS
 from stillroom.distill.factors import LdaAlignment, NmfAlignment
 from stillroom.distill.selection import InterpolatedChannels, ProjectedChannels, SelectedChannels
+from stillroom.distill.slots import Alignment, ChannelSelection, Interpolation, Lda, Nmf, RandomProjection, Raw, Svd
 
 FORMAT = "stillroom-alignment/2"
 

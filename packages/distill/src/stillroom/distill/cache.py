@@ -125,7 +125,7 @@ def cache_record(
         "teacher": [teacher.sha256, spec.name, spec.arguments],
         "head": weights_sha256(teacher.head) if teacher.head is not None else None,
         "output": teacher.output,
-        "feature": "before" if spec.pre_activation else "after",
+        "feature": teacher.backbone.spec.feature,
         "input": asdict(spec.input),
         "view": [type(seen).__name__, asdict(seen)],
         "shared": isinstance(config.teacher_view, SameView),

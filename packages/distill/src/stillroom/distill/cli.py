@@ -5,7 +5,7 @@ import inspect
 import operator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
@@ -16,13 +16,15 @@ from stillroom.backbone.files import write_file
 from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.distill.alignment_file import encode_alignments, import_kdep_alignment
-from stillroom.distill.config import Alignment, DistillConfig, Lda, Net, Svd, SvdPts
-from stillroom.distill.fit import FitPass, alignment_inputs, describe, fit_alignment
+from stillroom.distill.config import DistillConfig, Net
+from stillroom.distill.fit import DrawnView, FitPass, alignment_inputs, describe, fit_alignment
 from stillroom.distill.monitor import KnnMonitor
 from stillroom.distill.presets import PRESETS
 from stillroom.distill.record import summary
+from stillroom.distill.slots import Alignment, Lda, Svd, SvdPts
 from stillroom.distill.teacher import build_teacher
 from stillroom.distill.train import distill, resume
+from stillroom.distill.views import KdepView, SameView, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,12 @@ class FitAlignment:
     dim: Annotated[int, arg(metavar="D")]
     """Components: the width of the student that will use it."""
     alignment: Alignment = field(default_factory=SvdPts)
+    alignment_view: Literal["evaluation", "training"] = "evaluation"
+    """Fit on the evaluation view of the images, or on random ones, as KDEP did."""
+    view: View = field(default_factory=KdepView)
+    """The random views of --alignment-view training."""
+    seed: int = 0
+    """Of the random views."""
     device: DeviceName = "auto"
     workers: int = 1
     """Processes that decode images."""
@@ -49,7 +57,8 @@ class FitAlignment:
         run = Run.start(self.device)
         files = read_labelled(self.data) if isinstance(self.alignment, Lda) else read_unlabelled(self.data)
         teacher = build_teacher(self.teacher).to(run.device)
-        fit = FitPass(files=files, run=run, workers=self.workers, on_broken=self.on_broken)
+        drawn = DrawnView.of(self.view, SameView(), self.seed, teacher) if self.alignment_view == "training" else None
+        fit = FitPass(files=files, run=run, view=drawn, workers=self.workers, on_broken=self.on_broken)
         target = fit_alignment(teacher, self.alignment, self.dim, fit)
         if run.is_main:
             write_file(self.out, encode_alignments([(self.alignment, target, alignment_inputs(teacher, fit))]))

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, kl_div, log_softmax, mse_loss, softmax
 
-from stillroom.distill.config import CosineDistance, Distance, KlDivergence, Mse
+from stillroom.distill.slots import CosineDistance, Distance, KlDivergence, Mse
 
 
 def distance(config: Distance, prediction: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, ""]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run
 from stillroom.backbone.files import write_file
-from stillroom.backbone.images import EvaluationBatches, OnBroken, View, build_loader
+from stillroom.backbone.images import EvaluationBatches, OnBroken, build_loader
+from stillroom.backbone.images import View as ViewOfImage
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, key_of
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd
@@ -21,14 +22,36 @@ from stillroom.distill.alignment_file import (
     encode_alignments,
     load_alignments,
 )
-from stillroom.distill.config import Alignment, Raw
 from stillroom.distill.factors import LdaAlignment, NmfAlignment
 from stillroom.distill.moments import ClassMoments, Moments
 from stillroom.distill.selection import SelectedChannels
+from stillroom.distill.slots import Alignment, Raw
 from stillroom.distill.teacher import FrozenTeacher
+from stillroom.distill.views import TeacherView, View, Views
 
 _BATCH_SIZE = 64
 _SAMPLE = 2048  # images whose features set the scale and show the std ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnView:
+    """A random view of each image, that of a run's first epoch.
+
+    Args:
+        view: draws it.
+        words: which it is, for the record.
+        seed: of the draw.
+    """
+
+    view: ViewOfImage
+    words: str
+    seed: int
+
+    @classmethod
+    def of(cls, view: View, teacher_view: TeacherView, seed: int, teacher: FrozenTeacher) -> "DrawnView":
+        """What this teacher sees in a run with these views and this seed."""
+        views = Views(view, teacher_view, [], [teacher.backbone.spec.input])
+        return cls(view=views, words=f"{view} {teacher_view} seed {seed}", seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +61,7 @@ class FitPass:
     Args:
         files: the images; labelled for LDA.
         run: this process; the images are dealt out over all of them.
-        view: None for the teacher's evaluation view, or a view and the words that say which.
+        view: a random view; None for the teacher's evaluation view.
         unit: whether the target is to have unit mean square.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
@@ -46,7 +69,7 @@ class FitPass:
 
     files: ImageFiles
     run: Run
-    view: tuple[View, str, int] | None = None
+    view: DrawnView | None = None
     unit: bool = True
     workers: int = 1
     on_broken: OnBroken = "refuse"
@@ -54,8 +77,10 @@ class FitPass:
     def features(self, teacher: FrozenTeacher, label: str, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """(indices, features in float32) of batches of 64 images; `every` n-th image only."""
         files = self.files if every == 1 else self.files.subset(range(0, len(self.files), every))
-        view, seed = (EvaluationView(teacher.backbone.spec.input), 0) if self.view is None else self.view[::2]
-        dataset = ImageDataset(files, view, seed=seed, on_broken=self.on_broken)
+        if self.view is None:
+            dataset = ImageDataset(files, EvaluationView(teacher.backbone.spec.input), on_broken=self.on_broken)
+        else:
+            dataset = ImageDataset(files, self.view.view, seed=self.view.seed, on_broken=self.on_broken)
         loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), self.workers)
         progress = Progress(len(files), self.run, label)
         for batch in progress.over(loader):
@@ -66,13 +91,12 @@ class FitPass:
 
 def alignment_inputs(teacher: FrozenTeacher, fit: FitPass) -> AlignmentInputs:
     """The record of what an alignment of this teacher on these images is fitted on."""
-    spec = teacher.backbone.spec
     return AlignmentInputs(
         teacher_sha256=teacher.sha256,
-        feature="before" if spec.pre_activation else "after",
+        feature=teacher.backbone.spec.feature,
         output=teacher.output,
-        teacher_size=spec.input.size,
-        view="evaluation" if fit.view is None else fit.view[1],
+        teacher_size=teacher.backbone.spec.input.size,
+        view="evaluation" if fit.view is None else fit.view.words,
         data_fingerprint=fit.files.fingerprint,
         count=len(fit.files),
     )
@@ -105,7 +129,7 @@ def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitP
             case Moments():
                 moments.update(features)
             case ClassMoments():
-                moments.update(features, labels[indices].to(features.device))
+                moments.update(features, labels[indices])
         if isinstance(alignment, NmfAlignment):
             alignment.partial_fit(features)
         sampled.append(features[(indices % every == 0).to(features.device)].cpu())
@@ -114,6 +138,7 @@ def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitP
     if moments is not None:
         moments.reduce(fit.run)
         alignment.fit(moments)
+        target.to(fit.run.device)
     sample = torch.cat([part for parts in fit.run.gather(sampled) for part in parts]).to(fit.run.device)
     return target.calibrate(sample, unit=fit.unit)
 
@@ -124,13 +149,16 @@ def build_moments(target: AlignedTarget, fit: FitPass) -> Moments | ClassMoments
     Raises:
         ValueError: LDA without labels; NMF in several processes.
     """
+    device = torch.device("cpu") if fit.run.device.type == "mps" else fit.run.device  # Apple's GPUs know no float64
     match target.alignment:
+        case SelectedChannels(by="random"):
+            return None
         case ScaledSvd() | SelectedChannels():
-            return Moments(target.feature_dim, fit.run.device)
+            return Moments(target.feature_dim, device)
         case LdaAlignment():
             if fit.files.labels is None:
                 raise ValueError("LDA needs labels: --data must be a folder of class folders")
-            return ClassMoments(target.feature_dim, len(fit.files.classes), fit.run.device)
+            return ClassMoments(target.feature_dim, len(fit.files.classes), device)
         case NmfAlignment() if fit.run.world_size > 1:
             raise ValueError("NMF is fitted in one process: use fit-alignment, then --alignment-file")
         case _:
@@ -192,15 +220,13 @@ def given_alignment(
         raise ValueError(f"{file} holds the alignments of {len(loaded)} teachers: give it to a run of one teacher")
     [(made_for, target, inputs)] = loaded
     if inputs.teacher_sha256 is not None:
-        own = alignment_inputs(teacher, FitPass(files=ImageFiles(file.parent, ()), run=run))
-        if inputs.teacher_sha256 != own.teacher_sha256:
+        if inputs.teacher_sha256 != teacher.sha256:
             raise ValueError(f"{file} was fitted on another teacher ({inputs.teacher_sha256[:12]}...): fit it again")
-        if inputs.feature != own.feature:
-            raise ValueError(
-                f"{file} was fitted on features {inputs.feature} the last activation, not {own.feature} it"
-            )
-        if inputs.output != own.output:
-            raise ValueError(f"{file} was fitted on the teacher's {inputs.output}, not on its {own.output}")
+        if inputs.feature != teacher.backbone.spec.feature:
+            point = teacher.backbone.spec.feature
+            raise ValueError(f"{file} was fitted on features {inputs.feature} the last activation, not {point} it")
+        if inputs.output != teacher.output:
+            raise ValueError(f"{file} was fitted on the teacher's {inputs.output}, not on its {teacher.output}")
     if target.feature_dim != teacher.dim:
         raise ValueError(f"{file} is for {target.feature_dim}-d features, the teacher's is {teacher.dim}-d")
     wanted = teacher.dim if isinstance(config, Raw) else config.dim or dim

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from stillroom.distill.config import HeadConfig, LinearHead, MlpHead, NoHead
+from stillroom.distill.slots import HeadConfig, LinearHead, MlpHead, NoHead
 
 
 def build_head(config: HeadConfig, dim: int, target_dim: int) -> nn.Sequential | nn.Identity:

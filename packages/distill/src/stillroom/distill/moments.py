@@ -19,7 +19,7 @@ class Moments:
 
     Args:
         dim: d.
-        device: where features come from and sums are kept.
+        device: where sums are kept, best where the features come from; it must know float64.
 
     Reference: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 1983,
     for shifting and for the merging of parts.
@@ -131,7 +131,7 @@ class ClassMoments:
     Args:
         dim: d.
         num_classes: K.
-        device: where features come from and sums are kept.
+        device: where sums are kept.
     """
 
     def __init__(self, dim: int, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -142,7 +142,8 @@ class ClassMoments:
     def update(self, features: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> None:
         """Take in a batch of any size with its labels, 0 to K - 1."""
         self.all.update(features)
-        self._sums.index_add_(0, labels, features.double())
+        labels = labels.to(self._sums.device)
+        self._sums.index_add_(0, labels, features.to(self._sums.device).double())
         self._counts += labels.bincount(minlength=len(self._counts))
 
     def reduce(self, run: Run) -> None:

@@ -23,6 +23,8 @@ KnnMonitor = Callable[[Backbone, Path, Run], dict[str, float]]
 
 MAX_HELD_OUT = 512
 MIN_HELD_OUT = 8
+CHECK_COLLAPSE_EVERY = 50
+"""Steps between two looks at the features of a batch."""
 COLLAPSED_RANK = 1.5
 COLLAPSED_SPREAD = 0.01
 _BATCH_SIZE = 64

@@ -8,13 +8,13 @@ from stillroom.backbone import Backbone, ImageFiles, Run, read_labelled, read_un
 from stillroom.backbone.files import write_file
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
-from stillroom.distill.config import DistillConfig, Lda, Mse
+from stillroom.distill.config import DistillConfig
 from stillroom.distill.factors import too_many_discriminants
-from stillroom.distill.fit import FitPass, find_alignment, given_alignment
+from stillroom.distill.fit import DrawnView, FitPass, find_alignment, given_alignment
 from stillroom.distill.monitor import split_held_out
+from stillroom.distill.slots import Lda, Mse
 from stillroom.distill.student import Learner, build_learner, build_student
 from stillroom.distill.teacher import FrozenTeacher, build_teachers
-from stillroom.distill.views import Views
 
 ALIGNMENT = "alignment.safetensors"
 
@@ -46,7 +46,12 @@ class Parts:
 
 def read_files(config: DistillConfig) -> ImageFiles:
     """The images; with labels only where the alignment needs them."""
-    return read_labelled(config.data) if isinstance(config.alignment, Lda) else read_unlabelled(config.data)
+    return read_labelled(config.data) if learns_from_labels(config) else read_unlabelled(config.data)
+
+
+def learns_from_labels(config: DistillConfig) -> bool:
+    """Whether an alignment is to be fitted on labelled images."""
+    return isinstance(config.alignment, Lda) and not config.alignment_file
 
 
 def check_widths(
@@ -61,7 +66,7 @@ def check_widths(
         raise ValueError(f"{len(config.alignment_file)} alignment files for {len(teachers)} teachers: give one each")
     for student in students:
         targets = [build_alignment(config.alignment, teacher.dim, student.spec.dim) for teacher in teachers]
-        if isinstance(config.alignment, Lda) and targets[0].dim >= len(files.classes):
+        if learns_from_labels(config) and targets[0].dim >= len(files.classes):
             raise ValueError(too_many_discriminants(len(files.classes), targets[0].dim))
         build_learner(config, copy.deepcopy(student), teachers, [target.dim for target in targets])
 
@@ -111,8 +116,7 @@ def find_alignments(
             continue
         drawn = None
         if config.alignment_view == "training":
-            views = Views(config.view, config.teacher_view, [], [teacher.backbone.spec.input])
-            drawn = (views, f"{config.view} {config.teacher_view} seed {config.seed}", config.seed)
+            drawn = DrawnView.of(config.view, config.teacher_view, config.seed, teacher)
         fit = FitPass(files=files, run=run, view=drawn, unit=unit, workers=config.workers, on_broken=config.on_broken)
         found.append(find_alignment(teacher, config.alignment, dim, fit))
     if run.is_main:

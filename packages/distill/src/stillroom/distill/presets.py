@@ -7,22 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from stillroom.distill.config import (
-    ChannelSelection,
-    Cosine,
-    CosineDistance,
-    DistillConfig,
-    KlDivergence,
-    LinearHead,
-    MlpHead,
-    Monitor,
-    Mse,
-    Raw,
-    Step,
-    Students,
-    Svd,
-    Teachers,
-)
+from stillroom.distill.config import Cosine, DistillConfig, Monitor, Step, Students, Teachers
+from stillroom.distill.slots import ChannelSelection, CosineDistance, KlDivergence, LinearHead, MlpHead, Mse, Raw, Svd
 from stillroom.distill.views import KdepView, WeakView
 
 Names = tuple[str, ...]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -17,26 +17,14 @@ from stillroom.backbone.spec import Licence, inherit_licence
 from stillroom.distill.alignment import ScaledSvd
 from stillroom.distill.alignment_file import encode_alignments
 from stillroom.distill.config import UNIONS, DistillConfig
-from stillroom.distill.monitor import Best
 from stillroom.distill.parts import Parts
+from stillroom.distill.state import TrainState
 from stillroom.distill.student import Learner
 
 PACKAGE = "stillroom-distill"
 STUDENT = "student"
 VERSION = 1
 """Of the protocol that results.json names, `<method>/v1`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run ended: its last loss, its last step, what was last measured, the best measurement, broken images."""
-
-    loss: float
-    step: int
-    measured: dict[str, float]
-    best: Best
-    broken: list[str]
-    seconds: float
 
 
 def student_name(config: DistillConfig, place: int) -> str:
@@ -99,12 +87,12 @@ def kept_heads(learner: Learner) -> Mapping[str, tuple[Head, Mapping[str, Tensor
     }
 
 
-def finish(config: DistillConfig, run: Run, parts: Parts, learners: Sequence[Learner], outcome: Outcome) -> None:
+def finish(config: DistillConfig, run: Run, parts: Parts, state: TrainState, broken: list[str], seconds: float) -> None:
     """Write the students' checkpoints and results.json."""
-    manifests = write_students(config, run, parts, learners)
+    manifests = write_students(config, run, parts, state.leaving())
     if not run.is_main:
         return
-    datasets = {"train": DatasetRecord.of(parts.files, broken=len(outcome.broken))}
+    datasets = {"train": DatasetRecord.of(parts.files, broken=len(broken))}
     if parts.held_out is not None:
         datasets["held_out"] = DatasetRecord.of(parts.held_out)
     extra = {
@@ -114,10 +102,10 @@ def finish(config: DistillConfig, run: Run, parts: Parts, learners: Sequence[Lea
             int(own[0].alignment.svd.rank_) if isinstance(own[0].alignment, ScaledSvd) else None
             for own in parts.targets
         ],
-        "steps": outcome.step,
-        "best": asdict(outcome.best) if outcome.measured else None,
+        "steps": state.step,
+        "best": asdict(state.best) if state.measured else None,
         "students": [manifest.weights.sha256 for manifest in manifests],
-        "broken": outcome.broken,
+        "broken": broken,
     }
     write_results(
         config.out,
@@ -130,9 +118,9 @@ def finish(config: DistillConfig, run: Run, parts: Parts, learners: Sequence[Lea
                 sha256=manifests[0].weights.sha256,
                 method=config.method,
             ),
-            metrics={"loss": outcome.loss, **outcome.measured},
+            metrics={**state.losses, **state.measured},
             seed=config.seed,
-            seconds=outcome.seconds,
+            seconds=seconds,
             made_by=made_by(PACKAGE, config_to_dict(config, UNIONS)),
             extra=extra,
         ),

@@ -30,17 +30,13 @@ class SelectedChannels(nn.Module):
         super().__init__()
         refuse_wider(feature_dim, dim, "channel selection")
         self.by = by
-        self.register_buffer("channels_", torch.arange(dim))
+        drawn = torch.randperm(feature_dim, generator=torch.Generator().manual_seed(_SEED))[:dim].sort().values
+        self.register_buffer("channels_", drawn if by == "random" else torch.arange(dim))
 
     def fit(self, moments: Moments) -> "SelectedChannels":
-        """Choose the channels."""
-        match self.by:
-            case "variance":
-                order = moments.covariance.diagonal().argsort(descending=True)
-            case "magnitude":
-                order = moments.magnitude.argsort(descending=True)
-            case _:
-                order = torch.randperm(moments.dim, generator=torch.Generator().manual_seed(_SEED))
+        """Choose the channels by what the features showed; random ones are drawn already and need no fit."""
+        shown = moments.covariance.diagonal() if self.by == "variance" else moments.magnitude
+        order = shown.argsort(descending=True)
         self.channels_ = order[: len(self.channels_)].sort().values.to(self.channels_.device)
         return self
 

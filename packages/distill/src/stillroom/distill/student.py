@@ -11,8 +11,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from stillroom.backbone import Backbone, Normalize, load_backbone, replace_input
 from stillroom.backbone.registry import RANDOM, is_checkpoint
 from stillroom.backbone.run import seed_everything
-from stillroom.distill.config import AdamW, DistillConfig, Lars, Net, Sgd
+from stillroom.distill.config import DistillConfig, Net
 from stillroom.distill.heads import build_head
+from stillroom.distill.slots import AdamW, Lars, Sgd
 from stillroom.distill.teacher import FrozenTeacher
 
 
@@ -93,7 +94,11 @@ def build_optimizer(config: DistillConfig, learners: Sequence[nn.Module]) -> tor
             return torch.optim.AdamW(parameters, config.lr, (beta1, beta2), weight_decay=config.weight_decay)
         case Lars(momentum=momentum, trust=trust):
             groups = [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+                {
+                    "params": [p for p in parameters if p.ndim > 1],
+                    "weight_decay": config.weight_decay,
+                    "always_adapt": True,
+                },
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},  # timm adapts none of these
             ]
             return TimmLars(groups, config.lr, momentum=momentum, trust_coeff=trust)

@@ -1,15 +1,14 @@
 """The one trainer: frozen teachers, aligned targets, students that regress them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
 from stillroom.backbone.configs import config_from_json, config_to_json
@@ -17,13 +16,23 @@ from stillroom.backbone.images import Batch, TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DeviceName, read_config, seed_everything
 from stillroom.distill.alignment import AlignedTarget
-from stillroom.distill.cache import fill_cache
-from stillroom.distill.config import UNIONS, DistillConfig, KlDivergence
+from stillroom.distill.cache import CachedTeacher, fill_cache
+from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.distances import dense_distance, distance
-from stillroom.distill.monitor import Best, KnnMonitor, Watch, check_labelled, collapse, normalised, split_held_out
+from stillroom.distill.monitor import (
+    CHECK_COLLAPSE_EVERY,
+    KnnMonitor,
+    Watch,
+    check_labelled,
+    collapse,
+    normalised,
+    split_held_out,
+)
 from stillroom.distill.parts import Parts, build_nets, check_widths, prepare, read_files
-from stillroom.distill.record import Outcome, finish, write_students
-from stillroom.distill.student import Learner, build_average, build_optimizer
+from stillroom.distill.record import finish, write_students
+from stillroom.distill.slots import KlDivergence
+from stillroom.distill.state import Meter, TrainState, refuse_infinite
+from stillroom.distill.student import Learner
 from stillroom.distill.views import FixedView, SameView, Views
 
 
@@ -50,7 +59,7 @@ def distill(
     check_widths(config, files, teachers, students)
     directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
     parts = prepare(config, run, files, teachers, students)
-    return train(config, run, directory, parts, knn, state=None)
+    return train(config, run, directory, parts, knn, saved=None)
 
 
 def resume(
@@ -81,11 +90,11 @@ def resume(
     files = read_files(config)
     check(config, files, run, knn)
     teachers, students = build_nets(config, teacher, run)
-    directory, state = RunDirectory.reopen(path, run)
+    directory, saved = RunDirectory.reopen(path, run)
     parts = prepare(config, run, files, teachers, students)
-    if state is not None and state["data_fingerprint"] != parts.files.fingerprint:
+    if saved is not None and saved["data_fingerprint"] != parts.files.fingerprint:
         raise ValueError(f"the images in {config.data} changed since {path} began: it cannot be resumed")
-    return train(config, run, directory, parts, knn, state)
+    return train(config, run, directory, parts, knn, saved)
 
 
 def train(
@@ -94,96 +103,102 @@ def train(
     directory: RunDirectory,
     parts: Parts,
     knn: KnnMonitor | None,
-    state: dict[str, Any] | None,
+    saved: dict[str, Any] | None,
 ) -> Path:
-    """The loop, from `state` (None: the beginning) to the last step, and what is written at its end."""
-    learners, files = parts.learners, parts.files
-    optimizer = build_optimizer(config, learners)
-    averages = [build_average(learner, config.ema) for learner in learners]
-    step, loss_mean, best, measured = 0, float("nan"), Best(), dict[str, float]()
-    if state is not None:
-        load_state(state, learners, averages, optimizer)
-        step, loss_mean, best, measured = state["step"], state["loss"], Best(**state["best"]), state["measured"]
-
-    cached = [fill_cache(config, run, files, t, own) for t, own in parts.taught()] if config.cache.views else []
-    live = [] if cached else [teacher.backbone.spec.input for teacher in parts.teachers]
-    sizes = [learner.backbone.spec.input.size for learner in learners]
-    views = Views(config.view, config.teacher_view, sizes, live)
-    cycle = len(cached[0].stores) if cached and not isinstance(config.teacher_view, FixedView) else 0
-    dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
-    batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run, start=step)
-    ended = best.gives_up(config.monitor.patience)
-    loader: Iterable[Batch] = [] if ended else build_loader(dataset, batches, config.workers)
+    """The loop, from a saved state (None: the beginning) to the last step, and what is written at its end."""
+    state = TrainState(config, parts.learners)
+    if saved is not None:
+        state.load_state_dict(saved)
+    feed = build_feed(config, run, parts, state)
     weights = normalised([net.weight for net in config.teacher.each()])
     teach: list[Any] = [torch.compile(t) if config.compile else t for t in parts.teachers]
-    learn: list[Any] = [wrap(learner, config, run) for learner in learners]
+    learn: list[Any] = [wrap(learner, config, run) for learner in parts.learners]
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
     watch = Watch(
         config=config, run=run, held_out=parts.held_out, teachers=parts.teachers, targets=parts.targets, knn=knn
     )
 
-    progress = Progress(len(files) * config.epochs, run, config.method, done=step * config.batch_size)
-    loss_sum, loss_steps, warned = torch.zeros((), device=run.device), 0, False
-    for batch in progress.over(loader):
+    progress = Progress(len(parts.files) * config.epochs, run, config.method, done=state.step * config.batch_size)
+    meter, stop, warned = Meter(), False, False
+    for batch in progress.over(feed.loader):
         progress.skip(batch.broken)
         if not len(batch):
             raise ValueError(f"no image of a whole batch could be read, for instance: {batch.broken[0]}")
-        epoch = (step + 0.5) / batches.steps_per_epoch
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * config.schedule.factor(epoch, config.epochs)
-        seed_everything(config.seed, step, run.rank)  # for nets that draw (dropout, drop path): the same when resumed
+        epoch = (state.step + 0.5) / feed.steps_per_epoch
+        seed_everything(config.seed, state.step, run.rank)  # for nets that draw (dropout, drop path), also when resumed
         images = [view.to(run.device, non_blocking=True) for view in batch.views]
         with autocast:
-            if cached:
-                outputs = [(one.read(int(epoch), batch.indices).to(run.device), ()) for one in cached]
+            if feed.cached:
+                outputs = [(one.read(int(epoch), batch.indices).to(run.device), ()) for one in feed.cached]
             else:
-                outputs = [one(images[place]) for one, place in zip(teach, views.of_teachers, strict=True)]
-            answers = [one(images[place]) for one, place in zip(learn, views.of_students, strict=True)]
-        wanted = align(parts.targets, [output for output, _ in outputs], [one.aligned for one in cached])
-        loss, total = losses(config, weights, wanted, [maps for _, maps in outputs], answers)
-        total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for average, learner in zip(averages, learners, strict=True):
-            if average is not None:
-                average.update_parameters(learner)
-        step += 1
+                outputs = [one(images[place]) for one, place in zip(teach, feed.views.of_teachers, strict=True)]
+            answers = [one(images[place]) for one, place in zip(learn, feed.views.of_students, strict=True)]
+        wanted = align(parts.targets, [output for output, _ in outputs], [one.aligned for one in feed.cached])
+        shown, total = losses(config, weights, wanted, [maps for _, maps in outputs], answers)
+        state.advance(total, lr=config.lr * config.schedule.factor(epoch, config.epochs))
+        meter.add(shown)
 
-        loss_sum += loss.detach()
-        loss_steps += 1
-        last = step == batches.steps_per_epoch * config.epochs
-        if step % config.log_every == 0 or last:
-            loss_mean = float(run.sum(loss_sum)) / loss_steps / run.world_size
-            if not torch.isfinite(torch.tensor(loss_mean)):
-                raise ValueError(f"the loss is {loss_mean} at step {step}: lower --lr; the last good state is kept")
-            lap = {**progress.lap(), "lr": optimizer.param_groups[0]["lr"], "epoch": step / batches.steps_per_epoch}
-            directory.log(step, {"loss": loss_mean, **lap, "broken": len(progress.broken)})
-            progress.show(loss=loss_mean, wait=lap["data_wait_share"])
-            loss_sum.zero_()
-            loss_steps = 0
-            warned = warned or (run.is_main and warn_of_collapse(answers, progress))
-        if step % batches.steps_per_epoch == 0 and watch.due(step // batches.steps_per_epoch):
-            score, measured = watch.measure(share_buffers(leaving(learners, averages), run))
-            directory.log(step, measured)
-            progress.note(f"epoch {step // batches.steps_per_epoch}", measured)
-            if best.beats(score, step):
-                write_students(config, run, parts, leaving(learners, averages), best=True)
-        stop = best.gives_up(config.monitor.patience)
+        step, done = state.step, state.step / feed.steps_per_epoch
+        if step % CHECK_COLLAPSE_EVERY == 0 and not warned:
+            warned = run.is_main and warn_of_collapse(answers, progress)
+        if step % config.log_every == 0 or done == config.epochs:
+            state.losses = meter.read(run)
+            refuse_infinite(state.losses, step)
+            lap = {**progress.lap(), "lr": state.optimizer.param_groups[0]["lr"], "epoch": done}
+            directory.log(step, {**state.losses, **lap, "broken": len(progress.broken)})
+            progress.show(loss=state.losses["loss"], wait=lap["data_wait_share"])
+        if done.is_integer() and watch.due(int(done)):
+            score, state.measured = watch.measure(share_buffers(state.leaving(), run))
+            directory.log(step, state.measured)
+            progress.note(f"epoch {int(done)}", state.measured)
+            if state.best.beats(score, step):
+                write_students(config, run, parts, state.leaving(), best=True)
+            stop = state.best.gives_up(config.monitor.patience)
         if step % config.save_every == 0 or stop:
-            kept = {"step": step, "loss": loss_mean, "best": asdict(best), "measured": measured}
-            directory.save_state(kept | save_state(files, learners, averages, optimizer))
+            directory.save_state({**state.state_dict(), "data_fingerprint": parts.files.fingerprint})
         if stop:
-            progress.note(f"stopped at step {step}: no better measurement since step {best.step}")
+            progress.note(f"stopped at step {step}: no better measurement since step {state.best.step}")
             break
 
     progress.close()
     broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
-    outcome = Outcome(loss=loss_mean, step=step, measured=measured, best=best, broken=broken, seconds=progress.seconds)
-    finish(config, run, parts, leaving(learners, averages), outcome)
+    finish(config, run, parts, state, broken, progress.seconds)
     directory.close()
     run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """What the loop is fed with.
+
+    Args:
+        loader: the batches that are left.
+        views: which of a batch's views each net sees.
+        cached: the teachers' outputs, where they come from a cache; then no teacher runs.
+        steps_per_epoch: of the whole run.
+    """
+
+    loader: Iterable[Batch]
+    views: Views
+    cached: list[CachedTeacher]
+    steps_per_epoch: int
+
+
+def build_feed(config: DistillConfig, run: Run, parts: Parts, state: TrainState) -> Feed:
+    """The batches from the state's step on, none where the run has stopped early; first fills the cache."""
+    files = parts.files
+    cached = [fill_cache(config, run, files, t, own) for t, own in parts.taught()] if config.cache.views else []
+    live = [] if cached else [teacher.backbone.spec.input for teacher in parts.teachers]
+    sizes = [learner.backbone.spec.input.size for learner in parts.learners]
+    views = Views(config.view, config.teacher_view, sizes, live)
+    cycle = len(cached[0].stores) if cached and not isinstance(config.teacher_view, FixedView) else 0
+    dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
+    batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run, start=state.step)
+    ended = state.best.gives_up(config.monitor.patience)
+    loader: Iterable[Batch] = [] if ended else build_loader(dataset, batches, config.workers)
+    return Feed(loader=loader, views=views, cached=cached, steps_per_epoch=batches.steps_per_epoch)
 
 
 @torch.no_grad()  # the root of PTS has an infinite slope at 0
@@ -210,8 +225,8 @@ def losses(
     wanted: Sequence[Sequence[Tensor]],
     teacher_maps: Sequence[Sequence[Tensor]],
     answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]],
-) -> tuple[Tensor, Tensor]:
-    """The distance to the target, averaged over teachers (by weight) and students; and the sum to differentiate.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What is logged of a batch, and the sum to differentiate.
 
     Each student's part of the sum is the one it would have alone: students share nothing but the teachers.
 
@@ -221,18 +236,31 @@ def losses(
         wanted: [teacher][student] targets.
         teacher_maps: of each teacher; used by the dense term only.
         answers: of each student: its feature, its prediction and its projected map for each teacher.
+
+    Returns:
+        `loss`, the distance to the target, averaged over teachers (by weight) and students; with several students
+        also each one's, `loss_1` and so on; with a dense term its mean, `dense_loss`. And the sum.
     """
-    shown: list[Tensor] = []
-    total: list[Tensor] = []
+    each: list[Tensor] = []
+    dense: list[Tensor] = []
     for student, (_, predictions, maps) in enumerate(answers):
-        for teacher, weight in enumerate(weights):
-            one = weight * distance(config.distance, predictions[teacher], wanted[teacher][student])
-            shown.append(one / len(answers))
-            total.append(config.loss_weight * one)
-            if maps:
-                apart = dense_distance(maps[teacher], teacher_maps[teacher][config.dense.teacher_level])
-                total.append(config.dense.weight * weight * apart)
-    return torch.stack(shown).sum(), torch.stack(total).sum()
+        apart = [
+            weight * distance(config.distance, prediction, target[student])
+            for weight, prediction, target in zip(weights, predictions, wanted, strict=True)
+        ]
+        each.append(torch.stack(apart).sum())
+        if maps:
+            level = config.dense.teacher_level
+            apart = [w * dense_distance(own, of[level]) for w, own, of in zip(weights, maps, teacher_maps, strict=True)]
+            dense.append(torch.stack(apart).sum())
+    shown = {"loss": torch.stack(each).mean()}
+    total = config.loss_weight * torch.stack(each).sum()
+    if len(each) > 1:
+        shown |= {f"loss_{place}": value for place, value in enumerate(each, start=1)}
+    if dense:
+        shown["dense_loss"] = torch.stack(dense).mean()
+        total = total + config.dense.weight * torch.stack(dense).sum()
+    return shown, total
 
 
 def warn_of_collapse(answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]], progress: Progress) -> bool:
@@ -296,38 +324,3 @@ def share_buffers(learners: list[Learner], run: Run) -> list[Learner]:
             for buffer in learner.buffers():
                 torch.distributed.broadcast(buffer, src=0)
     return learners
-
-
-def leaving(learners: Sequence[Learner], averages: Sequence[AveragedModel | None]) -> list[Learner]:
-    """The students that are measured and written: the running averages, where there are any."""
-    pairs = zip(learners, averages, strict=True)
-    return [learner if mean is None else cast(Learner, mean.module) for learner, mean in pairs]
-
-
-def save_state(
-    files: ImageFiles,
-    learners: Sequence[Learner],
-    averages: Sequence[AveragedModel | None],
-    optimizer: torch.optim.Optimizer,
-) -> dict[str, Any]:
-    """What `load_state` puts back, and the fingerprint of the images."""
-    return {
-        "learners": [learner.state_dict() for learner in learners],
-        "averages": [mean.state_dict() for mean in averages if mean is not None],
-        "optimizer": optimizer.state_dict(),
-        "data_fingerprint": files.fingerprint,
-    }
-
-
-def load_state(
-    state: dict[str, Any],
-    learners: Sequence[Learner],
-    averages: Sequence[AveragedModel | None],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Put nets, averages and optimiser back where they were."""
-    for learner, kept in zip(learners, state["learners"], strict=True):
-        learner.load_state_dict(kept)
-    for mean, kept in zip([mean for mean in averages if mean is not None], state["averages"], strict=True):
-        mean.load_state_dict(kept)
-    optimizer.load_state_dict(state["optimizer"])

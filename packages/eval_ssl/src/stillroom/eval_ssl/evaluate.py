@@ -63,7 +63,7 @@ def evaluate_knn(config: KnnConfig) -> Path:
     results = Results(
         task="knn",
         protocol=(
-            f"{PROTOCOL} vote=majority similarity=cosine feature={'before' if spec.pre_activation else 'after'} "
+            f"{PROTOCOL} vote=majority similarity=cosine feature={spec.feature} "
             f"size={spec.input.size} crop={spec.input.crop_fraction:g} resize={spec.input.resize.replace(' ', '-')}"
             f"{f' head={config.head}' if config.head else ''}"
         ),

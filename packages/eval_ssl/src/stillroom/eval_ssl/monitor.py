@@ -32,8 +32,9 @@ def monitor_knn(backbone: Backbone, folder: Path, run: Run) -> dict[str, float]:
     asked = extract_features(backbone, test, run, label="k-NN test", workers=0)
     if not bool((known.features != known.features[0]).any()):  # a collapsed student: worth a number, not an error
         return {f"knn{K}": 1 / len(train.classes), "knn1": 1 / len(train.classes)}
-    predicted = knn_classify(known.features, known.labels, asked.features, (1, k), len(train.classes))
-    hits = {n: float((classes == asked.labels).float().mean()) for n, classes in predicted.items()}
+    train_x, train_y, test_x = (each.to(run.device) for each in (known.features, known.labels, asked.features))
+    predicted = knn_classify(train_x, train_y, test_x, (1, k), len(train.classes))
+    hits = {n: float((classes.cpu() == asked.labels).float().mean()) for n, classes in predicted.items()}
     return {f"knn{K}": hits[k], "knn1": hits[1]}
 
 
