@@ -65,10 +65,11 @@ class KdepImagenette:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A preset with what was chosen for it."""
+    """A preset with what short pilot runs chose for it."""
 
     preset: str
     loss_weight: float
+    lr: float
     flags: tuple[str, ...] = ()
 
 
@@ -81,6 +82,8 @@ METHODS = {
     "logits": Method(preset="logits", loss_weight=1),
 }
 AT_TENTH = ("KDEP", "SVD only", "SimReg")
+EPOCHS = {100: 15, 10: 155}  # 2,175 and 2,170 steps of 64 images
+VIEWS = {100: 4, 10: 40}  # cached, of each image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +102,6 @@ class Methods:
     """Folder of the results that are done."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights, order and views; and of the images of the tenth."""
-    epochs: int = 15
-    """Passes over all 9,469 training images; ten times as many over the tenth."""
-    views: int = 4
-    """Cached views of each image; ten times as many of the tenth."""
     only: str | None = None
     """Run the cells whose name contains this, and no table."""
 
@@ -136,12 +135,12 @@ class Methods:
             if not listed.exists():
                 tool("make_subset", "--data", data, "--fraction", part / 100, "--seed", seed, "--out", listed)
             data = listed
-        more = 100 // part
         once("distill", method.preset, self.out / cell, "--teacher", teacher, "--teacher.size", 128,
              "--student", "cifar/resnet20", "--student.crop-fraction", 1, "--data", data, *method.flags,
-             "--epochs", more * self.epochs, "--cache.views", more * self.views, "--batch-size", 64, "--lr", 0.1,
-             "--weight-decay", 5e-4, "--loss-weight", method.loss_weight, "--amp", "bf16", "--seed", seed,
-             "--monitor.every", more * 5, "view:kdep-view", "--view.min-scale", 0.35, "schedule:cosine")  # fmt: skip
+             "--epochs", EPOCHS[part], "--cache.views", VIEWS[part], "--cache.keep", "outputs", "--batch-size", 64,
+             "--lr", method.lr, "--weight-decay", 5e-4, "--loss-weight", method.loss_weight, "--amp", "bf16",
+             "--seed", seed, "--monitor.every", EPOCHS[part] // 3, "view:kdep-view", "--view.min-scale", 0.35,
+             "schedule:cosine")  # fmt: skip
 
     def evaluate(self, cell: str, net: Path | str, folders: dict[str, Path]) -> None:
         """k-NN on each data set, the results kept."""
