@@ -75,11 +75,11 @@ class Method:
 
 AFTER = ("--teacher.feature", "after")
 METHODS = {
-    "KDEP": Method(preset="kdep", loss_weight=30, flags=AFTER),
-    "SVD only": Method(preset="svd", loss_weight=30, flags=AFTER),
-    "SimReg": Method(preset="simreg", loss_weight=1),
-    "1x1 convolution": Method(preset="conv1x1", loss_weight=30, flags=AFTER),
-    "logits": Method(preset="logits", loss_weight=1),
+    "KDEP": Method(preset="kdep", loss_weight=0.3, lr=1.0, flags=AFTER),
+    "SVD only": Method(preset="svd", loss_weight=1.0, lr=1.0, flags=AFTER),
+    "SimReg": Method(preset="simreg", loss_weight=0.3, lr=1.0),
+    "1x1 convolution": Method(preset="conv1x1", loss_weight=1.0, lr=1.0, flags=AFTER),
+    "logits": Method(preset="logits", loss_weight=0.3, lr=0.1),
 }
 AT_TENTH = ("KDEP", "SVD only", "SimReg")
 EPOCHS = {100: 15, 10: 155}  # 2,175 and 2,170 steps of 64 images

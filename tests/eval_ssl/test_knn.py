@@ -1,14 +1,19 @@
 """k-NN against hand-worked votes, a NumPy float64 brute force, scikit-learn and faiss."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from stillroom.eval_ssl import knn, knn_classify, nearest_neighbours
+from stillroom.eval_ssl import knn_classify, nearest_neighbours, retrieval_map
+from stillroom.eval_ssl.knn import answer
+from stillroom.eval_ssl.neighbours import largest
 
 
 def random_set(
@@ -138,18 +143,122 @@ def test_several_k_in_one_pass_equal_single_passes_even_where_similarities_tie()
         assert torch.equal(classes, knn_classify(train_x, labels, test_x, (k,))[k])
 
 
-@pytest.mark.parametrize("rows", [0, 1, 7])
-def test_chunks_of_test_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    train_x, _, test_x = random_set(seed=5)
-    plain_values, plain_rows = nearest_neighbours(train_x, test_x, 10)
-    held: list[int] = []
-    largest = knn._largest
-    monkeypatch.setattr(knn, "_CHUNK_BYTES", rows * len(train_x) * 4)
-    monkeypatch.setattr(knn, "_largest", lambda matrix, k: (held.append(len(matrix)), largest(matrix, k))[1])
-    values, ids = nearest_neighbours(train_x, test_x, 10)
-    assert held == {0: [1] * 60, 1: [1] * 60, 7: [7] * 8 + [4]}[rows]
-    assert torch.equal(ids, plain_rows)
-    torch.testing.assert_close(values, plain_values, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("memory", [1e-9, 2e-6, 1.0])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_blocks_of_any_size_give_the_same_neighbours(memory: float, metric: str) -> None:
+    train_x, _, test_x = random_set(seed=5, num_train=900)
+    plain_values, plain_rows = nearest_neighbours(train_x, test_x, 10, metric=metric)
+    values, rows = nearest_neighbours(train_x, test_x, 10, metric=metric, memory_gib=memory)
+    assert torch.equal(rows, plain_rows)
+    torch.testing.assert_close(values, plain_values, rtol=0, atol=1e-4 if metric == "l2" else 1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 50])
+@pytest.mark.parametrize("n", [1000, 1001, 1037])
+def test_the_largest_of_groups_are_the_largest_of_all_even_where_many_are_equal(n: int, k: int) -> None:
+    near = torch.randint(0, 60, (40, n), generator=torch.Generator().manual_seed(n + k)).float()
+    values, columns = largest(near, k)
+    sort = near.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, sort.values[:, :k]) and torch.equal(columns, sort.indices[:, :k])
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_euclidean_neighbours_are_those_of_a_float64_brute_force(k: int) -> None:
+    train_x, _, test_x = random_set(seed=8)
+    train_x, test_x = train_x + 50, test_x + 50  # a common mean costs no digits
+    values, rows = nearest_neighbours(train_x, test_x, k, metric="l2")
+    train, test = train_x.double().numpy(), test_x.double().numpy()
+    squares = ((test[:, None] - train[None]) ** 2).sum(axis=2)
+    expected = np.argsort(squares, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(rows.numpy(), expected)
+    np.testing.assert_allclose(-values.numpy(), np.take_along_axis(squares, expected, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+def test_left_out_each_row_has_the_others_for_neighbours(metric: str, backend: str) -> None:
+    if backend == "faiss":
+        pytest.importorskip("faiss")
+    train_x, labels, _ = random_set(seed=9)
+    train_x[3] = train_x[4] = train_x[5]  # duplicates are neighbours, a row's own is not
+    _, rows = nearest_neighbours(train_x, None, 8, metric=metric, backend=backend)
+    for row in range(len(train_x)):
+        others = torch.cat([train_x[:row], train_x[row + 1 :]])
+        _, alone = nearest_neighbours(others, train_x[row : row + 1], 8, metric=metric)
+        assert rows[row].tolist() == [place + (place >= row) for place in alone[0].tolist()]
+    knn = KNeighborsClassifier(n_neighbors=1, metric="cosine" if metric == "cosine" else "sqeuclidean")
+    expected = [
+        knn.fit(np.delete(train_x.numpy(), row, 0), np.delete(labels.numpy(), row)).predict(train_x[row : row + 1])[0]
+        for row in range(20)
+    ]
+    ours = knn_classify(train_x, labels, None, (1,), metric=metric, backend=backend)[1][:20]
+    assert [ours[i] for i in range(20) if i not in (3, 4, 5)] == [expected[i] for i in range(20) if i not in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_both_backends_agree(metric: str) -> None:
+    pytest.importorskip("faiss")
+    train_x, _, test_x = random_set(seed=10, num_train=2000)
+    ours, theirs = (
+        nearest_neighbours(train_x, test_x, 50, metric=metric, backend=backend) for backend in ("torch", "faiss")
+    )
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+    assert (ours[1] == theirs[1]).float().mean() > 0.999
+
+
+def test_a_backend_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"the faiss backend needs faiss: pip install 'stillroom-eval-ssl\[faiss\]'"):
+        nearest_neighbours(torch.randn(5, 3), torch.randn(2, 3), 1, backend="faiss")
+
+
+def test_weighted_votes_are_those_of_a_loop() -> None:
+    train_x, labels, test_x = random_set(seed=11)
+    near, rows = nearest_neighbours(train_x, test_x, 20)
+    expected = []
+    for values, classes in zip(near.double().numpy(), labels[rows].numpy(), strict=True):
+        votes = [np.exp(values[classes == number] / 0.07).sum() for number in range(4)]
+        expected.append(int(np.argmax(votes)))
+    ours = knn_classify(train_x, labels, test_x, (20,), vote="weighted")[20]
+    assert ours.tolist() == expected
+    assert ours.tolist() != knn_classify(train_x, labels, test_x, (20,))[20].tolist()  # they do differ
+
+
+def test_ranks_and_reciprocal_ranks_are_those_of_a_loop() -> None:
+    train_x, labels, test_x = random_set(seed=12, num_classes=9)
+    truth = torch.randint(9, (60,), generator=torch.Generator().manual_seed(1))
+    near, rows = nearest_neighbours(train_x, test_x, 20)
+    answers = answer(near, labels[rows], truth, (1, 20), 9)
+    for k, answered in answers.items():
+        ranks, firsts = [], []
+        for classes, true in zip(labels[rows][:, :k].tolist(), truth.tolist(), strict=True):
+            distinct = list(dict.fromkeys(classes))  # by their nearest member
+            order = sorted(distinct, key=lambda number: -classes.count(number))
+            ranks.append(order.index(true) + 1 if true in order else 0)
+            firsts.append(classes.index(true) + 1 if true in classes else 0)
+        assert answered.rank.tolist() == ranks and answered.first.tolist() == firsts
+        metrics = answered.metrics()
+        assert metrics["top1"] == pytest.approx(np.mean([rank == 1 for rank in ranks]))
+        assert metrics["top5"] == pytest.approx(np.mean([1 <= rank <= 5 for rank in ranks]))
+        assert metrics["mrr"] == pytest.approx(np.mean([1 / first if first else 0 for first in firsts]))
+        assert torch.equal(answered.predicted == truth, answered.rank == 1)
+        assert torch.equal(answered.predicted, knn_classify(train_x, labels, test_x, (k,), 9)[k])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_mean_average_precision_is_scikit_learns(alone: bool) -> None:
+    train_x, labels, test_x = random_set(seed=13)
+    truth = labels if alone else torch.randint(5, (60,), generator=torch.Generator().manual_seed(2))  # 4: unknown
+    similarities = reference_similarities(train_x, train_x if alone else test_x)
+    expected = []
+    for row, true in enumerate(truth.tolist()):
+        relevant, scores = (labels == true).numpy(), similarities[row]
+        if alone:
+            relevant, scores = np.delete(relevant, row), np.delete(scores, row)
+        if relevant.any():
+            expected.append(average_precision_score(relevant, scores))
+    ours = retrieval_map(train_x, labels, None if alone else test_x, truth, rows=7)
+    assert ours == pytest.approx(np.mean(expected), rel=1e-6)
 
 
 def test_the_number_of_classes_may_be_larger_than_the_labels_seen() -> None:

@@ -3,8 +3,9 @@
 from stillroom.eval_ssl.config import KnnConfig
 from stillroom.eval_ssl.evaluate import evaluate_knn
 from stillroom.eval_ssl.features import FeatureSet, extract_features
-from stillroom.eval_ssl.knn import knn_classify, nearest_neighbours
+from stillroom.eval_ssl.knn import knn_classify, retrieval_map
 from stillroom.eval_ssl.monitor import monitor_knn
+from stillroom.eval_ssl.neighbours import nearest_neighbours
 
 __all__ = [
     "FeatureSet",
@@ -14,4 +15,5 @@ __all__ = [
     "knn_classify",
     "monitor_knn",
     "nearest_neighbours",
+    "retrieval_map",
 ]

@@ -27,7 +27,8 @@ from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent,
 from stillroom.backbone.run import seed_everything
 from stillroom.eval_ssl.config import KnnConfig
 from stillroom.eval_ssl.features import extract_features
-from stillroom.eval_ssl.knn import check_k, knn_classify
+from stillroom.eval_ssl.knn import knn_classify
+from stillroom.eval_ssl.neighbours import check_k
 
 PACKAGE = "stillroom-eval-ssl"
 PROTOCOL = "knn/v1"
