@@ -4,6 +4,7 @@ python tools/bench.py projection        Moments + eigh against the thin SVD of t
 python tools/bench.py step              distill's step against a plain loop
 python tools/bench.py cache             an epoch with cached teacher outputs against a live one
 python tools/bench.py monitor           a run with the monitors at their defaults against one without
+python tools/bench.py knn               exact neighbours against faiss and scikit-learn
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import tyro
 from torch import Tensor
 
 from bench_distill import CachedEpoch, Monitored, Step
+from bench_knn import Knn
 from stillroom.backbone.command import plainly
 from stillroom.backbone.provenance import source_commit
 from stillroom.distill import Moments, SvdAlignment
@@ -140,6 +142,7 @@ BENCHES: dict[str, Callable[..., Bench]] = {
     "step": Step,
     "cache": CachedEpoch,
     "monitor": Monitored,
+    "knn": Knn,
 }
 
 

@@ -21,7 +21,7 @@ from stillroom.backbone import (
     weights_sha256,
 )
 from stillroom.backbone.run import seed_everything
-from stillroom.eval_ssl import KnnConfig, evaluate_knn, extract_features
+from stillroom.eval_ssl import KnnConfig, evaluate_knn, extract_features, knn_classify
 from stillroom.eval_ssl.evaluate import report
 
 Make = Callable[..., Path]
@@ -63,12 +63,15 @@ def test_results_say_what_was_measured_on_what(config: KnnConfig) -> None:
     results = read_results(out)
     assert results.task == "knn"
     assert results.protocol == ("knn/v1 vote=majority similarity=cosine feature=after size=16 crop=1 resize=short-side")
-    assert results.metrics.keys() == {"top1_k1", "top1_k5"}
+    assert list(results.metrics) == ["top1_k1", "top1_k5", "top5_k1", "top5_k5", "mrr_k1", "mrr_k5"]
     train, test = (results.datasets[role] for role in ("train", "test"))
     assert (train.count, test.count, train.broken, test.broken) == (36, 18, 0, 0)
     assert (train.path, test.path) == (str(config.train), str(config.test))
     assert train.fingerprint == read_labelled(config.train).fingerprint != test.fingerprint
-    assert results.extra == {"broken": [], "classes": ["blue", "green", "red"]}
+    assert results.extra["broken"] == [] and results.extra["classes"] == ["blue", "green", "red"]
+    for k, accuracies in results.extra["per_class"].items():
+        assert list(accuracies) == ["blue", "green", "red"]
+        assert sum(accuracies.values()) / 3 == pytest.approx(results.metrics[f"top1_k{k}"])
     assert results.made_by.package == "stillroom-eval-ssl"
     assert results.made_by.config["k"] == [1, 5] and results.made_by.config["train"] == str(config.train)
     assert results.seconds > 0
@@ -78,6 +81,40 @@ def test_results_say_what_was_measured_on_what(config: KnnConfig) -> None:
 def test_the_protocol_is_the_same_for_every_k(config: KnnConfig) -> None:
     one, many = (replace(config, k=k, out=config.out.with_name(str(len(k)))) for k in ((1,), (1, 3, 7)))
     assert read_results(evaluate_knn(one)).protocol == read_results(evaluate_knn(many)).protocol
+
+
+def test_vote_metric_limit_and_retrieval_stand_in_protocol_and_table(config: KnnConfig) -> None:
+    changes = {"vote": "weighted", "metric": "l2", "limit": 12, "retrieval": True}
+    results = read_results(evaluate_knn(replace(config, **changes)))
+    assert results.protocol == (
+        "knn/v1 vote=weighted temperature=0.07 similarity=l2 feature=after size=16 crop=1 resize=short-side limit=12"
+    )
+    assert (results.datasets["train"].count, results.datasets["test"].count) == (12, 12)
+    assert 0.5 < results.metrics["map"] <= 1
+    assert f"mean average precision {100 * results.metrics['map']:.1f} %" in report(config.out)
+
+
+def test_one_folder_is_classified_by_leaving_each_image_out(config: KnnConfig, run: Run) -> None:
+    results = read_results(evaluate_knn(replace(config, test=None, k=(1, 35))))
+    assert results.protocol.endswith(" leave-one-out") and results.datasets.keys() == {"train"}
+    seed_everything(0)
+    backbone = replace_input(build_backbone("cifar/resnet20"), size=16)
+    found = extract_features(backbone, read_labelled(config.train), run, workers=0)
+    predicted = knn_classify(found.features, found.labels, None, (1,))[1]
+    assert results.metrics["top1_k1"] == pytest.approx(float((predicted == found.labels).float().mean()))
+    assert results.metrics["top1_k35"] == 0  # of 35 others 11 are of one's own class, 12 of each other
+    with pytest.raises(ValueError, match="k = 36 does not fit 35 training images"):
+        evaluate_knn(replace(config, test=None, k=(36,), out=config.out.with_name("other")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [({"limit": 0}, r"--limit is 0: it must be"), ({"vote": "weighted", "temperature": 0.0}, r"--temperature is 0\.0")],
+)
+def test_settings_that_cannot_be_are_one_sentence(config: KnnConfig, changes: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        evaluate_knn(replace(config, **changes))
+    assert not config.out.exists()
 
 
 def test_colours_are_told_apart_by_a_random_net(config: KnnConfig) -> None:
@@ -217,9 +254,12 @@ def test_the_report_is_a_table_and_ends_with_the_directory_and_one_number(config
     out = evaluate_knn(config)
     file = out / "results.json"
     raw = json.loads(file.read_text())
-    raw["metrics"] = {"top1_k1": 0.5, "top1_k5": 0.754}
+    top1, others = {"top1_k1": 0.5, "top1_k5": 0.754}, {"top5_k1": 0.5, "top5_k5": 0.9, "mrr_k1": 0.5, "mrr_k5": 0.6}
+    raw["metrics"] = top1 | others
     file.write_text(json.dumps(raw))
     lines = report(out).splitlines()
     assert lines[0] == raw["protocol"]
-    assert [line.replace(" ", "") for line in lines[1:-1]] == ["|k|top-1%|", "|-|-------|", "|1|50.0|", "|5|75.4|"]
+    cells = [line.replace(" ", "").strip("|").split("|") for line in lines[1:-1]]
+    assert cells[0] == ["k", "top-1%", "top-5%", "MRR%"]
+    assert cells[2:] == [["1", "50.0", "50.0", "50.0"], ["5", "75.4", "90.0", "60.0"]]
     assert lines[-1] == f"{out}: 75.4 % top-1 at k = 5"

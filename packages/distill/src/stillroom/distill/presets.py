@@ -24,7 +24,7 @@ def kdep(*, teacher: Names, student: Names, data: Path, out: Path) -> DistillCon
     Expected for ResNet-50 -> ResNet-18: 77.07 % mean top-1 over CIFAR-100, DTD, Caltech-256 and CUB-200 after
     fine-tuning, which is what supervised training reaches with all of ImageNet in 40 h. Unlike the paper, the target is
     scaled to unit mean square, so that one loss weight serves every teacher. With few or small images: smaller batches
-    (--batch-size 64 --lr 0.1 --loss-weight 30), cosine schedule (schedule:cosine), crops of --view.min-scale 0.35.
+    (--batch-size 64 --lr 1 --loss-weight 0.3), cosine schedule (schedule:cosine), crops of --view.min-scale 0.35.
     """
     return DistillConfig(
         teacher=Teachers(name=teacher), student=Students(name=student), data=data, out=out, schedule=Step(every=30)

@@ -10,7 +10,7 @@ from stillroom.eval_ssl.config import KnnConfig
 from stillroom.eval_ssl.evaluate import evaluate_knn, report
 
 NOTES = {
-    "knn": "Exact k-NN classification with cosine similarity of frozen features.",
+    "knn": "Exact k-NN classification of frozen features.",
     "smoke": "k-NN of a random net, by default on the toy data: seconds, and proves only that it works.",
 }
 

@@ -9,22 +9,38 @@ from tyro.conf import arg  # only to show what a checkpoint may be in --help
 from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.backbone.spec import FeaturePoint
+from stillroom.eval_ssl.knn import TEMPERATURE, Vote
+from stillroom.eval_ssl.neighbours import Backend, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig:
-    """Exact k-NN classification with cosine similarity of frozen features."""
+    """Exact k-NN classification of frozen features."""
 
     checkpoint: Annotated[str, arg(metavar="DIR|NAME")]
     """Checkpoint directory, a backbone name with its pretrained weights, or random:NAME."""
     train: Path
     """Image folder whose images are the neighbours: TRAIN/<class>/<image>."""
-    test: Path
-    """Image folder to classify, with the same classes."""
+    test: Path | None = None
+    """Image folder to classify, with the same classes; None: each image of TRAIN by all the others (leave-one-out)."""
     out: Path
     """Run directory to make."""
     k: tuple[int, ...] = (1, 5, 10, 20)
-    """Numbers of neighbours."""
+    """Numbers of neighbours, all in one pass."""
+    vote: Vote = "majority"
+    """Equal votes, or weights exp(similarity / temperature)."""
+    temperature: float = TEMPERATURE
+    """Of the weighted vote."""
+    metric: Metric = "cosine"
+    """What is near; l2: the Euclidean distance."""
+    backend: Backend = "torch"
+    """faiss needs the extra `faiss`; both are exact."""
+    memory_gib: float = 1.0
+    """Bound of the similarities that the torch backend holds at once, GiB."""
+    retrieval: bool = False
+    """Also the mean average precision of ranking all of TRAIN for each test image."""
+    limit: int | None = None
+    """For a quick look: only so many images of each folder, drawn by the seed; it then stands in the protocol."""
     feature: FeaturePoint | None = None
     """Read the pooled feature before or after the last activation; None as the checkpoint says."""
     head: str | None = None
@@ -36,7 +52,7 @@ class KnnConfig:
     batch_size: int = 64
     """Images per forward pass."""
     seed: int = 0
-    """Of the weights of random:NAME."""
+    """Of the weights of random:NAME, and of the images that a limit draws."""
     device: DeviceName = "auto"
     """auto: a GPU if there is one."""
     workers: int = 1

@@ -114,12 +114,21 @@ def answer(
     return answers
 
 
-def weigh(near: Float[Tensor, "m k"], vote: Vote, temperature: float) -> Float[Tensor, "m k"]:
-    """The weight of each neighbour's vote, over that of the nearest, so that nothing overflows."""
-    if vote == "majority":
-        return torch.ones_like(near)
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that weighs nothing.
+
+    Raises:
+        ValueError: not above 0.
+    """
     if temperature <= 0:
         raise ValueError(f"--temperature is {temperature}: it must be above 0")
+
+
+def weigh(near: Float[Tensor, "m k"], vote: Vote, temperature: float) -> Float[Tensor, "m k"]:
+    """The weight of each neighbour's vote, over that of the nearest, so that nothing overflows."""
+    check_temperature(temperature)
+    if vote == "majority":
+        return torch.ones_like(near)
     return ((near - near[:, :1]).double() / temperature).exp()
 
 
