@@ -32,7 +32,7 @@ def command_type() -> Any:
     missing: Any = tyro.MISSING
     toy = Path("data/toy/heldout-shapes")
     configs = {
-        "knn": KnnConfig(checkpoint=missing, train=missing, test=missing, out=missing),
+        "knn": KnnConfig(checkpoint=missing, train=missing, out=missing),
         "smoke": KnnConfig(
             checkpoint="random:cifar/resnet20", train=toy / "train", test=toy / "val", out=Path("runs/smoke-knn")
         ),
