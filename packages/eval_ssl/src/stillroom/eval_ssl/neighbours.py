@@ -80,13 +80,16 @@ def _search(train: Tensor, test: Tensor | None, k: int, metric: Metric, memory_g
     columns = min(len(train), max(held // rows, 2 * k))
     rows = max(1, min(rows, held // columns))
     lengths = train.square().sum(dim=1) if metric == "l2" else None
+    room = torch.empty(
+        rows * columns, device=train.device
+    )  # used over and over: fresh pages cost more than the product
     values, indices = [], []
     for start in range(0, len(asked), rows):
         query = asked[start : start + rows]
         best: tuple[Tensor, Tensor] | None = None
         for first in range(0, len(train), columns):
             block = train[first : first + columns]
-            near = query @ block.T
+            near = torch.mm(query, block.T, out=room[: len(query) * len(block)].view(len(query), len(block)))
             if lengths is not None:  # - |a - b|^2 = 2 a.b - |b|^2 - |a|^2, of which the last is the same for the row
                 near.mul_(2).sub_(lengths[first : first + columns])
             if alone:
