@@ -18,6 +18,7 @@ and in no picture of a held-out folder. Colour, place, size, rotation, light and
 import colorsys
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -437,17 +438,27 @@ def check(settings: Settings) -> None:
             raise ValueError(f"{folder} would hold {count} pictures: give at least {num_classes}, one of each class")
 
 
-def ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; only the parent shall act on it."""
+def leave_signals_to_parent() -> None:
+    """Ctrl-C and a termination reach the whole process group; only the parent shall act on them.
+
+    A worker that died of one with a lock of the pool in its hand would hang the parent.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, exit_if_orphaned)
+
+
+def exit_if_orphaned(*_: object) -> None:
+    """What a worker does when it is terminated."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
+        os._exit(1)
 
 
 def make_toy_data(settings: Settings) -> None:
     """Write the data set beside `out`, and give it its name only when it is whole."""
     check(settings)
     jobs = list(list_jobs(count_pictures(settings)))
-    pool = ProcessPoolExecutor(settings.num_workers, initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(settings.num_workers, initializer=leave_signals_to_parent)
     unfinished = settings.out.with_name(f".{settings.out.name}.{os.getpid()}.unfinished")
     unfinished.mkdir(parents=True)
     write = partial(write_picture, unfinished, settings.seed, settings.size)

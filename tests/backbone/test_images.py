@@ -97,7 +97,7 @@ def test_labels_follow_the_sorted_class_folders(tmp_path: Path) -> None:
     for name in ("dog/1.png", "cat/2.png", "cat/1.png", "cat/more/3.png"):
         put(tmp_path / name)
     put(tmp_path / ".cache" / "x.png")
-    put(tmp_path / "stray.png")
+    put(tmp_path / "._stray.png")
     files = read_labelled(tmp_path)
     assert files.classes == ("cat", "dog")
     assert files.labels == (0, 0, 0, 1)

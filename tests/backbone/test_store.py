@@ -22,7 +22,7 @@ def test_what_is_written_is_read_again_by_a_later_process(tmp_path: Path, run: R
     Store.open(tmp_path, {"teacher": "a"}, 10, 3, run).write(torch.tensor([7, 1, 0, 3]), values)
     again = Store.open(tmp_path, {"teacher": "a"}, 10, 3, run)
     assert torch.equal(again.read(torch.tensor([1, 7])), values[[1, 0]].half().float())
-    assert again.missing(torch.arange(10)).tolist() == [i not in (0, 1, 3, 7) for i in range(10)]
+    assert again.missing.tolist() == [i not in (0, 1, 3, 7) for i in range(10)]
     assert again.num_missing == 6
 
 
@@ -39,7 +39,7 @@ def test_another_record_is_another_store(tmp_path: Path, run: Run, change: dict[
 def test_broken_rows_are_no_longer_missing_and_never_read(tmp_path: Path, run: Run) -> None:
     store = Store.open(tmp_path, {}, 3, 2, run)
     store.mark_broken(torch.tensor([1]))
-    assert store.missing(torch.arange(3)).tolist() == [True, False, True]
+    assert store.missing.tolist() == [True, False, True]
     with pytest.raises(AssertionError, match="only rows that were written"):
         store.read(torch.tensor([1]))
 

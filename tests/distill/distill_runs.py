@@ -6,10 +6,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, BackboneSpec, InputSpec
+from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run, read_unlabelled
 from stillroom.backbone.run import read_metrics
 from stillroom.distill import DistillConfig, KdepView, Students, SvdPts, Teachers
-from stillroom.distill.config import Cosine
+from stillroom.distill.cache import CachedTeacher, fill_cache
+from stillroom.distill.config import Cache, Cosine, Monitor
+from stillroom.distill.parts import Parts, build_nets, prepare
+from stillroom.distill.slots import CosineDistance, LinearHead, Raw
 
 
 def small_config(data: Path, out: Path, **changes) -> DistillConfig:
@@ -45,6 +48,29 @@ def losses_of(out: Path) -> list[float]:
 def assert_bit_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def watched_config(data: Path, out: Path) -> DistillConfig:
+    """Two epochs with a batch norm in the head, cached teacher, monitors and a running average."""
+    return small_config(
+        data,
+        out,
+        alignment=Raw(),
+        head=LinearHead(),
+        distance=CosineDistance(),
+        cache=Cache(views=2),
+        monitor=Monitor(held_out=0.25, every=1),
+        ema=0.5,
+        batch_size=24,
+    )
+
+
+def filled(config: DistillConfig, run: Run) -> tuple[CachedTeacher, Parts]:
+    """The cache of a config's first teacher, and the parts of its run."""
+    teachers, students = build_nets(config, None, run)
+    config.out.mkdir()
+    parts = prepare(config, run, read_unlabelled(config.data), teachers, students)
+    return fill_cache(config, run, parts.files, teachers[0], parts.targets[0]), parts
 
 
 def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> tuple[Backbone, DistillConfig]:

@@ -1,22 +1,17 @@
 """Cached teacher outputs: exact views, reused, resumed, never stale."""
 
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from distill_runs import losses_of, small_config
+from distill_runs import filled, losses_of, small_config
 from torch.nn.functional import cosine_similarity
 
-from stillroom.backbone import ImageDataset, Run, read_unlabelled
-from stillroom.backbone.run import read_metrics
+from stillroom.backbone import ImageDataset, Run
 from stillroom.backbone.store import cache_directory
-from stillroom.distill import DistillConfig, Students, Teachers, cache, distill
-from stillroom.distill.cache import fill_cache
-from stillroom.distill.config import Cache, KdepView, Monitor
-from stillroom.distill.parts import build_nets, prepare
+from stillroom.distill import Students, Teachers, cache, distill
+from stillroom.distill.config import Cache, KdepView
 from stillroom.distill.slots import CosineDistance, LinearHead, Raw
 from stillroom.distill.student import build_optimizer
 from stillroom.distill.teacher import FrozenTeacher
@@ -38,14 +33,6 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(FrozenTeacher, "forward", count)
     return counted
-
-
-def filled(config: DistillConfig, run: Run):
-    """The cache of a config's first teacher, its parts beside it."""
-    teachers, students = build_nets(config, None, run)
-    config.out.mkdir()
-    parts = prepare(config, run, read_unlabelled(config.data), teachers, students)
-    return fill_cache(config, run, parts.files, teachers[0], parts.targets[0]), parts
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -87,7 +74,7 @@ def test_at_ten_saved_states_cached_and_live_losses_agree(unlabelled: Path, tmp_
         live, total = losses(config, [1.0], align(parts.targets, [parts.teachers[0](shown)[0]]), [()], answers)
         stored = align(parts.targets, [cached.read(0, indices)], [cached.aligned])
         kept, _ = losses(config, [1.0], stored, [()], answers)
-        assert float(kept["loss"]) == pytest.approx(float(live["loss"]), rel=1e-3)
+        assert kept["loss"].item() == pytest.approx(live["loss"].item(), rel=1e-3)
         total.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -157,24 +144,6 @@ def test_a_fill_that_was_stopped_goes_on_where_it_was(
     with pytest.raises(ValueError, match=r"0050\.png cannot be read"):
         distill(replace(config, out=tmp_path / "again"))
     assert sum(passes) == 48
-
-
-def test_two_processes_fill_one_cache_and_watch_and_average_together(
-    unlabelled: Path, tmp_path: Path, run: Run, passes: list[int], in_two_processes: Callable[..., list]
-) -> None:
-    changes = {"alignment": Raw(), "head": LinearHead(), "distance": CosineDistance(), "ema": 0.5, "batch_size": 24}
-    monitor = Monitor(held_out=0.25, every=1)
-    config = small_config(unlabelled, tmp_path / "two", cache=Cache(views=2), monitor=monitor, **changes)
-    in_two_processes(lambda: len(str(distill(config))))
-    assert [row["step"] for row in read_metrics(config.out) if "held_out_loss" in row] == [3, 6]
-    assert (config.out / "student-best").exists()
-    together, _ = filled(replace(config, out=tmp_path / "after"), run)
-    assert passes == []  # nothing was left to do
-    shutil.rmtree(cache_directory("teacher-outputs"))
-    alone, _ = filled(replace(config, out=tmp_path / "alone"), run)
-    assert sum(passes) == 2 * 72
-    for epoch in (0, 1):
-        assert torch.equal(together.read(epoch, torch.arange(72)), alone.read(epoch, torch.arange(72)))
 
 
 def test_images_that_cannot_be_read_are_skipped_in_cache_and_training(unlabelled: Path, tmp_path: Path) -> None:

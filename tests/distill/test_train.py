@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_runs import assert_bit_equal, losses_of, plain_teacher_and_config, small_config, weights_of
+from distill_runs import (
+    assert_bit_equal,
+    filled,
+    losses_of,
+    plain_teacher_and_config,
+    small_config,
+    watched_config,
+    weights_of,
+)
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,12 +29,14 @@ from stillroom.backbone import (
     Backbone,
     BackboneSpec,
     InputSpec,
+    Run,
     build_backbone,
     load_checkpoint,
     read_results,
     save_checkpoint,
 )
 from stillroom.backbone.run import read_metrics
+from stillroom.backbone.store import cache_directory
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
 from stillroom.distill.config import Step
 
@@ -250,10 +261,14 @@ TWO_PROCESSES = """
 import sys; sys.path.insert(0, sys.argv[4])
 from pathlib import Path
 import torch; torch.set_num_threads(1)
+from torch import distributed
 from stillroom.distill import distill
-from distill_runs import plain_teacher_and_config
+from distill_runs import plain_teacher_and_config, watched_config
 teacher, config = plain_teacher_and_config(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None  # gloo cannot always rejoin
 distill(config, teacher)
+distributed.destroy_process_group = leave
+distill(watched_config(Path(sys.argv[1]), Path(sys.argv[2]).with_name("watched")))
 """
 
 
@@ -268,7 +283,9 @@ def first_student(unlabelled: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_see_what_one_sees_and_agree(unlabelled: Path, first_student: Path, tmp_path: Path) -> None:
+def test_two_processes_see_what_one_sees_and_agree(
+    unlabelled: Path, first_student: Path, tmp_path: Path, run: Run
+) -> None:
     teacher, config = plain_teacher_and_config(unlabelled, tmp_path / "one", None)
     one = distill(config, teacher)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -282,3 +299,14 @@ def test_two_processes_see_what_one_sees_and_agree(unlabelled: Path, first_stude
     for name in weights:
         assert torch.allclose(weights[name], others[name], rtol=0, atol=1e-5), name
     assert not torch.equal(weights["stem.0.weight"], load_file(first_student / "model.safetensors")["stem.0.weight"])
+
+    watched = tmp_path / "watched"  # what the two measured, averaged and cached together
+    assert [row["step"] for row in read_metrics(watched) if "held_out_loss" in row] == [3, 6]
+    assert (watched / "student-best").exists()
+    kept = cache_directory("teacher-outputs")
+    together, _ = filled(watched_config(unlabelled, tmp_path / "after"), run)
+    assert len(list(kept.iterdir())) == 2  # the views of the run were there, whole
+    shutil.rmtree(kept)
+    alone, _ = filled(watched_config(unlabelled, tmp_path / "alone"), run)
+    for epoch in (0, 1):
+        assert torch.equal(together.read(epoch, torch.arange(72)), alone.read(epoch, torch.arange(72)))

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from stillroom.backbone import (
     Backbone,
     BackboneSpec,
+    EvaluationView,
     InputSpec,
+    Normalize,
     Run,
     build_backbone,
     read_labelled,
@@ -25,6 +27,7 @@ from stillroom.backbone import (
 )
 from stillroom.eval_ssl import FeatureSet, KnnConfig, evaluate_knn, extract_features
 from stillroom.eval_ssl.evaluate import report
+from stillroom.eval_ssl.features import Extractor
 
 Make = Callable[..., Path]
 
@@ -159,6 +162,77 @@ def test_unlabelled_files_are_refused(unlabelled: Path, run: Run) -> None:
         extract_features(colour_backbone(), read_unlabelled(unlabelled), run)
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images went through the net, call by call."""
+    counted: list[int] = []
+    forward = Extractor.forward
+
+    def count(self: Extractor, images: Tensor) -> Tensor:
+        counted.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Extractor, "forward", count)
+    return counted
+
+
+def small_net(seed: int = 0) -> Backbone:
+    torch.manual_seed(seed)
+    return replace_input(build_backbone("cifar/resnet20"), size=16)
+
+
+def test_a_pass_that_was_made_is_not_made_again_until_something_changes(labelled: Make, passes: list[int]) -> None:
+    folder = labelled("train", per_class=4)
+    first = extract(small_net(), folder)
+    again = extract(small_net(), folder)
+    assert passes == [5, 5, 2] and torch.equal(first.features, again.features)
+    assert torch.equal(first.features, extract(small_net(), folder, keep=False).features)
+    head = nn.Sequential(nn.Linear(64, 7))
+    changed = [
+        (small_net(seed=1), {}),
+        (small_net().at("before"), {}),
+        (replace_input(small_net(), size=20), {}),
+        (small_net(), {"level": -1}),
+        (small_net(), {"head": head}),
+        (small_net(), {"batch_size": 6}),
+    ]
+    for net, options in changed:
+        passes.clear()
+        extract(net, folder, **options)
+        assert sum(passes) == 12, options
+    passes.clear()
+    (folder / "red" / "000.png").write_bytes((folder / "red" / "001.png").read_bytes())
+    extract(small_net(), folder)
+    assert sum(passes) == 12
+
+
+def test_a_pass_that_was_stopped_goes_on_where_it_was(labelled: Make, passes: list[int]) -> None:
+    folder = labelled("train", per_class=4)
+    break_image(folder / "red" / "003.png")  # of the last batch
+    with pytest.raises(ValueError, match=r"red/003\.png cannot be read"):
+        extract(small_net(), folder)
+    assert passes == [5, 5]
+    found = extract(small_net(), folder, on_broken="skip")
+    assert passes == [5, 5, 1] and len(found.features) == 11 and len(found.broken) == 1
+    passes.clear()
+    assert torch.equal(extract(small_net(), folder, on_broken="skip").features, found.features)
+    assert sum(passes) == 1  # a batch with an image that cannot be read is tried again
+
+
+@pytest.mark.parametrize("level", [0, -1])
+def test_a_level_is_the_spatial_mean_of_its_map(labelled: Make, level: int) -> None:
+    folder = labelled("train", per_class=2)
+    net = small_net().eval()
+    view = EvaluationView(net.spec.input)
+    images = torch.stack([view(Image.open(path).convert("RGB")) for path in read_labelled(folder).paths])
+    expected = net(Normalize(net.spec.input)(images)).maps[level].mean(dim=(2, 3))
+    torch.testing.assert_close(extract(net, folder, level=level).features, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"--level is 3: cifar/resnet20 has 3 levels"):
+        extract(net, folder, level=3)
+    with pytest.raises(ValueError, match=r"--head reads the pooled feature"):
+        extract(net, folder, level=0, head=nn.Sequential(nn.Linear(64, 2)))
+
+
 DISTRIBUTED = """
 import sys; sys.path.insert(0, sys.argv[3])
 from pathlib import Path
@@ -193,7 +267,9 @@ def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[
 
 
 @pytest.mark.slow
-def test_two_processes_give_each_the_features_and_the_results_of_one_to_the_bit(labelled: Make, tmp_path: Path) -> None:
+def test_two_processes_give_each_the_features_and_the_results_of_one_to_the_bit(
+    labelled: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = labelled("train", per_class=5)
     break_image(folder / "green" / "001.png")  # read by the second process
     script = tmp_path / "extract.py"
@@ -202,6 +278,7 @@ def test_two_processes_give_each_the_features_and_the_results_of_one_to_the_bit(
     arguments = [str(script), str(folder), str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "own"))  # nothing of theirs is read
     ours, our_table = extract_and_evaluate(folder, tmp_path / "alone", Run(device=torch.device("cpu")))
     for rank in (0, 1):
         theirs, their_table = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -292,17 +292,29 @@ class TrainingBatches:
 
 
 class EvaluationBatches:
-    """Every image once, in order, in fixed batches dealt out to the processes: their number changes nothing."""
+    """Every image once, in order, in fixed batches dealt out to the processes: their number changes nothing.
 
-    def __init__(self, num_images: int, batch_size: int, run: Run) -> None:
+    Args:
+        num_images, batch_size: of the whole pass.
+        run: this process.
+        epoch: of the keys; what a view that draws is seeded with.
+        wanted: (num_images,) which images are asked for; a batch goes whole, for batch 1 and batch 64 differ in the
+            last digits, or where it holds none of them not at all. None: all.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, run: Run, *, epoch: int = 0, wanted: Bool[Tensor, " n"] | None = None
+    ) -> None:
         starts = range(0, num_images, batch_size)
-        self.batches = [range(s, min(s + batch_size, num_images)) for s in starts][run.rank :: run.world_size]
+        batches = [range(s, min(s + batch_size, num_images)) for s in starts][run.rank :: run.world_size]
+        self.epoch = epoch
+        self.batches = [b for b in batches if wanted is None or bool(wanted[b.start : b.stop].any())]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return ([(0, index) for index in batch] for batch in self.batches)
+        return ([(self.epoch, index) for index in batch] for batch in self.batches)
 
 
 @runtime_checkable

@@ -95,14 +95,15 @@ class Store:
     def __len__(self) -> int:
         return len(self._states)
 
-    def missing(self, rows: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
-        """Which of these rows are still empty."""
-        return torch.from_numpy(self._states[rows.numpy()] == _EMPTY)
+    @property
+    def missing(self) -> Bool[Tensor, " n"]:
+        """Which rows are still empty, now."""
+        return torch.from_numpy(np.asarray(self._states == _EMPTY))
 
     @property
     def num_missing(self) -> int:
         """Rows that are still empty."""
-        return int((self._states == _EMPTY).sum())
+        return int(self.missing.sum())
 
     def write(self, rows: Int[Tensor, " b"], values: Float[Tensor, "b d"]) -> None:
         """Fill rows.
@@ -121,6 +122,11 @@ class Store:
     def mark_broken(self, rows: Int[Tensor, " b"]) -> None:
         """Rows that will never have values: their images cannot be read."""
         self._states[rows.numpy()] = _BROKEN
+
+    @property
+    def values(self) -> Float[Tensor, "n d"]:
+        """All rows as they lie on the disk, mapped and not copied; empty ones are zero. Not to be written to."""
+        return torch.from_numpy(self._values)
 
     def read(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Rows that were written, as float32."""

@@ -1,6 +1,5 @@
 """Teacher outputs on disk: one row per image and view, exact, so that every later epoch and student reads them."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stillroom.backbone import ImageDataset, ImageFiles, Run, weights_sha256
-from stillroom.backbone.images import build_loader
+from stillroom.backbone.images import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 from stillroom.distill.alignment import AlignedTarget
@@ -35,24 +34,6 @@ class CachedTeacher:
     def read(self, epoch: int, indices: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """The rows of some images in one epoch, float32."""
         return self.stores[epoch % len(self.stores)].read(indices)
-
-
-class _MissingBatches:
-    """The keys (view, index) of the rows that are still empty, in fixed batches dealt out to the processes."""
-
-    def __init__(self, store: Store, view: int, run: Run) -> None:
-        starts = range(0, len(store), _BATCH_SIZE)
-        batches = [range(s, min(s + _BATCH_SIZE, len(store))) for s in starts][run.rank :: run.world_size]
-        # whole batches, whatever is missing of them: batch 1 and batch 64 differ in the last digits
-        self.batches = [
-            [(view, i) for i in batch] for batch in batches if bool(store.missing(torch.tensor(batch)).any())
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)
 
 
 @torch.no_grad()
@@ -98,7 +79,7 @@ def fill_cache(
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
     progress = Progress(many * len(files), run, "teacher", done=sum(len(s) - s.num_missing for s in stores))
     for view, store in enumerate(stores):
-        batches = _MissingBatches(store, view, run)
+        batches = EvaluationBatches(len(files), _BATCH_SIZE, run, epoch=view, wanted=store.missing)
         run.wait()  # every process has looked at what is missing before one of them writes
         for batch in progress.over(build_loader(dataset, batches, config.workers), close=False):
             progress.skip(batch.broken)

@@ -43,6 +43,8 @@ class KnnConfig:
     """For a quick look: only so many images of each folder, drawn by the seed; it then stands in the protocol."""
     feature: FeaturePoint | None = None
     """Read the pooled feature before or after the last activation; None as the checkpoint says."""
+    level: int | None = None
+    """Instead of the pooled feature the spatial mean of this level's map, -1: the last; None: the pooled feature."""
     head: str | None = None
     """Evaluate the output of this head of the checkpoint; a student keeps `distill` if asked to. None: none."""
     size: int | None = None
@@ -51,6 +53,8 @@ class KnnConfig:
     """Crop over resized side, (0, 1]; None as the checkpoint says."""
     batch_size: int = 64
     """Images per forward pass."""
+    cache: bool = True
+    """Keep the features in ~/.cache/stillroom (or $STILLROOM_CACHE) for the next evaluation, and look there first."""
     seed: int = 0
     """Of the weights of random:NAME, and of the images that a limit draws."""
     device: DeviceName = "auto"

@@ -56,7 +56,13 @@ def evaluate_knn(config: KnnConfig) -> Path:
     backbone = load_backbone(config.checkpoint, config.feature).to(run.device)
     backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
     head = load_head(config).to(run.device) if config.head else None
-    options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers, "head": head}
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "workers": config.workers,
+        "head": head,
+        "level": config.level,
+        "keep": config.cache,
+    }
     train = extract_features(backbone, train_files, run, **options, on_broken=config.on_broken, label="train")
     datasets = {"train": DatasetRecord.of(train_files, broken=len(train.broken))}
     test, broken = None, [*train.broken]
@@ -139,6 +145,7 @@ def protocol(config: KnnConfig, spec: BackboneSpec) -> str:
     return (
         f"{PROTOCOL} vote={vote} similarity={config.metric} feature={spec.feature} "
         f"size={spec.input.size} crop={spec.input.crop_fraction:g} resize={spec.input.resize.replace(' ', '-')}"
+        f"{f' level={config.level}' if config.level is not None else ''}"
         f"{f' head={config.head}' if config.head else ''}{' leave-one-out' if config.test is None else ''}"
         f"{f' limit={config.limit}' if config.limit else ''}"
     )

@@ -1,26 +1,68 @@
-"""One pass over labelled images: frozen pooled features in the order of the files."""
+"""One pass over images: frozen features in the order of the files, kept on disk for the next evaluation."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Normalize, Run
+from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Normalize, Run, weights_sha256
 from stillroom.backbone.images import EvaluationBatches, OnBroken, build_loader
 from stillroom.backbone.progress import Progress
+from stillroom.backbone.store import Store, cache_directory, store_bytes
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features (n, d) with labels (n,), and the images that could not be read and are not among them."""
+    """Features (n, d) with labels (n,), and the images that could not be read and are not among them.
+
+    Features that come from the cache are mapped from the disk, and not to be written to.
+    """
 
     features: Float[Tensor, "n d"]
     labels: Int[Tensor, " n"]
     broken: tuple[str, ...] = ()
 
 
-@torch.no_grad()
+class Extractor(nn.Module):
+    """Pixels -> one frozen feature per image, float32.
+
+    Args:
+        backbone: in its own input specification; it is set to eval mode.
+        head: what the pooled feature goes through, or None.
+        level: instead of the pooled feature the spatial mean of this level's map, -1: the last; None: pooled.
+
+    Attributes:
+        dim: d.
+
+    Raises:
+        ValueError: no such level; a head on a level.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module | None = None, level: int | None = None) -> None:
+        super().__init__()
+        self.backbone, self.head, self.level = backbone, head, level
+        self.normalize = Normalize(backbone.spec.input)
+        self.eval()
+        levels = backbone.spec.levels
+        if level is not None and not -len(levels) <= level < len(levels):
+            raise ValueError(f"--level is {level}: {backbone.spec.name} has {len(levels)} levels")
+        if level is not None and head is not None:
+            raise ValueError("--head reads the pooled feature: leave out --level")
+        self.dim = backbone.spec.dim if level is None else levels[level].channels
+        if head is not None:
+            self.dim = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1].out_features
+
+    @torch.no_grad()
+    def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        features = self.backbone(self.normalize(images))
+        if self.level is not None:
+            return features.maps[self.level].float().mean(dim=(2, 3))
+        pooled = features.pooled.float()
+        return pooled if self.head is None else self.head(pooled)
+
+
 def extract_features(
     backbone: Backbone,
     files: ImageFiles,
@@ -30,12 +72,15 @@ def extract_features(
     workers: int = 1,
     on_broken: OnBroken = "refuse",
     head: nn.Module | None = None,
+    level: int | None = None,
+    keep: bool = True,
     label: str = "features",
 ) -> FeatureSet:
     """Run a backbone over images in its own input specification, float32, in eval mode.
 
     The images go through the net in fixed batches of `batch_size`, dealt out to the processes: the number of processes
-    changes no bit. Every process returns all features.
+    changes no bit. Every process returns all features. A pass that was stopped goes on where it was, and one that was
+    made before, of the same weights, input, feature, batch size and files, is not made again.
 
     Args:
         backbone: on the run's device.
@@ -44,34 +89,87 @@ def extract_features(
         batch_size: images per forward pass.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
-        head: what the pooled feature goes through first, on the run's device; None: nothing.
+        head, level: see `Extractor`; the head on the run's device.
+        keep: in `$STILLROOM_CACHE/features`, by default below ~/.cache/stillroom; a module of the user's own, whose
+            code has no hash, is never kept.
         label: of the progress bar.
 
     Raises:
-        ValueError: unlabelled files, no readable image, or features that are not finite, with the image's name.
+        ValueError: unlabelled files, no readable image, features that are not finite, with the image's name; see also
+            `Extractor` and `Store.open`.
     """
     if files.labels is None:
         raise ValueError(f"{files.root} was read without labels: evaluation needs class folders")
-    backbone.eval()
+    extractor = Extractor(backbone, head, level).to(run.device)
+    store = None
+    if keep and not backbone.spec.name.startswith("module/"):
+        store = open_store(extractor, files, run, batch_size)
+    wanted = None if store is None else store.missing
+    run.wait()  # every process has looked at what is missing before one of them writes
     dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=on_broken)
-    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run), workers)
-    normalize = Normalize(backbone.spec.input).to(run.device)
-    progress = Progress(len(files), run, label)
+    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run, wanted=wanted), workers)
+    progress = Progress(len(files), run, label, done=0 if store is None else len(files) - store.num_missing)
     parts: list[tuple[Tensor, Tensor]] = []
+    unread: list[int] = []
+    infinite: list[int] = []
     for batch in progress.over(loader):
         progress.skip(batch.broken)
-        if len(batch):
-            pooled = backbone(normalize(batch.images.to(run.device))).pooled.float()
-            parts.append((batch.indices, (pooled if head is None else head(pooled)).cpu()))
-    gathered = [part for one in run.gather(parts) for part in one]
+        unread += batch.broken_indices
+        if not len(batch):
+            continue
+        features = extractor(batch.images.to(run.device)).cpu()
+        finite = torch.isfinite(features).all(dim=1)
+        infinite += batch.indices[~finite].tolist()
+        if store is None:
+            parts.append((batch.indices, features))
+        else:
+            store.write(batch.indices[finite], features[finite])
     broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
-    if not gathered:
+    refuse_infinite(sorted(i for one in run.gather(infinite) for i in one), files)
+    readable = torch.ones(len(files), dtype=torch.bool)
+    readable[[i for one in run.gather(unread) for i in one]] = False
+    if not readable.any():
         raise ValueError(f"no image of {files.root} could be read, for instance: {broken[0]}")
-    indices = torch.cat([part[0] for part in gathered])
-    order = indices.argsort()
-    indices, features = indices[order], torch.cat([part[1] for part in gathered])[order]
-    bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten()
-    if len(bad):
-        first = files.paths[int(indices[bad[0]])]
-        raise ValueError(f"{len(bad)} images give features that are not finite, the first is {first}")
-    return FeatureSet(features, torch.tensor(files.labels)[indices], tuple(broken))
+    if store is None:
+        everything = torch.zeros(len(files), extractor.dim)
+        for indices, rows in (part for one in run.gather(parts) for part in one):
+            everything[indices] = rows
+    else:
+        everything = store.values
+    labels = torch.tensor(files.labels)
+    if not readable.all():
+        everything, labels = everything[readable], labels[readable]
+    return FeatureSet(everything, labels, tuple(broken))
+
+
+def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: int) -> Store:
+    """The place on disk of these features of these files."""
+    spec, head = extractor.backbone.spec, extractor.head
+    root = cache_directory("features")
+    record = {
+        "weights": weights_sha256(extractor.backbone.net),
+        "net": [spec.name, spec.arguments],
+        "input": asdict(spec.input),
+        "feature": spec.feature,
+        "level": extractor.level,
+        "head": None if head is None else weights_sha256(head),
+        "files": files.stamp,
+        "batch_size": batch_size,  # batch 1 and batch 64 differ in the last digits, and so do devices
+        "device": run.device.type,
+    }
+    store = Store.open(root, record, len(files), extractor.dim, run, "float32")
+    if run.is_main and store.num_missing == len(files):
+        size = store_bytes(len(files), extractor.dim, "float32") / 2**20
+        print(f"features: {len(files)} images x {extractor.dim} float32 = {size:.1f} MiB in {root}", file=sys.stderr)
+    return store
+
+
+def refuse_infinite(places: list[int], files: ImageFiles) -> None:
+    """Refuse features that are not finite, of these places among the files.
+
+    Raises:
+        ValueError: with their number and the name of the first.
+    """
+    if places:
+        first = files.paths[places[0]]
+        raise ValueError(f"{len(places)} images give features that are not finite, the first is {first}")

@@ -28,8 +28,8 @@ def monitor_knn(backbone: Backbone, folder: Path, run: Run) -> dict[str, float]:
     """
     train, test = split_folder(folder)
     k = min(K, len(train))
-    known = extract_features(backbone, train, run, label="k-NN train", workers=0)
-    asked = extract_features(backbone, test, run, label="k-NN test", workers=0)
+    known = extract_features(backbone, train, run, label="k-NN train", workers=0, keep=False)
+    asked = extract_features(backbone, test, run, label="k-NN test", workers=0, keep=False)
     if not bool((known.features != known.features[0]).any()):  # a collapsed student: worth a number, not an error
         return {f"knn{K}": 1 / len(train.classes), "knn1": 1 / len(train.classes)}
     train_x, train_y, test_x = (each.to(run.device) for each in (known.features, known.labels, asked.features))
