@@ -1,0 +1,139 @@
+"""Linear probes against a plain loop with autograd, torch's own SGD and scikit-learn's scaler."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from stillroom.backbone import Run
+from stillroom.backbone.progress import Progress
+from stillroom.backbone.schedule import Schedule, Step
+from stillroom.eval_ssl.probe import (
+    Point,
+    Recipe,
+    Standardise,
+    batches,
+    linear_probe,
+    split_stratified,
+    train_probes,
+)
+
+
+def clouds(count: int = 300, dim: int = 12, num_classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Overlapping classes."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(num_classes, (count,), generator=generator)
+    return centres[labels] + torch.randn(count, dim, generator=generator), labels
+
+
+def plain_loop(x: Tensor, y: Tensor, num_classes: int, point: Point, recipe: Recipe) -> nn.Linear:
+    """What people write first, in float64."""
+    layer = nn.Linear(x.shape[1], num_classes).double()
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD(layer.parameters(), point.lr, momentum=recipe.momentum, weight_decay=point.weight_decay)
+    steps = -(-len(x) // recipe.batch_size)
+    for epoch in range(recipe.epochs):
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(len(x))
+        for step in range(steps):
+            rows = torch.from_numpy(order[step * recipe.batch_size : (step + 1) * recipe.batch_size])
+            for group in optimizer.param_groups:
+                group["lr"] = point.lr * recipe.schedule.factor(epoch + (step + 0.5) / steps, recipe.epochs)
+            optimizer.zero_grad()
+            cross_entropy(layer(x[rows].double()), y[rows]).backward()
+            optimizer.step()
+    return layer
+
+
+GRID = [Point(lr=lr, weight_decay=decay) for lr in (0.01, 0.1, 0.5) for decay in (0.0, 1e-3)]
+
+
+@pytest.mark.parametrize("schedule", [Recipe().schedule, Step(every=1, gamma=0.1)])
+def test_every_point_of_a_grid_is_what_a_plain_loop_gives(schedule: Schedule) -> None:
+    x, y = clouds()
+    recipe = Recipe(epochs=2, batch_size=64, schedule=schedule)
+    trained = train_probes(x, y, 5, GRID, recipe)
+    for place, point in enumerate(GRID):
+        layer = plain_loop(x, y, 5, point, recipe)
+        assert (trained.weight[place].T.double() - layer.weight).abs().max() < 1e-6
+        assert (trained.bias[place].double() - layer.bias).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 5])
+def test_a_grid_in_groups_and_a_single_run_are_the_grid(at_once: int) -> None:
+    x, y = clouds()
+    recipe = Recipe(epochs=2, batch_size=64)
+    together, groups = train_probes(x, y, 5, GRID, recipe), train_probes(x, y, 5, GRID, recipe, at_once=at_once)
+    torch.testing.assert_close(groups.weight, together.weight, rtol=0, atol=1e-6)
+    alone = train_probes(x, y, 5, [GRID[3]], recipe)
+    torch.testing.assert_close(alone.weight[0], together.weight[3], rtol=0, atol=1e-6)
+    assert alone.predict(x, 0).shape == (300, 5)
+
+
+def test_each_image_comes_once_an_epoch_in_an_order_of_its_own() -> None:
+    recipe = Recipe(epochs=2, batch_size=64)
+    steps = list(batches(150, recipe))
+    assert [len(step) for step in steps] == [64, 64, 22] * 2
+    orders = [torch.cat([step.rows for step in steps[i : i + 3]]).tolist() for i in (0, 3)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(150)) and orders[0] != orders[1]
+    assert [step.epoch for step in steps] == pytest.approx([1 / 6, 3 / 6, 5 / 6, 7 / 6, 9 / 6, 11 / 6])
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_features_are_standardised_by_the_training_ones(unit: bool) -> None:
+    x, _ = clouds()
+    other, _ = clouds(seed=1)
+    given, asked = (normalize(each, dim=1) if unit else each for each in (x, other))
+    scaler = StandardScaler().fit(given.double().numpy())
+    expected = (asked.double().numpy() - scaler.mean_) / np.sqrt(scaler.var_ + 1e-5)
+    np.testing.assert_allclose(Standardise.fit(x, unit=unit)(other).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_held_out_part_has_the_same_share_of_each_class() -> None:
+    labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 2)
+    kept, held = split_stratified(labels, 0.1, seed=0)
+    assert labels[held].tolist() == [0, 0, 1, 2]
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(32))
+    assert not torch.equal(held, split_stratified(labels, 0.1, seed=1)[1])
+    with pytest.raises(ValueError, match="class number 1 has one training image"):
+        split_stratified(torch.tensor([0, 0, 1]), 0.1, seed=0)
+    with pytest.raises(ValueError, match=r"--held-out is 1\.0"):
+        split_stratified(labels, 1.0, seed=0)
+
+
+def test_the_best_point_on_the_held_out_part_is_trained_on_all_and_told(run: Run) -> None:
+    (x, y), (other, truth) = clouds(), clouds(seed=1)
+    recipe = Recipe(epochs=5, batch_size=64)
+    points = [Point(lr=0.0, weight_decay=0.0), Point(lr=0.1, weight_decay=1e-4), Point(lr=1e-6, weight_decay=0.0)]
+    progress = Progress(5 * (270 + 300), run, "linear")
+    probed = linear_probe(x, y, other, 5, points, recipe, progress=progress)
+    assert probed.point == points[1] and len(probed.accuracies) == 3 and max(probed.accuracies) > 0.6
+    scale = Standardise.fit(x)
+    expected = train_probes(scale(x), y, 5, [points[1]], recipe).predict(scale(other), 0)
+    assert torch.equal(probed.logits, expected)
+    accuracy = float((probed.logits.argmax(dim=1) == truth).float().mean())
+    assert accuracy > 0.7
+    one = linear_probe(x, y, other, 5, points[1:2], recipe)
+    assert torch.equal(one.logits, expected) and one.accuracies == ()
+
+
+@pytest.mark.parametrize(
+    ("points", "text"),
+    [
+        ([], "the grid is empty"),
+        ([Point(lr=-1.0, weight_decay=0.0)], "of the grid is negative"),
+        ([Point(lr=1e30, weight_decay=1.0)], r"learning rate 1e\+30 diverged"),
+    ],
+)
+def test_grids_that_cannot_be_are_one_sentence(points: list[Point], text: str) -> None:
+    x, y = clouds()
+    with pytest.raises(ValueError, match=text):
+        linear_probe(x, y, x, 5, points, Recipe(epochs=2))
+
+
+def test_constant_features_are_one_sentence() -> None:
+    with pytest.raises(ValueError, match="the same feature for every training image: there is nothing to learn"):
+        linear_probe(torch.ones(6, 3), torch.tensor([0, 1] * 3), torch.ones(2, 3), 2, GRID, Recipe())
