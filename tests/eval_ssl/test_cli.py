@@ -10,7 +10,7 @@ import jaxtyping
 import pytest
 
 from stillroom.backbone import read_results
-from stillroom.eval_ssl import KnnConfig
+from stillroom.eval_ssl import KnnConfig, LinearConfig
 from stillroom.eval_ssl.cli import main
 
 Make = Callable[..., Path]
@@ -91,9 +91,12 @@ def test_a_wrong_input_is_one_sentence_on_stderr_and_exit_code_2(
     assert printed.out == ""
 
 
-@pytest.mark.parametrize("subcommand", ["knn", "smoke"])
+@pytest.mark.parametrize(
+    ("subcommand", "config"),
+    [("knn", KnnConfig), ("smoke", KnnConfig), ("linear", LinearConfig), ("linear-simreg", LinearConfig)],
+)
 def test_help_explains_every_flag_with_its_unit_and_default(
-    cli: Cli, capsys: pytest.CaptureFixture[str], subcommand: str
+    cli: Cli, capsys: pytest.CaptureFixture[str], subcommand: str, config: type
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli(subcommand, "--help")
@@ -101,7 +104,7 @@ def test_help_explains_every_flag_with_its_unit_and_default(
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     flags = {flag.split()[0].rstrip(","): flag for flag in re.split(r" --(?!no-)(?=[a-z])", text)[1:]}
     del flags["help"]
-    assert flags.keys() == {field.name.replace("_", "-") for field in fields(KnnConfig)}
+    assert {name.split(".")[0] for name in flags} == {field.name.replace("_", "-") for field in fields(config)}
     for flag in flags.values():
         assert re.search(r"\. \((default: .+|required)\)", flag), f"no sentence, or no default: {flag}"
     assert "Input side, pixels; None as the checkpoint says. (default: None)" in text

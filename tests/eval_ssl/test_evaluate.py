@@ -21,7 +21,19 @@ from stillroom.backbone import (
     weights_sha256,
 )
 from stillroom.backbone.run import seed_everything
-from stillroom.eval_ssl import KnnConfig, evaluate_knn, extract_features, knn_classify
+from stillroom.backbone.schedule import Step
+from stillroom.eval_ssl import (
+    KnnConfig,
+    LinearConfig,
+    Point,
+    Recipe,
+    evaluate_knn,
+    evaluate_linear,
+    extract_features,
+    knn_classify,
+    linear_probe,
+)
+from stillroom.eval_ssl.cli import simreg
 from stillroom.eval_ssl.evaluate import report
 
 Make = Callable[..., Path]
@@ -263,3 +275,50 @@ def test_the_report_is_a_table_and_ends_with_the_directory_and_one_number(config
     assert cells[0] == ["k", "top-1%", "top-5%", "MRR%"]
     assert cells[2:] == [["1", "50.0", "50.0", "50.0"], ["5", "75.4", "90.0", "60.0"]]
     assert lines[-1] == f"{out}: 75.4 % top-1 at k = 5"
+
+
+def linear_config(config: KnnConfig, **changes) -> LinearConfig:
+    shared = {name: getattr(config, name) for name in ("checkpoint", "train", "test", "out", "size", "workers")}
+    return LinearConfig(
+        **(shared | {"device": "cpu", "epochs": 5, "lrs": (0.01, 1e-9), "weight_decays": (0.0,)} | changes)
+    )
+
+
+def test_a_linear_run_says_what_was_chosen_and_what_it_scores(config: KnnConfig) -> None:
+    out = evaluate_linear(linear_config(config))
+    results = read_results(out)
+    assert results.task == "linear"
+    assert results.protocol == (
+        "linear/v1 feature=after size=16 crop=1 resize=short-side standardised schedule=cosine epochs=5 batch=256 "
+        "lrs=0.01,1e-09 weight-decays=0 held-out=0.1"
+    )
+    assert results.metrics["top1"] > 0.8 and results.metrics["top5"] == 1
+    assert results.extra["chosen"] == {"lr": 0.01, "weight_decay": 0.0} and len(results.extra["grid"]) == 2
+    assert sum(results.extra["per_class"].values()) / 3 == pytest.approx(results.metrics["top1"])
+    text = report(out)
+    assert "chosen: learning rate 0.01, weight decay 0" in text and "held-out top-1 %" in text
+    assert text.splitlines()[-1].startswith(f"{out}: {100 * results.metrics['top1']:.1f} % top-1, 100.0 % top-5")
+
+
+def test_simregs_linear_recipe_is_one_setting(config: KnnConfig, run: Run) -> None:
+    preset = simreg(checkpoint="random:cifar/resnet20", train=config.train, test=config.test, out=config.out)
+    results = read_results(evaluate_linear(replace(preset, size=16, workers=0, device="cpu")))
+    assert results.protocol == (
+        "linear/simreg-v1 mode=cached feature=after size=16 crop=1 resize=short-side unit-length,standardised "
+        "schedule=step epochs=40 batch=256 lrs=0.01 weight-decays=0.0001"
+    )
+    assert results.extra["grid"] == []
+    seed_everything(0)
+    backbone = replace_input(build_backbone("cifar/resnet20"), size=16)
+    train, test = (extract_features(backbone, read_labelled(f), run, workers=0) for f in (config.train, config.test))
+    recipe = Recipe(epochs=40, batch_size=256, schedule=Step(every=15, gamma=0.1))
+    point = Point(lr=0.01, weight_decay=1e-4)
+    probed = linear_probe(train.features, train.labels, test.features, 3, [point], recipe, unit=True)
+    accuracy = float((probed.logits.argmax(dim=1) == test.labels).double().mean())
+    assert results.metrics["top1"] == pytest.approx(accuracy)
+
+
+def test_an_empty_grid_leaves_no_run(config: KnnConfig) -> None:
+    with pytest.raises(ValueError, match="the grid is empty"):
+        evaluate_linear(linear_config(config, lrs=()))
+    assert not config.out.exists()

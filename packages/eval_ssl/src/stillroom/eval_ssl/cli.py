@@ -1,4 +1,4 @@
-"""`stillroom-eval-ssl knn | smoke`."""
+"""`stillroom-eval-ssl knn | linear | linear-simreg | smoke`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 import tyro
 
 from stillroom.backbone.command import plainly
-from stillroom.eval_ssl.config import KnnConfig
-from stillroom.eval_ssl.evaluate import evaluate_knn, report
+from stillroom.backbone.schedule import Step
+from stillroom.eval_ssl.config import KnnConfig, LinearConfig
+from stillroom.eval_ssl.evaluate import evaluate_knn, evaluate_linear, report
 
 NOTES = {
     "knn": "Exact k-NN classification of frozen features.",
+    "linear": "A linear classifier of frozen features: a grid of settings, chosen on a held-out part of TRAIN.",
+    "linear-simreg": "SimReg's linear evaluation on fixed features: one setting, unit length, rate / 10 at 15 and 30.",
     "smoke": "k-NN of a random net, by default on the toy data: seconds, and proves only that it works.",
 }
 
@@ -24,15 +27,30 @@ def main() -> None:
         description="Frozen evaluation of any backbone.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    print(report(evaluate_knn(config)))
+    print(report(evaluate_linear(config) if isinstance(config, LinearConfig) else evaluate_knn(config)))
+
+
+def simreg(*, checkpoint: str, train: Path, test: Path, out: Path) -> LinearConfig:
+    """SimReg's linear evaluation on the features of the centre crops (Navaneet et al., BMVC 2021, released code).
+
+    SGD with momentum 0.9, batch 256, rate 0.01 divided by 10 after 15 and 30 of 40 epochs, weight decay 1e-4; features
+    of unit length, standardised. Expected from a MoCo-v2 ResNet-50: ResNet-18 65.1 % on ImageNet.
+    """
+    return LinearConfig(
+        checkpoint=checkpoint, train=train, test=test, out=out, name="simreg-v1 mode=cached", lrs=(0.01,),
+        weight_decays=(1e-4,), unit=True, epochs=40, probe_batch_size=256, schedule=Step(every=15, gamma=0.1),
+    )  # fmt: skip
 
 
 def command_type() -> Any:
     """`knn` asks for everything; `smoke` has the toy data for its defaults."""
     missing: Any = tyro.MISSING
     toy = Path("data/toy/heldout-shapes")
+    given = {"checkpoint": missing, "train": missing, "test": missing, "out": missing}
     configs = {
         "knn": KnnConfig(checkpoint=missing, train=missing, out=missing),
+        "linear": LinearConfig(**given),
+        "linear-simreg": simreg(**given),
         "smoke": KnnConfig(
             checkpoint="random:cifar/resnet20", train=toy / "train", test=toy / "val", out=Path("runs/smoke-knn")
         ),

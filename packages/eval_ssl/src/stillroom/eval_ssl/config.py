@@ -8,37 +8,24 @@ from tyro.conf import arg  # only to show what a checkpoint may be in --help
 
 from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
+from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.backbone.spec import FeaturePoint
 from stillroom.eval_ssl.knn import TEMPERATURE, Vote
 from stillroom.eval_ssl.neighbours import Backend, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig:
-    """Exact k-NN classification of frozen features."""
+class FrozenConfig:
+    """Whose features, of what images."""
 
     checkpoint: Annotated[str, arg(metavar="DIR|NAME")]
     """Checkpoint directory, a backbone name with its pretrained weights, or random:NAME."""
     train: Path
-    """Image folder whose images are the neighbours: TRAIN/<class>/<image>."""
-    test: Path | None = None
-    """Image folder to classify, with the same classes; None: each image of TRAIN by all the others (leave-one-out)."""
+    """Image folder whose labels are known: TRAIN/<class>/<image>."""
+    test: Path
+    """Image folder to classify, with the same classes."""
     out: Path
     """Run directory to make."""
-    k: tuple[int, ...] = (1, 5, 10, 20)
-    """Numbers of neighbours, all in one pass."""
-    vote: Vote = "majority"
-    """Equal votes, or weights exp(similarity / temperature)."""
-    temperature: float = TEMPERATURE
-    """Of the weighted vote."""
-    metric: Metric = "cosine"
-    """What is near; l2: the Euclidean distance."""
-    backend: Backend = "torch"
-    """faiss needs the extra `faiss`; both are exact."""
-    memory_gib: float = 1.0
-    """Bound of the similarities that the torch backend holds at once, GiB."""
-    retrieval: bool = False
-    """Also the mean average precision of ranking all of TRAIN for each test image."""
     limit: int | None = None
     """For a quick look: only so many images of each folder, drawn by the seed; it then stands in the protocol."""
     feature: FeaturePoint | None = None
@@ -56,10 +43,55 @@ class KnnConfig:
     cache: bool = True
     """Keep the features in ~/.cache/stillroom (or $STILLROOM_CACHE) for the next evaluation, and look there first."""
     seed: int = 0
-    """Of the weights of random:NAME, and of the images that a limit draws."""
+    """Of the weights of random:NAME, and of whatever is drawn."""
     device: DeviceName = "auto"
     """auto: a GPU if there is one."""
     workers: int = 1
     """Processes that decode images."""
     on_broken: OnBroken = "refuse"
     """An image that cannot be read stops the run, or is skipped, named and counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig(FrozenConfig):
+    """Exact k-NN classification of frozen features."""
+
+    test: Path | None = None  # type: ignore[assignment]  # here alone there is something to do without
+    """Image folder to classify, with the same classes; None: each image of TRAIN by all the others (leave-one-out)."""
+    k: tuple[int, ...] = (1, 5, 10, 20)
+    """Numbers of neighbours, all in one pass."""
+    vote: Vote = "majority"
+    """Equal votes, or weights exp(similarity / temperature)."""
+    temperature: float = TEMPERATURE
+    """Of the weighted vote."""
+    metric: Metric = "cosine"
+    """What is near; l2: the Euclidean distance."""
+    backend: Backend = "torch"
+    """faiss needs the extra `faiss`; both are exact."""
+    memory_gib: float = 1.0
+    """Bound of the similarities that the torch backend holds at once, GiB."""
+    retrieval: bool = False
+    """Also the mean average precision of ranking all of TRAIN for each test image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig(FrozenConfig):
+    """A linear classifier of frozen features: a grid of settings at once, chosen on a held-out part of TRAIN."""
+
+    name: str = "v1"
+    """Of the recipe, for the protocol id."""
+    lrs: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    """Learning rates of the grid."""
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)
+    """Weight decays of the grid."""
+    held_out: float = 0.1
+    """Share of each class of TRAIN that the choice is made on; the chosen point is then trained on all of TRAIN."""
+    unit: bool = False
+    """Bring features to unit length before they are standardised."""
+    epochs: int = 40
+    """Passes over the features."""
+    probe_batch_size: int = 256
+    """Features per step of the classifier."""
+    schedule: Schedule = Cosine()  # noqa: RUF009  # frozen
+    at_once: int | None = None
+    """Points of the grid trained together, what memory allows; None: all."""

@@ -1,6 +1,7 @@
-"""Frozen k-NN evaluation, from images to results.json."""
+"""Frozen evaluation, from images to results.json: k-NN and linear probes."""
 
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from stillroom.backbone import (
-    BackboneSpec,
+    Backbone,
     ImageFiles,
     Results,
     Run,
@@ -24,17 +25,21 @@ from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import replace_directory
 from stillroom.backbone.heads import build_head
+from stillroom.backbone.progress import Progress
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.registry import checkpoint_method, is_checkpoint
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent, read_results
 from stillroom.backbone.run import seed_everything
-from stillroom.eval_ssl.config import KnnConfig
+from stillroom.backbone.schedule import Schedule
+from stillroom.eval_ssl.config import FrozenConfig, KnnConfig, LinearConfig
 from stillroom.eval_ssl.features import FeatureSet, extract_features
 from stillroom.eval_ssl.knn import answer, check_temperature, retrieval_map
 from stillroom.eval_ssl.neighbours import check_k, nearest_neighbours
+from stillroom.eval_ssl.probe import Point, Recipe, check_grid, linear_probe
 
 PACKAGE = "stillroom-eval-ssl"
 PROTOCOL = "knn/v1"
+UNIONS = (Schedule,)
 
 
 def evaluate_knn(config: KnnConfig) -> Path:
@@ -44,59 +49,91 @@ def evaluate_knn(config: KnnConfig) -> Path:
         ValueError: bad input, each in one sentence.
     """
     began = time.perf_counter()
+    check(config)
+    check_temperature(config.temperature)
+    run = Run.start(config.device)
+    files = read_sets(config)
+    check_k(config.k, len(files[0]) - (files[1] is None))  # before the hours of extraction
+    frozen = extract_sets(config, run, *files)
+    vote = "majority" if config.vote == "majority" else f"weighted temperature={config.temperature:g}"
+    protocol = f"{PROTOCOL} vote={vote} similarity={config.metric} {describe(config, frozen)}"
+    metrics, per_class = score(config, run, frozen)
+    return write(config, run, frozen, "knn", protocol, metrics, {"per_class": per_class}, began)
+
+
+def evaluate_linear(config: LinearConfig) -> Path:
+    """Train a linear classifier on the training images' features, and return the run directory.
+
+    Raises:
+        ValueError: bad input, each in one sentence.
+    """
+    began = time.perf_counter()
+    check(config)
+    points = [Point(lr=lr, weight_decay=decay) for lr in config.lrs for decay in config.weight_decays]
+    check_grid(points)
+    run = Run.start(config.device)
+    frozen = extract_sets(config, run, *read_sets(config))
+    assert frozen.test is not None, "only k-NN does without"
+    recipe = Recipe(
+        epochs=config.epochs, batch_size=config.probe_batch_size, schedule=config.schedule, seed=config.seed
+    )
+    train, test = frozen.train, frozen.test
+    shown = round(len(train.labels) * (1 + (1 - config.held_out) * (len(points) > 1))) * config.epochs
+    probed = linear_probe(
+        train.features.to(run.device), train.labels.to(run.device), test.features.to(run.device),
+        len(frozen.classes), points, recipe, held_out=config.held_out, unit=config.unit, at_once=config.at_once,
+        progress=Progress(shown, run, "linear"),
+    )  # fmt: skip
+    ranks = (probed.logits.cpu().argsort(dim=1, descending=True) == test.labels[:, None]).int().argmax(dim=1)
+    metrics = {"top1": float((ranks == 0).double().mean()), "top5": float((ranks < 5).double().mean())}
+    tested = sorted(set(test.labels.tolist()))
+    extra = {
+        "chosen": asdict(probed.point),
+        # a point alone was not held against any: no accuracies, and an empty grid
+        "grid": [asdict(p) | {"held_out_top1": top1} for p, top1 in zip(points, probed.accuracies, strict=False)],
+        "per_class": {frozen.classes[i]: float((ranks[test.labels == i] == 0).double().mean()) for i in tested},
+    }
+    grid = f"lrs={numbers(config.lrs)} weight-decays={numbers(config.weight_decays)}"
+    chosen = f" held-out={config.held_out:g}" if len(points) > 1 else ""
+    protocol = (
+        f"linear/{config.name} {describe(config, frozen)} {'unit-length,' if config.unit else ''}standardised "
+        f"schedule={type(config.schedule).__name__.lower()} epochs={config.epochs} batch={config.probe_batch_size} "
+        f"{grid}{chosen}"
+    )
+    return write(config, run, frozen, "linear", protocol, metrics, extra, began)
+
+
+def numbers(values: tuple[float, ...]) -> str:
+    """Settings of a grid, as a protocol id shows them."""
+    return ",".join(f"{value:g}" for value in values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What a net makes of the images."""
+
+    backbone: Backbone
+    train: FeatureSet
+    test: FeatureSet | None
+    classes: tuple[str, ...]
+    datasets: dict[str, DatasetRecord]
+
+
+def check(config: FrozenConfig) -> None:
+    """Refuse settings that cannot work before anything is read."""
     if config.out.exists():
         raise ValueError(f"{config.out} exists: choose another --out")
     if config.batch_size < 1:
         raise ValueError(f"--batch-size is {config.batch_size}: it must be at least 1")
-    check_temperature(config.temperature)
-    run = Run.start(config.device)
-    train_files, test_files = read_sets(config)
-    check_k(config.k, len(train_files) - (test_files is None))  # before the hours of extraction
-    seed_everything(config.seed)
-    backbone = load_backbone(config.checkpoint, config.feature).to(run.device)
-    backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
-    head = load_head(config).to(run.device) if config.head else None
-    options: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "workers": config.workers,
-        "head": head,
-        "level": config.level,
-        "keep": config.cache,
-    }
-    train = extract_features(backbone, train_files, run, **options, on_broken=config.on_broken, label="train")
-    datasets = {"train": DatasetRecord.of(train_files, broken=len(train.broken))}
-    test, broken = None, [*train.broken]
-    if test_files is not None:
-        test = extract_features(backbone, test_files, run, **options, on_broken=config.on_broken, label="test")
-        datasets["test"] = DatasetRecord.of(test_files, broken=len(test.broken))
-        broken += test.broken
-    metrics, per_class = score(config, run, train, test, train_files.classes)
-    results = Results(
-        task="knn",
-        protocol=protocol(config, backbone.spec),
-        datasets=datasets,
-        checkpoint=CheckpointRecord(
-            path=config.checkpoint, sha256=weights_sha256(backbone.net), method=checkpoint_method(config.checkpoint)
-        ),
-        metrics=metrics,
-        seed=config.seed,
-        seconds=time.perf_counter() - began,
-        made_by=made_by(PACKAGE, config_to_dict(config)),
-        extra={"broken": broken, "classes": list(train_files.classes), "per_class": per_class},
-    )
-    if run.is_main:
-        with replace_directory(config.out) as aside:
-            write_results(aside, results)
-    run.wait()  # every process finds results.json when this returns
-    run.close()
-    return config.out
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"--limit is {config.limit}: it must be at least 1")
 
 
-def read_sets(config: KnnConfig) -> tuple[ImageFiles, ImageFiles | None]:
-    """The images to compare with and those to classify.
+def read_sets(config: FrozenConfig) -> tuple[ImageFiles, ImageFiles | None]:
+    """The images whose labels are known and those to classify, or as many of them as `--limit` lets through.
 
     Raises:
-        ValueError: see `read_labelled`; one class alone; a limit below 1.
+        ValueError: see `read_labelled`; one class alone.
     """
     train = read_labelled(config.train)
     if len(train.classes) < 2:
@@ -105,20 +142,38 @@ def read_sets(config: KnnConfig) -> tuple[ImageFiles, ImageFiles | None]:
     return draw(train, config), None if test is None else draw(test, config)
 
 
-def draw(files: ImageFiles, config: KnnConfig) -> ImageFiles:
+def draw(files: ImageFiles, config: FrozenConfig) -> ImageFiles:
     """As many of the images as `--limit` lets through."""
     if config.limit is None:
         return files
-    if config.limit < 1:
-        raise ValueError(f"--limit is {config.limit}: it must be at least 1")
     order = np.random.default_rng([config.seed, len(files)]).permutation(len(files))
     return files.subset(sorted(order[: config.limit].tolist()))
 
 
-def score(
-    config: KnnConfig, run: Run, train: FeatureSet, test: FeatureSet | None, classes: tuple[str, ...]
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """All metrics, and for each k the accuracy of each class that was tested."""
+def extract_sets(config: FrozenConfig, run: Run, train_files: ImageFiles, test_files: ImageFiles | None) -> Frozen:
+    """The features of both sets."""
+    seed_everything(config.seed)
+    backbone = load_backbone(config.checkpoint, config.feature).to(run.device)
+    backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "workers": config.workers,
+        "on_broken": config.on_broken,
+        "head": load_head(config).to(run.device) if config.head else None,
+        "level": config.level,
+        "keep": config.cache,
+    }
+    train, test = extract_features(backbone, train_files, run, **options, label="train"), None
+    datasets = {"train": DatasetRecord.of(train_files, broken=len(train.broken))}
+    if test_files is not None:
+        test = extract_features(backbone, test_files, run, **options, label="test")
+        datasets["test"] = DatasetRecord.of(test_files, broken=len(test.broken))
+    return Frozen(backbone=backbone, train=train, test=test, classes=train_files.classes, datasets=datasets)
+
+
+def score(config: KnnConfig, run: Run, frozen: Frozen) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """All metrics of k-NN, and for each k the accuracy of each class that was tested."""
+    train, test, classes = frozen.train, frozen.test, frozen.classes
     known, labels = train.features.to(run.device), train.labels.to(run.device)
     asked = None if test is None else test.features.to(run.device)
     truth = train.labels if test is None else test.labels
@@ -139,19 +194,55 @@ def score(
     return metrics, per_class
 
 
-def protocol(config: KnnConfig, spec: BackboneSpec) -> str:
-    """The id of what was measured; all that a number depends on, but for the images and k, which its name says."""
-    vote = "majority" if config.vote == "majority" else f"weighted temperature={config.temperature:g}"
+def describe(config: FrozenConfig, frozen: Frozen) -> str:
+    """The part of the protocol id that says what the features are, and of which images."""
+    spec = frozen.backbone.spec
     return (
-        f"{PROTOCOL} vote={vote} similarity={config.metric} feature={spec.feature} "
-        f"size={spec.input.size} crop={spec.input.crop_fraction:g} resize={spec.input.resize.replace(' ', '-')}"
+        f"feature={spec.feature} size={spec.input.size} crop={spec.input.crop_fraction:g} "
+        f"resize={spec.input.resize.replace(' ', '-')}"
         f"{f' level={config.level}' if config.level is not None else ''}"
-        f"{f' head={config.head}' if config.head else ''}{' leave-one-out' if config.test is None else ''}"
+        f"{f' head={config.head}' if config.head else ''}{' leave-one-out' if frozen.test is None else ''}"
         f"{f' limit={config.limit}' if config.limit else ''}"
     )
 
 
-def load_head(config: KnnConfig) -> nn.Module:
+def write(
+    config: FrozenConfig,
+    run: Run,
+    frozen: Frozen,
+    task: str,
+    protocol: str,
+    metrics: dict[str, float],
+    extra: dict[str, Any],
+    began: float,
+) -> Path:
+    """results.json, whole or not at all; afterwards every process finds it."""
+    checkpoint = CheckpointRecord(
+        path=config.checkpoint,
+        sha256=weights_sha256(frozen.backbone.net),
+        method=checkpoint_method(config.checkpoint),
+    )
+    broken = [*frozen.train.broken, *(frozen.test.broken if frozen.test is not None else ())]
+    results = Results(
+        task=task,
+        protocol=protocol,
+        datasets=frozen.datasets,
+        checkpoint=checkpoint,
+        metrics=metrics,
+        seed=config.seed,
+        seconds=time.perf_counter() - began,
+        made_by=made_by(PACKAGE, config_to_dict(config, UNIONS)),
+        extra={"broken": broken, "classes": list(frozen.classes), **extra},
+    )
+    if run.is_main:
+        with replace_directory(config.out) as aside:
+            write_results(aside, results)
+    run.wait()
+    run.close()
+    return config.out
+
+
+def load_head(config: FrozenConfig) -> nn.Module:
     """The head that the checkpoint keeps under `config.head`.
 
     Raises:
@@ -165,8 +256,26 @@ def load_head(config: KnnConfig) -> nn.Module:
 
 
 def report(path: Path) -> str:
-    """The table of a k-NN run, its protocol above, and the last line: directory and the one number that matters."""
+    """The table of a run, its protocol above, and the last line: directory and the one number that matters."""
     results = read_results(path)
+    return (report_linear if results.task == "linear" else report_knn)(path, results)
+
+
+def report_linear(path: Path, results: Results) -> str:
+    """What was chosen of which grid, and what it scores."""
+    rows = [
+        [f"{point['lr']:g}", f"{point['weight_decay']:g}", f"{100 * point['held_out_top1']:.1f}"]
+        for point in results.extra["grid"]
+    ]
+    chosen = results.extra["chosen"]
+    words = f"chosen: learning rate {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}"
+    grid = [format_table(["lr", "weight decay", "held-out top-1 %"], rows)] if rows else []
+    last = f"{path}: {percent(results.metrics, 'top1')} % top-1, {percent(results.metrics, 'top5')} % top-5"
+    return "\n".join([results.protocol, *grid, words, last])
+
+
+def report_knn(path: Path, results: Results) -> str:
+    """All k."""
     numbers = [name.removeprefix("top1_k") for name in results.metrics if name.startswith("top1_k")]
     rows = [[k, *(percent(results.metrics, f"{name}_k{k}") for name in ("top1", "top5", "mrr"))] for k in numbers]
     table = format_table(["k", "top-1 %", "top-5 %", "MRR %"], rows)
