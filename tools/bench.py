@@ -5,6 +5,7 @@ python tools/bench.py step              distill's step against a plain loop
 python tools/bench.py cache             an epoch with cached teacher outputs against a live one
 python tools/bench.py monitor           a run with the monitors at their defaults against one without
 python tools/bench.py knn               exact neighbours against faiss and scikit-learn
+python tools/bench.py linear            a grid of linear probes against single runs and plain loops
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from bench_distill import CachedEpoch, Monitored, Step
 from bench_knn import Knn
+from bench_probe import Linear
 from stillroom.backbone.command import plainly
 from stillroom.backbone.provenance import source_commit
 from stillroom.distill import Moments, SvdAlignment
@@ -143,6 +145,7 @@ BENCHES: dict[str, Callable[..., Bench]] = {
     "cache": CachedEpoch,
     "monitor": Monitored,
     "knn": Knn,
+    "linear": Linear,
 }
 
 
