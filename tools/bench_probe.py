@@ -41,12 +41,12 @@ class Linear:
         y = torch.randint(self.classes, (self.n,), generator=generator)
         grid = [Point(lr=0.001 * 1.5**place, weight_decay=1e-4) for place in range(self.points)]
         recipe = Recipe(epochs=self.epochs, batch_size=self.batch)
+        few = grid[: self.loops]
         seconds: dict[str, list[float]] = {"grid": [], "singles": [], "loops": []}
         for _ in range(self.repeats):
             seconds["grid"].append(timed(lambda: train_probes(x, y, self.classes, grid, recipe)))
             seconds["singles"].append(timed(lambda: train_probes(x, y, self.classes, grid, recipe, at_once=1)))
-            few = grid[: self.loops]
-            loop = timed(lambda: [plain_loop(x, y, self.classes, point, recipe) for point in few])  # noqa: B023
+            loop = timed(lambda: [plain_loop(x, y, self.classes, point, recipe) for point in few])
             seconds["loops"].append(loop * self.points / self.loops)
         pairs = list(zip(seconds["grid"], seconds["singles"], seconds["loops"], strict=True))
         return {

@@ -226,6 +226,17 @@ def test_torch_compile_gives_the_losses_of_eager_mode(unlabelled: Path, first_st
     assert losses_of(tmp_path / "eager") == pytest.approx(losses_of(tmp_path / "compiled"), rel=1e-3)
 
 
+def test_a_state_of_an_older_version_is_one_sentence(unlabelled: Path, tmp_path: Path) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
+    (out / "results.json").unlink()
+    state = torch.load(out / "state" / "last.pt", weights_only=True)
+    torch.save(
+        {"loss" if name == "losses" else name: value for name, value in state.items()}, out / "state" / "last.pt"
+    )
+    with pytest.raises(ValueError, match=r"was begun by stillroom-distill 0\.2\.0 or older"):
+        resume(out)
+
+
 def test_a_student_can_start_from_a_checkpoint(unlabelled: Path, tmp_path: Path) -> None:
     first = distill(small_config(unlabelled, tmp_path / "first", epochs=1))
     again = small_config(

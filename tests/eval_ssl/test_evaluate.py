@@ -318,7 +318,19 @@ def test_simregs_linear_recipe_is_one_setting(config: KnnConfig, run: Run) -> No
     assert results.metrics["top1"] == pytest.approx(accuracy)
 
 
-def test_an_empty_grid_leaves_no_run(config: KnnConfig) -> None:
-    with pytest.raises(ValueError, match="the grid is empty"):
-        evaluate_linear(linear_config(config, lrs=()))
-    assert not config.out.exists()
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lrs": ()}, "the grid is empty"),
+        ({"epochs": 0}, r"--epochs is 0: it must be at least 1"),
+        ({"probe_batch_size": 0}, r"--probe-batch-size is 0"),
+        ({"at_once": -1}, r"--at-once is -1"),
+        ({"held_out": 1.5}, r"--held-out is 1\.5"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_refused_before_any_feature_is_made(
+    config: KnnConfig, changes: dict, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        evaluate_linear(linear_config(config, **changes))
+    assert not config.out.exists() and capsys.readouterr().err == ""

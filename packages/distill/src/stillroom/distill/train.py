@@ -79,7 +79,7 @@ def resume(
         device, workers, log_every: replace what the run began with; None keeps it.
 
     Raises:
-        ValueError: no run directory, or images that changed since.
+        ValueError: no run directory, images that changed since, or a state that an older version wrote.
     """
     config = config_from_json(read_config(path), DistillConfig, UNIONS)
     changes: dict[str, Any] = {"device": device, "workers": workers, "log_every": log_every, "out": path}
@@ -92,6 +92,8 @@ def resume(
     teachers, students = build_nets(config, teacher, run)
     directory, saved = RunDirectory.reopen(path, run)
     parts = prepare(config, run, files, teachers, students)
+    if saved is not None and "losses" not in saved:
+        raise ValueError(f"{path} was begun by stillroom-distill 0.2.0 or older: resume it with that version")
     if saved is not None and saved["data_fingerprint"] != parts.files.fingerprint:
         raise ValueError(f"the images in {config.data} changed since {path} began: it cannot be resumed")
     return train(config, run, directory, parts, knn, saved)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
 from stillroom.backbone import (
     Backbone,
@@ -35,7 +36,7 @@ from stillroom.eval_ssl.config import FrozenConfig, KnnConfig, LinearConfig
 from stillroom.eval_ssl.features import FeatureSet, extract_features
 from stillroom.eval_ssl.knn import answer, check_temperature, retrieval_map
 from stillroom.eval_ssl.neighbours import check_k, nearest_neighbours
-from stillroom.eval_ssl.probe import Point, Recipe, check_grid, linear_probe
+from stillroom.eval_ssl.probe import Point, Recipe, check_grid, check_share, linear_probe
 
 PACKAGE = "stillroom-eval-ssl"
 PROTOCOL = "knn/v1"
@@ -71,12 +72,16 @@ def evaluate_linear(config: LinearConfig) -> Path:
     check(config)
     points = [Point(lr=lr, weight_decay=decay) for lr in config.lrs for decay in config.weight_decays]
     check_grid(points)
-    run = Run.start(config.device)
-    frozen = extract_sets(config, run, *read_sets(config))
-    assert frozen.test is not None, "only k-NN does without"
+    check_share(config.held_out)
+    for name in ("epochs", "probe_batch_size", "at_once"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
     recipe = Recipe(
         epochs=config.epochs, batch_size=config.probe_batch_size, schedule=config.schedule, seed=config.seed
     )
+    run = Run.start(config.device)
+    frozen = extract_sets(config, run, *read_sets(config))
+    assert frozen.test is not None, "only k-NN does without"
     train, test = frozen.train, frozen.test
     shown = round(len(train.labels) * (1 + (1 - config.held_out) * (len(points) > 1))) * config.epochs
     probed = linear_probe(
@@ -86,12 +91,11 @@ def evaluate_linear(config: LinearConfig) -> Path:
     )  # fmt: skip
     ranks = (probed.logits.cpu().argsort(dim=1, descending=True) == test.labels[:, None]).int().argmax(dim=1)
     metrics = {"top1": float((ranks == 0).double().mean()), "top5": float((ranks < 5).double().mean())}
-    tested = sorted(set(test.labels.tolist()))
     extra = {
         "chosen": asdict(probed.point),
         # a point alone was not held against any: no accuracies, and an empty grid
         "grid": [asdict(p) | {"held_out_top1": top1} for p, top1 in zip(points, probed.accuracies, strict=False)],
-        "per_class": {frozen.classes[i]: float((ranks[test.labels == i] == 0).double().mean()) for i in tested},
+        "per_class": accuracy_by_class(ranks == 0, test.labels, frozen.classes),
     }
     grid = f"lrs={numbers(config.lrs)} weight-decays={numbers(config.weight_decays)}"
     chosen = f" held-out={config.held_out:g}" if len(points) > 1 else ""
@@ -186,12 +190,14 @@ def score(config: KnnConfig, run: Run, frozen: Frozen) -> tuple[dict[str, float]
     metrics = {f"{name}_k{k}": found[k][name] for name in ("top1", "top5", "mrr") for k in config.k}
     if config.retrieval:
         metrics["map"] = retrieval_map(known, labels, asked, truth, metric=config.metric)
-    tested = sorted(set(truth.tolist()))
-    per_class = {
-        str(k): {classes[label]: float((one.predicted[truth == label] == label).double().mean()) for label in tested}
-        for k, one in answers.items()
-    }
-    return metrics, per_class
+    return metrics, {str(k): accuracy_by_class(one.predicted == truth, truth, classes) for k, one in answers.items()}
+
+
+def accuracy_by_class(
+    right: Bool[Tensor, " m"], truth: Int[Tensor, " m"], classes: tuple[str, ...]
+) -> dict[str, float]:
+    """The share of right answers for each class that was tested."""
+    return {classes[i]: float(right[truth == i].double().mean()) for i in sorted(set(truth.tolist()))}
 
 
 def describe(config: FrozenConfig, frozen: Frozen) -> str:
@@ -276,11 +282,11 @@ def report_linear(path: Path, results: Results) -> str:
 
 def report_knn(path: Path, results: Results) -> str:
     """All k."""
-    numbers = [name.removeprefix("top1_k") for name in results.metrics if name.startswith("top1_k")]
-    rows = [[k, *(percent(results.metrics, f"{name}_k{k}") for name in ("top1", "top5", "mrr"))] for k in numbers]
+    neighbours = [name.removeprefix("top1_k") for name in results.metrics if name.startswith("top1_k")]
+    rows = [[k, *(percent(results.metrics, f"{name}_k{k}") for name in ("top1", "top5", "mrr"))] for k in neighbours]
     table = format_table(["k", "top-1 %", "top-5 %", "MRR %"], rows)
-    best = percent(results.metrics, f"top1_k{numbers[-1]}")
-    lines = [results.protocol, table, f"{path}: {best} % top-1 at k = {numbers[-1]}"]
+    best = percent(results.metrics, f"top1_k{neighbours[-1]}")
+    lines = [results.protocol, table, f"{path}: {best} % top-1 at k = {neighbours[-1]}"]
     if "map" in results.metrics:
         lines.insert(2, f"retrieval: mean average precision {percent(results.metrics, 'map')} %")
     return "\n".join(lines)

@@ -181,14 +181,23 @@ def _train_group(
     )
 
 
+def check_share(share: float) -> None:
+    """Refuse a share that leaves one side empty.
+
+    Raises:
+        ValueError: outside (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"--held-out is {share}: it must lie in (0, 1)")
+
+
 def split_stratified(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows to hold out, the same share of each class, at least one of each on either side.
 
     Raises:
         ValueError: a share outside (0, 1), a class with one image alone.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"--held-out is {share}: it must lie in (0, 1)")
+    check_share(share)
     kept: list[int] = []
     held: list[int] = []
     for label in sorted(set(labels.tolist())):
