@@ -128,9 +128,17 @@ def test_a_student_wider_than_the_teacher_is_refused() -> None:
         SvdAlignment(6, 7).fit(moments_of(deficient()))
 
 
-def test_fewer_images_than_dimensions_are_refused() -> None:
-    with pytest.raises(ValueError, match="6 images cannot fix the 6 dimensions"):
-        SvdAlignment(6, 2).fit(moments_of(deficient(6)))
+def test_images_that_are_no_more_than_the_components_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 images cannot fix 2 components"):
+        SvdAlignment(6, 2).fit(moments_of(deficient(2)))
+
+
+def test_fewer_images_than_dimensions_fix_the_components_that_they_span() -> None:
+    data = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    fitted = SvdAlignment(6, 2).fit(moments_of(data))
+    assert int(fitted.rank_) == 4  # five points about their mean
+    rows = np.linalg.svd((data - data.mean(dim=0)).double().numpy(), full_matrices=False)[2]
+    np.testing.assert_allclose(np.abs(rows[:2] @ fitted.basis_.double().numpy()), np.eye(2), atol=1e-5)
 
 
 @pytest.mark.parametrize(("temperature", "exponent"), [(0.0, 3.0), (-1.0, 3.0), (0.1, 0.5)])

@@ -31,7 +31,7 @@ class SvdAlignment(nn.Module):
         variance_: (D,) variance of every component of the feature, strongest first.
         std_: (d,) standard deviation of the components that were kept; 0 where filled.
         channel_std_: (d,) the d largest standard deviations of the teacher's own channels, sorted.
-        rank_: numerical rank of the features.
+        rank_: numerical rank of the features; below the number of images they come from.
 
     Reference: KDEP (He et al., CVPR 2022), section 3.3.
     """
@@ -64,11 +64,11 @@ class SvdAlignment(nn.Module):
         """Learn the basis.
 
         Raises:
-            ValueError: fewer images than dimensions, or more components than the rank without `zero_fill`.
+            ValueError: no more images than components, or more components than the rank without `zero_fill`.
         """
-        if moments.count <= moments.dim:
+        if moments.count <= self.dim:
             raise ValueError(
-                f"{moments.count} images cannot fix the {moments.dim} dimensions of the teacher's feature: give more "
+                f"{moments.count} images cannot fix {self.dim} components of the teacher's feature: give more "
                 f"images, or fit on other data with `fit-alignment` and pass --alignment-file"
             )
         covariance = moments.covariance
