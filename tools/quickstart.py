@@ -99,7 +99,7 @@ def main_path(tour: Tour) -> None:
         runs = [out / f"knn-{number}-{task}" for task in TASKS]
         for run, task in zip(runs, TASKS, strict=True):
             folders = {"train": data / task / "train", "test": data / task / "val"}
-            once(eval_ssl.KnnConfig(checkpoint=net, **folders, out=run), eval_ssl.evaluate_knn, None)
+            once(eval_ssl.KnnConfig(checkpoint=(net,), **folders, out=run), eval_ssl.evaluate, None)
         rows.append(f"{label}={','.join(map(str, runs))}")
     print()
     subprocess.run([sys.executable, str(TOOLS / "table.py"), *rows, "--metric", "top1_k10"], check=True)

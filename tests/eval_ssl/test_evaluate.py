@@ -23,25 +23,26 @@ from stillroom.backbone import (
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.schedule import Step
 from stillroom.eval_ssl import (
+    FewShotConfig,
     KnnConfig,
     LinearConfig,
+    LogregConfig,
     Point,
     Recipe,
-    evaluate_knn,
-    evaluate_linear,
+    evaluate,
     extract_features,
     knn_classify,
     linear_probe,
 )
 from stillroom.eval_ssl.cli import simreg
-from stillroom.eval_ssl.evaluate import report
+from stillroom.eval_ssl.report import report
 
 Make = Callable[..., Path]
 
 
 def small_config(train: Path, test: Path, out: Path, **changes) -> KnnConfig:
     settings = {
-        "checkpoint": "random:cifar/resnet20",
+        "checkpoint": ("random:cifar/resnet20",),
         "train": train,
         "test": test,
         "out": out,
@@ -49,6 +50,7 @@ def small_config(train: Path, test: Path, out: Path, **changes) -> KnnConfig:
         "size": 16,
         "workers": 0,
         "device": "cpu",
+        "figures": False,
     }
     return KnnConfig(**(settings | changes))
 
@@ -70,11 +72,13 @@ def student(tmp_path: Path) -> Path:
 
 
 def test_results_say_what_was_measured_on_what(config: KnnConfig) -> None:
-    out = evaluate_knn(config)
+    out = evaluate(config)
     assert out == config.out
     results = read_results(out)
     assert results.task == "knn"
-    assert results.protocol == ("knn/v1 vote=majority similarity=cosine feature=after size=16 crop=1 resize=short-side")
+    assert results.protocol == (
+        "knn/v1 vote=majority similarity=cosine feature=after size=16 crop=1 resize=short-side dtype=float32"
+    )
     assert list(results.metrics) == ["top1_k1", "top1_k5", "top5_k1", "top5_k5", "mrr_k1", "mrr_k5"]
     train, test = (results.datasets[role] for role in ("train", "test"))
     assert (train.count, test.count, train.broken, test.broken) == (36, 18, 0, 0)
@@ -92,14 +96,15 @@ def test_results_say_what_was_measured_on_what(config: KnnConfig) -> None:
 
 def test_the_protocol_is_the_same_for_every_k(config: KnnConfig) -> None:
     one, many = (replace(config, k=k, out=config.out.with_name(str(len(k)))) for k in ((1,), (1, 3, 7)))
-    assert read_results(evaluate_knn(one)).protocol == read_results(evaluate_knn(many)).protocol
+    assert read_results(evaluate(one)).protocol == read_results(evaluate(many)).protocol
 
 
 def test_vote_metric_limit_and_retrieval_stand_in_protocol_and_table(config: KnnConfig) -> None:
     changes = {"vote": "weighted", "metric": "l2", "limit": 12, "retrieval": True}
-    results = read_results(evaluate_knn(replace(config, **changes)))
+    results = read_results(evaluate(replace(config, **changes)))
     assert results.protocol == (
-        "knn/v1 vote=weighted temperature=0.07 similarity=l2 feature=after size=16 crop=1 resize=short-side limit=12"
+        "knn/v1 vote=weighted temperature=0.07 similarity=l2 feature=after size=16 crop=1 resize=short-side "
+        "dtype=float32 limit=12"
     )
     assert (results.datasets["train"].count, results.datasets["test"].count) == (12, 12)
     assert 0.5 < results.metrics["map"] <= 1
@@ -107,7 +112,7 @@ def test_vote_metric_limit_and_retrieval_stand_in_protocol_and_table(config: Knn
 
 
 def test_one_folder_is_classified_by_leaving_each_image_out(config: KnnConfig, run: Run) -> None:
-    results = read_results(evaluate_knn(replace(config, test=None, k=(1, 35))))
+    results = read_results(evaluate(replace(config, test=None, k=(1, 35))))
     assert results.protocol.endswith(" leave-one-out") and results.datasets.keys() == {"train"}
     seed_everything(0)
     backbone = replace_input(build_backbone("cifar/resnet20"), size=16)
@@ -116,7 +121,7 @@ def test_one_folder_is_classified_by_leaving_each_image_out(config: KnnConfig, r
     assert results.metrics["top1_k1"] == pytest.approx(float((predicted == found.labels).float().mean()))
     assert results.metrics["top1_k35"] == 0  # of 35 others 11 are of one's own class, 12 of each other
     with pytest.raises(ValueError, match="k = 36 does not fit 35 training images"):
-        evaluate_knn(replace(config, test=None, k=(36,), out=config.out.with_name("other")))
+        evaluate(replace(config, test=None, k=(36,), out=config.out.with_name("other")))
 
 
 @pytest.mark.parametrize(
@@ -125,12 +130,12 @@ def test_one_folder_is_classified_by_leaving_each_image_out(config: KnnConfig, r
 )
 def test_settings_that_cannot_be_are_one_sentence(config: KnnConfig, changes: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        evaluate_knn(replace(config, **changes))
+        evaluate(replace(config, **changes))
     assert not config.out.exists()
 
 
 def test_colours_are_told_apart_by_a_random_net(config: KnnConfig) -> None:
-    metrics = read_results(evaluate_knn(config)).metrics
+    metrics = read_results(evaluate(config)).metrics
     assert all(value > 0.9 for value in metrics.values()), metrics  # chance is 1/3
 
 
@@ -141,7 +146,7 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_features(labelled: Mak
         path.rename(path.with_name("x" + path.name))
         wrong = classes[(classes.index(path.parent.name) + 1) % 3]
         path.with_name("x" + path.name).rename(train / wrong / f"{path.parent.name}-{path.name}")
-    results = read_results(evaluate_knn(small_config(train, test, tmp_path / "run", k=(1,))))
+    results = read_results(evaluate(small_config(train, test, tmp_path / "run", k=(1,))))
     seed_everything(0)
     backbone = replace_input(build_backbone("cifar/resnet20"), size=16)
     sets = [extract_features(backbone, read_labelled(folder), run, workers=0) for folder in (train, test)]
@@ -155,7 +160,7 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_features(labelled: Mak
 def test_a_random_net_is_named_hashed_and_the_seeds_own(config: KnnConfig) -> None:
     results = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        results[name] = read_results(evaluate_knn(replace(config, seed=seed, out=config.out.with_name(name))))
+        results[name] = read_results(evaluate(replace(config, seed=seed, out=config.out.with_name(name))))
     first, again, other = results.values()
     assert first.metrics == again.metrics and first.checkpoint == again.checkpoint
     assert (first.seed, other.seed) == (1, 2)
@@ -166,7 +171,7 @@ def test_a_random_net_is_named_hashed_and_the_seeds_own(config: KnnConfig) -> No
 
 
 def test_a_checkpoint_is_read_as_its_manifest_says(config: KnnConfig, student: Path) -> None:
-    results = read_results(evaluate_knn(replace(config, checkpoint=str(student), size=None)))
+    results = read_results(evaluate(replace(config, checkpoint=(str(student),), size=None)))
     assert "feature=before size=24 crop=1 " in results.protocol
     record = results.checkpoint
     assert (record.path, record.method) == (str(student), "kdep")
@@ -176,8 +181,8 @@ def test_a_checkpoint_is_read_as_its_manifest_says(config: KnnConfig, student: P
 def test_size_crop_and_feature_point_can_be_overridden_and_stand_in_the_protocol(
     config: KnnConfig, student: Path
 ) -> None:
-    changed = replace(config, checkpoint=str(student), size=20, crop_fraction=0.5, feature="after")
-    assert "feature=after size=20 crop=0.5 " in read_results(evaluate_knn(changed)).protocol
+    changed = replace(config, checkpoint=(str(student),), size=20, crop_fraction=0.5, feature="after")
+    assert "feature=after size=20 crop=0.5 " in read_results(evaluate(changed)).protocol
 
 
 def test_the_overrides_reach_the_features(config: KnnConfig, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,9 +195,9 @@ def test_the_overrides_reach_the_features(config: KnnConfig, student: Path, monk
         return forward(module, images)
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", watch)
-    evaluate_knn(replace(config, checkpoint=str(student), size=20))
+    evaluate(replace(config, checkpoint=(str(student),), size=20))
     assert seen["images"] == (20, 20)
-    evaluate_knn(replace(config, checkpoint=str(student), size=None, out=config.out.with_name("other")))
+    evaluate(replace(config, checkpoint=(str(student),), size=None, out=config.out.with_name("other")))
     assert seen["images"] == (24, 24)
 
 
@@ -205,7 +210,7 @@ def test_a_name_stands_for_its_pretrained_weights(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))  # torch.hub takes a file that is there for the real one
     torch.manual_seed(11)
     torch.save(torchvision.models.mobilenet_v2().state_dict(), hub / published.url.rpartition("/")[2])
-    results = read_results(evaluate_knn(replace(config, checkpoint="torchvision/mobilenet_v2", size=32)))
+    results = read_results(evaluate(replace(config, checkpoint=("torchvision/mobilenet_v2",), size=32)))
     assert (results.checkpoint.path, results.checkpoint.method) == ("torchvision/mobilenet_v2", "pretrained")
     torch.manual_seed(11)
     assert results.checkpoint.sha256 == weights_sha256(build_backbone("torchvision/mobilenet_v2").net)
@@ -216,9 +221,9 @@ def test_a_broken_image_is_refused_by_name_or_skipped_named_and_counted(config: 
     for path in broken:
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"red/003\.png cannot be read as an image"):
-        evaluate_knn(config)
+        evaluate(config)
     assert not config.out.exists()
-    results = read_results(evaluate_knn(replace(config, on_broken="skip")))
+    results = read_results(evaluate(replace(config, on_broken="skip")))
     assert [results.datasets[role].broken for role in ("train", "test")] == [1, 1]
     assert [sentence.split(" cannot")[0] for sentence in results.extra["broken"]] == [str(path) for path in broken]
 
@@ -226,20 +231,20 @@ def test_a_broken_image_is_refused_by_name_or_skipped_named_and_counted(config: 
 def test_classes_that_differ_are_refused(config: KnnConfig, labelled: Make) -> None:
     test = labelled("other", per_class=1, classes=("blue", "green", "rose"))
     with pytest.raises(ValueError, match=r"differ from the training set's: missing \['red'\], extra \['rose'\]"):
-        evaluate_knn(replace(config, test=test))
+        evaluate(replace(config, test=test))
 
 
 def test_one_class_is_refused(labelled: Make, tmp_path: Path) -> None:
     train, test = labelled("train", classes=("blue",)), labelled("test", classes=("blue",))
     with pytest.raises(ValueError, match="train holds one class, blue: there is nothing to tell apart"):
-        evaluate_knn(small_config(train, test, tmp_path / "run"))
+        evaluate(small_config(train, test, tmp_path / "run"))
 
 
 def test_an_existing_out_is_refused_and_left_alone(config: KnnConfig) -> None:
     config.out.mkdir()
     (config.out / "results.json").write_text("mine")
     with pytest.raises(ValueError, match=r"run exists: choose another --out"):
-        evaluate_knn(config)
+        evaluate(config)
     assert (config.out / "results.json").read_text() == "mine"
 
 
@@ -257,13 +262,13 @@ def test_impossible_settings_are_refused_before_anything_is_extracted(
     config: KnnConfig, changes: dict, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=text):
-        evaluate_knn(replace(config, **changes))
+        evaluate(replace(config, **changes))
     assert not config.out.exists()
     assert "train:" not in capsys.readouterr().err  # the bar of the extraction
 
 
 def test_the_report_is_a_table_and_ends_with_the_directory_and_one_number(config: KnnConfig) -> None:
-    out = evaluate_knn(config)
+    out = evaluate(config)
     file = out / "results.json"
     raw = json.loads(file.read_text())
     top1, others = {"top1_k1": 0.5, "top1_k5": 0.754}, {"top5_k1": 0.5, "top5_k5": 0.9, "mrr_k1": 0.5, "mrr_k5": 0.6}
@@ -278,42 +283,48 @@ def test_the_report_is_a_table_and_ends_with_the_directory_and_one_number(config
 
 
 def linear_config(config: KnnConfig, **changes) -> LinearConfig:
-    shared = {name: getattr(config, name) for name in ("checkpoint", "train", "test", "out", "size", "workers")}
+    shared = {
+        name: getattr(config, name) for name in ("checkpoint", "train", "test", "out", "size", "workers", "figures")
+    }
     return LinearConfig(
         **(shared | {"device": "cpu", "epochs": 5, "lrs": (0.01, 1e-9), "weight_decays": (0.0,)} | changes)
     )
 
 
 def test_a_linear_run_says_what_was_chosen_and_what_it_scores(config: KnnConfig) -> None:
-    out = evaluate_linear(linear_config(config))
+    out = evaluate(linear_config(config))
     results = read_results(out)
     assert results.task == "linear"
     assert results.protocol == (
-        "linear/v1 feature=after size=16 crop=1 resize=short-side standardised schedule=cosine epochs=5 batch=256 "
+        "linear/v1 mode=cached feature=after size=16 crop=1 resize=short-side dtype=float32 standardised "
+        "schedule=cosine epochs=5 batch=256 "
         "lrs=0.01,1e-09 weight-decays=0 held-out=0.1"
     )
     assert results.metrics["top1"] > 0.8 and results.metrics["top5"] == 1
-    assert results.extra["chosen"] == {"lr": 0.01, "weight_decay": 0.0} and len(results.extra["grid"]) == 2
+    assert (
+        results.extra["chosen"] == {"lr": 0.01, "weight_decay": 0.0, "reading": "pooled", "unit": False}
+        and len(results.extra["grid"]) == 2
+    )
     assert sum(results.extra["per_class"].values()) / 3 == pytest.approx(results.metrics["top1"])
     text = report(out)
-    assert "chosen: learning rate 0.01, weight decay 0" in text and "held-out top-1 %" in text
+    assert "chosen: lr 0.01, weight decay 0.0" in text and "held-out top-1 %" in text
     assert text.splitlines()[-1].startswith(f"{out}: {100 * results.metrics['top1']:.1f} % top-1, 100.0 % top-5")
 
 
 def test_simregs_linear_recipe_is_one_setting(config: KnnConfig, run: Run) -> None:
-    preset = simreg(checkpoint="random:cifar/resnet20", train=config.train, test=config.test, out=config.out)
-    results = read_results(evaluate_linear(replace(preset, size=16, workers=0, device="cpu")))
+    preset = simreg(checkpoint=("random:cifar/resnet20",), train=config.train, test=config.test, out=config.out)
+    results = read_results(evaluate(replace(preset, size=16, workers=0, device="cpu")))
     assert results.protocol == (
-        "linear/simreg-v1 mode=cached feature=after size=16 crop=1 resize=short-side unit-length,standardised "
-        "schedule=step epochs=40 batch=256 lrs=0.01 weight-decays=0.0001"
+        "linear/simreg-v1 mode=cached feature=after size=16 crop=1 resize=short-side dtype=float32 "
+        "unit-length,standardised schedule=step epochs=40 batch=256 lrs=0.01 weight-decays=0.0001"
     )
     assert results.extra["grid"] == []
     seed_everything(0)
     backbone = replace_input(build_backbone("cifar/resnet20"), size=16)
     train, test = (extract_features(backbone, read_labelled(f), run, workers=0) for f in (config.train, config.test))
     recipe = Recipe(epochs=40, batch_size=256, schedule=Step(every=15, gamma=0.1))
-    point = Point(lr=0.01, weight_decay=1e-4)
-    probed = linear_probe(train.features, train.labels, test.features, 3, [point], recipe, unit=True)
+    point = Point(lr=0.01, weight_decay=1e-4, unit=True)
+    probed = linear_probe(train.features, train.labels, test.features, 3, [point], recipe)
     accuracy = float((probed.logits.argmax(dim=1) == test.labels).double().mean())
     assert results.metrics["top1"] == pytest.approx(accuracy)
 
@@ -332,5 +343,128 @@ def test_a_probe_that_cannot_be_is_refused_before_any_feature_is_made(
     config: KnnConfig, changes: dict, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        evaluate_linear(linear_config(config, **changes))
+        evaluate(linear_config(config, **changes))
     assert not config.out.exists() and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mode": "live"}, r"--mode live trains one setting, 2 were given"),
+        ({"more_levels": (7,)}, r"--level is 7: cifar/resnet20 has 3 levels"),
+    ],
+)
+def test_readings_and_modes_that_cannot_be_are_one_sentence(config: KnnConfig, changes: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(linear_config(config, **changes))
+    assert not config.out.exists()
+
+
+def test_levels_and_unit_length_are_choices_of_the_grid(config: KnnConfig) -> None:
+    results = read_results(evaluate(linear_config(config, more_levels=(-1, 0), unit=(False, True), lrs=(0.1,))))
+    tried = [(point["reading"], point["unit"]) for point in results.extra["grid"]]
+    assert tried == [(name, unit) for name in ("pooled", "level-1", "level-3") for unit in (False, True)]
+    assert " readings=pooled,level-1,level-3 standardised|unit-length,standardised " in results.protocol
+    best = max(results.extra["grid"], key=lambda point: point["held_out_top1"])
+    assert results.extra["chosen"] == {key: value for key, value in best.items() if key != "held_out_top1"}
+    assert "| reading " in report(config.out)
+
+
+def test_simregs_live_mode_differs_from_the_cached_one_and_says_so(config: KnnConfig) -> None:
+    preset = simreg(checkpoint=("random:cifar/resnet20",), train=config.train, test=config.test, out=config.out)
+    preset = replace(preset, size=16, workers=0, device="cpu", epochs=2, figures=False)
+    cached = read_results(evaluate(preset))
+    live = read_results(evaluate(replace(preset, mode="live", out=config.out.with_name("live"))))
+    assert live.protocol == cached.protocol.replace("mode=cached", "mode=live")
+    assert live.metrics["top1"] > 1 / 3
+
+
+def others(config: KnnConfig, kind: type, **changes):
+    names = ("checkpoint", "train", "test", "out", "size", "workers", "figures", "device")
+    return kind(**({name: getattr(config, name) for name in names} | changes))
+
+
+def test_a_logistic_regression_says_what_was_chosen_and_whether_it_converged(config: KnnConfig) -> None:
+    results = read_results(evaluate(others(config, LogregConfig, penalties=(1e-1, 1e-3))))
+    assert results.task == "logreg" and results.metrics["top1"] > 0.8
+    assert results.protocol == (
+        "logreg/v1 feature=after size=16 crop=1 resize=short-side dtype=float32 standardised tolerance=1e-05 "
+        "penalties=0.1,0.001 held-out=0.1"
+    )
+    assert results.extra["converged"] and len(results.extra["fits"]) == 3
+    assert "| penalty | held-out top-1 % |" in report(config.out)
+    cut = replace(others(config, LogregConfig), penalties=(1e-6,), iterations=1, out=config.out.with_name("cut"))
+    assert not read_results(evaluate(cut)).extra["converged"]
+    assert "not converged: the largest gradient is" in report(cut.out)
+
+
+def test_few_shots_are_mean_and_spread_of_the_draws(config: KnnConfig) -> None:
+    results = read_results(evaluate(others(config, FewShotConfig, shots=(1, 8), draws=3, figures=True)))
+    assert list(results.metrics) == ["top1_s1", "top1_s8", "top1_s1_std", "top1_s8_std"]
+    for shots, values in results.extra["draws"].items():
+        assert len(values) == 3
+        assert results.metrics[f"top1_s{shots}"] == pytest.approx(sum(values) / 3)
+        assert results.metrics[f"top1_s{shots}_std"] == pytest.approx(float(torch.tensor(values).double().std()))
+    assert results.metrics["top1_s8"] > 0.6
+    assert report(config.out).splitlines()[-1].endswith("% top-1 with 8 images per class")
+    assert (config.out / "figures" / "shots.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "sentence"),
+    [
+        (FewShotConfig, {"shots": (1, 13)}, "class number 0 has 12 training images: 13 shots need more"),
+        (FewShotConfig, {"shots": (0,)}, r"--shots is \[0\]: give numbers"),
+        (FewShotConfig, {"draws": 0}, "--draws is 0"),
+        (FewShotConfig, {"inverse_penalty": 0.0}, r"--inverse-penalty is 0\.0"),
+        (LogregConfig, {"penalties": (-1.0,)}, "--penalties holds -1"),
+        (LogregConfig, {"iterations": 0}, "--iterations is 0"),
+    ],
+)
+def test_regressions_that_cannot_be_are_refused_before_any_feature_is_made(
+    config: KnnConfig, kind: type, changes: dict, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(others(config, kind, **changes))
+    assert not config.out.exists() and capsys.readouterr().err == ""
+
+
+def test_without_k_those_that_fit_are_voted_with(config: KnnConfig) -> None:
+    results = read_results(evaluate(replace(config, k=None)))
+    assert [name for name in results.metrics if name.startswith("top1")] == [f"top1_k{k}" for k in (1, 5, 10, 20)]
+    assert report(config.out).splitlines()[-1].endswith("% top-1 at k = 20")
+
+
+def test_several_checkpoints_give_one_table_and_done_ones_are_kept(
+    config: KnnConfig, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = replace(config, checkpoint=("random:cifar/resnet20", str(student)), k=(1, 20))
+    out = evaluate(several)
+    runs = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert runs[0] == "0-random-cifar-resnet20" and runs[1].endswith("student") and len(runs) == 2
+    table = json.loads((out / "table.json").read_text())
+    assert table["task"] == "knn" and list(table["rows"]) == list(several.checkpoint)
+    for run, (name, row) in zip(runs, table["rows"].items(), strict=True):
+        alone = read_results(evaluate(replace(several, checkpoint=(name,), out=out.with_name(run))))
+        assert row["metrics"] == alone.metrics == read_results(out / run).metrics
+        assert row["protocol"] == alone.protocol and row["run"] == run
+    text = report(out)
+    assert "| random:cifar/resnet20 " in text and "% top1_k20" in text.splitlines()[-1]
+    before = (out / runs[0] / "results.json").stat().st_mtime_ns
+    (out / runs[1] / "results.json").unlink()
+    evaluate(replace(several, batch_size=64, workers=0))
+    assert (out / runs[0] / "results.json").stat().st_mtime_ns == before
+    assert (out / runs[1] / "results.json").exists()
+    with pytest.raises(ValueError, match=r"was measured with other settings \(k\): choose another --out"):
+        evaluate(replace(several, k=(1,)))
+
+
+def test_pictures_stand_beside_the_numbers(config: KnnConfig) -> None:
+    evaluate(replace(config, figures=True))
+    assert sorted(path.name for path in (config.out / "figures").iterdir()) == [
+        "confusion.png", "embedding.png", "neighbours.png",
+    ]  # fmt: skip
+    alone = replace(config, figures=True, test=None, out=config.out.with_name("alone"))
+    assert (evaluate(alone) / "figures" / "neighbours.png").exists()
+    linear = linear_config(config, figures=True, out=config.out.with_name("linear"))
+    assert [path.name for path in (evaluate(linear) / "figures").iterdir()] == ["confusion.png"]

@@ -25,9 +25,9 @@ from stillroom.backbone import (
     replace_input,
     weights_sha256,
 )
-from stillroom.eval_ssl import FeatureSet, KnnConfig, evaluate_knn, extract_features
-from stillroom.eval_ssl.evaluate import report
+from stillroom.eval_ssl import FeatureSet, KnnConfig, evaluate, extract_features
 from stillroom.eval_ssl.features import Extractor
+from stillroom.eval_ssl.report import report
 
 Make = Callable[..., Path]
 
@@ -157,9 +157,12 @@ def test_a_folder_without_a_readable_image_is_refused(labelled: Make) -> None:
         extract(colour_backbone(), folder, on_broken="skip")
 
 
-def test_unlabelled_files_are_refused(unlabelled: Path, run: Run) -> None:
-    with pytest.raises(ValueError, match=r"unlabelled was read without labels: evaluation needs class folders"):
-        extract_features(colour_backbone(), read_unlabelled(unlabelled), run)
+def test_files_without_labels_have_features_too(unlabelled: Path, run: Run) -> None:
+    files = read_unlabelled(unlabelled)
+    found = extract_features(colour_backbone(), files, run, workers=0)
+    assert found.labels.tolist() == [-1] * len(files) and found.files.paths == files.paths
+    colours = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float64).mean(axis=(0, 1)) for path in files.paths]
+    np.testing.assert_allclose(found.features.numpy(), np.stack(colours) / 255, rtol=0, atol=1e-3)  # resized to 36 px
 
 
 @pytest.fixture
@@ -192,7 +195,7 @@ def test_a_pass_that_was_made_is_not_made_again_until_something_changes(labelled
         (small_net(seed=1), {}),
         (small_net().at("before"), {}),
         (replace_input(small_net(), size=20), {}),
-        (small_net(), {"level": -1}),
+        (small_net(), {"levels": (-1,)}),
         (small_net(), {"head": head}),
         (small_net(), {"batch_size": 6}),
     ]
@@ -226,11 +229,24 @@ def test_a_level_is_the_spatial_mean_of_its_map(labelled: Make, level: int) -> N
     view = EvaluationView(net.spec.input)
     images = torch.stack([view(Image.open(path).convert("RGB")) for path in read_labelled(folder).paths])
     expected = net(Normalize(net.spec.input)(images)).maps[level].mean(dim=(2, 3))
-    torch.testing.assert_close(extract(net, folder, level=level).features, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(extract(net, folder, levels=(level,)).features, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"--level is 3: cifar/resnet20 has 3 levels"):
-        extract(net, folder, level=3)
+        extract(net, folder, levels=(3,))
     with pytest.raises(ValueError, match=r"--head reads the pooled feature"):
-        extract(net, folder, level=0, head=nn.Sequential(nn.Linear(64, 2)))
+        extract(net, folder, levels=(0,), head=nn.Sequential(nn.Linear(64, 2)))
+
+
+def test_several_readings_stand_side_by_side_from_one_pass(labelled: Make, passes: list[int]) -> None:
+    folder = labelled("train", per_class=2)
+    found = extract(small_net(), folder, levels=(None, -1, 0))
+    assert sum(passes) == 6
+    assert found.readings == {"pooled": slice(0, 64), "level-1": slice(64, 128), "level-3": slice(128, 144)}
+    for name, level in (("pooled", None), ("level-1", -1), ("level-3", -3)):
+        assert torch.equal(
+            found.features[:, found.readings[name]], extract(small_net(), folder, levels=(level,)).features
+        )
+    with pytest.raises(ValueError, match="level-1 is read twice"):
+        extract(small_net(), folder, levels=(-1, 2))
 
 
 DISTRIBUTED = """
@@ -238,17 +254,17 @@ import sys; sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import time, torch; torch.set_num_threads(1)
 from stillroom.backbone import Run
-from stillroom.eval_ssl import evaluate
+from stillroom.eval_ssl import evaluation
 from test_features import extract_and_evaluate
 run = Run.start("cpu")
-write = evaluate.write_results
+write = evaluation.write_results
 
 def write_late(directory, results):  # a slow disk: the others would look for the file too early
     assert run.is_main
     time.sleep(1)
     write(directory, results)
 
-evaluate.write_results = write_late
+evaluation.write_results = write_late
 folder, out = map(Path, sys.argv[1:3])
 torch.save(extract_and_evaluate(folder, out / "run", run), out / f"{run.rank}.pt")
 """
@@ -261,8 +277,10 @@ def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[
     options = {"workers": 0, "on_broken": "skip"}
     sets = [extract_features(net, read_labelled(folder), run, batch_size=size, **options) for size in (5, 64)]
     name = "random:cifar/resnet20"
-    config = KnnConfig(checkpoint=name, train=folder, test=folder, out=out, k=(1, 9), size=16, device="cpu", **options)
-    table = report(evaluate_knn(config))  # every process reads the file that the first one writes
+    config = KnnConfig(
+        checkpoint=(name,), train=folder, test=folder, out=out, k=(1, 9), size=16, device="cpu", **options
+    )
+    table = report(evaluate(config))  # every process reads the file that the first one writes
     return [(found.features, found.labels, found.broken) for found in sets], table.replace(str(out), "OUT")
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from clouds import clouds
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -19,14 +20,6 @@ from stillroom.eval_ssl.probe import (
     split_stratified,
     train_probes,
 )
-
-
-def clouds(count: int = 300, dim: int = 12, num_classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Overlapping classes."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(99))
-    labels = torch.randint(num_classes, (count,), generator=generator)
-    return centres[labels] + torch.randn(count, dim, generator=generator), labels
 
 
 def plain_loop(x: Tensor, y: Tensor, num_classes: int, point: Point, recipe: Recipe) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""`stillroom-eval-ssl knn | linear | linear-simreg | smoke`."""
+"""`stillroom-eval-ssl knn | linear | linear-simreg | logreg | few-shot | features | smoke`."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,17 @@ import tyro
 
 from stillroom.backbone.command import plainly
 from stillroom.backbone.schedule import Step
-from stillroom.eval_ssl.config import KnnConfig, LinearConfig
-from stillroom.eval_ssl.evaluate import evaluate_knn, evaluate_linear, report
+from stillroom.eval_ssl.config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
+from stillroom.eval_ssl.evaluation import evaluate
+from stillroom.eval_ssl.report import report
 
 NOTES = {
     "knn": "Exact k-NN classification of frozen features.",
     "linear": "A linear classifier of frozen features: a grid of settings, chosen on a held-out part of TRAIN.",
-    "linear-simreg": "SimReg's linear evaluation on fixed features: one setting, unit length, rate / 10 at 15 and 30.",
+    "linear-simreg": "SimReg's linear evaluation: one setting, unit length, rate / 10 at 15 and 30, cached or live.",
+    "logreg": "Logistic regression by L-BFGS to convergence, its penalty chosen on a held-out part of TRAIN.",
+    "few-shot": "Logistic regression from 1 to 16 images of each class, mean and spread of several draws.",
+    "features": "The features as .npy, .safetensors or Parquet files.",
     "smoke": "k-NN of a random net, by default on the toy data: seconds, and proves only that it works.",
 }
 
@@ -27,32 +31,36 @@ def main() -> None:
         description="Frozen evaluation of any backbone.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    print(report(evaluate_linear(config) if isinstance(config, LinearConfig) else evaluate_knn(config)))
+    print(report(evaluate(config)))
 
 
-def simreg(*, checkpoint: str, train: Path, test: Path, out: Path) -> LinearConfig:
-    """SimReg's linear evaluation on the features of the centre crops (Navaneet et al., BMVC 2021, released code).
+def simreg(*, checkpoint: tuple[str, ...], train: Path, test: Path, out: Path) -> LinearConfig:
+    """SimReg's linear evaluation (Navaneet et al., BMVC 2021, released code), by default on the centre crops' features.
 
     SGD with momentum 0.9, batch 256, rate 0.01 divided by 10 after 15 and 30 of 40 epochs, weight decay 1e-4; features
     of unit length, standardised. Expected from a MoCo-v2 ResNet-50: ResNet-18 65.1 % on ImageNet.
     """
     return LinearConfig(
-        checkpoint=checkpoint, train=train, test=test, out=out, name="simreg-v1 mode=cached", lrs=(0.01,),
-        weight_decays=(1e-4,), unit=True, epochs=40, probe_batch_size=256, schedule=Step(every=15, gamma=0.1),
+        checkpoint=checkpoint, train=train, test=test, out=out, name="simreg-v1", lrs=(0.01,),
+        weight_decays=(1e-4,), unit=(True,), epochs=40, probe_batch_size=256, schedule=Step(every=15, gamma=0.1),
     )  # fmt: skip
 
 
 def command_type() -> Any:
-    """`knn` asks for everything; `smoke` has the toy data for its defaults."""
+    """Every command asks for everything; `smoke` has the toy data for its defaults."""
     missing: Any = tyro.MISSING
     toy = Path("data/toy/heldout-shapes")
-    given = {"checkpoint": missing, "train": missing, "test": missing, "out": missing}
+    alone = {"checkpoint": missing, "train": missing, "out": missing}
+    given = alone | {"test": missing}
     configs = {
-        "knn": KnnConfig(checkpoint=missing, train=missing, out=missing),
+        "knn": KnnConfig(**alone),
         "linear": LinearConfig(**given),
         "linear-simreg": simreg(**given),
+        "logreg": LogregConfig(**given),
+        "few-shot": FewShotConfig(**given),
+        "features": FeaturesConfig(**alone),
         "smoke": KnnConfig(
-            checkpoint="random:cifar/resnet20", train=toy / "train", test=toy / "val", out=Path("runs/smoke-knn")
+            checkpoint=("random:cifar/resnet20",), train=toy / "train", test=toy / "val", out=Path("runs/smoke-knn")
         ),
     }
     return tyro.extras.subcommand_type_from_defaults(configs, descriptions=NOTES)

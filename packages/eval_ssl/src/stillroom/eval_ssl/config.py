@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg  # only to show what a checkpoint may be in --help
 
@@ -13,19 +13,23 @@ from stillroom.backbone.spec import FeaturePoint
 from stillroom.eval_ssl.knn import TEMPERATURE, Vote
 from stillroom.eval_ssl.neighbours import Backend, Metric
 
+FileFormat = Literal["npy", "safetensors", "parquet"]
+Mode = Literal["cached", "live"]
+Embedding = Literal["pca", "umap"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenConfig:
+class FeatureConfig:
     """Whose features, of what images."""
 
-    checkpoint: Annotated[str, arg(metavar="DIR|NAME")]
-    """Checkpoint directory, a backbone name with its pretrained weights, or random:NAME."""
+    checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
+    """Checkpoint directory, a backbone name with its pretrained weights, or random:NAME; of several, one table."""
     train: Path
     """Image folder whose labels are known: TRAIN/<class>/<image>."""
     test: Path
     """Image folder to classify, with the same classes."""
     out: Path
-    """Run directory to make."""
+    """Run directory to make; with several checkpoints one in it for each, and those that are done are kept."""
     limit: int | None = None
     """For a quick look: only so many images of each folder, drawn by the seed; it then stands in the protocol."""
     feature: FeaturePoint | None = None
@@ -53,13 +57,33 @@ class FrozenConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(FeatureConfig):
+    """Features as files, for whatever else they are wanted for."""
+
+    test: Path | None = None  # type: ignore[assignment]  # nothing is classified
+    """A second image folder, with the same classes; None: TRAIN alone."""
+    labels: bool = True
+    """TRAIN has a folder for each class; without, every image below it is read, and none has a label."""
+    format: FileFormat = "npy"
+    """npy and safetensors come with a table of paths and labels; parquet (extra `parquet`) holds them itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenConfig(FeatureConfig):
+    """A measurement on frozen features."""
+
+    figures: bool = True
+    """Also draw PNG files: where the classes are confused, and what the command adds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class KnnConfig(FrozenConfig):
     """Exact k-NN classification of frozen features."""
 
-    test: Path | None = None  # type: ignore[assignment]  # here alone there is something to do without
+    test: Path | None = None  # type: ignore[assignment]  # here too there is something to do without
     """Image folder to classify, with the same classes; None: each image of TRAIN by all the others (leave-one-out)."""
-    k: tuple[int, ...] = (1, 5, 10, 20)
-    """Numbers of neighbours, all in one pass."""
+    k: tuple[int, ...] | None = None
+    """Numbers of neighbours, all in one pass; None: those of 1, 5, 10, 20, 100, 200 that TRAIN has images for."""
     vote: Vote = "majority"
     """Equal votes, or weights exp(similarity / temperature)."""
     temperature: float = TEMPERATURE
@@ -72,6 +96,8 @@ class KnnConfig(FrozenConfig):
     """Bound of the similarities that the torch backend holds at once, GiB."""
     retrieval: bool = False
     """Also the mean average precision of ranking all of TRAIN for each test image."""
+    embedding: Embedding = "pca"
+    """The plane of the figure of all test images; umap needs the extra `umap`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +106,18 @@ class LinearConfig(FrozenConfig):
 
     name: str = "v1"
     """Of the recipe, for the protocol id."""
-    lrs: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    mode: Mode = "cached"
+    """Features of fixed centre crops, or live: of random crops and flips, made anew in each epoch, one setting only."""
+    lrs: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Learning rates of the grid."""
     weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)
     """Weight decays of the grid."""
+    more_levels: tuple[int, ...] = ()
+    """Levels whose spatial means are tried beside the feature, as further choices of the grid, -1: the last."""
+    unit: tuple[bool, ...] = (False,)
+    """Whether features are brought to unit length before they are standardised; give both to try both."""
     held_out: float = 0.1
     """Share of each class of TRAIN that the choice is made on; the chosen point is then trained on all of TRAIN."""
-    unit: bool = False
-    """Bring features to unit length before they are standardised."""
     epochs: int = 40
     """Passes over the features."""
     probe_batch_size: int = 256
@@ -95,3 +125,29 @@ class LinearConfig(FrozenConfig):
     schedule: Schedule = Cosine()  # noqa: RUF009  # frozen
     at_once: int | None = None
     """Points of the grid trained together, what memory allows; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogregConfig(FrozenConfig):
+    """Logistic regression by L-BFGS to convergence; its penalty is chosen on a held-out part of TRAIN."""
+
+    penalties: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    """Factors l of l/2 |W|^2 beside the mean cross-entropy."""
+    held_out: float = 0.1
+    """Share of each class of TRAIN that the choice is made on; the classifier is then fitted on all of TRAIN."""
+    tolerance: float = 1e-5
+    """Converged where no entry of the gradient is larger."""
+    iterations: int = 1000
+    """At most, for each penalty; what has not converged by then is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotConfig(FrozenConfig):
+    """Logistic regression from a few images of each class, several draws of them."""
+
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Images per class; smaller draws are part of the larger ones."""
+    draws: int = 5
+    """Draws, each by its own seed: `--seed` and the next ones."""
+    inverse_penalty: float = 1.0
+    """C of the summed cross-entropy, beside |W|^2 / 2."""

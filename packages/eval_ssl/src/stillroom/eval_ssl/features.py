@@ -1,13 +1,23 @@
 """One pass over images: frozen features in the order of the files, kept on disk for the next evaluation."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Normalize, Run, weights_sha256
+from stillroom.backbone import (
+    Backbone,
+    EvaluationView,
+    Features,
+    ImageDataset,
+    ImageFiles,
+    Normalize,
+    Run,
+    weights_sha256,
+)
 from stillroom.backbone.images import EvaluationBatches, OnBroken, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
@@ -15,50 +25,86 @@ from stillroom.backbone.store import Store, cache_directory, store_bytes
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features (n, d) with labels (n,), and the images that could not be read and are not among them.
+    """Features (n, d) of the n images that could be read, and the sentences about those that could not.
 
     Features that come from the cache are mapped from the disk, and not to be written to.
+
+    Attributes:
+        features: one row for each of `files`.
+        files: the images that could be read.
+        broken: why the others could not.
+        readings: the columns of each reading of the net, by its name; see `Extractor`.
     """
 
     features: Float[Tensor, "n d"]
-    labels: Int[Tensor, " n"]
-    broken: tuple[str, ...] = ()
+    files: ImageFiles
+    broken: tuple[str, ...]
+    readings: dict[str, slice]
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """Class numbers; -1 where the files have none."""
+        return torch.tensor(self.files.labels or [-1] * len(self.files))
 
 
 class Extractor(nn.Module):
-    """Pixels -> one frozen feature per image, float32.
+    """Pixels -> one frozen feature per image, float32: one reading of the net, or several side by side.
 
     Args:
         backbone: in its own input specification; it is set to eval mode.
         head: what the pooled feature goes through, or None.
-        level: instead of the pooled feature the spatial mean of this level's map, -1: the last; None: pooled.
+        levels: instead of the pooled feature the spatial means of these levels' maps, -1: the last, None: the pooled
+            feature; several stand side by side.
 
     Attributes:
-        dim: d.
+        readings: the columns of each, by name: `pooled`, `level-1`, ...
+        dim: columns in all, d.
 
     Raises:
-        ValueError: no such level; a head on a level.
+        ValueError: no such level, a level twice; a head on a level.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module | None = None, level: int | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, head: nn.Module | None = None, levels: Sequence[int | None] = (None,)
+    ) -> None:
         super().__init__()
-        self.backbone, self.head, self.level = backbone, head, level
+        self.backbone, self.head, self.levels = backbone, head, tuple(levels)
         self.normalize = Normalize(backbone.spec.input)
         self.eval()
-        levels = backbone.spec.levels
-        if level is not None and not -len(levels) <= level < len(levels):
-            raise ValueError(f"--level is {level}: {backbone.spec.name} has {len(levels)} levels")
-        if level is not None and head is not None:
+        self.readings: dict[str, slice] = {}
+        self.dim = 0
+        for level in self.levels:
+            name, width = self._name(level), self._width(level)
+            if name in self.readings:
+                raise ValueError(f"{name} is read twice: name each level once")
+            self.readings[name] = slice(self.dim, self.dim + width)
+            self.dim += width
+
+    def _name(self, level: int | None) -> str:
+        known = self.backbone.spec.levels
+        if level is None:
+            return "pooled"
+        if not -len(known) <= level < len(known):
+            raise ValueError(f"--level is {level}: {self.backbone.spec.name} has {len(known)} levels")
+        if self.head is not None:
             raise ValueError("--head reads the pooled feature: leave out --level")
-        self.dim = backbone.spec.dim if level is None else levels[level].channels
-        if head is not None:
-            self.dim = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1].out_features
+        return f"level{level - len(known) if level >= 0 else level}"  # counted from the last, so each has one name
+
+    def _width(self, level: int | None) -> int:
+        if level is not None:
+            return self.backbone.spec.levels[level].channels
+        if self.head is None:
+            return self.backbone.spec.dim
+        return [layer for layer in self.head.modules() if isinstance(layer, nn.Linear)][-1].out_features
 
     @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         features = self.backbone(self.normalize(images))
-        if self.level is not None:
-            return features.maps[self.level].float().mean(dim=(2, 3))
+        return torch.cat([self._read(features, level) for level in self.levels], dim=1)
+
+    def _read(self, features: Features, level: int | None) -> Float[Tensor, "b _"]:
+        if level is not None:
+            return features.maps[level].float().mean(dim=(2, 3))
         pooled = features.pooled.float()
         return pooled if self.head is None else self.head(pooled)
 
@@ -72,7 +118,7 @@ def extract_features(
     workers: int = 1,
     on_broken: OnBroken = "refuse",
     head: nn.Module | None = None,
-    level: int | None = None,
+    levels: Sequence[int | None] = (None,),
     keep: bool = True,
     label: str = "features",
 ) -> FeatureSet:
@@ -84,23 +130,21 @@ def extract_features(
 
     Args:
         backbone: on the run's device.
-        files: labelled images.
+        files: images, labelled or not.
         run: this process.
         batch_size: images per forward pass.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
-        head, level: see `Extractor`; the head on the run's device.
+        head, levels: see `Extractor`; the head on the run's device.
         keep: in `$STILLROOM_CACHE/features`, by default below ~/.cache/stillroom; a module of the user's own, whose
             code has no hash, is never kept.
         label: of the progress bar.
 
     Raises:
-        ValueError: unlabelled files, no readable image, features that are not finite, with the image's name; see also
+        ValueError: no readable image, features that are not finite, with the image's name; see also
             `Extractor` and `Store.open`.
     """
-    if files.labels is None:
-        raise ValueError(f"{files.root} was read without labels: evaluation needs class folders")
-    extractor = Extractor(backbone, head, level).to(run.device)
+    extractor = Extractor(backbone, head, levels).to(run.device)
     store = None
     if keep and not backbone.spec.name.startswith("module/"):
         store = open_store(extractor, files, run, batch_size)
@@ -136,10 +180,9 @@ def extract_features(
             everything[indices] = rows
     else:
         everything = store.values
-    labels = torch.tensor(files.labels)
     if not readable.all():
-        everything, labels = everything[readable], labels[readable]
-    return FeatureSet(everything, labels, tuple(broken))
+        everything, files = everything[readable], files.subset(readable.nonzero().flatten().tolist())
+    return FeatureSet(everything, files, tuple(broken), extractor.readings)
 
 
 def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: int) -> Store:
@@ -151,7 +194,7 @@ def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: in
         "net": [spec.name, spec.arguments],
         "input": asdict(spec.input),
         "feature": spec.feature,
-        "level": extractor.level,
+        "readings": list(extractor.readings),
         "head": None if head is None else weights_sha256(head),
         "files": files.stamp,
         "batch_size": batch_size,  # batch 1 and batch 64 differ in the last digits, and so do devices

@@ -1,7 +1,8 @@
 """Linear probes of frozen features: many settings trained at once on features that were made once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,10 +18,22 @@ _EPS = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting of a grid."""
+    """One setting of a grid: how to learn, and from what.
+
+    Args:
+        lr, weight_decay: of SGD.
+        reading: which of the features' readings; see `linear_probe`.
+        unit: whether features are brought to unit length before they are standardised.
+    """
 
     lr: float
     weight_decay: float
+    reading: str = "pooled"
+    unit: bool = False
+
+    def __str__(self) -> str:
+        unit = " of unit length" if self.unit else ""
+        return f"learning rate {self.lr:g}, weight decay {self.weight_decay:g}, {self.reading}{unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +135,14 @@ def train_probes(
     """
     check_grid(points)
     many = at_once or len(points)
-    groups = [points[start : start + many] for start in range(0, len(points), many)]
-    trained = [_train_group(features, labels, num_classes, group, recipe, progress) for group in groups]
+    trained: list[Linear] = []
+    for start in range(0, len(points), many):
+        probes = SgdProbes(features.shape[1], num_classes, points[start : start + many], recipe, features.device)
+        steps = batches(len(features), recipe)
+        for batch in steps if progress is None else progress.over(steps, close=False):
+            rows = batch.rows.to(features.device)
+            probes.step(features[rows], labels[rows], batch.epoch)
+        trained.append(probes.linear())
     return Linear(torch.cat([one.weight for one in trained]), torch.cat([one.bias for one in trained]))
 
 
@@ -138,47 +157,62 @@ class Rows:
         return len(self.rows)
 
 
-def batches(count: int, recipe: Recipe) -> Iterator[Rows]:
+def batches(count: int, recipe: Recipe, first_epoch: int = 0) -> Iterator[Rows]:
     """The steps of a run: each image once an epoch, in an order drawn from the seed and the epoch."""
     steps = -(-count // recipe.batch_size)
-    for epoch in range(recipe.epochs):
+    for epoch in range(first_epoch, recipe.epochs):
         order = torch.from_numpy(np.random.default_rng([recipe.seed, epoch]).permutation(count))
         for step, rows in enumerate(order.split(recipe.batch_size)):
             yield Rows(epoch + (step + 0.5) / steps, rows)
 
 
-@torch.no_grad()
-def _train_group(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    points: Sequence[Point],
-    recipe: Recipe,
-    progress: Progress | None,
-) -> Linear:
-    """The gradient is that of the mean cross-entropy, x^T (softmax - onehot) / b, plus weight decay on the weights."""
-    device, dim = features.device, features.shape[1]
-    lr = torch.tensor([point.lr for point in points], device=device).repeat_interleave(num_classes)
-    decay = torch.tensor([point.weight_decay for point in points], device=device).repeat_interleave(num_classes)
-    weight = torch.zeros(dim, len(points) * num_classes, device=device)
-    bias = torch.zeros(len(points) * num_classes, device=device)
-    speed, bias_speed, slope = torch.zeros_like(weight), torch.zeros_like(bias), torch.empty_like(weight)
-    steps = batches(len(features), recipe)
-    for batch in steps if progress is None else progress.over(steps, close=False):
-        rows = batch.rows.to(device)
-        x, y = features[rows], labels[rows]
-        apart = torch.addmm(bias, x, weight).view(len(x), len(points), num_classes).softmax(dim=2)
-        apart.scatter_add_(2, y[:, None, None].expand(-1, len(points), 1), apart.new_full((len(x), len(points), 1), -1))
+class SgdProbes:
+    """Linear classifiers in training, a grid of them side by side in one (d, g c) matrix.
+
+    The gradient is that of the mean cross-entropy, x^T (softmax - onehot) / b, plus weight decay.
+
+    Args:
+        dim: d.
+        num_classes: c.
+        points: the grid, g of them.
+        recipe: of all of them.
+        device: to train on.
+
+    Attributes:
+        state: weights and momentum, by name; all that a run needs to go on.
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, points: Sequence[Point], recipe: Recipe, device: torch.device
+    ) -> None:
+        self.recipe, self.num_classes, self.many = recipe, num_classes, len(points)
+        self._lr, self._decay = (
+            torch.tensor([getattr(point, name) for point in points], device=device).repeat_interleave(num_classes)
+            for name in ("lr", "weight_decay")
+        )
+        width = len(points) * num_classes
+        shapes = {"weight": (dim, width), "speed": (dim, width), "bias": (width,), "bias_speed": (width,)}
+        self.state = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+        self._slope = torch.empty(dim, width, device=device)
+
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "b d"], y: Int[Tensor, " b"], epoch: float) -> None:
+        """One update from a batch, at this place in the run."""
+        weight, speed, bias, bias_speed = (self.state[name] for name in ("weight", "speed", "bias", "bias_speed"))
+        apart = torch.addmm(bias, x, weight).view(len(x), self.many, self.num_classes).softmax(dim=2)
+        apart.scatter_add_(2, y[:, None, None].expand(-1, self.many, 1), apart.new_full((len(x), self.many, 1), -1))
         apart = apart.view(len(x), -1).div_(len(x))
-        torch.mm(x.T, apart, out=slope)
-        down = lr * -recipe.schedule.factor(batch.epoch, recipe.epochs)
-        speed.mul_(recipe.momentum).add_(slope).addcmul_(weight, decay)
-        bias_speed.mul_(recipe.momentum).add_(apart.sum(dim=0)).addcmul_(bias, decay)
+        torch.mm(x.T, apart, out=self._slope)
+        down = self._lr * -self.recipe.schedule.factor(epoch, self.recipe.epochs)
+        speed.mul_(self.recipe.momentum).add_(self._slope).addcmul_(weight, self._decay)
+        bias_speed.mul_(self.recipe.momentum).add_(apart.sum(dim=0)).addcmul_(bias, self._decay)
         weight.addcmul_(speed, down)
         bias.addcmul_(bias_speed, down)
-    return Linear(
-        weight.view(dim, len(points), num_classes).permute(1, 0, 2).contiguous(), bias.view(len(points), num_classes)
-    )
+
+    def linear(self) -> Linear:
+        """The classifiers as they are now."""
+        weight = self.state["weight"].view(-1, self.many, self.num_classes)
+        return Linear(weight.permute(1, 0, 2).contiguous(), self.state["bias"].view(self.many, -1).clone())
 
 
 def check_share(share: float) -> None:
@@ -234,8 +268,8 @@ def linear_probe(
     points: Sequence[Point],
     recipe: Recipe,
     *,
+    readings: Mapping[str, slice] | None = None,
     held_out: float = 0.1,
-    unit: bool = False,
     at_once: int | None = None,
     progress: Progress | None = None,
 ) -> Probed:
@@ -246,32 +280,59 @@ def linear_probe(
     Args:
         train_x, train_y: features and class numbers; standardised here by their own statistics.
         test_x: features to classify.
-        num_classes, points, recipe, at_once, progress: see `train_probes`; the bar is of all passes, also the last one.
+        num_classes, points, recipe, at_once, progress: see `train_probes`; points with the same reading are trained at
+            once; the bar is of all passes, also the last one.
+        readings: the columns of each reading; None: all columns are the reading `pooled`.
         held_out: share of each class that the choice is made on.
-        unit: see `Standardise`.
 
     Raises:
         ValueError: see `check_grid` and `split_stratified`; constant features; a chosen point that diverged.
     """
-    if bool((train_x == train_x[0]).all()):
-        raise ValueError("the backbone gives the same feature for every training image: there is nothing to learn")
+    check_varied(train_x)
     check_grid(points)
+    columns = {"pooled": slice(None)} if readings is None else readings
     chosen, accuracies = points[0], tuple[float, ...]()
     if len(points) > 1:
         kept, held = split_stratified(train_y.cpu(), held_out, recipe.seed)
-        scale = Standardise.fit(train_x[kept], unit=unit)
-        grid = train_probes(
-            scale(train_x[kept]), train_y[kept], num_classes, points, recipe, at_once=at_once, progress=progress
-        )
-        unseen = scale(train_x[held])
-        accuracies = tuple(
-            float((grid.predict(unseen, place).argmax(dim=1) == train_y[held]).double().mean())
-            for place in range(len(points))
-        )
+        found: dict[Point, float] = {}
+        for (reading, unit), group in groupby(points, key=lambda point: (point.reading, point.unit)):
+            members, given = list(group), train_x[:, columns[reading]]
+            scale = Standardise.fit(given[kept], unit=unit)
+            grid = train_probes(
+                scale(given[kept]), train_y[kept], num_classes, members, recipe, at_once=at_once, progress=progress
+            )
+            unseen = scale(given[held])
+            for place, point in enumerate(members):
+                found[point] = accuracy_of(grid.predict(unseen, place), train_y[held])
+        accuracies = tuple(found[point] for point in points)
         chosen = points[accuracies.index(max(accuracies))]
-    scale = Standardise.fit(train_x, unit=unit)
-    final = train_probes(scale(train_x), train_y, num_classes, [chosen], recipe, progress=progress)
-    logits = final.predict(scale(test_x), 0)
+    given, asked = (each[:, columns[chosen.reading]] for each in (train_x, test_x))
+    scale = Standardise.fit(given, unit=chosen.unit)
+    final = train_probes(scale(given), train_y, num_classes, [chosen], recipe, progress=progress)
+    return Probed(chosen, accuracies, check_converged(final.predict(scale(asked), 0), chosen))
+
+
+def accuracy_of(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
+    """Top-1, a fraction."""
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def check_varied(train_x: Float[Tensor, "n d"]) -> None:
+    """Refuse features that are all the same.
+
+    Raises:
+        ValueError: a constant backbone.
+    """
+    if bool((train_x == train_x[0]).all()):
+        raise ValueError("the backbone gives the same feature for every training image: there is nothing to learn")
+
+
+def check_converged(logits: Float[Tensor, "m c"], point: Point) -> Float[Tensor, "m c"]:
+    """The logits of a probe, unless it diverged.
+
+    Raises:
+        ValueError: logits that are not finite.
+    """
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError(f"the probe of learning rate {chosen.lr:g} diverged: give smaller --lrs")
-    return Probed(chosen, accuracies, logits)
+        raise ValueError(f"the probe of learning rate {point.lr:g} diverged: give smaller --lrs")
+    return logits

@@ -1,0 +1,92 @@
+"""Pictures, looked at by their pixels."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+from torch.nn.functional import normalize
+
+from stillroom.eval_ssl.figures import choose_queries, draw_confusion, draw_neighbours, draw_shots, embed
+
+GREEN, RED = (42, 143, 74), (200, 50, 43)
+
+
+def test_frames_of_the_sheet_say_what_was_right(labelled: Callable[..., Path], tmp_path: Path) -> None:
+    folder = labelled("train", per_class=3, classes=("blue", "red"))
+    blue, red = (sorted((folder / name).glob("*.png")) for name in ("blue", "red"))
+    draw_neighbours(
+        tmp_path / "sheet.png", [blue[0], red[0]], [blue[1:], [red[1], blue[0]]], [[True, True], [True, False]],
+        [True, False],
+    )  # fmt: skip
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert pixels.shape == (2 * 80, 3 * 80 + 8, 3)
+    lefts = (0, 88, 168)
+    frames = [[tuple(pixels[row * 80 + 1, left + 30].tolist()) for left in lefts] for row in (0, 1)]
+    assert frames == [[GREEN, GREEN, GREEN], [RED, GREEN, RED]]
+    inside = pixels[30, 30].astype(int)
+    assert inside[2] > inside[0]  # the picture itself: blue
+
+
+def test_half_of_the_queries_were_answered_wrongly_where_there_are_as_many() -> None:
+    right = torch.ones(100, dtype=torch.bool)
+    right[::10] = False
+    chosen = choose_queries(right, seed=0, many=8)
+    assert right[chosen].tolist() == [False] * 4 + [True] * 4 and len(set(chosen)) == 8
+    assert chosen == choose_queries(right, seed=0, many=8) != choose_queries(right, seed=1, many=8)
+    right[:] = True
+    right[3] = False
+    assert len(choose_queries(right, seed=0, many=8)) == 8 and choose_queries(right, seed=0, many=8)[0] == 3
+    assert len(choose_queries(torch.tensor([True, False]), seed=0)) == 2
+    assert right[choose_queries(~right, seed=0, many=8)].tolist() == [True] * 7 + [False]
+
+
+@pytest.mark.parametrize("num_classes", [3, 41])
+def test_confusions_are_drawn_for_few_and_for_many_classes(tmp_path: Path, num_classes: int) -> None:
+    truth = torch.arange(num_classes).repeat(4)
+    names = [f"class-{i}" for i in range(num_classes)]
+    for name, predicted in (("right", truth), ("wrong", (truth + 1) % num_classes)):
+        draw_confusion(tmp_path / f"{name}.png", truth, predicted, names, "a title")
+    right, wrong = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("right", "wrong"))
+    assert min(right.shape[:2]) > 200 and right.std() > 10
+    assert right.shape != wrong.shape or not np.array_equal(right, wrong)
+
+
+def test_the_plane_is_that_of_scikit_learns_pca() -> None:
+    features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 9)
+    expected = PCA(n_components=2, svd_solver="full").fit_transform(normalize(features, dim=1).double().numpy())
+    plane = embed(features, "pca")
+    np.testing.assert_allclose(np.abs(plane), np.abs(expected), atol=1e-5)
+
+
+def test_umap_keeps_clouds_apart() -> None:
+    pytest.importorskip("umap")
+    generator = torch.Generator().manual_seed(0)
+    clouds = torch.randn(2, 1, 16, generator=generator) * 5 + torch.randn(2, 40, 16, generator=generator)
+    plane = embed(clouds.flatten(0, 1), "umap")
+    centres = plane.reshape(2, 40, 2).mean(axis=1)
+    spread = plane.reshape(2, 40, 2).std(axis=1).mean()
+    assert np.linalg.norm(centres[0] - centres[1]) > 2 * spread
+
+
+def test_umap_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(
+        ValueError, match=r"--embedding umap needs umap-learn: pip install 'stillroom-eval-ssl\[umap\]'"
+    ):
+        embed(torch.randn(5, 3), "umap")
+
+
+def test_shots_are_a_line_for_each_net(tmp_path: Path) -> None:
+    one = {1: (20.0, 2.0), 4: (40.0, 1.0)}
+    draw_shots(tmp_path / "one.png", {"a": one}, "few-shot")
+    draw_shots(tmp_path / "two.png", {"a": one, "b": {1: (30.0, 2.0), 4: (60.0, 1.0)}}, "few-shot")
+    colours = [
+        len(np.unique(np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).reshape(-1, 3), axis=0))
+        for name in ("one", "two")
+    ]
+    assert colours[1] > colours[0] > 2

@@ -1,0 +1,135 @@
+"""SimReg's live linear evaluation against a plain loop over the same crops."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from stillroom.backbone import Normalize, Run, build_backbone, read_labelled, replace_input
+from stillroom.backbone.images import ImageDataset
+from stillroom.backbone.schedule import Step
+from stillroom.eval_ssl.features import Extractor, extract_features
+from stillroom.eval_ssl.live import CropView, train_live
+from stillroom.eval_ssl.probe import Point, Recipe, batches
+
+Make = Callable[..., Path]
+RECIPE = Recipe(epochs=3, batch_size=8, schedule=Step(every=1, gamma=0.5))
+POINT = Point(lr=0.5, weight_decay=1e-3, unit=True)
+
+
+def live(folder: Path, run: Run, recipe: Recipe = RECIPE, **options) -> Tensor:
+    torch.manual_seed(7)
+    net = replace_input(build_backbone("cifar/resnet20"), size=16)
+    train = extract_features(net, read_labelled(folder), run, workers=0, batch_size=4)
+    settings = {"batch_size": 3, "workers": 0} | options
+    return train_live(Extractor(net), train, train.features, POINT, recipe, run, **settings)
+
+
+def test_two_epochs_are_what_a_plain_loop_gives(labelled: Make, run: Run) -> None:
+    folder = labelled("train", per_class=6)
+    recipe = replace(RECIPE, epochs=2)
+    torch.manual_seed(7)
+    net = replace_input(build_backbone("cifar/resnet20"), size=16).eval()
+    files, spec = read_labelled(folder), net.spec.input
+    centre = normalize(extract_features(net, files, run, workers=0, batch_size=4).features.double(), dim=1)
+    mean, std = centre.mean(dim=0), (centre.var(dim=0, correction=0) + 1e-5).sqrt()
+    crops = ImageDataset(files, CropView(spec), seed=recipe.seed)
+    layer = nn.Linear(64, 3).double()
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD(layer.parameters(), POINT.lr, momentum=0.9, weight_decay=POINT.weight_decay)
+    labels = torch.tensor(files.labels)
+    for step in batches(len(files), recipe):
+        images = torch.stack([crops[int(step.epoch), row][1] for row in step.rows.tolist()])
+        with torch.no_grad():
+            x = (normalize(net(Normalize(spec)(images)).pooled.double(), dim=1) - mean) / std
+        optimizer.param_groups[0]["lr"] = POINT.lr * recipe.schedule.factor(step.epoch, recipe.epochs)
+        optimizer.zero_grad()
+        cross_entropy(layer(x), labels[step.rows]).backward()
+        optimizer.step()
+    expected = layer((centre - mean) / std).detach()
+    torch.testing.assert_close(
+        live(folder, run, recipe).double(), expected, rtol=0, atol=1e-3
+    )  # of features, not steps
+
+
+def test_crops_change_with_image_and_epoch_and_not_with_the_moment(labelled: Make) -> None:
+    files = read_labelled(labelled("train", per_class=2))
+    spec = replace_input(build_backbone("cifar/resnet20"), size=16).spec.input
+    crops = ImageDataset(files, CropView(spec))
+    first, again, later = crops[0, 1][1], crops[0, 1][1], crops[1, 1][1]
+    assert first.shape == (3, 16, 16) and torch.equal(first, again) and not torch.equal(first, later)
+
+
+def test_crops_are_of_8_to_100_percent_and_half_of_them_flipped() -> None:
+    spec = replace_input(build_backbone("cifar/resnet20"), size=16).spec.input
+    ramp = torch.arange(256, dtype=torch.uint8)[None].repeat(256, 1).numpy()
+    image = Image.merge("RGB", [Image.fromarray(ramp)] * 3)
+    torch.manual_seed(0)
+    spans = [
+        (view[0, :, -1].float() - view[0, :, 0].float()).mean().item()
+        for view in (CropView(spec)(image) for _ in range(300))
+    ]
+    widths = torch.tensor(spans).abs() / 255
+    assert 0.15 < widths.min() < 0.4 and widths.max() > 0.85
+    assert 0.4 < sum(span < 0 for span in spans) / 300 < 0.6
+
+
+def test_a_run_that_was_stopped_goes_on_after_its_last_whole_epoch(
+    labelled: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = labelled("train", per_class=6)
+    whole = live(folder, run, keep=False)
+    calls: list[int] = []
+    forward = Extractor.forward
+
+    def fail_in_the_second_epoch(self: Extractor, images: Tensor) -> Tensor:
+        calls.append(len(images))
+        if sum(calls) > 18 + 18 + 8:  # the centre crops' features, an epoch, a step
+            raise KeyboardInterrupt
+        return forward(self, images)
+
+    monkeypatch.setenv("STILLROOM_CACHE", str(folder.parent / "own"))
+    monkeypatch.setattr(Extractor, "forward", fail_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        live(folder, run)
+    monkeypatch.setattr(
+        Extractor, "forward", lambda self, images: (calls.append(len(images)), forward(self, images))[1]
+    )
+    calls.clear()
+    assert torch.equal(live(folder, run), whole)
+    assert sum(calls) == 2 * 18  # of three epochs one was done, and the features are kept
+    calls.clear()
+    assert torch.equal(live(folder, run), whole) and sum(calls) == 3 * 18  # a run that ended keeps no state
+
+
+DISTRIBUTED = """
+import sys; sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+from stillroom.backbone import Run
+from test_live import live
+run = Run.start("cpu")
+torch.save(live(Path(sys.argv[1]), run), Path(sys.argv[2]) / f"{run.rank}.pt")
+run.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_to_the_bit(labelled: Make, tmp_path: Path, run: Run) -> None:
+    folder = labelled("train", per_class=6)
+    (tmp_path / "live.py").write_text(DISTRIBUTED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(tmp_path / "live.py"), str(folder), str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    alone = live(folder, run, keep=False)
+    for rank in (0, 1):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone)
