@@ -4,16 +4,19 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 Metric = Literal["cosine", "l2"]
 Backend = Literal["torch", "faiss"]
 
-_QUERY_ROWS = 512  # of one matrix product
+_QUERY_ROWS = 1024  # of one matrix product, and below how many columns of it: what a CPU multiplies fastest
+_PRODUCT_COLUMNS = 2048
+_FAISS_BLOCKS = {"distance_compute_blas_query_bs": 1024, "distance_compute_blas_database_bs": 8192}
 _GROUP_RATIO = 4  # sorted out directly below so many rows a neighbour
+_NO_LENGTH = 1e-12
 
 
 def check_k(k: Sequence[int], num_images: int) -> None:
@@ -55,10 +58,7 @@ def nearest_neighbours(
             equal), no room for one row of similarities, faiss that is not installed.
     """
     check_k([k], len(train_x) - (test_x is None))
-    for each in (train_x, test_x):
-        if each is not None and not bool(torch.isfinite(each).all()):
-            raise ValueError("some features are not finite: they have no neighbours")
-    if len(train_x) > 1 and bool((train_x == train_x[0]).all()):
+    if len(train_x) > 1 and torch.equal(train_x[0], train_x[-1]) and bool((train_x == train_x[0]).all()):
         raise ValueError("the backbone gives the same feature for every training image: there are no neighbours")
     train, test = prepare(train_x, metric), None if test_x is None else prepare(test_x, metric)
     if metric == "l2":  # distances stay, and lose fewer digits, when the common mean is gone
@@ -69,8 +69,16 @@ def nearest_neighbours(
 
 
 def prepare(features: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n d"]:
-    """float32, and for the cosine of unit length."""
-    return normalize(features.float(), dim=1) if metric == "cosine" else features.float()
+    """float32, and for the cosine of unit length, zero where there is no length.
+
+    Raises:
+        ValueError: features, or their squared lengths, that are not finite.
+    """
+    features = features.float()
+    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    if not bool(torch.isfinite(lengths).all()):
+        raise ValueError("some features are not finite: they have no neighbours")
+    return features / lengths.clamp(min=_NO_LENGTH) if metric == "cosine" else features
 
 
 def _search(train: Tensor, test: Tensor | None, k: int, metric: Metric, memory_gib: float) -> tuple[Tensor, Tensor]:
@@ -80,16 +88,17 @@ def _search(train: Tensor, test: Tensor | None, k: int, metric: Metric, memory_g
     columns = min(len(train), max(held // rows, 2 * k))
     rows = max(1, min(rows, held // columns))
     lengths = train.square().sum(dim=1) if metric == "l2" else None
-    room = torch.empty(
-        rows * columns, device=train.device
-    )  # used over and over: fresh pages cost more than the product
+    wide = _PRODUCT_COLUMNS if train.device.type == "cpu" else columns
+    room = torch.empty(rows * columns, device=train.device)  # used over and over: fresh pages cost more than products
     values, indices = [], []
     for start in range(0, len(asked), rows):
         query = asked[start : start + rows]
         best: tuple[Tensor, Tensor] | None = None
         for first in range(0, len(train), columns):
             block = train[first : first + columns]
-            near = torch.mm(query, block.T, out=room[: len(query) * len(block)].view(len(query), len(block)))
+            near = room[: len(query) * len(block)].view(len(query), len(block))
+            for tile in range(0, len(block), wide):
+                torch.mm(query, block[tile : tile + wide].T, out=near[:, tile : tile + wide])
             if lengths is not None:  # - |a - b|^2 = 2 a.b - |b|^2 - |a|^2, of which the last is the same for the row
                 near.mul_(2).sub_(lengths[first : first + columns])
             if alone:
@@ -129,10 +138,9 @@ def largest(near: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q k"], I
     maxima = members.amax(dim=1)
     chosen = maxima.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
     candidates = members.gather(2, chosen[:, None, :].expand(-1, g, -1)).flatten(1)
-    rest = torch.arange(g * groups, n, device=near.device)
     values, places = _sorted_largest(torch.cat([candidates, near[:, g * groups :]], dim=1), k)
-    columns = chosen[:, None, :] + groups * torch.arange(g, device=near.device)[:, None]
-    indices = torch.cat([columns.flatten(1), rest.expand(rows, -1)], dim=1).gather(1, places)
+    behind = places - g * k  # places among the columns that no group holds
+    indices = torch.where(behind < 0, chosen.gather(1, places % k) + groups * (places // k), g * groups + behind)
     last = values[:, -1:]
     outside = (maxima >= last).sum(dim=1) > (maxima.gather(1, chosen) >= last).sum(dim=1)
     if outside.any():  # rare: equal numbers stand in a group that was not chosen
@@ -142,11 +150,7 @@ def largest(near: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q k"], I
 
 def _sorted_largest(near: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The same without groups; topk leaves open which of equal numbers it takes and in what order."""
-    values, indices = near.topk(k, dim=1)
-    by_position = indices.argsort(dim=1)
-    values, indices = values.gather(1, by_position), indices.gather(1, by_position)
-    by_value = values.argsort(dim=1, descending=True, stable=True)
-    values, indices = values.gather(1, by_value), indices.gather(1, by_value)
+    values, indices = _by_row_number(*near.topk(k, dim=1))
     last = values[:, -1:]
     cut = (near == last).sum(dim=1) > (values == last).sum(dim=1)  # equal ones stand on both sides of the k-th
     if cut.any():  # rare: duplicate images, dead features
@@ -155,14 +159,21 @@ def _sorted_largest(near: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
+def _by_row_number(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Falling numbers, equal ones in the order of their rows."""
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
+    if tied.any():  # rare: see above
+        by_row = indices[tied].argsort(dim=1)
+        value, index = values[tied].gather(1, by_row), indices[tied].gather(1, by_row)
+        by_value = value.argsort(dim=1, descending=True, stable=True)
+        values[tied], indices[tied] = value.gather(1, by_value), index.gather(1, by_value)
+    return values, indices
+
+
 def _search_faiss(train: Tensor, test: Tensor | None, k: int, metric: Metric, _: float) -> tuple[Tensor, Tensor]:
-    """IndexFlat; a row's own place among its neighbours is dropped."""
-    faiss = _import_faiss()
-    index: Any = faiss.IndexFlatIP(train.shape[1]) if metric == "cosine" else faiss.IndexFlatL2(train.shape[1])
-    if faiss.get_num_gpus() and train.device.type == "cuda":
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), train.device.index or 0, index)
-    index.add(train.cpu().numpy())
-    scores, places = index.search((train if test is None else test).cpu().numpy(), k + (test is None))
+    """faiss's exact search; a row's own place among its neighbours is dropped."""
+    asked = train if test is None else test
+    scores, places = _ask_faiss(train, asked, k + (test is None), metric)
     values, indices = torch.from_numpy(scores), torch.from_numpy(places)
     if metric == "l2":
         values = -values
@@ -173,12 +184,23 @@ def _search_faiss(train: Tensor, test: Tensor | None, k: int, metric: Metric, _:
     return _by_row_number(values.to(train.device), indices.to(train.device))
 
 
-def _by_row_number(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Equal similarities in the order of their rows."""
-    by_row = indices.argsort(dim=1)
-    values, indices = values.gather(1, by_row), indices.gather(1, by_row)
-    by_value = values.argsort(dim=1, descending=True, stable=True)
-    return values.gather(1, by_value), indices.gather(1, by_value)
+def _ask_faiss(train: Tensor, asked: Tensor, k: int, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    faiss = _import_faiss()
+    known, queries = train.cpu().numpy(), asked.cpu().numpy()
+    measure = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
+    if faiss.get_num_gpus() and train.device.type == "cuda":
+        index = faiss.IndexFlat(train.shape[1], measure)
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), train.device.index or 0, index)
+        index.add(known)
+        return index.search(queries, k)
+    before = {name: getattr(faiss.cvar, name) for name in _FAISS_BLOCKS}
+    try:
+        for name, size in _FAISS_BLOCKS.items():
+            setattr(faiss.cvar, name, size)
+        return faiss.knn(queries, known, k, metric=measure)
+    finally:
+        for name, size in before.items():
+            setattr(faiss.cvar, name, size)
 
 
 def _import_faiss() -> Any:
