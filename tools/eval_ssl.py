@@ -1,4 +1,4 @@
-"""Frozen evaluation of a backbone: knn | linear | linear-simreg | smoke. The same as `stillroom-eval-ssl`."""
+"""Frozen evaluation of a backbone: knn, linear, logreg, few-shot, features. The same as `stillroom-eval-ssl`."""
 
 from stillroom.eval_ssl.cli import main
 

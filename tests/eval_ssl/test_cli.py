@@ -10,7 +10,7 @@ import jaxtyping
 import pytest
 
 from stillroom.backbone import read_results
-from stillroom.eval_ssl import KnnConfig, LinearConfig
+from stillroom.eval_ssl import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
 from stillroom.eval_ssl.cli import main
 
 Make = Callable[..., Path]
@@ -93,7 +93,15 @@ def test_a_wrong_input_is_one_sentence_on_stderr_and_exit_code_2(
 
 @pytest.mark.parametrize(
     ("subcommand", "config"),
-    [("knn", KnnConfig), ("smoke", KnnConfig), ("linear", LinearConfig), ("linear-simreg", LinearConfig)],
+    [
+        ("knn", KnnConfig),
+        ("smoke", KnnConfig),
+        ("linear", LinearConfig),
+        ("linear-simreg", LinearConfig),
+        ("logreg", LogregConfig),
+        ("few-shot", FewShotConfig),
+        ("features", FeaturesConfig),
+    ],
 )
 def test_help_explains_every_flag_with_its_unit_and_default(
     cli: Cli, capsys: pytest.CaptureFixture[str], subcommand: str, config: type
@@ -106,7 +114,7 @@ def test_help_explains_every_flag_with_its_unit_and_default(
     del flags["help"]
     assert {name.split(".")[0] for name in flags} == {field.name.replace("_", "-") for field in fields(config)}
     for flag in flags.values():
-        assert re.search(r"\. \((default: .+|required)\)", flag), f"no sentence, or no default: {flag}"
+        assert re.search(r"\. \((default: .*|required)\)", flag), f"no sentence, or no default: {flag}"
     assert "Input side, pixels; None as the checkpoint says. (default: None)" in text
     assert "Crop over resized side, (0, 1]" in text
     assert "Images per forward pass. (default: 64)" in text
