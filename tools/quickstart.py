@@ -88,10 +88,11 @@ def main_path(tour: Tour) -> None:
     once(supervised, cls_transfer.finetune, cls_transfer.resume)
 
     step("k-NN on classes that nobody has been taught")
+    student = str(out / "kdep" / "student")
     nets = {
         "random ResNet-20": f"random:{STUDENT}",
         "supervised ResNet-20": str(out / "supervised" / "checkpoint"),
-        "KDEP ResNet-20, no labels": str(out / "kdep" / "student"),
+        "KDEP ResNet-20, no labels": student,
         "teacher ResNet-18": str(out / "teacher" / "checkpoint"),
     }
     rows = []
@@ -99,11 +100,14 @@ def main_path(tour: Tour) -> None:
         runs = [out / f"knn-{number}-{task}" for task in TASKS]
         for run, task in zip(runs, TASKS, strict=True):
             folders = {"train": data / task / "train", "test": data / task / "val"}
-            once(eval_ssl.KnnConfig(checkpoint=(net,), **folders, out=run), eval_ssl.evaluate, None)
+            knn = eval_ssl.KnnConfig(checkpoint=(net,), **folders, out=run, figures=net == student)
+            once(knn, eval_ssl.evaluate, None)
         rows.append(f"{label}={','.join(map(str, runs))}")
     print()
     subprocess.run([sys.executable, str(TOOLS / "table.py"), *rows, "--metric", "top1_k10"], check=True)
-    print(f"\nThe student: {out / 'kdep' / 'student'}  ({time.perf_counter() - began:.0f} s)")
+    pictures = out / f"knn-{list(nets.values()).index(student)}-{TASKS[0]}" / "figures"
+    print(f"\nWhat it takes for alike: {pictures}")
+    print(f"The student: {student}  ({time.perf_counter() - began:.0f} s)")
 
 
 def once(config: Any, start: Callable[[Any], Path], resume: Callable[[Path], Path] | None) -> None:

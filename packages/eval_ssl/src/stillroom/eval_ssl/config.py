@@ -113,7 +113,7 @@ class LinearConfig(FrozenConfig):
     weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)
     """Weight decays of the grid."""
     more_levels: tuple[int, ...] = ()
-    """Levels whose spatial means are tried beside the feature, as further choices of the grid, -1: the last; as a rule none."""
+    """Levels whose spatial means are tried beside the feature, as more choices of the grid, -1: the last; or none."""
     unit: tuple[bool, ...] = (False,)
     """Whether features are brought to unit length before they are standardised; give both to try both."""
     held_out: float = 0.1
