@@ -16,7 +16,7 @@ import tyro
 from stillroom.backbone import ImageFiles, read_labelled, read_unlabelled
 from stillroom.backbone.command import plainly
 from stillroom.backbone.files import replace_directory, write_file
-from stillroom.backbone.images import listed
+from stillroom.backbone.images import listed, shuffled_by_class
 
 _CLASSES_SEED = 1234  # of SimReg's ImageNet-100
 
@@ -68,10 +68,10 @@ def choose(subset: Subset) -> ImageFiles:
         if not 0 < subset.classes <= len(files.classes):
             raise ValueError(f"{subset.data} has {len(files.classes)} classes, {subset.classes} were asked for")
         kept = np.random.RandomState(_CLASSES_SEED).permutation(len(files.classes))[: subset.classes].tolist()
-    labels = np.array(files.labels or [0] * len(files))
+    places = shuffled_by_class(files.labels or [0] * len(files), subset.seed)
     chosen: list[int] = []
     for label in kept:
-        members = np.flatnonzero(labels == label)
+        members = places[label]
         count = len(members)
         if subset.per_class is not None:
             count = subset.per_class
@@ -79,7 +79,7 @@ def choose(subset: Subset) -> ImageFiles:
                 raise ValueError(f"class {files.classes[label]} has {len(members)} images, {count} were asked for")
         elif subset.fraction is not None:
             count = max(1, round(subset.fraction * len(members)))
-        chosen += np.random.default_rng([subset.seed, label]).permutation(members)[:count].tolist()
+        chosen += members[:count]
     return files.subset(sorted(chosen))
 
 

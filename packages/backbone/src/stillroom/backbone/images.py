@@ -135,6 +135,16 @@ def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> I
     return ImageFiles(root, tuple(paths), tuple(labels), classes)
 
 
+def shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
+    """The places of each class's images, in an order drawn from the seed and the class: its first ones are a draw."""
+    places: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
+    for place, label in enumerate(labels):
+        places[label].append(place)
+    return {
+        label: np.random.default_rng([seed, label]).permutation(members).tolist() for label, members in places.items()
+    }
+
+
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")

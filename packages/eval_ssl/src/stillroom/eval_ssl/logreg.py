@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from stillroom.backbone.images import shuffled_by_class
 from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_varied, split_stratified
 
 TOLERANCE = 1e-5
@@ -172,11 +172,10 @@ def draw_shots(labels: Int[Tensor, " n"], shots: int, seed: int) -> Int[Tensor, 
         ValueError: a class with fewer images.
     """
     rows: list[int] = []
-    for label in sorted(set(labels.tolist())):
-        members = np.flatnonzero(labels.numpy() == label)
-        if len(members) < shots:
-            raise ValueError(f"class number {label} has {len(members)} training images: {shots} shots need more")
-        rows += np.random.default_rng([seed, label]).permutation(members)[:shots].tolist()
+    for label, order in shuffled_by_class(labels.tolist(), seed).items():
+        if len(order) < shots:
+            raise ValueError(f"class number {label} has {len(order)} training images: {shots} shots need more")
+        rows += order[:shots]
     return torch.tensor(rows)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stillroom.backbone.images import shuffled_by_class
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.schedule import Cosine, Schedule
 
@@ -234,12 +235,10 @@ def split_stratified(labels: Int[Tensor, " n"], share: float, seed: int) -> tupl
     check_share(share)
     kept: list[int] = []
     held: list[int] = []
-    for label in sorted(set(labels.tolist())):
-        members = np.flatnonzero(labels.numpy() == label)
-        if len(members) < 2:
+    for label, order in shuffled_by_class(labels.tolist(), seed).items():
+        if len(order) < 2:
             raise ValueError(f"class number {label} has one training image: there is none to hold out")
-        order = np.random.default_rng([seed, label]).permutation(members).tolist()
-        count = min(max(1, round(share * len(members))), len(members) - 1)
+        count = min(max(1, round(share * len(order))), len(order) - 1)
         held += order[:count]
         kept += order[count:]
     return torch.tensor(sorted(kept)), torch.tensor(sorted(held))

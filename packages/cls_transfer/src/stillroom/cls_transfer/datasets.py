@@ -1,0 +1,264 @@
+"""The four data sets of KDEP's classification transfer, and CIFAR-10, in the layouts their authors publish."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.utils import download_and_extract_archive
+
+from stillroom.backbone import ImageFiles, Run, read_labelled
+from stillroom.backbone.files import replace_directory
+from stillroom.backbone.images import EXTENSIONS, shuffled_by_class
+from stillroom.backbone.progress import Progress
+from stillroom.backbone.store import cache_directory, key_of
+
+TaskName = Literal["cifar10", "cifar100", "dtd", "caltech256", "cub"]
+
+_SIDE = 32  # px of CIFAR
+_PIXELS = 3 * _SIDE * _SIDE
+_PER_CLASS = 60  # training images of Caltech-256
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images to learn from and images to test on.
+
+    Attributes:
+        train, test: labelled, of the same classes.
+        words: which part of which data set it is, for the protocol id.
+    """
+
+    train: ImageFiles
+    test: ImageFiles
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a whole data set holds."""
+
+    classes: int
+    train: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a data set is read from.
+
+    Args:
+        data: the folder that holds the published folders: cifar-100-binary, dtd, 256_ObjectCategories, CUB_200_2011.
+        run: this process; the main one unpacks.
+        seed: of the training images of Caltech-256.
+        dtd_split: 1 to 10.
+        first: Caltech-256's first 60 images of each class instead of drawn ones, as KDEP's released code takes them.
+        partial: take what is there of an incomplete data set, and say so.
+        download: fetch CIFAR where it is missing.
+    """
+
+    data: Path
+    run: Run
+    seed: int = 0
+    dtd_split: int = 1
+    first: bool = False
+    partial: bool = False
+    download: bool = False
+
+
+def read_task(name: TaskName, source: Source) -> Splits:
+    """Read one of the data sets.
+
+    Raises:
+        ValueError: a folder or file that is missing, damaged, or incomplete (without `partial`), with what is expected.
+    """
+    readers: dict[str, tuple[Callable[[Source], Splits], Counts]] = {
+        "cifar10": (lambda given: _read_cifar(given, CIFAR10), Counts(classes=10, train=50_000, test=10_000)),
+        "cifar100": (lambda given: _read_cifar(given, CIFAR100), Counts(classes=100, train=50_000, test=10_000)),
+        "dtd": (_read_dtd, Counts(classes=47, train=3_760, test=1_880)),
+        "caltech256": (_read_caltech, Counts(classes=257, train=257 * _PER_CLASS, test=30_607 - 257 * _PER_CLASS)),
+        "cub": (_read_cub, Counts(classes=200, train=5_994, test=5_794)),
+    }
+    reader, counts = readers[name]
+    splits = reader(source)
+    found = Counts(classes=len(splits.train.classes), train=len(splits.train), test=len(splits.test))
+    if found == counts:
+        return splits
+    if not source.partial:
+        raise ValueError(
+            f"{splits.words} in {source.data} has {found.classes} classes, {found.train} training and {found.test} "
+            f"test images, the published one {counts.classes}, {counts.train} and {counts.test}: complete it, "
+            f"or say --partial"
+        )
+    return replace(splits, words=f"{splits.words} partial={found.classes}/{found.train}/{found.test}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar:
+    """The binary version of CIFAR-10 or CIFAR-100 (Krizhevsky 2009): records of labels and 3 x 32 x 32 bytes."""
+
+    name: str
+    folder: str
+    names: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: int
+    md5: str
+
+
+CIFAR10 = Cifar(
+    name="cifar10", folder="cifar-10-batches-bin", names="batches.meta.txt",
+    train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)), test=("test_batch.bin",), labels=1,
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+)  # fmt: skip
+CIFAR100 = Cifar(
+    name="cifar100", folder="cifar-100-binary", names="fine_label_names.txt", train=("train.bin",), test=("test.bin",),
+    labels=2, md5="03b5dce01913d631647c71ecec9e9cb8",
+)  # fmt: skip
+_ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
+_SITE = "https://www.cs.toronto.edu/~kriz"
+
+
+def _read_cifar(source: Source, cifar: Cifar) -> Splits:
+    """From the binary records, unpacked once into image folders in the cache; or from image folders."""
+    folder, plain = source.data / cifar.folder, source.data / cifar.name
+    if not folder.is_dir() and (plain / "train").is_dir():
+        train = read_labelled(plain / "train")
+        return Splits(train, read_labelled(plain / "test", train.classes), f"{cifar.name} folders")
+    if not folder.is_dir() and source.download:
+        if source.run.is_main:
+            archive = f"{_SITE}/{_ARCHIVES[cifar.name]}"
+            try:
+                download_and_extract_archive(archive, str(source.data), md5=cifar.md5, remove_finished=True)
+            except (OSError, RuntimeError) as error:
+                raise ValueError(f"{archive} cannot be downloaded ({error}): unpack it into {source.data}") from error
+        source.run.wait()
+    names = [line for line in _lines(folder / cifar.names) if line]
+    images = cache_directory("cifar") / key_of({file: _hash(folder / file) for file in (*cifar.train, *cifar.test)})
+    if not images.exists() and source.run.is_main:
+        with replace_directory(images) as aside:
+            for part, files in (("train", cifar.train), ("test", cifar.test)):
+                for file in files:
+                    _unpack(folder / file, cifar.labels, names, aside / part, source.run)
+    source.run.wait()
+    train = read_labelled(images / "train", names)
+    return Splits(train, read_labelled(images / "test", names), cifar.name)
+
+
+def _hash(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _unpack(file: Path, labels: int, names: Sequence[str], out: Path, run: Run) -> None:
+    """Write each record as a PNG, lossless; the last of its label bytes is the fine one."""
+    records = np.fromfile(file, dtype=np.uint8)
+    if not len(records) or len(records) % (labels + _PIXELS):
+        raise ValueError(f"{file} has {len(records)} bytes, no whole number of records of {labels + _PIXELS}")
+    records = records.reshape(-1, labels + _PIXELS)
+    if records[:, labels - 1].max() >= len(names):
+        raise ValueError(f"{file} has label {records[:, labels - 1].max()}, but there are {len(names)} class names")
+    progress = Progress(len(records), run, file.name)
+    for place, (record,) in enumerate(progress.over([record] for record in records)):
+        folder = out / names[record[labels - 1]]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = record[labels:].reshape(3, _SIDE, _SIDE).transpose(1, 2, 0)
+        Image.fromarray(pixels).save(folder / f"{file.stem}-{place:05d}.png", compress_level=1)
+
+
+def _read_dtd(source: Source) -> Splits:
+    """Describable Textures (Cimpoi et al., CVPR 2014): train and val of a split against its test."""
+    root, split = source.data / "dtd", source.dtd_split
+    if not 1 <= split <= 10:
+        raise ValueError(f"--dtd-split is {split}: DTD has splits 1 to 10")
+    train = [line for part in ("train", "val") for line in _lines(root / "labels" / f"{part}{split}.txt")]
+    test = _lines(root / "labels" / f"test{split}.txt")
+    classes = tuple(sorted({line.split("/")[0] for line in train}))
+    learn, asked = (_listed(root / "images", lines, classes, source.partial) for lines in (train, test))
+    return Splits(learn, asked, f"dtd split={split}")
+
+
+def _read_caltech(source: Source) -> Splits:
+    """Caltech-256 (Griffin et al. 2007): 60 images of each of its 257 folders to learn from, the others to test on."""
+    root = source.data / "256_ObjectCategories"
+    if not root.is_dir():
+        raise ValueError(f"there is no {root}: unpack 256_ObjectCategories.tar into {source.data}")
+    classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):  # not below: 056.dog holds a folder of other things
+        members = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in EXTENSIONS)
+        if len(members) <= _PER_CLASS:
+            raise ValueError(f"{root / name} holds {len(members)} images: {_PER_CLASS} to learn from and some to test")
+        paths += members
+        labels += [label] * len(members)
+    files = ImageFiles(root, tuple(paths), tuple(labels), classes)
+    if source.first:
+        places = {label: [i for i, own in enumerate(labels) if own == label] for label in range(len(classes))}
+    else:
+        places = shuffled_by_class(labels, source.seed)
+    train = sorted(place for members in places.values() for place in members[:_PER_CLASS])
+    test = sorted(place for members in places.values() for place in members[_PER_CLASS:])
+    words = f"caltech256 per-class={_PER_CLASS} {'first' if source.first else f'seed={source.seed}'}"
+    return Splits(files.subset(train), files.subset(test), words)
+
+
+def _read_cub(source: Source) -> Splits:
+    """Caltech-UCSD Birds 200-2011 (Wah et al. 2011): its own training and test images."""
+    root = source.data / "CUB_200_2011"
+    images, labels, training, names = (
+        dict(line.split(maxsplit=1) for line in _lines(root / file) if line)
+        for file in ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+    )
+    if not images.keys() == labels.keys() == training.keys():
+        odd = sorted(images.keys() ^ labels.keys() | images.keys() ^ training.keys(), key=int)
+        raise ValueError(f"{root}: the three lists of images differ in {len(odd)} numbers, the first is {odd[0]}")
+    classes = tuple(names[number] for number in sorted(names, key=int))
+    for number, name in images.items():
+        if names.get(labels[number]) != name.split("/")[0]:
+            raise ValueError(
+                f"{root}: image {number} is {name}, its class {labels[number]} is {names.get(labels[number])}"
+            )
+    learn, asked = (
+        _listed(
+            root / "images",
+            [name for number, name in images.items() if training[number] == flag],
+            classes,
+            source.partial,
+        )
+        for flag in ("1", "0")
+    )
+    return Splits(learn, asked, "cub")
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file, stripped, without empty ones at its end.
+
+    Raises:
+        ValueError: no such file.
+    """
+    try:
+        return file.read_text(encoding="utf-8").strip().splitlines()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): the published folder holds it") from error
+
+
+def _listed(root: Path, names: Iterable[str], classes: Sequence[str], partial: bool) -> ImageFiles:
+    """Listed images, `<class>/<image>` below a folder.
+
+    Raises:
+        ValueError: some are missing, without `partial`; or all.
+    """
+    paths = [root / name for name in names]
+    there = [path for path in paths if path.is_file()]
+    if len(there) < len(paths) and (not partial or not there):
+        absent = next(path for path in paths if not path.is_file())
+        raise ValueError(f"{root} lacks {len(paths) - len(there)} of {len(paths)} listed images, the first is {absent}")
+    labels = tuple(classes.index(path.parent.name) for path in there)
+    return ImageFiles(root, tuple(there), labels, tuple(classes))

@@ -1,0 +1,180 @@
+"""The published layouts, in small generated copies."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stillroom.backbone import Run
+from stillroom.backbone.images import load_image
+from stillroom.cls_transfer.datasets import CIFAR10, CIFAR100, Cifar, Source, read_task
+
+
+def write_cifar(data: Path, cifar: Cifar, names: list[str], per_file: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random records; returns them by file."""
+    folder = data / cifar.folder
+    folder.mkdir(parents=True)
+    (folder / cifar.names).write_text("\n".join(names) + "\n\n")
+    generator = np.random.default_rng(seed)
+    written = {}
+    for file in (*cifar.train, *cifar.test):
+        records = generator.integers(0, 256, (per_file, cifar.labels + 3072), dtype=np.uint8)
+        records[:, : cifar.labels] = 200 if cifar.labels == 2 else 0  # of the coarse label nothing is made
+        records[:, cifar.labels - 1] = np.arange(per_file) % len(names)
+        records.tofile(folder / file)
+        written[file] = records
+    return written
+
+
+def write_image(path: Path, colour: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
+
+
+def write_dtd(data: Path) -> None:
+    names = [f"{kind}/{kind}_{i:04d}.jpg" for kind in ("banded", "dotted") for i in range(6)]
+    for name in names:
+        write_image(data / "dtd" / "images" / name)
+    (data / "dtd" / "labels").mkdir()
+    for split in (1, 2):
+        for place, part in enumerate(("train", "val", "test")):
+            chosen = [name for i, name in enumerate(names) if (i + split) % 3 == place]
+            (data / "dtd" / "labels" / f"{part}{split}.txt").write_text("\n".join(chosen) + "\n")
+
+
+def write_caltech(data: Path, per_class: int = 63) -> None:
+    for number, kind in ((1, "ak47"), (56, "dog"), (257, "clutter")):
+        for i in range(per_class):
+            write_image(data / "256_ObjectCategories" / f"{number:03d}.{kind}" / f"{number:03d}_{i:04d}.jpg", i)
+    write_image(data / "256_ObjectCategories" / "056.dog" / "greg" / "other.jpg")
+
+
+def write_cub(data: Path) -> None:
+    root = data / "CUB_200_2011"
+    names = [f"{c:03d}.{kind}/{kind}_{i}.jpg" for c, kind in ((1, "Albatross"), (2, "Auklet")) for i in range(4)]
+    for name in names:
+        write_image(root / "images" / name)
+    (root / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, start=1)))
+    (root / "image_class_labels.txt").write_text("".join(f"{i} {1 + (i > 4)}\n" for i in range(1, 9)))
+    (root / "train_test_split.txt").write_text("".join(f"{i} {i % 2}\n" for i in range(1, 9)))
+    (root / "classes.txt").write_text("1 001.Albatross\n2 002.Auklet\n")
+
+
+@pytest.mark.parametrize(("task", "cifar"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
+def test_cifars_records_are_read_to_the_pixel(tmp_path: Path, run: Run, task: str, cifar: Cifar) -> None:
+    names = ["apple", "bear", "crab"]
+    written = write_cifar(tmp_path, cifar, names)
+    splits = read_task(task, Source(data=tmp_path, run=run, partial=True))
+    assert (len(splits.train), len(splits.test)) == (6 * len(cifar.train), 6)
+    assert splits.train.classes == splits.test.classes == tuple(names)
+    for path, label in zip(splits.test.paths, splits.test.labels, strict=True):
+        record = written[cifar.test[0]][int(path.stem.rpartition("-")[2])]
+        assert record[cifar.labels - 1] == label
+        pixels = np.asarray(load_image(path))
+        assert np.array_equal(pixels[:, :, 0].ravel(), record[cifar.labels :][:1024])  # red, row by row, comes first
+        assert np.array_equal(pixels[:, :, 2].ravel(), record[cifar.labels :][2048:])
+    assert splits.words == f"{task} partial=3/{6 * len(cifar.train)}/6"
+
+
+def test_cifar_is_unpacked_once_and_anew_where_the_records_change(tmp_path: Path, run: Run) -> None:
+    write_cifar(tmp_path, CIFAR100, ["a", "b"])
+    source = Source(data=tmp_path, run=run, partial=True)
+    first = read_task("cifar100", source).train.paths[0]
+    before = first.stat().st_mtime_ns
+    assert read_task("cifar100", source).train.paths[0].stat().st_mtime_ns == before
+    file = tmp_path / CIFAR100.folder / "train.bin"
+    file.write_bytes(bytes(reversed(file.read_bytes()[:-2])) + b"\0\0")
+    with pytest.raises(ValueError, match=r"train\.bin has label \d+, but there are 2 class names"):
+        read_task("cifar100", source)
+
+
+def test_cifar_as_image_folders(labelled: Callable[..., Path], tmp_path: Path, run: Run) -> None:
+    labelled("cifar10/train", per_class=2)
+    labelled("cifar10/test", per_class=1)
+    splits = read_task("cifar10", Source(data=tmp_path, run=run, partial=True))
+    assert (len(splits.train), len(splits.test), splits.words) == (6, 3, "cifar10 folders partial=3/6/3")
+
+
+def test_cifar_that_is_torn_or_missing_is_one_sentence(tmp_path: Path, run: Run) -> None:
+    source = Source(data=tmp_path, run=run)
+    with pytest.raises(ValueError, match=r"fine_label_names\.txt cannot be read \(No such file"):
+        read_task("cifar100", source)
+    write_cifar(tmp_path, CIFAR100, ["a", "b"])
+    file = tmp_path / CIFAR100.folder / "test.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"test\.bin has 18443 bytes, no whole number of records of 3074"):
+        read_task("cifar100", source)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"test\.bin cannot be read: No such file"):
+        read_task("cifar100", source)
+
+
+def test_a_download_that_fails_says_what_to_unpack_where(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
+    with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz cannot be downloaded .*: unpack it into "):
+        read_task("cifar10", Source(data=tmp_path, run=run, download=True))
+
+
+def test_dtd_learns_from_train_and_val_of_its_split(tmp_path: Path, run: Run) -> None:
+    write_dtd(tmp_path)
+    splits = read_task("dtd", Source(data=tmp_path, run=run, partial=True))
+    assert (len(splits.train), len(splits.test)) == (8, 4)
+    assert not set(splits.train.paths) & set(splits.test.paths)
+    for files in (splits.train, splits.test):
+        assert [files.classes[label] for label in files.labels] == [path.parent.name for path in files.paths]
+    other = read_task("dtd", Source(data=tmp_path, run=run, partial=True, dtd_split=2))
+    assert set(other.test.paths) != set(splits.test.paths) and other.words.startswith("dtd split=2")
+    (tmp_path / "dtd" / "images" / "banded" / "banded_0001.jpg").unlink()
+    with pytest.raises(ValueError, match=r"lacks 1 of \d listed images, the first is .*banded_0001\.jpg"):
+        read_task("dtd", Source(data=tmp_path, run=run))
+    with pytest.raises(ValueError, match="--dtd-split is 11"):
+        read_task("dtd", Source(data=tmp_path, run=run, dtd_split=11))
+    with pytest.raises(ValueError, match=r"train3\.txt cannot be read"):
+        read_task("dtd", Source(data=tmp_path, run=run, dtd_split=3))
+
+
+def test_caltech_draws_60_of_each_class_or_takes_the_first(tmp_path: Path, run: Run) -> None:
+    write_caltech(tmp_path)
+    drawn = read_task("caltech256", Source(data=tmp_path, run=run, partial=True))
+    assert (len(drawn.train), len(drawn.test)) == (180, 9)
+    assert torch.tensor(drawn.train.labels).bincount().tolist() == [60, 60, 60]
+    assert not any("greg" in str(path) for path in (*drawn.train.paths, *drawn.test.paths))
+    other = read_task("caltech256", Source(data=tmp_path, run=run, partial=True, seed=1))
+    assert set(other.test.paths) != set(drawn.test.paths)
+    first = read_task("caltech256", Source(data=tmp_path, run=run, partial=True, first=True))
+    assert {path.stem[-2:] for path in first.test.paths} == {"60", "61", "62"}
+    assert "per-class=60 first" in first.words and "per-class=60 seed=0" in drawn.words
+    for path in sorted((tmp_path / "256_ObjectCategories" / "001.ak47").iterdir())[:3]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"001\.ak47 holds 60 images: 60 to learn from and some to test"):
+        read_task("caltech256", Source(data=tmp_path, run=run))
+    with pytest.raises(ValueError, match=r"there is no .*256_ObjectCategories: unpack"):
+        read_task("caltech256", Source(data=tmp_path / "other", run=run))
+
+
+def test_cub_takes_its_own_split_and_labels(tmp_path: Path, run: Run) -> None:
+    write_cub(tmp_path)
+    splits = read_task("cub", Source(data=tmp_path, run=run, partial=True))
+    assert splits.train.classes == ("001.Albatross", "002.Auklet")
+    assert [path.name for path in splits.train.paths] == [
+        f"{k}_{i}.jpg" for k in ("Albatross", "Auklet") for i in (0, 2)
+    ]
+    assert splits.test.labels == (0, 0, 1, 1)
+    with pytest.raises(
+        ValueError,
+        match="has 2 classes, 4 training and 4 test images, the published one 200, 5994 and 5794: complete it, or say",
+    ):
+        read_task("cub", Source(data=tmp_path, run=run))
+    labels = tmp_path / "CUB_200_2011" / "image_class_labels.txt"
+    whole = labels.read_text()
+    labels.write_text(whole.replace("3 1\n", "3 2\n"))
+    with pytest.raises(ValueError, match=r"image 3 is 001\.Albatross/Albatross_2\.jpg, its class 2 is 002\.Auklet"):
+        read_task("cub", Source(data=tmp_path, run=run))
+    labels.write_text(whole.replace("8 2\n", ""))
+    with pytest.raises(ValueError, match="the three lists of images differ in 1 numbers, the first is 8"):
+        read_task("cub", Source(data=tmp_path, run=run))
