@@ -1,4 +1,4 @@
-"""Train a classifier on a backbone: finetune | scratch | resume | smoke. The same as `stillroom-cls-transfer`."""
+"""Train a classifier on a backbone: finetune, scratch, resume, predict. The same as `stillroom-cls-transfer`."""
 
 from stillroom.cls_transfer.cli import main
 

@@ -58,10 +58,18 @@ def main_path(tour: Tour) -> None:
     objects = {"train": data / "objects" / "train", "test": data / "objects" / "val"}
 
     step("a teacher, ResNet-18, trained on the labelled classes")
-    teacher = cls_presets.scratch(checkpoint="random:torchvision/resnet18", **objects, out=out / "teacher")
+    teacher = cls_presets.scratch(checkpoint=("random:torchvision/resnet18",), out=out / "teacher")
     warm = Cosine(warmup_epochs=0.6)
     teacher = replace(
-        teacher, size=48, crop_fraction=1.0, epochs=tour.teacher_epochs, batch_size=64, min_scale=0.7, schedule=warm
+        teacher,
+        **objects,
+        held_out=0.0,
+        size=48,
+        crop_fraction=1.0,
+        epochs=tour.teacher_epochs,
+        batch_size=64,
+        min_scale=0.7,
+        schedule=warm,
     )
     once(teacher, cls_transfer.finetune, cls_transfer.resume)
 
@@ -83,8 +91,17 @@ def main_path(tour: Tour) -> None:
     once(kdep, distill.distill, distill.resume)
 
     step("the same student, supervised: as many images seen, with labels")
-    supervised = cls_presets.scratch(checkpoint=f"random:{STUDENT}", **objects, out=out / "supervised")
-    supervised = replace(supervised, size=32, crop_fraction=1.0, epochs=tour.epochs, batch_size=32, min_scale=0.5)
+    supervised = cls_presets.scratch(checkpoint=(f"random:{STUDENT}",), out=out / "supervised")
+    supervised = replace(
+        supervised,
+        **objects,
+        held_out=0.0,
+        size=32,
+        crop_fraction=1.0,
+        epochs=tour.epochs,
+        batch_size=32,
+        min_scale=0.5,
+    )
     once(supervised, cls_transfer.finetune, cls_transfer.resume)
 
     step("k-NN on classes that nobody has been taught")

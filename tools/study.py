@@ -43,7 +43,8 @@ class KdepImagenette:
                      "--loss-weight", 30, "--amp", "bf16")  # fmt: skip
         once("distill", "kdep", self.out / "kdep-after", *distilled, "--teacher.feature", "after", "schedule:cosine")
         once("cls_transfer", "scratch", self.out / "supervised", *recipe, "--checkpoint", "random:cifar/resnet20",
-             "--crop-fraction", 1, "--train", imagenette / "train", "--test", imagenette / "val")  # fmt: skip
+             "--crop-fraction", 1, "--train", imagenette / "train", "--test", imagenette / "val",
+             "--held-out", 0)  # fmt: skip
         once("distill", "kdep", self.out / "kdep-before", *distilled, "--teacher.feature", "before", "schedule:cosine")
         nets = {
             "random ResNet-20": "random:cifar/resnet20",

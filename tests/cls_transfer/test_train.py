@@ -32,14 +32,16 @@ from stillroom.backbone import (
 from stillroom.backbone.images import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, resume, train
-from stillroom.cls_transfer.train import build_model, summary
+from stillroom.cls_transfer.augment import build_mixing
+from stillroom.cls_transfer.first import build_model
+from stillroom.cls_transfer.record import summary
 
 Make = Callable[..., Path]
 
 
 def small_config(train: Path, test: Path, out: Path, **changes) -> ClassifyConfig:
     settings = {
-        "checkpoint": "random:cifar/resnet20",
+        "checkpoint": ("random:cifar/resnet20",),
         "train": train,
         "test": test,
         "out": out,
@@ -47,7 +49,8 @@ def small_config(train: Path, test: Path, out: Path, **changes) -> ClassifyConfi
         "min_scale": 0.35,
         "epochs": 1,
         "batch_size": 12,
-        "lr": 0.05,
+        "lrs": (0.05,),
+        "held_out": 0.0,
         "log_every": 1,
         "save_every": 2,
         "workers": 0,
@@ -112,7 +115,7 @@ def test_a_run_leaves_checkpoint_classifier_logs_and_results(config: ClassifyCon
     assert list((out / "tensorboard").glob("events.*"))
     results = read_results(out)
     assert (results.task, results.seed) == ("classification", 0)
-    assert results.protocol == "classification/v1 epochs=2 last size=16 crop=1"
+    assert results.protocol == "classification/v2 epochs=2 weights=last size=16 crop=1"
     assert results.checkpoint.path == str(out / "checkpoint")
     assert results.checkpoint.sha256 == manifest.weights.sha256
     assert {role: (data.path, data.count, data.broken) for role, data in results.datasets.items()} == {
@@ -127,7 +130,9 @@ def test_a_run_leaves_checkpoint_classifier_logs_and_results(config: ClassifyCon
 def test_the_accuracy_is_that_of_the_checkpoint_and_its_classifier(labelled: Make, tmp_path: Path) -> None:
     classes = ("blue", "green", "grey", "lime", "pink", "red", "teal")
     train, test = labelled("train", 4, classes), labelled("test", 3, classes, seed=1)
-    out = finetune(small_config(train, test, tmp_path / "run", lr=0.0))  # untrained: some of the best five are wrong
+    out = finetune(
+        small_config(train, test, tmp_path / "run", lrs=(0.0,))
+    )  # untrained: some of the best five are wrong
     backbone, manifest = load_checkpoint(out / "checkpoint")
     head = load_heads(out / "checkpoint", "classifier")
     view, normalize = EvaluationView(backbone.spec.input), Normalize(backbone.spec.input)
@@ -159,20 +164,20 @@ def test_colours_are_learnt_in_a_few_epochs(config: ClassifyConfig) -> None:
 
 
 def test_the_learning_rate_is_the_schedules(config: ClassifyConfig) -> None:
-    out = finetune(replace(config, epochs=2, lr=0.5, schedule=Step(every=1, gamma=0.1)))
+    out = finetune(replace(config, epochs=2, lrs=(0.5,), schedule=Step(every=1, gamma=0.1)))
     assert [line["lr"] for line in metrics_of(out)] == pytest.approx([0.5] * 3 + [0.05] * 3)
 
 
 def test_one_step_is_sgd_by_hand(config: ClassifyConfig) -> None:
     """w <- w - lr (g + weight decay w), on every parameter; the gradient follows from a second weight decay."""
-    base = replace(config, batch_size=36, lr=0.1, weight_decay=0.0, schedule=Step())
-    first = dict(build_model(base, read_labelled(config.train)).named_parameters())
+    base = replace(config, batch_size=36, lrs=(0.1,), weight_decay=0.0, schedule=Step())
+    first = dict(build_model(base, 3).named_parameters())
     plain, decayed = (
         weights(finetune(replace(base, weight_decay=decay, out=config.out.with_name(f"run{decay}"))))
         for decay in (0.0, 0.5)
     )
     for name, initial in first.items():
-        key = name.removeprefix("backbone.net.").removeprefix("linear.")
+        key = name.removeprefix("backbone.net.").removeprefix("head.0.")
         assert not torch.equal(plain[key], initial), name
         torch.testing.assert_close(decayed[key], plain[key] - 0.1 * 0.5 * initial.detach(), rtol=1e-4, atol=1e-6)
 
@@ -187,13 +192,13 @@ def test_momentum_carries_the_last_step_on(config: ClassifyConfig) -> None:
 
 def test_every_tensor_of_a_distilled_checkpoint_is_loaded(config: ClassifyConfig, tmp_path: Path) -> None:
     student = save_student(tmp_path / "student")
-    model = build_model(replace(config, checkpoint=str(tmp_path / "student")), read_labelled(config.train))
+    model = build_model(replace(config, checkpoint=(str(tmp_path / "student"),)), 3)
     assert_bit_equal(dict(model.backbone.net.state_dict()), dict(student.net.state_dict()))
 
 
 def test_fine_tuning_begins_with_the_checkpoints_weights(config: ClassifyConfig, tmp_path: Path) -> None:
     student = save_student(tmp_path / "student")
-    out = finetune(replace(config, checkpoint=str(tmp_path / "student"), lr=0.0, size=None))
+    out = finetune(replace(config, checkpoint=(str(tmp_path / "student"),), lrs=(0.0,), size=None))
     backbone, manifest = load_checkpoint(out / "checkpoint")
     own, given = (dict(b.net.named_parameters()) for b in (backbone, student))
     assert_bit_equal(own, given)
@@ -202,7 +207,7 @@ def test_fine_tuning_begins_with_the_checkpoints_weights(config: ClassifyConfig,
 
 def test_fine_tuning_changes_every_parameter(config: ClassifyConfig, tmp_path: Path) -> None:
     student = save_student(tmp_path / "student")
-    out = finetune(replace(config, checkpoint=str(tmp_path / "student")))
+    out = finetune(replace(config, checkpoint=(str(tmp_path / "student"),)))
     tuned = dict(load_checkpoint(out / "checkpoint")[0].net.named_parameters())
     assert [name for name, tensor in student.net.named_parameters() if torch.equal(tensor, tuned[name])] == []
 
@@ -212,7 +217,7 @@ def test_the_classifier_reads_after_the_activation_whatever_the_checkpoint_says(
 ) -> None:
     save_student(tmp_path / "student")
     assert load_checkpoint(tmp_path / "student")[1].backbone.pre_activation
-    out = finetune(replace(config, checkpoint=str(tmp_path / "student")))
+    out = finetune(replace(config, checkpoint=(str(tmp_path / "student"),)))
     backbone, manifest = load_checkpoint(out / "checkpoint")
     assert not manifest.backbone.pre_activation
     assert (backbone.eval()(torch.randn(2, 3, 16, 16)).pooled >= 0).all()
@@ -223,21 +228,21 @@ def test_the_method_says_whether_training_began_at_random_weights(
     config: ClassifyConfig, tmp_path: Path, kind: str, method: str
 ) -> None:
     save_student(tmp_path / "student")
-    checkpoint = {"random": "random:cifar/resnet20", "checkpoint": str(tmp_path / "student")}[kind]
+    checkpoint = {"random": ("random:cifar/resnet20",), "checkpoint": (str(tmp_path / "student"),)}[kind]
     out = finetune(replace(config, checkpoint=checkpoint))
     assert load_checkpoint(out / "checkpoint")[1].method == method == read_results(out).checkpoint.method
 
 
 def test_restrictions_of_the_first_weights_stay_with_the_last(config: ClassifyConfig, tmp_path: Path) -> None:
     save_student(tmp_path / "student", Licence(spdx="Apache-2.0", restrictions=("teacher: research only",)))
-    out = finetune(replace(config, checkpoint=str(tmp_path / "student"), data_licence="research only"))
+    out = finetune(replace(config, checkpoint=(str(tmp_path / "student"),), data_licence="research only"))
     licence = load_checkpoint(out / "checkpoint")[1].backbone.licence
     assert licence == Licence(spdx="Apache-2.0", restrictions=("teacher: research only", "data: research only"))
 
 
 def test_same_seed_gives_the_same_weights_and_another_seed_others(config: ClassifyConfig) -> None:
     one, again, other = (
-        weights(finetune(replace(config, seed=seed, out=config.out.with_name(name))))
+        weights(finetune(replace(config, seeds=(seed,), out=config.out.with_name(name))))
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert_bit_equal(one, again)
@@ -273,7 +278,7 @@ def equal_images(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def test_training_and_test_use_the_input_of_the_run(config: ClassifyConfig, shown: list[torch.Tensor]) -> None:
     out = finetune(replace(config, size=20, crop_fraction=0.5))
     assert [images.shape[-1] for images in shown] == [20] * 5
-    assert read_results(out).protocol == "classification/v1 epochs=1 last size=20 crop=0.5"
+    assert read_results(out).protocol == "classification/v2 epochs=1 weights=last size=20 crop=0.5"
 
 
 def test_a_smallest_crop_of_1_shows_whole_images_and_half_of_them_mirrored(
@@ -290,7 +295,7 @@ def test_another_seed_shows_other_crops_in_another_order(config: ClassifyConfig,
     settings = {"test": config.train, "size": 36, "min_scale": 1.0, "batch_size": 36}
     for seed in (0, 1):
         out = config.out.with_name(f"whole{seed}")
-        finetune(replace(config, **settings, seed=seed, out=out))
+        finetune(replace(config, **settings, seeds=(seed,), out=out))
     whole = torch.cat([shown[1], shown[1].flip(3)])
     orders = [equal_images(shown[place], whole).int().argmax(dim=1) % 36 for place in (0, 2)]
     assert sorted(orders[0].tolist()) == sorted(orders[1].tolist()) == list(range(36))
@@ -298,7 +303,7 @@ def test_another_seed_shows_other_crops_in_another_order(config: ClassifyConfig,
     shown.clear()
     for seed in (0, 1):
         out = config.out.with_name(f"crops{seed}")
-        finetune(replace(config, batch_size=36, seed=seed, out=out))
+        finetune(replace(config, batch_size=36, seeds=(seed,), out=out))
     assert not equal_images(shown[0], shown[2]).any()
 
 
@@ -363,7 +368,7 @@ def test_resume_goes_on_from_the_last_state_and_not_from_the_beginning(
     steps: list[int] = []
     monkeypatch.setattr(train, "seed_everything", lambda *numbers: steps.append(numbers[1] if numbers[1:] else -1))
     resume(out)
-    assert steps == [-1, 4, 5]  # first weights, then the two steps behind the state
+    assert steps == [4, 5]  # the two steps behind the state
     assert_bit_equal(last, weights(out))
     assert [line["step"] for line in metrics_of(out)] == [1, 2, 3, 4, 5, 6]
 
@@ -407,7 +412,7 @@ def test_an_existing_run_is_refused_and_left_alone(config: ClassifyConfig) -> No
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_a_state(config: ClassifyConfig) -> None:
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d: lower --lr; the last good state is kept"):
-        finetune(replace(config, lr=1e30, epochs=2, save_every=1))
+        finetune(replace(config, lrs=(1e30,), epochs=2, save_every=1))
     assert not (config.out / "results.json").exists()
     state = torch.load(config.out / "state" / "last.pt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
@@ -415,7 +420,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_a_state(config: Clas
 
 def test_weights_that_are_not_finite_are_never_saved_even_if_no_line_was_logged(config: ClassifyConfig) -> None:
     with pytest.raises(ValueError, match=r"the weights are not finite at step \d: lower --lr; the last good state is"):
-        finetune(replace(config, lr=1e30, epochs=2, save_every=1, log_every=100))
+        finetune(replace(config, lrs=(1e30,), epochs=2, save_every=1, log_every=100))
     state = torch.load(config.out / "state" / "last.pt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
@@ -490,35 +495,35 @@ import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import time, torch; torch.set_num_threads(1)
 from test_train import plain_config, watched_config
-from stillroom.cls_transfer import finetune, train
-from stillroom.cls_transfer.train import summary
+from stillroom.cls_transfer import finetune, record, train
+from stillroom.cls_transfer.record import summary
 from torch import distributed
 root = Path(sys.argv[2])
-write = train.write_results
+write = record.write_results
 
 def write_late(directory, results):  # a slow disk: the others would look for the file too early
     assert distributed.get_rank() == 0
     time.sleep(1)
     write(directory, results)
 
-train.write_results = write_late
+record.write_results = write_late
 leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None  # gloo cannot always rejoin
 summary(finetune(plain_config(root, root / "two")))
 distributed.destroy_process_group = leave
-tested = train.test
+answer = train.answer
 
-def watch(config, run, model, files):
+def watch(model, files, run, **options):
     torch.save(model.state_dict(), root / f"tested-{run.rank}.pt")
-    return tested(config, run, model, files)
+    return answer(model, files, run, **options)
 
-train.test = watch
+train.answer = watch
 summary(finetune(watched_config(root, root / "watched")))  # every process reads the file that the first one writes
 """
 
 
 def plain_config(root: Path, out: Path) -> ClassifyConfig:
     """15 steps at lr 0.01 of a net without batch norm (ConvNeXt)."""
-    settings = {"checkpoint": str(root / "first"), "size": 32, "epochs": 5, "lr": 0.01}
+    settings = {"checkpoint": (str(root / "first"),), "size": 32, "epochs": 5, "lrs": (0.01,)}
     return small_config(root / "train", root / "test", out, **settings)
 
 
@@ -563,3 +568,88 @@ def test_two_processes_see_what_one_sees_and_agree(config: ClassifyConfig, label
     assert_bit_equal(*both)  # batch norm's statistics as well: one net is tested, the one that is saved
     saved = load_file(tmp_path / "watched" / "checkpoint" / "model.safetensors")
     assert torch.equal(both[1]["backbone.net.bn1.running_mean"], saved["bn1.running_mean"])
+
+
+def test_the_epoch_that_is_best_on_the_held_out_part_is_tested_and_kept(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = iter([0.4, 0.9, 0.9, 0.3])
+    seen: list[dict[str, torch.Tensor]] = []
+    answer = train.answer
+
+    def planned(model, files, run, **options):
+        found = answer(model, files, run, **options)
+        if options.get("label") != "held out":
+            return found
+        seen.append({name: tensor.clone() for name, tensor in model.backbone.net.state_dict().items()})
+        top1 = next(tops)
+        labels = torch.zeros(10, dtype=torch.long)
+        logits = torch.nn.functional.one_hot((torch.arange(10) >= round(10 * top1)).long(), 3).float()
+        return replace(found, logits=logits, labels=labels, indices=torch.arange(10))
+
+    monkeypatch.setattr(train, "answer", planned)
+    out = finetune(replace(config, epochs=4, batch_size=11, held_out=0.1))
+    results = read_results(out)
+    assert results.extra["best"] == {"epoch": 2, "top1": 0.9} and results.metrics["val_top1"] == 0.9
+    assert_bit_equal(load_file(out / "checkpoint" / "model.safetensors"), seen[1])
+    assert "held-out=0.1 epochs=4 weights=best " in results.protocol
+    assert [line["val_top1"] for line in metrics_of(out) if "val_top1" in line] == pytest.approx([0.4, 0.9, 0.9, 0.3])
+    assert results.datasets["val"].count == 3
+    assert {path.name for path in (out / "figures").iterdir()} == {"confusion.png", "curves.png"}
+
+
+def test_a_run_with_everything_on_resumes_to_the_bit(config: ClassifyConfig) -> None:
+    full = replace(
+        config, epochs=3, batch_size=11, held_out=0.1, save_every=4, ema=0.9, mixup=0.2, cutmix=1.0, randaugment=9,
+        label_smoothing=0.1, accumulate=2, hidden=(8,), freeze=1, layer_decay=0.7, amp="bf16",
+    )  # fmt: skip
+    out = finetune(full)
+    before, measured = weights(out), read_results(out).metrics
+    assert set(before) > {"0.weight", "2.weight"}
+    (out / "results.json").unlink()
+    resume(out)
+    assert_bit_equal(before, weights(out))
+    assert read_results(out).metrics == measured
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole_where_nothing_is_normalised_by_it(
+    config: ClassifyConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(6)
+    first = build_backbone("timm/convnext_atto", arguments={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 40]})
+    save_checkpoint(tmp_path / "first", first, method="random", package="test")
+    plain = replace(config, checkpoint=(str(tmp_path / "first"),), size=32, label_smoothing=0.1)
+    one, three = (
+        weights(finetune(replace(plain, accumulate=parts, out=config.out.with_name(f"in{parts}")))) for parts in (1, 3)
+    )
+    for name in one:
+        torch.testing.assert_close(one[name], three[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_the_running_average_is_what_is_kept(config: ClassifyConfig) -> None:
+    average, plain = (
+        weights(finetune(replace(config, ema=ema, out=config.out.with_name(f"ema{ema}")))) for ema in (0.9, 0.0)
+    )
+    first = build_model(config, 3).backbone.net.conv1.weight.detach()
+    apart = [float((each["conv1.weight"] - first).abs().mean()) for each in (average, plain)]
+    assert 0 < apart[0] < 0.9 * apart[1]
+    assert "weights=last average" in read_results(config.out.with_name("ema0.9")).protocol
+
+
+def test_mixing_gives_shares_of_classes_that_sum_to_one(config: ClassifyConfig) -> None:
+    images, labels = torch.rand(8, 3, 16, 16), torch.arange(8) % 3
+    for changes in ({"mixup": 0.5}, {"cutmix": 0.5}, {"mixup": 0.5, "cutmix": 0.5}):
+        torch.manual_seed(0)
+        mixed, shares = build_mixing(replace(config, **changes), 3)(images, labels)
+        assert mixed.shape == images.shape and not torch.equal(mixed, images)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(8))
+    same, whole = build_mixing(config, 3)(images, labels)
+    assert torch.equal(same, images) and torch.equal(whole, labels)
+
+
+def test_legacy_feeds_images_as_they_are_and_chooses_on_the_test(config: ClassifyConfig) -> None:
+    out = finetune(replace(config, normalise=False, choose="best-on-test"))
+    assert read_results(out).protocol == (
+        "classification/v2 epochs=1 weights=best-on-test size=16 crop=1 not-normalised"
+    )
+    assert load_checkpoint(out / "checkpoint")[0].spec.input.mean == (0.0, 0.0, 0.0)

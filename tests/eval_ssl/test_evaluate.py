@@ -1,6 +1,7 @@
 """k-NN evaluation from images to results.json."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from stillroom.eval_ssl import (
     knn_classify,
     linear_probe,
 )
-from stillroom.eval_ssl.cli import simreg
+from stillroom.eval_ssl.presets import simreg
 from stillroom.eval_ssl.report import report
 
 Make = Callable[..., Path]
@@ -297,7 +298,7 @@ def test_a_linear_run_says_what_was_chosen_and_what_it_scores(config: KnnConfig)
     assert results.task == "linear"
     assert results.protocol == (
         "linear/v1 mode=cached feature=after size=16 crop=1 resize=short-side dtype=float32 standardised "
-        "schedule=cosine epochs=5 batch=256 "
+        "schedule=cosine(warmup_epochs=0.0,change_every=step) epochs=5 batch=256 "
         "lrs=0.01,1e-09 weight-decays=0 held-out=0.1"
     )
     assert results.metrics["top1"] > 0.8 and results.metrics["top5"] == 1
@@ -313,10 +314,12 @@ def test_a_linear_run_says_what_was_chosen_and_what_it_scores(config: KnnConfig)
 
 def test_simregs_linear_recipe_is_one_setting(config: KnnConfig, run: Run) -> None:
     preset = simreg(checkpoint=("random:cifar/resnet20",), train=config.train, test=config.test, out=config.out)
+    assert preset.schedule == Step(every=15, gamma=0.1)
     results = read_results(evaluate(replace(preset, size=16, workers=0, device="cpu")))
     assert results.protocol == (
         "linear/simreg-v1 mode=cached feature=after size=16 crop=1 resize=short-side dtype=float32 "
-        "unit-length,standardised schedule=step epochs=40 batch=256 lrs=0.01 weight-decays=0.0001"
+        "unit-length,standardised "
+        "schedule=step(every=15,gamma=0.1,warmup_epochs=0.0) epochs=40 batch=256 lrs=0.01 weight-decays=0.0001"
     )
     assert results.extra["grid"] == []
     seed_everything(0)
@@ -351,7 +354,7 @@ def test_a_probe_that_cannot_be_is_refused_before_any_feature_is_made(
     ("changes", "sentence"),
     [
         ({"mode": "live"}, r"--mode live trains one setting, 2 were given"),
-        ({"more_levels": (7,)}, r"--level is 7: cifar/resnet20 has 3 levels"),
+        ({"more_levels": (7,)}, r"there is no level 7: cifar/resnet20 has 3 levels"),
     ],
 )
 def test_readings_and_modes_that_cannot_be_are_one_sentence(config: KnnConfig, changes: dict, sentence: str) -> None:
@@ -389,7 +392,7 @@ def test_a_logistic_regression_says_what_was_chosen_and_whether_it_converged(con
     assert results.task == "logreg" and results.metrics["top1"] > 0.8
     assert results.protocol == (
         "logreg/v1 feature=after size=16 crop=1 resize=short-side dtype=float32 standardised tolerance=1e-05 "
-        "penalties=0.1,0.001 held-out=0.1"
+        "iterations=1000 penalties=0.1,0.001 held-out=0.1"
     )
     assert results.extra["converged"] and len(results.extra["fits"]) == 3
     assert "| penalty | held-out top-1 % |" in report(config.out)
@@ -413,7 +416,7 @@ def test_few_shots_are_mean_and_spread_of_the_draws(config: KnnConfig) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "sentence"),
     [
-        (FewShotConfig, {"shots": (1, 13)}, "class number 0 has 12 training images: 13 shots need more"),
+        (FewShotConfig, {"shots": (1, 13)}, "class blue has 12 training images: 13 shots need more"),
         (FewShotConfig, {"shots": (0,)}, r"--shots is \[0\]: give numbers"),
         (FewShotConfig, {"draws": 0}, "--draws is 0"),
         (FewShotConfig, {"inverse_penalty": 0.0}, r"--inverse-penalty is 0\.0"),
@@ -452,10 +455,10 @@ def test_several_checkpoints_give_one_table_and_done_ones_are_kept(
     assert "| random:cifar/resnet20 " in text and "% top1_k20" in text.splitlines()[-1]
     before = (out / runs[0] / "results.json").stat().st_mtime_ns
     (out / runs[1] / "results.json").unlink()
-    evaluate(replace(several, batch_size=64, workers=0))
+    evaluate(replace(several, workers=1, memory_gib=0.5))  # what changes no number may change
     assert (out / runs[0] / "results.json").stat().st_mtime_ns == before
     assert (out / runs[1] / "results.json").exists()
-    with pytest.raises(ValueError, match=r"was measured with other settings \(k\): choose another --out"):
+    with pytest.raises(ValueError, match=r"is a run with other settings \(k\): choose another --out"):
         evaluate(replace(several, k=(1,)))
 
 
@@ -468,3 +471,64 @@ def test_pictures_stand_beside_the_numbers(config: KnnConfig) -> None:
     assert (evaluate(alone) / "figures" / "neighbours.png").exists()
     linear = linear_config(config, figures=True, out=config.out.with_name("linear"))
     assert [path.name for path in (evaluate(linear) / "figures").iterdir()] == ["confusion.png"]
+
+
+def test_what_was_measured_on_other_weights_or_images_is_not_kept(config: KnnConfig, student: Path) -> None:
+    several = replace(config, checkpoint=("random:cifar/resnet20", str(student)))
+    evaluate(several)
+    torch.manual_seed(4)
+    shutil.rmtree(student)
+    save_checkpoint(student, build_backbone("cifar/resnet20"), method="kdep", package="stillroom-distill")
+    with pytest.raises(ValueError, match=r"student was measured on other weights than .*student has now"):
+        evaluate(several)
+    (config.train / "red" / "000.png").unlink()
+    with pytest.raises(ValueError, match="resnet20 was measured on other images than there are now"):
+        evaluate(several)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"checkpoint": ()}, "--checkpoint is empty"),
+        ({"checkpoint": ("a", "b", "a")}, "--checkpoint names a twice: name each once"),
+        ({"seed": -1}, "--seed is -1: it must be at least 0"),
+        ({"memory_gib": 0.0}, r"--memory-gib is 0\.0: it must be above 0"),
+        ({"temperature": float("nan")}, "--temperature is nan"),
+        ({"test": None, "limit": 1}, "leave-one-out needs two images, .*train gives one"),
+        ({"embedding": "umap", "figures": True}, "--embedding umap needs 20 images, 18 were given"),
+    ],
+)
+def test_odd_settings_are_one_sentence_before_any_feature_is_made(
+    config: KnnConfig, changes: dict, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(replace(config, **changes))
+    assert not config.out.exists() and capsys.readouterr().err == ""
+
+
+def test_several_checkpoints_do_not_go_into_the_directory_of_one(config: KnnConfig, student: Path) -> None:
+    evaluate(config)
+    with pytest.raises(ValueError, match="run exists: choose another --out"):
+        evaluate(replace(config, checkpoint=("random:cifar/resnet20", str(student))))
+
+
+@pytest.mark.parametrize("kind", [LinearConfig, LogregConfig])
+def test_a_class_with_one_image_is_named_before_any_feature_is_made(
+    config: KnnConfig, kind: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted((config.train / "green").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(ValueError, match="class green has one training image: there is none to hold out"):
+        evaluate(others(config, kind))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_class_that_the_limit_leaves_out_is_named(config: KnnConfig) -> None:
+    with pytest.raises(ValueError, match=r"\d classes have no training image, for instance"):
+        evaluate(others(config, FewShotConfig, shots=(1,), limit=2))
+
+
+def test_names_of_classes_are_drawn_as_they_are(labelled: Make, tmp_path: Path) -> None:
+    train = labelled("train", per_class=4, classes=("_a$x_$b", "c"))
+    out = evaluate(small_config(train, train, tmp_path / "run", k=(1,), figures=True))
+    assert len(list((out / "figures").iterdir())) == 3

@@ -25,7 +25,7 @@ from stillroom.backbone import (
     replace_input,
     weights_sha256,
 )
-from stillroom.eval_ssl import FeatureSet, KnnConfig, evaluate, extract_features
+from stillroom.eval_ssl import FeatureSet, KnnConfig, LinearConfig, LogregConfig, evaluate, extract_features
 from stillroom.eval_ssl.features import Extractor
 from stillroom.eval_ssl.report import report
 
@@ -230,7 +230,7 @@ def test_a_level_is_the_spatial_mean_of_its_map(labelled: Make, level: int) -> N
     images = torch.stack([view(Image.open(path).convert("RGB")) for path in read_labelled(folder).paths])
     expected = net(Normalize(net.spec.input)(images)).maps[level].mean(dim=(2, 3))
     torch.testing.assert_close(extract(net, folder, levels=(level,)).features, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"--level is 3: cifar/resnet20 has 3 levels"):
+    with pytest.raises(ValueError, match=r"there is no level 3: cifar/resnet20 has 3 levels"):
         extract(net, folder, levels=(3,))
     with pytest.raises(ValueError, match=r"--head reads the pooled feature"):
         extract(net, folder, levels=(0,), head=nn.Sequential(nn.Linear(64, 2)))
@@ -281,6 +281,11 @@ def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[
         checkpoint=(name,), train=folder, test=folder, out=out, k=(1, 9), size=16, device="cpu", **options
     )
     table = report(evaluate(config))  # every process reads the file that the first one writes
+    shared = {"checkpoint": (name,), "train": folder, "test": folder, "size": 16, "device": "cpu", **options}
+    linear = LinearConfig(**shared, out=out.with_name("linear"), epochs=3, lrs=(0.1, 0.01), weight_decays=(0.0,))
+    regression = LogregConfig(**shared, out=out.with_name("logreg"), penalties=(1e-1, 1e-2))
+    for other in (linear, regression):
+        table += report(evaluate(other)).replace(str(other.out), "OUT")
     return [(found.features, found.labels, found.broken) for found in sets], table.replace(str(out), "OUT")
 
 

@@ -70,6 +70,12 @@ def test_neighbours_are_those_of_a_float64_brute_force(k: int) -> None:
     assert_nearest(values, rows, reference_similarities(train_x, test_x))
 
 
+def test_neighbours_are_found_across_tiles_of_columns_and_blocks_of_queries() -> None:
+    train_x, _, test_x = random_set(num_train=5000, num_test=1100, dim=8)
+    values, rows = nearest_neighbours(train_x, test_x, 7)
+    assert_nearest(values, rows, reference_similarities(train_x, test_x))
+
+
 def test_neighbours_are_those_of_faiss() -> None:
     faiss = pytest.importorskip("faiss")
     train_x, _, test_x = random_set(seed=3)

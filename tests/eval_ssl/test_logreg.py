@@ -78,3 +78,8 @@ def test_few_shots_are_scikit_learns_regression_on_unit_features() -> None:
     expected = theirs.predict_log_proba(normalize(other, dim=1).double().numpy())
     torch.testing.assert_close(logits.log_softmax(dim=1), torch.from_numpy(expected), rtol=0, atol=1e-3)
     assert float((logits.argmax(dim=1) == truth).float().mean()) > 0.5  # chance is a fifth
+
+
+def test_few_shots_of_a_constant_backbone_are_one_sentence() -> None:
+    with pytest.raises(ValueError, match="the same feature for every training image"):
+        few_shot(torch.ones(6, 3), torch.tensor([0, 1] * 3), torch.ones(2, 3), 2, shots=1, seed=0)

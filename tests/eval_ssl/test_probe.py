@@ -64,6 +64,8 @@ def test_a_grid_in_groups_and_a_single_run_are_the_grid(at_once: int) -> None:
     alone = train_probes(x, y, 5, [GRID[3]], recipe)
     torch.testing.assert_close(alone.weight[0], together.weight[3], rtol=0, atol=1e-6)
     assert alone.predict(x, 0).shape == (300, 5)
+    one, many = (linear_probe(x, y, x, 5, GRID, recipe, at_once=each) for each in (at_once, None))
+    assert one.point == many.point and torch.equal(one.logits, many.logits)
 
 
 def test_each_image_comes_once_an_epoch_in_an_order_of_its_own() -> None:
@@ -117,7 +119,8 @@ def test_the_best_point_on_the_held_out_part_is_trained_on_all_and_told(run: Run
     ("points", "text"),
     [
         ([], "the grid is empty"),
-        ([Point(lr=-1.0, weight_decay=0.0)], "of the grid is negative"),
+        ([Point(lr=-1.0, weight_decay=0.0)], "of the grid is negative, or no number"),
+        ([Point(lr=float("nan"), weight_decay=0.0)], "or no number"),
         ([Point(lr=1e30, weight_decay=1.0)], r"learning rate 1e\+30 diverged"),
     ],
 )
@@ -125,6 +128,23 @@ def test_grids_that_cannot_be_are_one_sentence(points: list[Point], text: str) -
     x, y = clouds()
     with pytest.raises(ValueError, match=text):
         linear_probe(x, y, x, 5, points, Recipe(epochs=2))
+
+
+def test_a_point_that_diverged_is_never_chosen() -> None:
+    x, y = clouds()
+    y = torch.where(torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.9, 0, y)  # most are of class 0
+    points = [Point(lr=1e30, weight_decay=1.0), Point(lr=0.1, weight_decay=0.0)]
+    probed = linear_probe(x, y, x, 5, points, Recipe(epochs=2))
+    assert probed.point == points[1] and probed.accuracies[0] == -1
+
+
+def test_features_that_are_not_finite_are_one_sentence() -> None:
+    x, y = clouds()
+    broken = x.clone()
+    broken[3, 2] = torch.nan
+    for train, test in ((broken, x), (x, broken)):
+        with pytest.raises(ValueError, match="some features are not finite: nothing can be learnt from them"):
+            linear_probe(train, y, test, 5, GRID, Recipe())
 
 
 def test_constant_features_are_one_sentence() -> None:

@@ -34,6 +34,10 @@ class Step:
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up at the start."""
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"--schedule.every is {self.every}: the rate drops after 1 epoch or more")
+
     def factor(self, epoch: float, epochs: int) -> float:
         """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
         warmup = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0

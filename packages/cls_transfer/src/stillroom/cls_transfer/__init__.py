@@ -2,6 +2,7 @@
 
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.model import Classifier
-from stillroom.cls_transfer.train import finetune, resume
+from stillroom.cls_transfer.predict import load_classifier, predict
+from stillroom.cls_transfer.sweep import finetune, resume
 
-__all__ = ["Classifier", "ClassifyConfig", "finetune", "resume"]
+__all__ = ["Classifier", "ClassifyConfig", "finetune", "load_classifier", "predict", "resume"]

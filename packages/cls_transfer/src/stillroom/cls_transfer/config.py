@@ -4,46 +4,97 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg  # only to show what a checkpoint may be in --help
+from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.backbone.schedule import Cosine, Schedule
+from stillroom.cls_transfer.datasets import TaskName
+
+Choose = Literal["best", "last", "best-on-test"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """Train backbone and linear classifier together on an image folder."""
+    """Train a backbone with a classifier on labelled images; several of what ends in s, or checkpoints: a sweep."""
 
-    checkpoint: Annotated[str, arg(metavar="DIR|NAME")]
-    """First weights: checkpoint directory, a backbone name with its pretrained weights, or random:NAME."""
-    train: Path
-    """Image folder, TRAIN/<class>/<image>."""
-    test: Path
-    """Image folder with the same classes; it is touched once, after the last epoch."""
+    checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
+    """First weights: checkpoint directory, a name with its pretrained weights, random:NAME, random or pretrained."""
     out: Path
-    """Run directory to make."""
+    """Run directory to make; of a sweep one in it for each run, and those that are done are kept."""
+    train: Path | None = None
+    """Image folder, TRAIN/<class>/<image>."""
+    test: Path | None = None
+    """Image folder with the same classes; it is touched once, by the weights that were chosen."""
+    val: Path | None = None
+    """Image folder to choose by; None: a part of TRAIN is held out."""
+    tasks: tuple[TaskName, ...] = ()
+    """Instead of TRAIN and TEST these data sets, as their authors publish them, below DATA."""
+    data: Path | None = None
+    """Folder of cifar-10-batches-bin, cifar-100-binary, dtd, 256_ObjectCategories, CUB_200_2011."""
+    download: bool = False
+    """Fetch CIFAR where it is missing."""
+    partial: bool = False
+    """Take what is there of a data set that is not whole; the protocol then says so."""
+    dtd_split: int = 1
+    """Of DTD, 1 to 10."""
+    caltech_first: bool = False
+    """Learn from the first 60 files of each class of Caltech-256 instead of 60 drawn ones."""
+    fraction: float | None = None
+    """Learn from this share of each class of TRAIN, (0, 1], drawn by the seed; None: from all."""
+    shots: int | None = None
+    """Learn from so many images of each class, drawn by the seed; None: from all."""
+    held_out: float = 0.1
+    """Share of each class, of what is learnt from, that is held out to choose by; 0: nothing is chosen."""
+    choose: Choose = "best"
+    """The weights of the epoch that is best on the held-out part, or the last; best-on-test: as KDEP's code does it."""
+    val_every: int = 1
+    """Epochs between two looks at the held-out part."""
+    like: str | None = None
+    """Whose net and input `random` and `pretrained` take; None: those of the first other checkpoint."""
     size: int | None = None
     """Input side, pixels; None as the checkpoint says."""
     crop_fraction: float | None = None
     """Crop over resized side in evaluation, (0, 1]; None as the checkpoint says."""
+    normalise: bool = True
+    """Feed the checkpoint's mean and std; without, images in [0, 1], as KDEP's fine-tuning code does it."""
     min_scale: float = 0.08
     """Smallest training crop, fraction of the image's area. For small images, or few, take 0.35."""
+    randaugment: int = 0
+    """Magnitude of two operations of RandAugment, up to 30; 0: none."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: none. With cutmix too, each batch takes one of the two."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0: none."""
+    label_smoothing: float = 0.0
+    """Share of the target that all classes divide, [0, 1)."""
+    hidden: tuple[int, ...] = ()
+    """Widths of layers between feature and classifier, each followed by a ReLU."""
+    freeze: int = 0
+    """Levels of the backbone, the finest first, that keep their weights and batch-norm statistics."""
+    layer_decay: float = 1.0
+    """The learning rate of each level over that of the next coarser one, (0, 1]; the classifier's is lr."""
     epochs: int = 150
     """Passes over the data."""
     batch_size: int = 64
     """Images per step, over all processes."""
-    lr: float = 1e-3
-    """Base learning rate of SGD."""
+    accumulate: int = 1
+    """Parts that a step's images go through the net in."""
+    lrs: Annotated[tuple[float, ...], arg(aliases=("--lr",))] = (1e-3,)
+    """Base learning rates of SGD; the best on the held-out part is reported."""
     momentum: float = 0.9
     """Share of the last step that the next one keeps, [0, 1)."""
     weight_decay: float = 5e-4
     """On every parameter."""
+    ema: float = 0.0
+    """Decay of a running average of the weights, which is then what is measured and kept; 0: none."""
     schedule: Schedule = field(default_factory=Cosine)
     amp: Literal["none", "bf16"] = "none"
     """bf16: forward passes in bfloat16 autocast."""
-    seed: int = 0
-    """Of the random weights, the order and the views."""
+    compile: bool = False
+    """Compile the net by torch.compile: a minute first, then faster steps."""
+    seeds: Annotated[tuple[int, ...], arg(aliases=("--seed",))] = (0,)
+    """Of the random weights, of what is drawn, of the order and the views."""
     device: DeviceName = "auto"
     """auto: a GPU if there is one."""
     workers: int = 1
@@ -56,6 +107,18 @@ class ClassifyConfig:
     """An image that cannot be read stops the run, or is skipped, named and counted."""
     data_licence: str | None = None
     """Licence of the images; a restricted one goes into the checkpoint's manifest."""
+
+    @property
+    def lr(self) -> float:
+        """Of a single run."""
+        (lr,) = self.lrs
+        return lr
+
+    @property
+    def seed(self) -> int:
+        """Of a single run."""
+        (seed,) = self.seeds
+        return seed
 
 
 UNIONS = (Schedule,)

@@ -1,27 +1,30 @@
 """Frozen evaluation, from images to results.json."""
 
 import json
-import re
 import time
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stillroom.backbone import Results, Run, weights_sha256, write_results
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import replace_directory, write_file
+from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.registry import checkpoint_method
+from stillroom.backbone.registry import checkpoint_method, is_checkpoint
 from stillroom.backbone.results import RESULTS, CheckpointRecord, read_results
 from stillroom.backbone.schedule import Schedule
+from stillroom.backbone.sweep import once, slug
 from stillroom.eval_ssl import figures
 from stillroom.eval_ssl.config import FeatureConfig, FrozenConfig
 from stillroom.eval_ssl.frozen import Frozen, extract_sets, read_sets
-from stillroom.eval_ssl.measure import Measured, check_settings, curve_of, measure
+from stillroom.eval_ssl.measure import Measured, curve_of, measure
+from stillroom.eval_ssl.settings import check_settings
 
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)
 TABLE = "table.json"
-_FREE = ("device", "workers", "cache", "figures", "out")  # fields that change no number
 
 
 def evaluate(config: FeatureConfig) -> Path:
@@ -37,8 +40,8 @@ def evaluate(config: FeatureConfig) -> Path:
     run = Run.start(config.device)
     parts = split(config)
     for part in parts:
-        if not is_done(part):
-            evaluate_one(part, run)
+        refuse_stale(part)
+        once(part, UNIONS, partial(evaluate_one, run=run))
     if len(parts) > 1 and run.is_main:
         write_table(config, [part.out for part in parts])
     run.wait()
@@ -61,6 +64,8 @@ def evaluate_one(config: FeatureConfig, run: Run) -> None:
         if measured.pictures is not None and isinstance(config, FrozenConfig) and config.figures:
             with replace_directory(config.out / "figures") as aside:
                 measured.pictures(aside)
+        if measured.done is not None:
+            measured.done()
     run.wait()
 
 
@@ -68,8 +73,12 @@ def check(config: FeatureConfig) -> None:
     """Refuse settings that cannot work before anything is read."""
     if not config.checkpoint:
         raise ValueError("--checkpoint is empty: give at least one")
-    if len(config.checkpoint) == 1 and config.out.exists():
+    if twice := sorted(name for name, many in Counter(config.checkpoint).items() if many > 1):
+        raise ValueError(f"--checkpoint names {twice[0]} twice: name each once")
+    if config.out.exists() and (len(config.checkpoint) == 1 or (config.out / RESULTS).exists() or config.out.is_file()):
         raise ValueError(f"{config.out} exists: choose another --out")
+    if config.seed < 0:
+        raise ValueError(f"--seed is {config.seed}: it must be at least 0")
     if config.batch_size < 1:
         raise ValueError(f"--batch-size is {config.batch_size}: it must be at least 1")
     if config.limit is not None and config.limit < 1:
@@ -81,27 +90,26 @@ def split(config: FeatureConfig) -> list[FeatureConfig]:
     if len(config.checkpoint) == 1:
         return [config]
     return [
-        replace(
-            config, checkpoint=(name,), out=config.out / f"{place}-{re.sub('[^A-Za-z0-9.]+', '-', name).strip('-')}"
-        )
+        replace(config, checkpoint=(name,), out=config.out / f"{place}-{slug(name)}")
         for place, name in enumerate(config.checkpoint)
     ]
 
 
-def is_done(config: FeatureConfig) -> bool:
-    """Whether this measurement stands there already.
+def refuse_stale(config: FeatureConfig) -> None:
+    """Refuse to keep what was measured on a checkpoint or on images that have changed since.
 
     Raises:
-        ValueError: another one does.
+        ValueError: with what changed.
     """
     if not (config.out / RESULTS).exists():
-        return False
-    asked, found = ({k: v for k, v in each.items() if k not in _FREE} for each in (
-        config_to_dict(config, UNIONS), read_results(config.out).made_by.config))  # fmt: skip
-    if asked != found:
-        differ = sorted(k for k in asked if asked[k] != found.get(k))
-        raise ValueError(f"{config.out} was measured with other settings ({', '.join(differ)}): choose another --out")
-    return True
+        return
+    found, (name,) = read_results(config.out), config.checkpoint
+    train, test = read_sets(config)
+    fingerprints = {"train": train.fingerprint} | ({} if test is None else {"test": test.fingerprint})
+    if is_checkpoint(name) and read_manifest(Path(name) / "manifest.json").weights.sha256 != found.checkpoint.sha256:
+        raise ValueError(f"{config.out} was measured on other weights than {name} has now: choose another --out")
+    if fingerprints != {role: record.fingerprint for role, record in found.datasets.items()}:
+        raise ValueError(f"{config.out} was measured on other images than there are now: choose another --out")
 
 
 def results_of(config: FeatureConfig, frozen: Frozen, measured: Measured, seconds: float) -> Results:

@@ -22,6 +22,9 @@ from stillroom.backbone.images import EvaluationBatches, OnBroken, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 
+_VERSION = 1  # of what is kept: to be raised where the same net would see or give something else
+_SAME = 1e-5  # of a feature's largest entry; batches of unequal size differ by 4e-6
+
 
 @dataclass(frozen=True)
 class FeatureSet:
@@ -85,9 +88,9 @@ class Extractor(nn.Module):
         if level is None:
             return "pooled"
         if not -len(known) <= level < len(known):
-            raise ValueError(f"--level is {level}: {self.backbone.spec.name} has {len(known)} levels")
+            raise ValueError(f"there is no level {level}: {self.backbone.spec.name} has {len(known)} levels")
         if self.head is not None:
-            raise ValueError("--head reads the pooled feature: leave out --level")
+            raise ValueError("--head reads the pooled feature: leave out --level and --more-levels")
         return f"level{level - len(known) if level >= 0 else level}"  # counted from the last, so each has one name
 
     def _width(self, level: int | None) -> int:
@@ -99,7 +102,8 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        features = self.backbone(self.normalize(images))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # else convolutions round to 10 bits on GPUs
+            features = self.backbone(self.normalize(images))
         return torch.cat([self._read(features, level) for level in self.levels], dim=1)
 
     def _read(self, features: Features, level: int | None) -> Float[Tensor, "b _"]:
@@ -144,6 +148,8 @@ def extract_features(
         ValueError: no readable image, features that are not finite, with the image's name; see also
             `Extractor` and `Store.open`.
     """
+    if not len(files):
+        raise ValueError(f"there are no images below {files.root}")
     extractor = Extractor(backbone, head, levels).to(run.device)
     store = None
     if keep and not backbone.spec.name.startswith("module/"):
@@ -190,12 +196,13 @@ def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: in
     spec, head = extractor.backbone.spec, extractor.head
     root = cache_directory("features")
     record = {
+        "version": _VERSION,
         "weights": weights_sha256(extractor.backbone.net),
         "net": [spec.name, spec.arguments],
         "input": asdict(spec.input),
         "feature": spec.feature,
         "readings": list(extractor.readings),
-        "head": None if head is None else weights_sha256(head),
+        "head": None if head is None else [repr(head), weights_sha256(head)],
         "files": files.stamp,
         "batch_size": batch_size,  # batch 1 and batch 64 differ in the last digits, and so do devices
         "device": run.device.type,
@@ -205,6 +212,13 @@ def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: in
         size = store_bytes(len(files), extractor.dim, "float32") / 2**20
         print(f"features: {len(files)} images x {extractor.dim} float32 = {size:.1f} MiB in {root}", file=sys.stderr)
     return store
+
+
+def is_constant(features: Float[Tensor, "n d"]) -> bool:
+    """Whether a backbone gives every image the same feature, but for the last digits."""
+    first = features[:1]
+    near = _SAME * first.abs().max()
+    return all(bool(((part - first).abs().max()) <= near) for part in (features[-1:], features))
 
 
 def refuse_infinite(places: list[int], files: ImageFiles) -> None:

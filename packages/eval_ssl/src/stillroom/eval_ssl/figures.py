@@ -1,4 +1,4 @@
-"""Pictures of a measurement: confused classes, nearest neighbours, all images in a plane, accuracy over shots."""
+"""Pictures of a measurement: nearest neighbours, all images in a plane, accuracy over shots."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -14,58 +14,16 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from stillroom.backbone.figures import plain, save
 from stillroom.backbone.images import load_image
 from stillroom.eval_ssl.config import Embedding
 
-_MATRIX_CLASSES = 40  # more of them: bars of the worst ones instead of a matrix
+_LEGEND_CLASSES = 40  # more of them have no legend
 _THUMBNAILS = 250
 _SHEET_ROWS = 16  # queries of the sheet, half of them wrong where there are as many
 _SHEET_COLUMNS = 10
 _SIDE = 72  # px of a picture in the sheet
 _RIGHT, _WRONG = "#2a8f4a", "#c8322b"
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG."""
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-
-
-def draw_confusion(
-    path: Path, truth: Int[Tensor, " m"], predicted: Int[Tensor, " m"], classes: Sequence[str], title: str
-) -> None:
-    """Rows: the true class, columns: the answer, shares of the row in percent; of many classes bars of the worst."""
-    counts = torch.zeros(len(classes), len(classes))
-    counts.index_put_((truth, predicted), torch.ones(len(truth)), accumulate=True)
-    shares = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    if len(classes) > _MATRIX_CLASSES:
-        _draw_bars(path, shares.diagonal(), counts.sum(dim=1) > 0, classes, title)
-        return
-    side = 2.5 + 0.42 * len(classes)
-    figure = Figure(figsize=(side, side))
-    axes = figure.add_subplot(
-        title=title, xlabel="answer", ylabel="true class", xticks=range(len(classes)), yticks=range(len(classes))
-    )
-    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticklabels(classes, rotation=90)
-    axes.set_yticklabels(classes)
-    for row, column in shares.round().nonzero().tolist():
-        value = float(shares[row, column])
-        colour = "white" if value > 50 else "black"
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    save(figure, path)
-
-
-def _draw_bars(
-    path: Path, accuracy: Float[Tensor, " c"], tested: Bool[Tensor, " c"], classes: Sequence[str], title: str
-) -> None:
-    order = [int(i) for i in accuracy.argsort(stable=True) if tested[i]][:_MATRIX_CLASSES]
-    figure = Figure(figsize=(7, 1 + 0.22 * len(order)))
-    axes = figure.add_subplot(
-        title=f"{title}: the {len(order)} hardest of {int(tested.sum())} classes", xlabel="top-1, %", xlim=(0, 100)
-    )
-    axes.barh([classes[i] for i in order], [float(accuracy[i]) for i in order], color="#33658a")
-    axes.invert_yaxis()
-    save(figure, path)
 
 
 def draw_neighbours(
@@ -165,17 +123,17 @@ def draw_embedding(
 ) -> None:
     """All images as dots in the colour of their class, some of them as small pictures framed in it."""
     figure = Figure(figsize=(12, 12))
-    axes = figure.add_subplot(title=title, xticks=[], yticks=[])
+    axes = figure.add_subplot(title=plain(title), xticks=[], yticks=[])
     colours = colormaps["turbo"](np.linspace(0.05, 0.95, len(classes)))
     for label, name in enumerate(classes):
         dots = plane[(labels == label).numpy()]
-        axes.scatter(dots[:, 0], dots[:, 1], s=6, color=colours[label], label=name, linewidths=0)
+        axes.scatter(dots[:, 0], dots[:, 1], s=6, color=colours[label], label=plain(name), linewidths=0)
     shown = np.random.default_rng([seed, len(images)]).permutation(len(images))[:_THUMBNAILS]
     for i in shown.tolist():
         picture = OffsetImage(np.asarray(ImageOps.fit(load_image(images[i]), (24, 24))), zoom=1)
         frame = {"edgecolor": colours[int(labels[i])], "linewidth": 1.5}
         axes.add_artist(AnnotationBbox(picture, plane[i].tolist(), pad=0.1, bboxprops=frame))
-    if len(classes) <= _MATRIX_CLASSES:
+    if len(classes) <= _LEGEND_CLASSES:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=3, frameon=False)
     save(figure, path)
 
@@ -187,7 +145,7 @@ def draw_shots(path: Path, curves: Mapping[str, Mapping[int, tuple[float, float]
     for label, curve in curves.items():
         shots = sorted(curve)
         means, spreads = ([curve[k][i] for k in shots] for i in (0, 1))
-        axes.errorbar(shots, means, yerr=spreads, marker="o", capsize=3, label=label)
+        axes.errorbar(shots, means, yerr=spreads, marker="o", capsize=3, label=plain(label))
         axes.set_xticks(shots, [str(k) for k in shots], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """From what a run asks for to the features it is measured on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -10,17 +11,17 @@ from stillroom.backbone import (
     ImageFiles,
     Run,
     load_backbone,
-    load_checkpoint,
     read_labelled,
     read_unlabelled,
     replace_input,
 )
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.heads import build_head
+from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run import seed_everything
-from stillroom.eval_ssl.config import FeatureConfig, FeaturesConfig, LinearConfig
+from stillroom.eval_ssl.config import FeatureConfig, FeaturesConfig, KnnConfig, LinearConfig
 from stillroom.eval_ssl.features import FeatureSet, extract_features
 
 
@@ -63,7 +64,10 @@ def read_sets(config: FeatureConfig) -> tuple[ImageFiles, ImageFiles | None]:
         if len(train.classes) < 2 and not isinstance(config, FeaturesConfig):
             raise ValueError(f"{config.train} holds one class, {train.classes[0]}: there is nothing to tell apart")
         test = None if config.test is None else read_labelled(config.test, train.classes)
-    return draw(train, config), None if test is None else draw(test, config)
+    train, test = draw(train, config), None if test is None else draw(test, config)
+    if isinstance(config, KnnConfig) and test is None and len(train) < 2:
+        raise ValueError(f"leave-one-out needs two images, {config.train} gives one")
+    return train, test
 
 
 def draw(files: ImageFiles, config: FeatureConfig) -> ImageFiles:
@@ -107,7 +111,7 @@ def load_head(checkpoint: str, name: str) -> nn.Module:
     if not is_checkpoint(checkpoint):
         raise ValueError(f"--head {name}: {checkpoint} is no checkpoint directory, so it keeps no head")
     tensors = load_heads(checkpoint, name)
-    return build_head(load_checkpoint(checkpoint)[1].heads[name], tensors)
+    return build_head(read_manifest(Path(checkpoint) / "manifest.json").heads[name], tensors)
 
 
 def describe(config: FeatureConfig, frozen: Frozen) -> str:

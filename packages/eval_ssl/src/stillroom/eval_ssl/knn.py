@@ -8,12 +8,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stillroom.eval_ssl.neighbours import Backend, Metric, check_k, nearest_neighbours
+from stillroom.eval_ssl.neighbours import (
+    Backend,
+    Metric,
+    check_k,
+    nearest_neighbours,
+    prepare,
+    search_torch,
+)
 
 Vote = Literal["majority", "weighted"]
 
 TEMPERATURE = 0.07
 _ROWS = 1024  # whose votes for every class are held at once
+_RANKING_BYTES = 40  # of each training image, for each test image that ranks them
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def check_temperature(temperature: float) -> None:
     Raises:
         ValueError: not above 0.
     """
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"--temperature is {temperature}: it must be above 0")
 
 
@@ -163,33 +171,35 @@ def retrieval_map(
     test_y: Int[Tensor, " m"],
     *,
     metric: Metric = "cosine",
-    rows: int = 256,
+    memory_gib: float = 1.0,
 ) -> float:
     """Mean average precision of the training images ranked for each test image; those of its class are relevant.
 
     Args:
         train_x, train_y, test_x, metric: see `knn_classify`; without `test_x` each image ranks the others.
         test_y: class numbers of the test images. One whose class has no other image does not count.
-        rows: test images ranked at once.
+        memory_gib: bound of what is held at once, GiB.
 
     Raises:
-        ValueError: see `nearest_neighbours`; no test image with a relevant one.
+        ValueError: features that are not finite; no test image with a relevant one.
 
     Reference: the average precision of a full ranking, (1/R) sum of precision at the places of the R relevant ones.
     """
-    queries = train_x if test_x is None else test_x
-    place = torch.arange(1, len(train_x) + (test_x is not None), device=train_x.device)
+    train, test = prepare(train_x, test_x, metric)
+    queries = train if test is None else test
+    rows = max(1, int(memory_gib * 2**30 / (_RANKING_BYTES * len(train))))
+    place = torch.arange(1, len(train) + (test is not None), device=train.device)
     found: list[Tensor] = []
     for start in range(0, len(queries), rows):
         asked = queries[start : start + rows]
-        _, order = nearest_neighbours(train_x, asked, len(train_x), metric=metric)
+        _, order = search_torch(train, asked, len(train), metric, memory_gib)
         relevant = train_y.to(order.device)[order] == test_y.to(order.device)[start : start + rows, None]
-        if test_x is None:
+        if test is None:
             others = order != torch.arange(start, start + len(asked), device=order.device)[:, None]
             relevant = relevant[others].view(len(asked), -1)
         precision = relevant.cumsum(dim=1) / place
         many = relevant.sum(dim=1)
-        found.append(((precision * relevant).sum(dim=1).double() / many)[many > 0])
+        found.append(((precision * relevant).sum(dim=1) / many)[many > 0].cpu().double())
     if not len(each := torch.cat(found)):
         raise ValueError("no test image shares its class with a training image: there is nothing to retrieve")
     return float(each.mean())

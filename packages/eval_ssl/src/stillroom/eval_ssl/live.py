@@ -1,8 +1,9 @@
 """SimReg's live linear evaluation: the classifier learns from random crops, made anew in each epoch."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -16,9 +17,19 @@ from stillroom.backbone.images import build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, key_of
 from stillroom.eval_ssl.features import Extractor, FeatureSet, refuse_infinite
-from stillroom.eval_ssl.probe import Point, Recipe, Rows, SgdProbes, Standardise, batches, check_converged, check_varied
+from stillroom.eval_ssl.probe import (
+    Point,
+    Recipe,
+    Rows,
+    SgdProbes,
+    Standardise,
+    batches,
+    check_converged,
+    check_features,
+)
 
 _SCALE = (0.08, 1.0)  # of the image's area
+_VERSION = 1  # of what is kept: to be raised where the same run would learn something else
 
 
 class CropView:
@@ -64,7 +75,7 @@ def train_live(
     batch_size: int = 64,
     workers: int = 1,
     keep: bool = True,
-) -> Float[Tensor, "m c"]:
+) -> tuple[Float[Tensor, "m c"], Callable[[], None]]:
     """Train a linear classifier on random crops of the training images, and classify the test images.
 
     Steps, order and rates are those of `train_probes`; what standardises the features are the statistics of the centre
@@ -80,24 +91,25 @@ def train_live(
         run: this process.
         batch_size: images per forward pass.
         workers: processes that decode images.
-        keep: the state of each whole epoch in `$STILLROOM_CACHE/live`, until the run is done.
+        keep: the state of each whole epoch in `$STILLROOM_CACHE/live`.
 
     Returns:
-        Logits.
+        Logits, and what forgets the state, to be called once by the main process when they are safe.
 
     Raises:
         ValueError: constant features, features that are not finite, a run that diverged.
     """
-    check_varied(train.features)
+    check_features(train.features, test_x)
     scale = Standardise.fit(train.features.to(run.device), unit=point.unit)
     labels, num_classes = train.labels, len(train.files.classes)
     probes = SgdProbes(extractor.dim, num_classes, [point], recipe, run.device)
     backbone = extractor.backbone
     record = {
+        "version": _VERSION,
         "weights": weights_sha256(backbone.net),
         "net": [backbone.spec.name, backbone.spec.arguments, backbone.spec.feature, asdict(backbone.spec.input)],
         "readings": list(extractor.readings),
-        "head": None if extractor.head is None else weights_sha256(extractor.head),
+        "head": None if extractor.head is None else [repr(extractor.head), weights_sha256(extractor.head)],
         "files": train.files.stamp,
         "recipe": repr((point, recipe, batch_size)),
         "device": run.device.type,
@@ -122,13 +134,14 @@ def train_live(
             refuse_infinite(step.rows[~torch.isfinite(x).all(dim=1)].tolist(), train.files)
             probes.step(scale(x.to(run.device)), labels[step.rows].to(run.device), step.epoch)
         assert next(loader, None) is None, "every part belongs to a step"
+        if not bool(torch.isfinite(probes.state["weight"]).all()):
+            raise ValueError(
+                f"the probe of learning rate {point.lr:g} diverged in epoch {epoch + 1}: give smaller --lrs"
+            )
         if keep and run.is_main:
             buffer = io.BytesIO()
             torch.save({"epoch": epoch + 1, "state": probes.state}, buffer)
             write_file(file, buffer.getvalue())
     progress.close()
     logits = check_converged(probes.linear().predict(scale(test_x), 0), point)
-    run.wait()
-    if run.is_main:
-        file.unlink(missing_ok=True)
-    return logits
+    return logits, partial(file.unlink, missing_ok=True) if keep else lambda: None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from stillroom.backbone.images import shuffled_by_class
-from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_varied, split_stratified
+from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_features, split_stratified
 
 TOLERANCE = 1e-5
 ITERATIONS = 1000
@@ -134,7 +134,7 @@ def logistic_regression(
     Raises:
         ValueError: see `check_penalties` and `split_stratified`; constant features.
     """
-    check_varied(train_x)
+    check_features(train_x, test_x)
     check_penalties(penalties)
     chosen, accuracies, fits = penalties[0], list[float](), list[Logreg]()
     fit = partial(fit_logreg, num_classes=num_classes, tolerance=tolerance, iterations=iterations)
@@ -165,16 +165,25 @@ def check_penalties(penalties: Sequence[float]) -> None:
         raise ValueError(f"--penalties holds {min(penalties):g}: they must be above 0")
 
 
-def draw_shots(labels: Int[Tensor, " n"], shots: int, seed: int) -> Int[Tensor, " k"]:
+def draw_shots(labels: Int[Tensor, " n"], shots: int, seed: int, classes: Sequence[str] = ()) -> Int[Tensor, " k"]:
     """Rows of `shots` images of each class; a smaller draw of the same seed is part of a larger one.
+
+    Args:
+        labels: class numbers.
+        shots: images of each.
+        seed: of the draw.
+        classes: names of all classes, for the messages; none of them may be without an image.
 
     Raises:
         ValueError: a class with fewer images.
     """
     rows: list[int] = []
+    if absent := [name for label, name in enumerate(classes) if label not in set(labels.tolist())]:
+        raise ValueError(f"{len(absent)} classes have no training image, for instance {absent[0]}")
     for label, order in shuffled_by_class(labels.tolist(), seed).items():
         if len(order) < shots:
-            raise ValueError(f"class number {label} has {len(order)} training images: {shots} shots need more")
+            name = classes[label] if classes else f"number {label}"
+            raise ValueError(f"class {name} has {len(order)} training images: {shots} shots need more")
         rows += order[:shots]
     return torch.tensor(rows)
 
@@ -202,11 +211,12 @@ def few_shot(
         inverse_penalty: C.
 
     Raises:
-        ValueError: see `draw_shots`.
+        ValueError: see `draw_shots`; constant features, or some that are not finite.
 
     Reference: Tian et al., "Rethinking few-shot image classification", ECCV 2020: logistic regression with C = 1 on
     L2-normalised features.
     """
+    check_features(train_x, test_x)
     rows = draw_shots(train_y.cpu(), shots, seed).to(train_x.device)
     x, asked = (normalize(each.float(), dim=1) for each in (train_x[rows], test_x))
     return fit_logreg(x, train_y[rows], num_classes, 1 / (inverse_penalty * len(rows))).predict(asked)

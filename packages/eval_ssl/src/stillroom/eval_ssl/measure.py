@@ -2,8 +2,7 @@
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stillroom.backbone import ImageFiles, Run
+from stillroom.backbone import Run
+from stillroom.backbone.figures import draw_confusion
 from stillroom.backbone.progress import Progress
+from stillroom.backbone.schedule import Schedule
 from stillroom.eval_ssl import figures
 from stillroom.eval_ssl.config import (
     FeatureConfig,
@@ -22,25 +23,23 @@ from stillroom.eval_ssl.config import (
     LinearConfig,
     LogregConfig,
 )
-from stillroom.eval_ssl.export import export_features, import_pyarrow
+from stillroom.eval_ssl.export import export_features
 from stillroom.eval_ssl.features import Extractor
 from stillroom.eval_ssl.frozen import Frozen, describe
-from stillroom.eval_ssl.knn import answer, check_temperature, retrieval_map
+from stillroom.eval_ssl.knn import answer, retrieval_map
 from stillroom.eval_ssl.live import train_live
-from stillroom.eval_ssl.logreg import check_penalties, draw_shots, few_shot, logistic_regression
-from stillroom.eval_ssl.neighbours import check_k, nearest_neighbours
+from stillroom.eval_ssl.logreg import few_shot, logistic_regression
+from stillroom.eval_ssl.neighbours import nearest_neighbours
 from stillroom.eval_ssl.probe import (
     Point,
     Probed,
     Recipe,
     accuracy_of,
-    check_grid,
-    check_share,
     linear_probe,
     split_stratified,
 )
+from stillroom.eval_ssl.settings import grid_of, numbers_of_neighbours
 
-STANDARD_K = (1, 5, 10, 20, 100, 200)
 HEADLINE_K = 20
 
 
@@ -55,6 +54,7 @@ class Measured:
         extra: what else results.json holds.
         files: writes files into the run directory, before it gets its name.
         pictures: draws into a folder, afterwards.
+        done: is called last.
     """
 
     task: str
@@ -63,47 +63,7 @@ class Measured:
     extra: dict[str, Any] = field(default_factory=dict)
     files: Callable[[Path], None] | None = None
     pictures: Callable[[Path], None] | None = None
-
-
-def check_settings(config: FeatureConfig, train: ImageFiles, test: ImageFiles | None) -> None:
-    """Refuse settings that cannot work, before the hours of extraction.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    match config:
-        case KnnConfig():
-            check_temperature(config.temperature)
-            check_k(numbers_of_neighbours(config, len(train) - (test is None)), len(train) - (test is None))
-            if config.figures and config.embedding == "umap":
-                figures.import_umap()
-        case LinearConfig():
-            points = grid_of(config, ["pooled", *map(str, config.more_levels)])
-            check_grid(points)
-            check_share(config.held_out)
-            at_least_one(config, "epochs", "probe_batch_size", "at_once")
-            if config.mode == "live" and len(points) > 1:
-                raise ValueError(f"--mode live trains one setting, {len(points)} were given: name one of each")
-        case LogregConfig():
-            check_penalties(config.penalties)
-            check_share(config.held_out)
-            at_least_one(config, "iterations")
-        case FewShotConfig():
-            at_least_one(config, "draws")
-            if not config.shots or min(config.shots) < 1:
-                raise ValueError(f"--shots is {list(config.shots)}: give numbers of images per class, from 1")
-            if config.inverse_penalty <= 0:
-                raise ValueError(f"--inverse-penalty is {config.inverse_penalty}: it must be above 0")
-            draw_shots(torch.tensor(train.labels), max(config.shots), config.seed)
-        case FeaturesConfig() if config.format == "parquet":
-            import_pyarrow()
-
-
-def at_least_one(config: FeatureConfig, *names: str) -> None:
-    """Refuse numbers below 1; None is none."""
-    for name in names:
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+    done: Callable[[], None] | None = None
 
 
 def measure(config: FeatureConfig, run: Run, frozen: Frozen) -> Measured:
@@ -123,11 +83,6 @@ def measure(config: FeatureConfig, run: Run, frozen: Frozen) -> Measured:
             raise AssertionError(f"no measurement takes a {type(config).__name__}")
 
 
-def numbers_of_neighbours(config: KnnConfig, num_images: int) -> tuple[int, ...]:
-    """The k to vote with."""
-    return config.k if config.k is not None else tuple(k for k in STANDARD_K if k <= num_images)
-
-
 def measure_knn(config: KnnConfig, run: Run, frozen: Frozen) -> Measured:
     """All metrics of k-NN, and for each k the accuracy of each class that was tested."""
     train, asked, classes = frozen.train, frozen.asked, frozen.classes
@@ -138,11 +93,14 @@ def measure_knn(config: KnnConfig, run: Run, frozen: Frozen) -> Measured:
         known, queries, max(numbers), metric=config.metric, backend=config.backend, memory_gib=config.memory_gib
     )
     vote: dict[str, Any] = {"vote": config.vote, "temperature": config.temperature}
-    answers = answer(near, labels[rows], truth.to(run.device), numbers, len(classes), **vote)
+    near, rows = near.cpu(), rows.cpu()
+    answers = answer(near, train.labels[rows], truth, numbers, len(classes), **vote)
     found = {k: one.metrics() for k, one in answers.items()}
     metrics = {f"{name}_k{k}": found[k][name] for name in ("top1", "top5", "mrr") for k in numbers}
     if config.retrieval:
-        metrics["map"] = retrieval_map(known, labels, queries, truth, metric=config.metric)
+        metrics["map"] = retrieval_map(
+            known, labels, queries, truth, metric=config.metric, memory_gib=config.memory_gib
+        )
     how = "majority" if config.vote == "majority" else f"weighted temperature={config.temperature:g}"
     alone = " leave-one-out" if frozen.test is None else ""
     protocol = f"knn/v1 vote={how} similarity={config.metric} {describe(config, frozen)}{alone}"
@@ -150,10 +108,10 @@ def measure_knn(config: KnnConfig, run: Run, frozen: Frozen) -> Measured:
     def pictures(folder: Path) -> None:
         k = headline(numbers)
         predicted, title = answers[k].predicted, f"{k}-NN of {config.checkpoint[0]}"
-        figures.draw_confusion(folder / "confusion.png", truth, predicted, classes, title)
-        same = (labels[rows] == truth.to(run.device)[:, None]).cpu()
+        draw_confusion(folder / "confusion.png", truth, predicted, classes, title)
+        same = train.labels[rows] == truth[:, None]
         figures.draw_nearest(
-            folder / "neighbours.png", asked.files.paths, train.files.paths, rows.cpu(), same, predicted == truth,
+            folder / "neighbours.png", asked.files.paths, train.files.paths, rows, same, predicted == truth,
             config.seed,
         )  # fmt: skip
         plane = figures.embed(asked.features, config.embedding, config.seed)
@@ -173,24 +131,17 @@ def headline(numbers: tuple[int, ...]) -> int:
     return HEADLINE_K if HEADLINE_K in numbers else numbers[-1]
 
 
-def grid_of(config: LinearConfig, readings: list[str]) -> list[Point]:
-    """Every combination, those of one reading together."""
-    return [
-        Point(lr=lr, weight_decay=decay, reading=reading, unit=unit)
-        for reading, unit, lr, decay in product(readings, config.unit, config.lrs, config.weight_decays)
-    ]
-
-
 def measure_linear(config: LinearConfig, run: Run, frozen: Frozen) -> Measured:
     """Top-1 and top-5 of the chosen classifier."""
     train, test = frozen.train, frozen.asked
     points = grid_of(config, list(train.readings))
+    done: Callable[[], None] | None = None
     recipe = Recipe(
         epochs=config.epochs, batch_size=config.probe_batch_size, schedule=config.schedule, seed=config.seed
     )
     if config.mode == "live":
         extractor = Extractor(frozen.backbone, frozen.head, (config.level,)).to(run.device)
-        logits = train_live(
+        logits, done = train_live(
             extractor, train, test.features.to(run.device), points[0], recipe, run,
             batch_size=config.batch_size, workers=config.workers, keep=config.cache,
         )  # fmt: skip
@@ -207,7 +158,7 @@ def measure_linear(config: LinearConfig, run: Run, frozen: Frozen) -> Measured:
         f"linear/{config.name} mode={config.mode} {describe(config, frozen)}",
         f"readings={','.join(train.readings)}" if len(train.readings) > 1 else "",
         "|".join("unit-length,standardised" if unit else "standardised" for unit in config.unit),
-        f"schedule={type(config.schedule).__name__.lower()} epochs={config.epochs} batch={config.probe_batch_size}",
+        f"schedule={schedule_words(config.schedule)} epochs={config.epochs} batch={config.probe_batch_size}",
         f"lrs={listing(config.lrs)} weight-decays={listing(config.weight_decays)}",
         f"held-out={config.held_out:g}" if len(points) > 1 else "",
     ]
@@ -216,7 +167,13 @@ def measure_linear(config: LinearConfig, run: Run, frozen: Frozen) -> Measured:
         # a point alone was not held against any: no accuracies, and an empty grid
         "grid": [asdict(p) | {"held_out_top1": top1} for p, top1 in zip(points, probed.accuracies, strict=False)],
     }
-    return classified("linear", " ".join(filter(None, parts)), probed.logits, config, frozen, extra)
+    measured = classified("linear", " ".join(filter(None, parts)), probed.logits, config, frozen, extra)
+    return replace(measured, done=done)
+
+
+def schedule_words(schedule: Schedule) -> str:
+    """A schedule with all its settings, as a protocol id shows it."""
+    return f"{type(schedule).__name__.lower()}({','.join(f'{k}={v}' for k, v in asdict(schedule).items())})"
 
 
 def rows_in_all(config: LinearConfig, points: list[Point], labels: Int[Tensor, " n"]) -> int:
@@ -245,6 +202,7 @@ def measure_logreg(config: LogregConfig, run: Run, frozen: Frozen) -> Measured:
     chosen = f" held-out={config.held_out:g}" if len(config.penalties) > 1 else ""
     protocol = (
         f"logreg/v1 {describe(config, frozen)} standardised tolerance={config.tolerance:g} "
+        f"iterations={config.iterations} "
         f"penalties={listing(config.penalties)}{chosen}"
     )
     extra = {
@@ -281,7 +239,7 @@ def classified(
     return Measured(
         task=task, protocol=protocol, metrics=metrics,
         extra=extra | {"per_class": accuracy_by_class(ranks == 0, truth, classes)},
-        pictures=lambda folder: figures.draw_confusion(folder / "confusion.png", truth, predicted, classes, title),
+        pictures=lambda folder: draw_confusion(folder / "confusion.png", truth, predicted, classes, title),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.backbone import Backbone, ImageFiles, Run, read_labelled
-from stillroom.eval_ssl.features import extract_features
+from stillroom.eval_ssl.features import extract_features, is_constant
 from stillroom.eval_ssl.knn import knn_classify
 
 K = 20
@@ -24,13 +24,13 @@ def monitor_knn(backbone: Backbone, folder: Path, run: Run) -> dict[str, float]:
         `knn20` first, which is what a best student is picked by, then `knn1`; fractions.
 
     Raises:
-        ValueError: no class folders.
+        ValueError: no class folders, or one image alone.
     """
     train, test = split_folder(folder)
     k = min(K, len(train))
     known = extract_features(backbone, train, run, label="k-NN train", workers=0, keep=False)
     asked = extract_features(backbone, test, run, label="k-NN test", workers=0, keep=False)
-    if not bool((known.features != known.features[0]).any()):  # a collapsed student: worth a number, not an error
+    if is_constant(known.features):  # a collapsed student: worth a number, not an error
         return {f"knn{K}": 1 / len(train.classes), "knn1": 1 / len(train.classes)}
     train_x, train_y, test_x = (each.to(run.device) for each in (known.features, known.labels, asked.features))
     predicted = knn_classify(train_x, train_y, test_x, (1, k), len(train.classes))
@@ -44,6 +44,8 @@ def split_folder(folder: Path) -> tuple[ImageFiles, ImageFiles]:
         train = read_labelled(folder / "train")
         return train, read_labelled(folder / "val", train.classes)
     files = read_labelled(folder)
+    if len(files) < 2:
+        raise ValueError(f"{folder} holds one image: there is none to compare it with")
     order = np.random.default_rng(0).permutation(len(files)).tolist()
     count = max(1, round(_TEST_SHARE * len(files)))
     return files.subset(sorted(order[count:])), files.subset(sorted(order[:count]))

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stillroom.eval_ssl.features import is_constant
+
 Metric = Literal["cosine", "l2"]
 Backend = Literal["torch", "faiss"]
 
@@ -55,20 +57,34 @@ def nearest_neighbours(
 
     Raises:
         ValueError: k that does not fit, features that are not finite, a constant backbone (all training features
-            equal), no room for one row of similarities, faiss that is not installed.
+            equal), memory that is not above 0, faiss that is not installed.
     """
     check_k([k], len(train_x) - (test_x is None))
-    if len(train_x) > 1 and torch.equal(train_x[0], train_x[-1]) and bool((train_x == train_x[0]).all()):
+    if len(train_x) > 1 and is_constant(train_x):
         raise ValueError("the backbone gives the same feature for every training image: there are no neighbours")
-    train, test = prepare(train_x, metric), None if test_x is None else prepare(test_x, metric)
-    if metric == "l2":  # distances stay, and lose fewer digits, when the common mean is gone
-        centre = train.mean(dim=0)
-        train, test = train - centre, None if test is None else test - centre
-    search = _search_faiss if backend == "faiss" else _search
+    if not memory_gib > 0:
+        raise ValueError(f"--memory-gib is {memory_gib}: it must be above 0")
+    train, test = prepare(train_x, test_x, metric)
+    search = _search_faiss if backend == "faiss" else search_torch
     return search(train, test, k, metric, memory_gib)
 
 
-def prepare(features: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n d"]:
+def prepare(
+    train_x: Float[Tensor, "n d"], test_x: Float[Tensor, "m d"] | None, metric: Metric
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"] | None]:
+    """Features as they are searched: see `scaled`; for Euclidean distances less their common mean.
+
+    Raises:
+        ValueError: features that are not finite.
+    """
+    train, test = scaled(train_x, metric), None if test_x is None else scaled(test_x, metric)
+    if metric == "l2":  # distances stay, and lose fewer digits, when the common mean is gone
+        centre = train.mean(dim=0)
+        train, test = train - centre, None if test is None else test - centre
+    return train, test
+
+
+def scaled(features: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n d"]:
     """float32, and for the cosine of unit length, zero where there is no length.
 
     Raises:
@@ -81,7 +97,10 @@ def prepare(features: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n 
     return features / lengths.clamp(min=_NO_LENGTH) if metric == "cosine" else features
 
 
-def _search(train: Tensor, test: Tensor | None, k: int, metric: Metric, memory_gib: float) -> tuple[Tensor, Tensor]:
+def search_torch(
+    train: Float[Tensor, "n d"], test: Float[Tensor, "m d"] | None, k: int, metric: Metric, memory_gib: float
+) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    """The torch backend of `nearest_neighbours`, on features that are prepared."""
     alone, asked = test is None, train if test is None else test
     held = int(memory_gib * 2**30 / 4)  # float32 numbers; the groups' maxima and candidates are a small part of it
     rows = min(_QUERY_ROWS, len(asked))

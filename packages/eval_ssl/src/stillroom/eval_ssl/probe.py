@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from stillroom.backbone.images import shuffled_by_class
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.schedule import Cosine, Schedule
+from stillroom.eval_ssl.features import is_constant
 
 _EPS = 1e-5
 
@@ -103,8 +104,8 @@ def check_grid(points: Sequence[Point]) -> None:
     """
     if not points:
         raise ValueError("the grid is empty: give at least one --lrs and one --weight-decays")
-    if min(min(point.lr, point.weight_decay) for point in points) < 0:
-        raise ValueError("a learning rate or a weight decay of the grid is negative")
+    if not all(value >= 0 for point in points for value in (point.lr, point.weight_decay)):
+        raise ValueError("a learning rate or a weight decay of the grid is negative, or no number")
 
 
 def train_probes(
@@ -226,8 +227,16 @@ def check_share(share: float) -> None:
         raise ValueError(f"--held-out is {share}: it must lie in (0, 1)")
 
 
-def split_stratified(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_stratified(
+    labels: Int[Tensor, " n"], share: float, seed: int, classes: Sequence[str] = ()
+) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows to hold out, the same share of each class, at least one of each on either side.
+
+    Args:
+        labels: class numbers.
+        share: held out, (0, 1).
+        seed: of the draw.
+        classes: names, for the message.
 
     Raises:
         ValueError: a share outside (0, 1), a class with one image alone.
@@ -237,7 +246,8 @@ def split_stratified(labels: Int[Tensor, " n"], share: float, seed: int) -> tupl
     held: list[int] = []
     for label, order in shuffled_by_class(labels.tolist(), seed).items():
         if len(order) < 2:
-            raise ValueError(f"class number {label} has one training image: there is none to hold out")
+            name = classes[label] if classes else f"number {label}"
+            raise ValueError(f"class {name} has one training image: there is none to hold out")
         count = min(max(1, round(share * len(order))), len(order) - 1)
         held += order[:count]
         kept += order[count:]
@@ -287,7 +297,7 @@ def linear_probe(
     Raises:
         ValueError: see `check_grid` and `split_stratified`; constant features; a chosen point that diverged.
     """
-    check_varied(train_x)
+    check_features(train_x, test_x)
     check_grid(points)
     columns = {"pooled": slice(None)} if readings is None else readings
     chosen, accuracies = points[0], tuple[float, ...]()
@@ -312,17 +322,21 @@ def linear_probe(
 
 
 def accuracy_of(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
-    """Top-1, a fraction."""
-    return float((logits.argmax(dim=1) == labels).double().mean())
+    """Top-1, a fraction; -1 for a classifier that diverged, which is then no choice."""
+    if not bool(torch.isfinite(logits).all()):
+        return -1.0
+    return int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
 
-def check_varied(train_x: Float[Tensor, "n d"]) -> None:
-    """Refuse features that are all the same.
+def check_features(train_x: Float[Tensor, "n d"], test_x: Float[Tensor, "m d"]) -> None:
+    """Refuse features that nothing can be learnt from.
 
     Raises:
-        ValueError: a constant backbone.
+        ValueError: some that are not finite; a constant backbone.
     """
-    if bool((train_x == train_x[0]).all()):
+    if not all(bool(torch.isfinite(each).all()) for each in (train_x, test_x)):
+        raise ValueError("some features are not finite: nothing can be learnt from them")
+    if is_constant(train_x):
         raise ValueError("the backbone gives the same feature for every training image: there is nothing to learn")
 
 

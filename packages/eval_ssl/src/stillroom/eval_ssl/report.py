@@ -46,7 +46,7 @@ def headline_metric(names: list[str]) -> str:
     if neighbours:
         return f"top1_k{headline(neighbours)}"
     shots = [name for name in names if name.startswith("top1_s") and not name.endswith("_std")]
-    return shots[-1] if shots else "top1"
+    return max(shots, key=lambda name: int(name.removeprefix("top1_s"))) if shots else "top1"
 
 
 def report_knn(path: Path, results: Results) -> str:

@@ -1,0 +1,77 @@
+"""Many runs from one command: those that are done are kept, those that were stopped go on."""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.results import RESULTS, read_results
+from stillroom.backbone.run import CONFIG, read_config
+
+_FREE = frozenset(
+    {"out", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
+)
+"""Fields of a config that may differ when a run is kept or gone on with: they change the last digits at most."""
+
+
+@runtime_checkable
+class HasOut(Protocol):
+    """A config with a run directory."""
+
+    @property
+    def out(self) -> Path: ...
+
+
+C = TypeVar("C", bound=HasOut)
+
+
+def once(
+    config: C,
+    unions: tuple[Any, ...],
+    start: Callable[[C], object],
+    go_on: Callable[[Path], object] | None = None,
+) -> None:
+    """Do a run, unless it is done; go on with one that was stopped.
+
+    Args:
+        config: of the run.
+        unions: its fields of several variants.
+        start: does the run from its beginning; it leaves results.json last.
+        go_on: resumes the run in a directory; None: a run leaves nothing before its end.
+
+    Raises:
+        ValueError: another run stands in the directory.
+    """
+    asked = config_to_dict(config, unions)
+    if (config.out / RESULTS).exists():
+        refuse_other(config.out, asked, read_results(config.out).made_by.config)
+    elif go_on is not None and (config.out / CONFIG).exists():
+        refuse_other(config.out, asked, json.loads(read_config(config.out)))
+        go_on(config.out)
+    else:
+        start(config)
+
+
+def refuse_other(out: Path, asked: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse a run directory whose settings differ in what changes its numbers.
+
+    Raises:
+        ValueError: with the names of the settings.
+    """
+    asked = json.loads(json.dumps(asked))  # tuples are lists there
+    if differ := sorted(k for k in asked.keys() | found.keys() if k not in _FREE and asked.get(k) != found.get(k)):
+        raise ValueError(f"{out} is a run with other settings ({', '.join(differ)}): choose another --out")
+
+
+def slug(name: str) -> str:
+    """A name as a part of a directory's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of several, sample standard deviation of fractions, in percent."""
+    apart = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{apart}"

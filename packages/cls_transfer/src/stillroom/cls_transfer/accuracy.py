@@ -1,0 +1,93 @@
+"""How often a classifier is right."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Normalize, Run
+from stillroom.backbone.images import EvaluationBatches, OnBroken, build_loader
+from stillroom.backbone.progress import Progress
+from stillroom.cls_transfer.model import Classifier
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A classifier's answers to images.
+
+    Attributes:
+        logits: (n, k), of the images that could be read.
+        labels: (n,) their class numbers.
+        indices: (n,) their places among the files.
+        broken: why the others could not be read.
+    """
+
+    logits: Float[Tensor, "n k"]
+    labels: Int[Tensor, " n"]
+    indices: Int[Tensor, " n"]
+    broken: list[str]
+
+    def metrics(self) -> dict[str, float]:
+        """Top-1, and top-5 where there are more than five classes, fractions."""
+        ranks = (self.logits.argsort(dim=1, descending=True, stable=True) == self.labels[:, None]).int().argmax(dim=1)
+        metrics = {"top1": float((ranks == 0).double().mean())}
+        if self.logits.shape[1] > 5:
+            metrics["top5"] = float((ranks < 5).double().mean())
+        return metrics
+
+    @property
+    def predicted(self) -> Int[Tensor, " n"]:
+        """The class of the largest logit, of equal ones the first, as in `metrics`."""
+        return self.logits.argsort(dim=1, descending=True, stable=True)[:, 0]
+
+    def by_class(self, classes: tuple[str, ...]) -> dict[str, float]:
+        """Top-1 of each class that was tested."""
+        right = self.predicted == self.labels
+        return {classes[i]: float(right[self.labels == i].double().mean()) for i in sorted(set(self.labels.tolist()))}
+
+
+@torch.no_grad()
+def answer(
+    model: Classifier,
+    files: ImageFiles,
+    run: Run,
+    *,
+    batch_size: int = 64,
+    workers: int = 1,
+    on_broken: OnBroken = "refuse",
+    label: str = "test",
+) -> Answers:
+    """Classify images in the evaluation view, float32, dealt out over the processes; the mode of the model stays.
+
+    Args:
+        model: on the run's device.
+        files: labelled images.
+        run: this process; every one gets all answers.
+        batch_size, workers, on_broken: of the pass.
+        label: of the progress bar.
+
+    Raises:
+        ValueError: no image could be read.
+    """
+    mode = model.training
+    model.eval()
+    spec = model.backbone.spec.input
+    dataset = ImageDataset(files, EvaluationView(spec), on_broken=on_broken)
+    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run), workers)
+    normalize = Normalize(spec).to(run.device)
+    progress = Progress(len(files), run, label)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for batch in progress.over(loader):
+        progress.skip(batch.broken)
+        if len(batch):
+            parts.append((batch.indices, model(normalize(batch.images.to(run.device))).float().cpu()))
+    model.train(mode)
+    dealt = [part for one in run.gather(parts) for part in one]
+    broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
+    if not dealt:
+        raise ValueError(f"no image of {files.root} could be read, for instance: {broken[0]}")
+    indices, order = torch.cat([indices for indices, _ in dealt]).sort()
+    logits = torch.cat([logits for _, logits in dealt])[order]
+    labels = torch.tensor(files.labels or [-1] * len(files))[indices]
+    return Answers(logits, labels, indices, broken)

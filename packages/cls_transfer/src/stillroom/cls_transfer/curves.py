@@ -1,0 +1,26 @@
+"""Learning curves of a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from stillroom.backbone.figures import save
+
+
+def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Loss, top-1 on the held-out part and learning rate over the epochs, from the lines of metrics.jsonl."""
+    named = {"loss": "training loss", "val_top1": "held-out top-1, %", "lr": "learning rate"}
+    shown = [name for name in named if any(name in row for row in rows)]
+    figure = Figure(figsize=(7, 1 + 2.2 * len(shown)))
+    figure.suptitle(title)
+    for place, name in enumerate(shown, start=1):
+        axes = figure.add_subplot(len(shown), 1, place, ylabel=named[name])
+        points = [row for row in rows if name in row]
+        scale = 100 if name == "val_top1" else 1
+        axes.plot([row["epoch"] for row in points], [scale * row[name] for row in points], marker=".", markersize=3)
+        axes.grid(alpha=0.3)
+        if place == len(shown):
+            axes.set_xlabel("epoch")
+    save(figure, path)

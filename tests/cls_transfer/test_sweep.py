@@ -1,0 +1,118 @@
+"""Several initialisations, rates and seeds in one command."""
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stillroom.backbone import Run, build_backbone, load_checkpoint, read_results, replace_input, save_checkpoint
+from stillroom.cls_transfer import ClassifyConfig, finetune, resume, sweep
+from stillroom.cls_transfer.first import build_first
+from stillroom.cls_transfer.sweep import report, split
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def config(labelled: Make, tmp_path: Path) -> ClassifyConfig:
+    train, test = labelled("train", per_class=12), labelled("test", per_class=6, seed=1)
+    torch.manual_seed(3)
+    student = replace_input(build_backbone("cifar/resnet20"), size=16, mean=(0.1, 0.2, 0.3))
+    save_checkpoint(tmp_path / "student", student, method="kdep", package="stillroom-distill")
+    return ClassifyConfig(
+        checkpoint=(str(tmp_path / "student"), "random"), train=train, test=test, out=tmp_path / "sweep", size=16,
+        epochs=1, batch_size=11, lrs=(1e-9, 0.05), seeds=(0, 1), held_out=0.1, log_every=1, workers=0, device="cpu",
+    )  # fmt: skip
+
+
+def test_a_sweep_is_a_run_for_each_combination_and_one_table(config: ClassifyConfig) -> None:
+    out = finetune(config)
+    names = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert len(names) == 8 and names[-1] == "1-random-lr1e-09-seed1"
+    table = json.loads((out / "table.json").read_text())
+    assert table["seeds"] == [0, 1] and list(table["rows"]) == list(config.checkpoint)
+    for net, by_task in table["rows"].items():
+        found = by_task["folder"]
+        runs = {name: read_results(out / name) for name in names if name[0] == str(config.checkpoint.index(net))}
+        chances = {
+            lr: statistics.mean(r.metrics["val_top1"] for r in runs.values() if r.made_by.config["lrs"] == [lr])
+            for lr in config.lrs
+        }
+        assert chances[found["lr"]] == max(chances.values())
+        assert found["top1"] == [read_results(out / name).metrics["top1"] for name in found["runs"]]
+        assert [read_results(out / name).seed for name in found["runs"]] == [0, 1]
+    first, second = (rows["folder"] for rows in table["rows"].values())
+    assert first["over_first"] == [0, 0]
+    assert second["over_first"] == [b - a for a, b in zip(first["top1"], second["top1"], strict=True)]
+    text = report(out)
+    assert f"| {config.checkpoint[0]} " in text and " +- " in text and "over the first" in text
+
+
+def test_runs_that_are_done_are_kept_and_one_that_was_stopped_goes_on(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(config, lrs=(0.05,), save_every=1)
+    whole = finetune(replace(small, out=config.out.with_name("whole")))
+    started: list[str] = []
+    train_one = sweep.train_one
+
+    def stop_in_the_third(cell: ClassifyConfig, run: Run) -> None:
+        started.append(cell.out.name)
+        train_one(cell, run)
+        if len(started) == 3:
+            (cell.out / "results.json").unlink()  # as if it had been killed before its end
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "train_one", stop_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(small)
+    assert len(started) == 3 and not (small.out / "table.json").exists()
+    with pytest.raises(ValueError, match="is a sweep: give its command again"):
+        resume(small.out)
+    finetune(replace(small, workers=1))
+    assert len(started) == 4 and len(set(started)) == 4  # the third was resumed, not begun anew
+    tables = [json.loads((out / "table.json").read_text()) for out in (whole, small.out)]
+    assert tables[0] == tables[1]
+    finetune(small)
+    assert len(started) == 4
+    with pytest.raises(ValueError, match=r"is a run with other settings \(epochs\): choose another --out"):
+        finetune(replace(small, epochs=2))
+
+
+def test_random_and_pretrained_have_the_net_and_the_input_of_the_first_checkpoint(config: ClassifyConfig) -> None:
+    cells = split(config)
+    assert {cell.like for cell in cells if cell.checkpoint == ("random",)} == {config.checkpoint[0]}
+    random = build_first(cells[-1])
+    student, _ = load_checkpoint(Path(config.checkpoint[0]))
+    assert random.spec.input == student.spec.input and random.spec.name == student.spec.name
+    assert not torch.equal(random.net.conv1.weight, student.net.conv1.weight)
+    again, other = (build_first(replace(cells[-1], seeds=(seed,))) for seed in (1, 2))
+    assert torch.equal(random.net.conv1.weight, again.net.conv1.weight)
+    assert not torch.equal(random.net.conv1.weight, other.net.conv1.weight)
+    with pytest.raises(ValueError, match="cifar/resnet20 has no published weights"):
+        build_first(replace(cells[-1], checkpoint=("pretrained",)))
+    with pytest.raises(ValueError, match="--checkpoint random alone names no net: say random:NAME, or whose by --like"):
+        finetune(replace(config, checkpoint=("random",), lrs=(0.1,), seeds=(0,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"seeds": ()}, "--seeds is empty"),
+        ({"held_out": 0.0}, "several --lrs need something to choose by"),
+        ({"label_smoothing": 1.0}, r"--label-smoothing is 1\.0: it must lie in \[0, 1\)"),
+        ({"layer_decay": 0.0}, r"--layer-decay is 0\.0"),
+        ({"randaugment": 31}, "--randaugment is 31"),
+        ({"mixup": -1.0}, "--mixup and --cutmix are the alphas"),
+        ({"accumulate": 0}, "--accumulate is 0"),
+        ({"hidden": (0,)}, r"--hidden is \[0\]"),
+    ],
+)
+def test_sweeps_that_cannot_be_are_one_sentence(config: ClassifyConfig, changes: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        finetune(replace(config, **changes))
+    assert not config.out.exists()
