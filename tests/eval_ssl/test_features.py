@@ -282,8 +282,8 @@ def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[
     )
     table = report(evaluate(config))  # every process reads the file that the first one writes
     shared = {"checkpoint": (name,), "train": folder, "test": folder, "size": 16, "device": "cpu", **options}
-    linear = LinearConfig(**shared, out=out.with_name("linear"), epochs=3, lrs=(0.1, 0.01), weight_decays=(0.0,))
-    regression = LogregConfig(**shared, out=out.with_name("logreg"), penalties=(1e-1, 1e-2))
+    linear = LinearConfig(**shared, out=out.with_name(f"{out.name}-linear"), epochs=3, lrs=(0.1, 0.01), weight_decays=(0.0,))
+    regression = LogregConfig(**shared, out=out.with_name(f"{out.name}-logreg"), penalties=(1e-1, 1e-2))
     for other in (linear, regression):
         table += report(evaluate(other)).replace(str(other.out), "OUT")
     return [(found.features, found.labels, found.broken) for found in sets], table.replace(str(out), "OUT")

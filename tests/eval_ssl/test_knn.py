@@ -263,8 +263,8 @@ def test_mean_average_precision_is_scikit_learns(alone: bool) -> None:
             relevant, scores = np.delete(relevant, row), np.delete(scores, row)
         if relevant.any():
             expected.append(average_precision_score(relevant, scores))
-    ours = retrieval_map(train_x, labels, None if alone else test_x, truth, rows=7)
-    assert ours == pytest.approx(np.mean(expected), rel=1e-6)
+    ours = retrieval_map(train_x, labels, None if alone else test_x, truth, memory_gib=7 * 40 * 150 / 2**30)
+    assert ours == pytest.approx(np.mean(expected), rel=1e-6)  # seven rows at a time
 
 
 def test_the_number_of_classes_may_be_larger_than_the_labels_seen() -> None:
