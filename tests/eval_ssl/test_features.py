@@ -277,15 +277,13 @@ def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[
     options = {"workers": 0, "on_broken": "skip"}
     sets = [extract_features(net, read_labelled(folder), run, batch_size=size, **options) for size in (5, 64)]
     name = "random:cifar/resnet20"
-    config = KnnConfig(
-        checkpoint=(name,), train=folder, test=folder, out=out, k=(1, 9), size=16, device="cpu", **options
-    )
-    table = report(evaluate(config))  # every process reads the file that the first one writes
     shared = {"checkpoint": (name,), "train": folder, "test": folder, "size": 16, "device": "cpu", **options}
-    linear = LinearConfig(**shared, out=out.with_name(f"{out.name}-linear"), epochs=3, lrs=(0.1, 0.01), weight_decays=(0.0,))
-    regression = LogregConfig(**shared, out=out.with_name(f"{out.name}-logreg"), penalties=(1e-1, 1e-2))
-    for other in (linear, regression):
-        table += report(evaluate(other)).replace(str(other.out), "OUT")
+    configs = [
+        KnnConfig(**shared, out=out, k=(1, 9)),
+        LinearConfig(**shared, out=out / "linear", epochs=3, lrs=(0.1, 0.01), weight_decays=(0.0,)),
+        LogregConfig(**shared, out=out / "logreg", penalties=(1e-1, 1e-2)),
+    ]
+    table = "\n".join(report(evaluate(config)) for config in configs)  # every process reads what the first one writes
     return [(found.features, found.labels, found.broken) for found in sets], table.replace(str(out), "OUT")
 
 

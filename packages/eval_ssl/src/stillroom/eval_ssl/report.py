@@ -35,6 +35,8 @@ def report_several(path: Path) -> str:
     cells = [[name, *(percent(row["metrics"], each) for each in names)] for name, row in rows.items()]
     if not names:
         return "\n".join([*above, *(str(path / row["run"]) for row in rows.values())])
+    runs = {name: read_results(path / row["run"]) for name, row in rows.items()}
+    above += [f"{name} did not converge" for name, run in runs.items() if not run.extra.get("converged", True)]
     best = max(rows, key=lambda name: rows[name]["metrics"][headline_metric(names)])
     top = percent(rows[best]["metrics"], headline_metric(names))
     return "\n".join([*above, format_table(header, cells), f"{path}: {best} is best, {top} % {headline_metric(names)}"])
