@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 
 from stillroom.backbone import read_results
-from stillroom.backbone.schedule import Cosine
+from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import ClassifyConfig
 from stillroom.cls_transfer.cli import main
 from stillroom.cls_transfer.presets import PRESETS
@@ -70,13 +70,18 @@ def test_resume_ends_a_run_and_prints_the_same_line(
     ("preset", "expected"),
     [
         ("finetune", {"lrs": (1e-3,), "batch_size": 64, "epochs": 150, "weight_decay": 5e-4, "min_scale": 0.08}),
+        (
+            "legacy-kdep",
+            {"lrs": (1e-3,), "batch_size": 64, "normalise": False, "choose": "best-on-test", "held_out": 0.0},
+        ),
         ("scratch", {"lrs": (0.1,), "batch_size": 128, "epochs": 30, "weight_decay": 5e-4, "min_scale": 0.35}),
     ],
 )
 def test_a_preset_is_the_recipe_of_its_lab_note(preset: str, expected: dict[str, float]) -> None:
     config = PRESETS[preset](checkpoint=("random:cifar/resnet20",), out=Path("c"))
     assert {name: getattr(config, name) for name in expected} == expected
-    assert (config.momentum, config.schedule) == (0.9, Cosine())
+    schedule = Step(every=50, gamma=0.1) if preset == "legacy-kdep" else Cosine()
+    assert (config.momentum, config.schedule) == (0.9, schedule)
     note = PRESETS[preset].__doc__ or ""
     assert f"batch {config.batch_size}" in note and f"{config.epochs} epochs" in note
 

@@ -67,7 +67,8 @@ def test_another_folder_or_the_test_itself_may_be_chosen_by(
             "class blue has one image to learn from, so none can be held out: say --held-out 0, or give --val",
         ),
         ({"train": None}, "give --train and --test, or --tasks and --data"),
-        ({"tasks": ("dtd",)}, "--tasks dtd needs --data"),
+        ({"tasks": ("dtd",), "train": None, "test": None}, "--tasks dtd needs --data"),
+        ({"tasks": ("dtd",)}, "--tasks dtd comes with its own images"),
     ],
 )
 def test_parts_that_cannot_be_are_one_sentence(folders: tuple[Path, Path], run: Run, changes: dict, text: str) -> None:

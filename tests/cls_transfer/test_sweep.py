@@ -1,6 +1,7 @@
 """Several initialisations, rates and seeds in one command."""
 
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from published import write_cub, write_dtd
 
 from stillroom.backbone import Run, build_backbone, load_checkpoint, read_results, replace_input, save_checkpoint
+from stillroom.backbone.sweep import directory_name
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume, sweep
 from stillroom.cls_transfer.first import build_first
 from stillroom.cls_transfer.sweep import report, split
@@ -32,12 +35,12 @@ def config(labelled: Make, tmp_path: Path) -> ClassifyConfig:
 def test_a_sweep_is_a_run_for_each_combination_and_one_table(config: ClassifyConfig) -> None:
     out = finetune(config)
     names = sorted(path.name for path in out.iterdir() if path.is_dir())
-    assert len(names) == 8 and names[-1] == "1-random-lr1e-09-seed1"
+    assert len(names) == 8 and sum(name.startswith("random-") and name.endswith("-lr0.05-seed1") for name in names) == 1
     table = json.loads((out / "table.json").read_text())
     assert table["seeds"] == [0, 1] and list(table["rows"]) == list(config.checkpoint)
     for net, by_task in table["rows"].items():
         found = by_task["folder"]
-        runs = {name: read_results(out / name) for name in names if name[0] == str(config.checkpoint.index(net))}
+        runs = {name: read_results(out / name) for name in names if name.startswith(directory_name(net))}
         chances = {
             lr: statistics.mean(r.metrics["val_top1"] for r in runs.values() if r.made_by.config["lrs"] == [lr])
             for lr in config.lrs
@@ -103,6 +106,8 @@ def test_random_and_pretrained_have_the_net_and_the_input_of_the_first_checkpoin
     ("changes", "text"),
     [
         ({"seeds": ()}, "--seeds is empty"),
+        ({"seeds": (0, 0)}, "--seeds names 0 twice: name each once"),
+        ({"lrs": (0.1, -0.1)}, r"--lrs holds \[0\.1, -0\.1\]: numbers from 0"),
         ({"held_out": 0.0}, "several --lrs need something to choose by"),
         ({"label_smoothing": 1.0}, r"--label-smoothing is 1\.0: it must lie in \[0, 1\)"),
         ({"layer_decay": 0.0}, r"--layer-decay is 0\.0"),
@@ -116,3 +121,49 @@ def test_sweeps_that_cannot_be_are_one_sentence(config: ClassifyConfig, changes:
     with pytest.raises(ValueError, match=text):
         finetune(replace(config, **changes))
     assert not config.out.exists()
+
+
+def test_a_rate_that_diverges_is_left_out_and_the_others_go_on(
+    config: ClassifyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 0.05)))
+    table = json.loads((out / "table.json").read_text())
+    assert table["rows"]["random"]["folder"]["lr"] == 0.05
+    assert "lower --lr; the last good state is kept" in capsys.readouterr().err
+    assert len(list(out.glob("*/diverged.txt"))) == 2
+    with pytest.raises(ValueError, match="every rate of random diverged with some seed: give smaller --lrs"):
+        finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 1e31), out=out / "all"))
+
+
+def test_a_sweep_that_grows_repeats_nothing_and_refuses_what_changed(config: ClassifyConfig) -> None:
+    small = replace(config, lrs=(0.05,))
+    finetune(small)
+    done = {path: path.stat().st_mtime_ns for path in small.out.glob("*/results.json")}
+    grown = replace(small, checkpoint=(*small.checkpoint, "random:cifar/resnet20"), lrs=(0.05, 0.01))
+    finetune(grown)
+    assert len(list(small.out.glob("*/results.json"))) == 12
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    shutil.rmtree(config.checkpoint[0])
+    student = replace_input(build_backbone("cifar/resnet20"), size=16)
+    save_checkpoint(Path(config.checkpoint[0]), student, method="kdep", package="stillroom-distill")
+    with pytest.raises(ValueError, match=r"began with other weights than .*student has now: choose another --out"):
+        finetune(small)
+    next((config.test / "red").iterdir()).unlink()
+    with pytest.raises(ValueError, match=r"the images in .*test changed since .* was done"):
+        finetune(replace(grown, checkpoint=("random:cifar/resnet20",)))
+
+
+def test_several_tasks_stand_in_one_table(config: ClassifyConfig, tmp_path: Path) -> None:
+    write_dtd(tmp_path / "sets")
+    write_cub(tmp_path / "sets")
+    several = replace(
+        config, train=None, test=None, tasks=("dtd", "cub"), data=tmp_path / "sets", partial=True, lrs=(0.05,),
+        batch_size=2, seeds=(0,),
+    )  # fmt: skip
+    table = json.loads((finetune(several) / "table.json").read_text())
+    for by_task in table["rows"].values():
+        assert list(by_task) == ["dtd", "cub"]
+        assert by_task["dtd"]["protocol"].startswith("classification/v2 dtd split=1 partial=2/8/4 held-out=0.1 ")
+    assert "| dtd " in report(several.out) and "| cub " in report(several.out)
+    with pytest.raises(ValueError, match="--tasks dtd comes with its own images: leave out --train and --test"):
+        finetune(replace(several, train=config.train, out=tmp_path / "other"))

@@ -21,6 +21,7 @@ from stillroom.backbone import (
     Licence,
     Normalize,
     Run,
+    RunDirectory,
     build_backbone,
     load_checkpoint,
     load_heads,
@@ -35,6 +36,7 @@ from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, resume,
 from stillroom.cls_transfer.augment import build_mixing
 from stillroom.cls_transfer.first import build_model
 from stillroom.cls_transfer.record import summary
+from stillroom.cls_transfer.state import TrainState
 
 Make = Callable[..., Path]
 
@@ -359,9 +361,16 @@ def test_a_killed_run_resumes_to_the_bit(config: ClassifyConfig, kill_after: int
     assert read_results(killed).metrics == read_results(whole).metrics
 
 
+def without_the_last_state(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """As if a run had been killed before it could write the state of its last step."""
+    save = RunDirectory.save_state
+    monkeypatch.setattr(RunDirectory, "save_state", lambda self, s: None if s["step"] == step else save(self, s))
+
+
 def test_resume_goes_on_from_the_last_state_and_not_from_the_beginning(
     config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without_the_last_state(monkeypatch, 6)
     out = finetune(replace(config, epochs=2, save_every=4))
     last = weights(out)
     (out / "results.json").unlink()
@@ -598,9 +607,10 @@ def test_the_epoch_that_is_best_on_the_held_out_part_is_tested_and_kept(
     assert {path.name for path in (out / "figures").iterdir()} == {"confusion.png", "curves.png"}
 
 
-def test_a_run_with_everything_on_resumes_to_the_bit(config: ClassifyConfig) -> None:
+def test_a_run_with_everything_on_resumes_to_the_bit(config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_the_last_state(monkeypatch, 9)
     full = replace(
-        config, epochs=3, batch_size=11, held_out=0.1, save_every=4, ema=0.9, mixup=0.2, cutmix=1.0, randaugment=9,
+        config, epochs=3, batch_size=11, held_out=0.1, save_every=5, ema=0.9, mixup=0.2, cutmix=1.0, randaugment=9,
         label_smoothing=0.1, accumulate=2, hidden=(8,), freeze=1, layer_decay=0.7, amp="bf16",
     )  # fmt: skip
     out = finetune(full)
@@ -653,3 +663,32 @@ def test_legacy_feeds_images_as_they_are_and_chooses_on_the_test(config: Classif
         "classification/v2 epochs=1 weights=best-on-test size=16 crop=1 not-normalised"
     )
     assert load_checkpoint(out / "checkpoint")[0].spec.input.mean == (0.0, 0.0, 0.0)
+
+
+def test_the_last_weights_are_held_against_their_own_accuracy(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = finetune(replace(config, epochs=3, batch_size=11, held_out=0.1, choose="last"))
+    looks = [line["val_top1"] for line in metrics_of(out) if "val_top1" in line]
+    results = read_results(out)
+    assert results.metrics["val_top1"] == looks[-1] and results.extra["best"]["epoch"] == 3
+    state = torch.load(out / "state" / "last.pt", weights_only=True)
+    saved = load_file(out / "checkpoint" / "model.safetensors")
+    assert torch.equal(saved["conv1.weight"], state["model"]["backbone.net.conv1.weight"])
+
+
+def test_weights_of_the_last_step_that_are_not_finite_are_not_published(config: ClassifyConfig) -> None:
+    with pytest.raises(ValueError, match=r"the weights are not finite at step 1: lower --lr"):
+        finetune(replace(config, lrs=(1e30,), weight_decay=1e30, batch_size=36))
+    assert not (config.out / "results.json").exists()
+
+
+def test_a_running_average_is_that_of_the_steps(config: ClassifyConfig) -> None:
+    model = build_model(config, 3)
+    learner = TrainState(replace(config, ema=0.75), model, Run(device=torch.device("cpu")))
+    expected = None
+    for step in range(3):
+        learner.advance(torch.randn(6, 3, 16, 16), torch.arange(6) % 3, step / 3)
+        own = model.head[0].weight.detach().clone()
+        expected = own if expected is None else 0.75 * expected + 0.25 * own
+    torch.testing.assert_close(learner.leaving.head[0].weight.detach(), expected)

@@ -23,6 +23,7 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.schedule import Step
+from stillroom.backbone.sweep import directory_name
 from stillroom.eval_ssl import (
     FewShotConfig,
     KnnConfig,
@@ -443,8 +444,9 @@ def test_several_checkpoints_give_one_table_and_done_ones_are_kept(
 ) -> None:
     several = replace(config, checkpoint=("random:cifar/resnet20", str(student)), k=(1, 20))
     out = evaluate(several)
-    runs = sorted(path.name for path in out.iterdir() if path.is_dir())
-    assert runs[0] == "0-random-cifar-resnet20" and runs[1].endswith("student") and len(runs) == 2
+    runs = [directory_name(name) for name in several.checkpoint]
+    assert sorted(runs) == sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert runs[0].startswith("random-cifar-resnet20-")
     table = json.loads((out / "table.json").read_text())
     assert table["task"] == "knn" and list(table["rows"]) == list(several.checkpoint)
     for run, (name, row) in zip(runs, table["rows"].items(), strict=True):

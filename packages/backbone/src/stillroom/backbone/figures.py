@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-_MATRIX_CLASSES = 40  # more of them: bars of the hardest ones instead of a matrix
+_MATRIX_CLASSES = 40  # more of them: no room for names and numbers
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -24,12 +24,16 @@ def plain(name: str) -> str:
 def draw_confusion(
     path: Path, truth: Int[Tensor, " m"], predicted: Int[Tensor, " m"], classes: Sequence[str], title: str
 ) -> None:
-    """Rows: the true class, columns: the answer, shares of the row in percent; of many classes bars of the worst."""
+    """Rows: the true class, columns: the answer, shares of the row in percent.
+
+    Of more than 40 classes the squares have neither names nor numbers, and hardest.png beside has bars of the worst.
+    """
     counts = torch.zeros(len(classes), len(classes))
     counts.index_put_((truth, predicted), torch.ones(len(truth)), accumulate=True)
     shares = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     if len(classes) > _MATRIX_CLASSES:
-        _draw_bars(path, shares.diagonal(), counts.sum(dim=1) > 0, classes, title)
+        _draw_bars(path.with_name("hardest.png"), shares.diagonal(), counts.sum(dim=1) > 0, classes, title)
+        _draw_squares(path, shares, title)
         return
     side = 2.5 + 0.42 * len(classes)
     figure = Figure(figsize=(side, side))
@@ -43,6 +47,14 @@ def draw_confusion(
         value = float(shares[row, column])
         colour = "white" if value > 50 else "black"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    save(figure, path)
+
+
+def _draw_squares(path: Path, shares: Float[Tensor, "c c"], title: str) -> None:
+    figure = Figure(figsize=(8, 7))
+    axes = figure.add_subplot(title=plain(title), xlabel="answer", ylabel="true class")
+    squares = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    figure.colorbar(squares, label="share of the true class, %")
     save(figure, path)
 
 

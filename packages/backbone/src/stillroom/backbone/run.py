@@ -97,6 +97,10 @@ def seed_everything(*numbers: int) -> None:
     random.seed(seed)
 
 
+class DivergedError(ValueError):
+    """A run whose loss or weights are not finite any more."""
+
+
 class RunDirectory:
     """config.json, metrics.jsonl, tensorboard/ and state/ of one run. Only the main process writes."""
 
@@ -149,10 +153,10 @@ class RunDirectory:
         """Replace state/last.pt; `state` must hold tensors and plain values only, and a `step`.
 
         Raises:
-            ValueError: weights that are not finite; the last good state stays.
+            DivergedError: weights that are not finite; the last good state stays.
         """
         if not _all_finite(state):
-            raise ValueError(
+            raise DivergedError(
                 f"the weights are not finite at step {state['step']}: lower --lr; the last good state is kept"
             )
         if not self._writes:

@@ -1,8 +1,10 @@
 """Many runs from one command: those that are done are kept, those that were stopped go on."""
 
+import hashlib
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -12,9 +14,11 @@ from stillroom.backbone.results import RESULTS, read_results
 from stillroom.backbone.run import CONFIG, read_config
 
 _FREE = frozenset(
-    {"out", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
+    {"out", "download", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
 )
 """Fields of a config that may differ when a run is kept or gone on with: they change the last digits at most."""
+
+_READABLE = 60  # characters
 
 
 @runtime_checkable
@@ -66,9 +70,20 @@ def refuse_other(out: Path, asked: Mapping[str, Any], found: Mapping[str, Any]) 
         raise ValueError(f"{out} is a run with other settings ({', '.join(differ)}): choose another --out")
 
 
-def slug(name: str) -> str:
-    """A name as a part of a directory's name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+def directory_name(name: str) -> str:
+    """A net's name as the name of a directory: the end of it as far as files allow, and a hash that tells it apart."""
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-_READABLE:].strip("-")
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def refuse_twice(values: Sequence[object], flag: str) -> None:
+    """Refuse what is named twice: it would be one run, and count as two.
+
+    Raises:
+        ValueError: with its name.
+    """
+    if twice := [str(value) for value, many in Counter(values).items() if many > 1]:
+        raise ValueError(f"{flag} names {twice[0]} twice: name each once")
 
 
 def spread(values: Sequence[float]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from stillroom.backbone.figures import save
+from stillroom.backbone.figures import plain, save
 
 
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -14,7 +14,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
     named = {"loss": "training loss", "val_top1": "held-out top-1, %", "lr": "learning rate"}
     shown = [name for name in named if any(name in row for row in rows)]
     figure = Figure(figsize=(7, 1 + 2.2 * len(shown)))
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     for place, name in enumerate(shown, start=1):
         axes = figure.add_subplot(len(shown), 1, place, ylabel=named[name])
         points = [row for row in rows if name in row]

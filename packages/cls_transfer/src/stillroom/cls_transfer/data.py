@@ -1,6 +1,8 @@
 """What a run learns from, chooses by, and is tested on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from stillroom.backbone import ImageFiles, Run, read_labelled
 from stillroom.backbone.images import shuffled_by_class
@@ -23,6 +25,20 @@ class Sets:
     val: ImageFiles | None
     test: ImageFiles
     words: str
+
+    @property
+    def by_role(self) -> dict[str, ImageFiles]:
+        """Those that there are."""
+        return {"train": self.train, "test": self.test} | ({} if self.val is None else {"val": self.val})
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each, by its role."""
+        return {role: files.fingerprint for role, files in self.by_role.items()}
+
+    def changed_since(self, fingerprints: Mapping[str, str]) -> Path | None:
+        """The folder of the first one whose images are others than they were."""
+        return next((f.root for role, f in self.by_role.items() if f.fingerprint != fingerprints.get(role)), None)
 
 
 def read_sets(config: ClassifyConfig, run: Run) -> Sets:
@@ -59,6 +75,8 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
     """
     if config.tasks:
         (task,) = config.tasks
+        if config.train is not None or config.test is not None:
+            raise ValueError(f"--tasks {task} comes with its own images: leave out --train and --test")
         if config.data is None:
             raise ValueError(f"--tasks {task} needs --data: the folder of the published data sets")
         source = Source(
@@ -99,10 +117,8 @@ def hold_out(files: ImageFiles, config: ClassifyConfig) -> tuple[ImageFiles, Ima
     """What is left to learn from, and a share of each class to choose by, at least one image of it on either side.
 
     Raises:
-        ValueError: a share outside [0, 1), a class with one image.
+        ValueError: a class with one image.
     """
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"--held-out is {config.held_out}: it must lie in [0, 1)")
     held: list[int] = []
     for label, order in shuffled_by_class(files.labels or (), config.seed).items():
         if len(order) < 2:

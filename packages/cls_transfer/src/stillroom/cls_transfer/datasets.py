@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -128,16 +129,24 @@ def _read_cifar(source: Source, cifar: Cifar) -> Splits:
     if not folder.is_dir() and (plain / "train").is_dir():
         train = read_labelled(plain / "train")
         return Splits(train, read_labelled(plain / "test", train.classes), f"{cifar.name} folders")
-    if not folder.is_dir() and source.download:
+    missing = not folder.is_dir()
+    source.run.wait()  # every process has looked before the main one unpacks
+    if missing and not source.download:
+        raise ValueError(f"there is no {folder}: unpack {_SITE}/{_ARCHIVES[cifar.name]} there, or say --download")
+    if missing:
         if source.run.is_main:
             archive = f"{_SITE}/{_ARCHIVES[cifar.name]}"
             try:
-                download_and_extract_archive(archive, str(source.data), md5=cifar.md5, remove_finished=True)
+                with TemporaryDirectory(dir=source.data) as aside:
+                    download_and_extract_archive(archive, aside, md5=cifar.md5)
+                    (Path(aside) / cifar.folder).rename(folder)
             except (OSError, RuntimeError) as error:
                 raise ValueError(f"{archive} cannot be downloaded ({error}): unpack it into {source.data}") from error
         source.run.wait()
     names = [line for line in _lines(folder / cifar.names) if line]
-    images = cache_directory("cifar") / key_of({file: _hash(folder / file) for file in (*cifar.train, *cifar.test)})
+    images = cache_directory("cifar") / key_of(
+        {file: _hash(folder / file) for file in (*cifar.train, *cifar.test, cifar.names)}
+    )
     if not images.exists() and source.run.is_main:
         with replace_directory(images) as aside:
             for part, files in (("train", cifar.train), ("test", cifar.test)):
@@ -213,7 +222,7 @@ def _read_cub(source: Source) -> Splits:
     """Caltech-UCSD Birds 200-2011 (Wah et al. 2011): its own training and test images."""
     root = source.data / "CUB_200_2011"
     images, labels, training, names = (
-        dict(line.split(maxsplit=1) for line in _lines(root / file) if line)
+        _numbered(root / file)
         for file in ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     )
     if not images.keys() == labels.keys() == training.keys():
@@ -237,6 +246,18 @@ def _read_cub(source: Source) -> Splits:
     return Splits(learn, asked, "cub")
 
 
+def _numbered(file: Path) -> dict[str, str]:
+    """The lines of a text file, `<number> <what>`.
+
+    Raises:
+        ValueError: a line that is no such thing.
+    """
+    pairs = [line.split(maxsplit=1) for line in _lines(file)]
+    if bad := next((place for place, pair in enumerate(pairs, 1) if len(pair) != 2 or not pair[0].isdigit()), None):
+        raise ValueError(f"{file}: line {bad} is no number and name")
+    return {number: what for number, what in pairs}
+
+
 def _lines(file: Path) -> list[str]:
     """The lines of a text file, stripped, without empty ones at its end.
 
@@ -245,6 +266,8 @@ def _lines(file: Path) -> list[str]:
     """
     try:
         return file.read_text(encoding="utf-8").strip().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text file: {error.reason}") from error
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}): the published folder holds it") from error
 
@@ -260,5 +283,9 @@ def _listed(root: Path, names: Iterable[str], classes: Sequence[str], partial: b
     if len(there) < len(paths) and (not partial or not there):
         absent = next(path for path in paths if not path.is_file())
         raise ValueError(f"{root} lacks {len(paths) - len(there)} of {len(paths)} listed images, the first is {absent}")
+    if unknown := sorted({path.parent.name for path in there} - set(classes)):
+        raise ValueError(f"{root}: no training image is listed of class {unknown[0]}, but test images are")
+    if empty := sorted(set(classes) - {path.parent.name for path in there}):
+        raise ValueError(f"{root}: every listed image of class {empty[0]} is missing")
     labels = tuple(classes.index(path.parent.name) for path in there)
     return ImageFiles(root, tuple(there), labels, tuple(classes))

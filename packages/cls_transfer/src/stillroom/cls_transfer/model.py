@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         """Training mode for all but what is frozen: its batch norms neither use nor count a batch's statistics."""
         super().train(mode)
         for module in self._frozen:
-            module.eval()
+            module.training = False  # not what is below it: a ViT itself owns its class token
         return self
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:

@@ -61,6 +61,8 @@ def predict(
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}: it must be at least 1")
     model, classes = load_classifier(checkpoint)
     if not 1 <= top <= len(classes):
         raise ValueError(f"--top is {top}: {checkpoint} tells {len(classes)} classes apart")

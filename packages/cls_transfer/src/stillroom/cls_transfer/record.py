@@ -21,7 +21,7 @@ from stillroom.cls_transfer.curves import draw_curves
 from stillroom.cls_transfer.data import Sets
 from stillroom.cls_transfer.first import method_of
 from stillroom.cls_transfer.model import Classifier
-from stillroom.cls_transfer.state import Best
+from stillroom.cls_transfer.state import TrainState
 
 PACKAGE = "stillroom-cls-transfer"
 PROTOCOL = "classification/v2"
@@ -30,7 +30,14 @@ HEAD = "classifier"
 
 
 def finish(
-    config: ClassifyConfig, run: Run, sets: Sets, model: Classifier, best: Best, tested: Answers, progress: Progress
+    config: ClassifyConfig,
+    run: Run,
+    sets: Sets,
+    model: Classifier,
+    learner: TrainState,
+    initial: str,
+    tested: Answers,
+    progress: Progress,
 ) -> None:
     """Write the checkpoint, its classifier as a head, pictures, and last results.json, which says that all is there."""
     if not run.is_main:
@@ -49,13 +56,10 @@ def finish(
     with replace_directory(config.out / "figures") as aside:
         draw_confusion(aside / "confusion.png", tested.labels, tested.predicted, classes, title)
         draw_curves(aside / "curves.png", read_metrics(config.out), title)
-    datasets = {
-        "train": DatasetRecord.of(sets.train, broken=len(progress.broken)),
-        "test": DatasetRecord.of(sets.test, broken=len(tested.broken)),
-    }
+    broken = {"train": sorted(progress.broken), "test": tested.broken, "val": learner.val_broken}
+    datasets = {role: DatasetRecord.of(files, broken=len(broken[role])) for role, files in sets.by_role.items()}
     if sets.val is not None:
-        datasets["val"] = DatasetRecord.of(sets.val)
-        metrics["val_top1"] = best.top1
+        metrics["val_top1"] = learner.best.top1
     write_results(
         config.out,
         Results(
@@ -70,8 +74,9 @@ def finish(
             seconds=progress.seconds,
             made_by=made_by(PACKAGE, settings),
             extra={
-                "broken": [*sorted(progress.broken), *tested.broken],
-                "best": asdict(best) if sets.val is not None else None,
+                "broken": [*broken["train"], *broken["val"], *broken["test"]],
+                "best": asdict(learner.best) if sets.val is not None else None,
+                "initial_sha256": initial,
                 "per_class": tested.by_class(classes),
             },
         ),

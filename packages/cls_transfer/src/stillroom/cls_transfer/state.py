@@ -36,6 +36,8 @@ class TrainState:
     Attributes:
         step: steps done.
         best: so far.
+        best_weights: of it, on the CPU; None: nothing is chosen, or not yet.
+        val_broken: why images of the held-out part could not be read.
     """
 
     def __init__(self, config: ClassifyConfig, model: Classifier, run: Run) -> None:
@@ -50,6 +52,8 @@ class TrainState:
             else None
         )
         self.step, self.best = 0, Best()
+        self.best_weights: dict[str, Tensor] | None = None
+        self.val_broken: list[str] = []
         learn: Any = torch.compile(model) if config.compile else model
         if run.world_size > 1:
             learn = DistributedDataParallel(learn, device_ids=[run.device] if run.device.type == "cuda" else None)
@@ -92,6 +96,8 @@ class TrainState:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": asdict(self.best),
+            "best_weights": self.best_weights,
+            "val_broken": self.val_broken,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -101,4 +107,5 @@ class TrainState:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best = Best(**state["best"])
+        self.best, self.best_weights = Best(**state["best"]), state["best_weights"]
+        self.val_broken = state["val_broken"]

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,15 +11,19 @@ from pathlib import Path
 
 from stillroom.backbone import Run, format_table
 from stillroom.backbone.files import write_file
+from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import RESULTS, read_results
-from stillroom.backbone.run import CONFIG, DeviceName
-from stillroom.backbone.sweep import once, slug, spread
+from stillroom.backbone.run import CONFIG, DeviceName, DivergedError
+from stillroom.backbone.sweep import directory_name, once, refuse_twice, spread
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
+from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.first import BARE
 from stillroom.cls_transfer.record import summary
 from stillroom.cls_transfer.train import check, resume_one, train_one
 
 TABLE = "table.json"
+DIVERGED = "diverged.txt"
 
 
 def finetune(config: ClassifyConfig) -> Path:
@@ -34,14 +39,45 @@ def finetune(config: ClassifyConfig) -> Path:
     cells = split(config)
     if cells == [config] and config.out.exists():
         raise ValueError(f"{config.out} exists: choose another --out, or go on with it by `resume {config.out}`")
+    if cells != [config] and ((config.out / CONFIG).exists() or config.out.is_file()):
+        raise ValueError(f"{config.out} is a single run: choose another --out for a sweep")
     run = Run.start(config.device)
     for cell in cells:
-        once(cell, UNIONS, partial(train_one, run=run), partial(resume_one, run=run))
+        if (cell.out / DIVERGED).exists():
+            continue
+        refuse_stale(cell, run)
+        try:
+            once(cell, UNIONS, partial(train_one, run=run), partial(resume_one, run=run))
+        except DivergedError as error:
+            if len(config.lrs) == 1:
+                raise
+            if run.is_main:  # one rate of several: the others may do
+                write_file(cell.out / DIVERGED, f"{error}\n")
+                print(f"{cell.out}: {error}", file=sys.stderr)
+            run.wait()
     if cells != [config] and run.is_main:
         write_file(config.out / TABLE, json.dumps(tabulate(config, cells), indent=2) + "\n")
     run.wait()
     run.close()
     return config.out
+
+
+def refuse_stale(cell: ClassifyConfig, run: Run) -> None:
+    """Refuse to keep a run whose first weights or images have changed since.
+
+    Raises:
+        ValueError: with what changed.
+    """
+    if not (cell.out / RESULTS).exists():
+        return
+    found, (name,) = read_results(cell.out), cell.checkpoint
+    if (
+        is_checkpoint(name)
+        and read_manifest(Path(name) / "manifest.json").weights.sha256 != found.extra["initial_sha256"]
+    ):
+        raise ValueError(f"{cell.out} began with other weights than {name} has now: choose another --out")
+    if changed := read_sets(cell, run).changed_since({role: d.fingerprint for role, d in found.datasets.items()}):
+        raise ValueError(f"the images in {changed} changed since {cell.out} was done: choose another --out")
 
 
 def resume(
@@ -70,13 +106,15 @@ def split(config: ClassifyConfig) -> list[ClassifyConfig]:
             raise ValueError(f"--{name} is empty: give at least one")
     if len(config.lrs) > 1 and not config.held_out and config.val is None and config.choose != "best-on-test":
         raise ValueError("several --lrs need something to choose by: --held-out above 0, or --val")
-    axes = (config.tasks or (None,), list(enumerate(config.checkpoint)), config.lrs, config.seeds)
+    for name in ("checkpoint", "tasks", "lrs", "seeds"):
+        refuse_twice(getattr(config, name), f"--{name}")
+    axes = (config.tasks or (None,), config.checkpoint, config.lrs, config.seeds)
     if all(len(axis) == 1 for axis in axes):
         return [config]
     like = config.like or next((name for name in config.checkpoint if name not in BARE), None)
     cells = []
-    for task, (place, checkpoint), lr, seed in product(*axes):
-        parts = [task or "", f"{place}-{slug(checkpoint)}", f"lr{lr:g}" if len(config.lrs) > 1 else "", f"seed{seed}"]
+    for task, checkpoint, lr, seed in product(*axes):
+        parts = [task or "", directory_name(checkpoint), f"lr{lr:g}", f"seed{seed}"]
         cell = replace(
             config, tasks=(task,) if task else (), checkpoint=(checkpoint,), lrs=(lr,), seeds=(seed,),
             out=config.out / "-".join(filter(None, parts)), like=like if checkpoint in BARE else None,
@@ -93,24 +131,35 @@ class Entry:
         lr: chosen by the mean over the seeds.
         top1: on the test images, by seed; fractions.
         runs: names of the run directories, by seed.
+        protocol: of the first seed.
     """
 
     lr: float
     top1: list[float]
     runs: list[str]
+    protocol: str
 
 
 def entry(cells: Sequence[ClassifyConfig]) -> Entry:
-    """Choose a rate among the runs of a net on a task; of equally good ones the first."""
+    """Choose a rate among the runs of a net on a task; of equally good ones the first, and none that diverged.
+
+    Raises:
+        ValueError: all of them diverged.
+    """
     by_rate: dict[float, list[ClassifyConfig]] = {}
     for cell in cells:
         by_rate.setdefault(cell.lr, []).append(cell)
+    by_rate = {lr: own for lr, own in by_rate.items() if not any((cell.out / DIVERGED).exists() for cell in own)}
+    if not by_rate:
+        raise ValueError(f"every rate of {cells[0].checkpoint[0]} diverged with some seed: give smaller --lrs")
 
     def held_out(rate: float) -> float:
         return statistics.mean(read_results(cell.out).metrics["val_top1"] for cell in by_rate[rate])
 
     lr = max(by_rate, key=held_out) if len(by_rate) > 1 else next(iter(by_rate))
-    return Entry(lr, [read_results(c.out).metrics["top1"] for c in by_rate[lr]], [c.out.name for c in by_rate[lr]])
+    found = [read_results(cell.out) for cell in by_rate[lr]]
+    top1 = [results.metrics["top1"] for results in found]
+    return Entry(lr, top1, [cell.out.name for cell in by_rate[lr]], found[0].protocol)
 
 
 def tabulate(config: ClassifyConfig, cells: Sequence[ClassifyConfig]) -> dict[str, object]:
@@ -123,7 +172,10 @@ def tabulate(config: ClassifyConfig, cells: Sequence[ClassifyConfig]) -> dict[st
             found = entry([c for c in cells if c.checkpoint == (checkpoint,) and c.tasks == ((task,) if task else ())])
             base = first.setdefault(task, found)
             rows[checkpoint][task or "folder"] = {
+                "protocol": found.protocol,
                 "lr": found.lr,
+                "mean": statistics.mean(found.top1),
+                "std": statistics.stdev(found.top1) if len(found.top1) > 1 else None,
                 "top1": found.top1,
                 "over_first": [own - other for own, other in zip(found.top1, base.top1, strict=True)],
                 "runs": found.runs,
@@ -145,4 +197,8 @@ def report(path: Path) -> str:
     ]  # fmt: skip
     best = max(rows, key=lambda net: statistics.mean(statistics.mean(by["top1"]) for by in rows[net].values()))
     mean = statistics.mean(statistics.mean(by["top1"]) for by in rows[best].values())
-    return f"{format_table(header, table)}\n{path}: {best} is best, {100 * mean:.1f} % top-1 in the mean"
+    protocols = sorted({by[task]["protocol"] for by in rows.values() for task in tasks})
+    return (
+        "\n".join(protocols)
+        + f"\n{format_table(header, table)}\n{path}: {best} is best, {100 * mean:.1f} % top-1 in the mean"
+    )

@@ -1,6 +1,6 @@
 """Supervised training of a backbone with its classifier, from images to checkpoint and results."""
 
-import io
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
+from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory, weights_sha256
 from stillroom.backbone.configs import config_from_json, config_to_json
-from stillroom.backbone.files import write_file
 from stillroom.backbone.images import TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import DeviceName, read_config, seed_everything
+from stillroom.backbone.run import DeviceName, DivergedError, read_config, seed_everything
 from stillroom.cls_transfer.accuracy import answer
 from stillroom.cls_transfer.augment import build_mixing, build_view
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
@@ -22,8 +21,6 @@ from stillroom.cls_transfer.first import build_model
 from stillroom.cls_transfer.model import Classifier
 from stillroom.cls_transfer.record import finish
 from stillroom.cls_transfer.state import Best, TrainState
-
-BEST = "state/best.pt"
 
 
 def train_one(config: ClassifyConfig, run: Run) -> None:
@@ -69,8 +66,8 @@ def resume_one(
     sets = read_sets(config, here)
     model = build_model(config, len(sets.train.classes)).to(here.device)
     directory, state = RunDirectory.reopen(path, here)
-    if state is not None and state["data_fingerprint"] != sets.train.fingerprint:
-        raise ValueError(f"the images in {sets.train.root} changed since {path} began: it cannot be resumed")
+    if state is not None and (changed := sets.changed_since(state["fingerprints"])):
+        raise ValueError(f"the images in {changed} changed since {path} began: it cannot be resumed")
     train(config, here, directory, sets, model, state)
     if run is None:
         here.close()
@@ -85,6 +82,7 @@ def train(
     state: dict[str, Any] | None,
 ) -> None:
     """The loop, from `state` (None: the beginning) to the last step, the test, and what is written at the end."""
+    initial = weights_sha256(model.backbone.net)
     learner = TrainState(config, model, run)
     if state is not None:
         learner.load_state_dict(state)
@@ -113,7 +111,7 @@ def train(
         if step % config.log_every == 0 or step == last:
             loss = float(run.sum(loss_sum)) / loss_steps / run.world_size
             if not torch.isfinite(torch.tensor(loss)):
-                raise ValueError(f"the loss is {loss} at step {step}: lower --lr; the last good state is kept")
+                raise DivergedError(f"the loss is {loss} at step {step}: lower --lr; the last good state is kept")
             lap = {**progress.lap(), "lr": learner.optimizer.param_groups[0]["lr"], "epoch": step / per_epoch}
             directory.log(step, {"loss": loss, **lap, "broken": len(progress.broken)})
             progress.show(loss=loss, wait=lap["data_wait_share"])
@@ -123,15 +121,15 @@ def train(
             epoch = step // per_epoch
             if epoch % config.val_every == 0 or step == last:
                 look(config, run, directory, sets, learner, progress, epoch)
-        if step % config.save_every == 0:
-            directory.save_state({**learner.state_dict(), "data_fingerprint": sets.train.fingerprint})
+        if step % config.save_every == 0 or step == last:
+            directory.save_state({**learner.state_dict(), "fingerprints": sets.fingerprints})
 
     progress.broken = {sentence for one in run.gather(progress.broken) for sentence in one}
-    chosen = choose(config, run, sets, learner)
+    chosen = choose(run, learner)
     tested = answer(
         chosen, sets.test, run, batch_size=config.batch_size, workers=config.workers, on_broken=config.on_broken
     )
-    finish(config, run, sets, chosen, learner.best, tested, progress)
+    finish(config, run, sets, chosen, learner, initial, tested, progress)
     directory.close()
     run.wait()  # every process finds results.json when this returns
 
@@ -150,23 +148,22 @@ def look(
     model = learner.leaving
     share_statistics(model, run)
     options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers, "label": "held out"}
-    metrics = answer(model, sets.val, run, on_broken=config.on_broken, **options).metrics()
+    found = answer(model, sets.val, run, on_broken=config.on_broken, **options)
+    metrics, learner.val_broken = found.metrics(), found.broken
     directory.log(learner.step, {"val_top1": metrics["top1"], "epoch": float(epoch)})
     progress.note(f"epoch {epoch}, held out", metrics)
-    if metrics["top1"] > learner.best.top1:
+    if config.choose == "last":
         learner.best = Best(epoch=epoch, top1=metrics["top1"])
-        if run.is_main and config.choose != "last":
-            buffer = io.BytesIO()
-            torch.save(model.state_dict(), buffer)
-            write_file(config.out / BEST, buffer.getvalue())
+    elif metrics["top1"] > learner.best.top1:
+        learner.best = Best(epoch=epoch, top1=metrics["top1"])
+        learner.best_weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def choose(config: ClassifyConfig, run: Run, sets: Sets, learner: TrainState) -> Classifier:
+def choose(run: Run, learner: TrainState) -> Classifier:
     """The weights to test and keep."""
     model = learner.leaving
-    run.wait()  # the main process has written the best
-    if sets.val is not None and config.choose != "last":
-        model.load_state_dict(torch.load(config.out / BEST, map_location=run.device, weights_only=True))
+    if learner.best_weights is not None:
+        model.load_state_dict(learner.best_weights)
     share_statistics(model, run)
     return model
 
@@ -195,6 +192,11 @@ def check(config: ClassifyConfig) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must lie in [0, 1)")
     if not 0 <= config.randaugment <= 30:
         raise ValueError(f"--randaugment is {config.randaugment}: magnitudes go from 1 to 30, 0 is none")
+    for name, values in (("lrs", config.lrs), ("weight_decay", (config.weight_decay,)), ("seeds", config.seeds)):
+        if not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ValueError(f"--{name.replace('_', '-')} holds {list(values)}: numbers from 0 were expected")
+    if config.workers < 0:
+        raise ValueError(f"--workers is {config.workers}: it must be at least 0")
     if config.hidden and min(config.hidden) < 1:
         raise ValueError(f"--hidden is {list(config.hidden)}: widths are at least 1")
     if min(config.mixup, config.cutmix) < 0:

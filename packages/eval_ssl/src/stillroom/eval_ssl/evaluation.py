@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from stillroom.backbone.provenance import made_by
 from stillroom.backbone.registry import checkpoint_method, is_checkpoint
 from stillroom.backbone.results import RESULTS, CheckpointRecord, read_results
 from stillroom.backbone.schedule import Schedule
-from stillroom.backbone.sweep import once, slug
+from stillroom.backbone.sweep import directory_name, once, refuse_twice
 from stillroom.eval_ssl import figures
 from stillroom.eval_ssl.config import FeatureConfig, FrozenConfig
 from stillroom.eval_ssl.frozen import Frozen, extract_sets, read_sets
@@ -73,8 +72,7 @@ def check(config: FeatureConfig) -> None:
     """Refuse settings that cannot work before anything is read."""
     if not config.checkpoint:
         raise ValueError("--checkpoint is empty: give at least one")
-    if twice := sorted(name for name, many in Counter(config.checkpoint).items() if many > 1):
-        raise ValueError(f"--checkpoint names {twice[0]} twice: name each once")
+    refuse_twice(config.checkpoint, "--checkpoint")
     if config.out.exists() and (len(config.checkpoint) == 1 or (config.out / RESULTS).exists() or config.out.is_file()):
         raise ValueError(f"{config.out} exists: choose another --out")
     if config.seed < 0:
@@ -89,10 +87,7 @@ def split(config: FeatureConfig) -> list[FeatureConfig]:
     """One config for each checkpoint; of several each in a directory of its own."""
     if len(config.checkpoint) == 1:
         return [config]
-    return [
-        replace(config, checkpoint=(name,), out=config.out / f"{place}-{slug(name)}")
-        for place, name in enumerate(config.checkpoint)
-    ]
+    return [replace(config, checkpoint=(n,), out=config.out / directory_name(n)) for n in config.checkpoint]
 
 
 def refuse_stale(config: FeatureConfig) -> None:
