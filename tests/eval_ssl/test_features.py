@@ -253,10 +253,12 @@ DISTRIBUTED = """
 import sys; sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import time, torch; torch.set_num_threads(1)
+from torch import distributed
 from stillroom.backbone import Run
 from stillroom.eval_ssl import evaluation
 from test_features import extract_and_evaluate
 run = Run.start("cpu")
+leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None  # gloo cannot always rejoin
 write = evaluation.write_results
 
 def write_late(directory, results):  # a slow disk: the others would look for the file too early
@@ -267,6 +269,7 @@ def write_late(directory, results):  # a slow disk: the others would look for th
 evaluation.write_results = write_late
 folder, out = map(Path, sys.argv[1:3])
 torch.save(extract_and_evaluate(folder, out / "run", run), out / f"{run.rank}.pt")
+leave()
 """
 
 
