@@ -6,6 +6,7 @@ python tools/bench.py cache             an epoch with cached teacher outputs aga
 python tools/bench.py monitor           a run with the monitors at their defaults against one without
 python tools/bench.py knn               exact neighbours against faiss and scikit-learn
 python tools/bench.py linear            a grid of linear probes against single runs and plain loops
+python tools/bench.py finetune          fine-tuning against a plain torchvision script
 """
 
 import contextlib
@@ -25,6 +26,7 @@ import tyro
 from torch import Tensor
 
 from bench_distill import CachedEpoch, Monitored, Step
+from bench_finetune import Finetune
 from bench_knn import Knn
 from bench_probe import Linear
 from stillroom.backbone.command import plainly
@@ -146,6 +148,7 @@ BENCHES: dict[str, Callable[..., Bench]] = {
     "monitor": Monitored,
     "knn": Knn,
     "linear": Linear,
+    "finetune": Finetune,
 }
 
 

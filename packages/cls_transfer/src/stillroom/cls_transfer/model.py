@@ -24,7 +24,7 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, head: nn.Sequential, *, freeze: int = 0) -> None:
         super().__init__()
-        self.backbone = backbone.at("after")
+        self.backbone = backbone.at("after").to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
         self.head = head
         if not 0 <= freeze <= len(backbone.spec.levels):
             raise ValueError(f"--freeze is {freeze}: {backbone.spec.name} has {len(backbone.spec.levels)} levels")
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
-        return self.head(self.backbone(images).pooled)
+        return self.head(self.backbone(images.contiguous(memory_format=torch.channels_last)).pooled)
 
 
 def build_layers(dim: int, num_classes: int, hidden: Sequence[int] = ()) -> nn.Sequential:
