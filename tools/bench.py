@@ -129,7 +129,7 @@ def report(name: str, bench: Bench) -> None:
         "torch": torch.__version__,
         "commit": source_commit(),
     }
-    print(json.dumps({"bench": name, "settings": vars(bench), "machine": machine, **figures}, indent=2))
+    print(json.dumps({"bench": name, "settings": vars(bench), "machine": machine, **figures}, indent=2, default=str))
 
 
 def cpu_name() -> str:
