@@ -115,3 +115,18 @@ def test_hidden_layers_stand_between_feature_and_logits() -> None:
     head = build_layers(64, 3, hidden=(16, 8))
     assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
     assert [layer.out_features for layer in head if isinstance(layer, nn.Linear)] == [16, 8, 3]
+
+
+def test_convolutions_see_channels_last_images_and_weights() -> None:
+    model = Classifier(build_backbone("cifar/resnet20"), build_layers(64, 5))
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    seen: list[bool] = []
+
+    def note(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        for tensor in (given[0], module.weight):
+            seen.append(tensor.is_contiguous(memory_format=torch.channels_last))
+
+    for convolution in convolutions:
+        convolution.register_forward_pre_hook(note)
+    model(torch.randn(4, 3, 16, 16))
+    assert len(seen) == 2 * len(convolutions) and all(seen)

@@ -24,7 +24,7 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, head: nn.Sequential, *, freeze: int = 0) -> None:
         super().__init__()
-        self.backbone = backbone.at("after").to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+        self.backbone = backbone.at("after").to(memory_format=torch.channels_last)  # as distill feeds it
         self.head = head
         if not 0 <= freeze <= len(backbone.spec.levels):
             raise ValueError(f"--freeze is {freeze}: {backbone.spec.name} has {len(backbone.spec.levels)} levels")
