@@ -2,6 +2,7 @@
 
     python tools/study.py kdep-imagenette --data DATA --out runs/study
     python tools/study.py methods --data DATA --out runs/methods
+    python tools/study.py finetune --data DATA --out runs/methods
 
 DATA holds the files that docs/results.md names; they are not part of the repository.
 """
@@ -42,9 +43,7 @@ class KdepImagenette:
                      "--teacher", teacher, "--teacher.size", 128, "--view.min-scale", 0.35, *recipe,
                      "--loss-weight", 30, "--amp", "bf16")  # fmt: skip
         once("distill", "kdep", self.out / "kdep-after", *distilled, "--teacher.feature", "after", "schedule:cosine")
-        once("cls_transfer", "scratch", self.out / "supervised", *recipe, "--checkpoint", "random:cifar/resnet20",
-             "--crop-fraction", 1, "--train", imagenette / "train", "--test", imagenette / "val",
-             "--held-out", 0)  # fmt: skip
+        supervise(self.out / "supervised", imagenette, *recipe)
         once("distill", "kdep", self.out / "kdep-before", *distilled, "--teacher.feature", "before", "schedule:cosine")
         nets = {
             "random ResNet-20": "random:cifar/resnet20",
@@ -171,6 +170,54 @@ class Methods:
         return f"{statistics.mean(values):.1f}{apart}"
 
 
+LABELS = {100: 10, 10: 50}  # percent of the labelled images: passes over them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Fine-tuning to CIFAR-10 from random, supervised and distilled weights, on a tenth and on all of the labels."""
+
+    data: Path
+    """Folder with imagenette128.zip, cifar10_jpeg.zip and teacher_mobilenetv2_imagenet.safetensors."""
+    out: Path
+    """Folder of the runs; where `methods` has run, its students are taken."""
+    keep: Path = TOOLS.parent / "docs" / "studies" / "finetune"
+    """Folder of the tables that are done."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the fine-tuning: labelled images, classifier, order and views."""
+    student_seed: int = 0
+    """Of the distilled students, one of each method."""
+    only: int | None = None
+    """Percent of the labelled images: run this one alone."""
+
+    def run(self) -> None:
+        imagenette, cifar, teacher = photographs(self.data, self.out)
+        supervised = self.out / "supervised-15"
+        supervise(supervised, imagenette, "--epochs", EPOCHS[100], "--batch-size", 64, "--lr", 0.1, "--amp", "bf16")
+        nets: list[Path | str] = ["random", supervised / "checkpoint"]
+        for method in (METHODS["KDEP"], METHODS["SimReg"]):
+            cell = f"{method.preset}-100-{self.student_seed}"
+            Methods(data=self.data, out=self.out).train(
+                cell, method, 100, self.student_seed, imagenette / "train", teacher
+            )
+            nets.append(self.out / cell / "student")
+        for part, epochs in LABELS.items():
+            kept, sweep = self.keep / f"cifar10-{part}.json", self.out / f"finetune-{part}"
+            if kept.exists() or self.only not in (None, part):
+                continue
+            tool("cls_transfer", "finetune", "--checkpoint", *nets, "--train", cifar / "train", "--test", cifar / "val",
+                 "--fraction", part / 100, "--epochs", epochs, "--batch-size", 64, "--lrs", 0.01, 0.1, "--seeds",
+                 *self.seeds, "--min-scale", 0.35, "--amp", "bf16", "--out", sweep)  # fmt: skip
+            self.keep.mkdir(parents=True, exist_ok=True)
+            shutil.copy(sweep / "table.json", kept)
+
+
+def supervise(out: Path, imagenette: Path, *recipe: object) -> None:
+    """ResNet-20 trained on Imagenette's labels."""
+    once("cls_transfer", "scratch", out, *recipe, "--checkpoint", "random:cifar/resnet20", "--crop-fraction", 1,
+         "--train", imagenette / "train", "--test", imagenette / "val", "--held-out", 0)  # fmt: skip
+
+
 def photographs(data: Path, out: Path) -> tuple[Path, Path, Path]:
     """Imagenette, CIFAR-10 and the imported teacher, below `out`."""
     imagenette, cifar = (unpack(data / f"{name}.zip", out) for name in ("imagenette128", "cifar10_jpeg"))
@@ -224,7 +271,9 @@ def unpack(archive: Path, out: Path) -> Path:
 @plainly
 def main() -> None:
     """Run one study."""
-    studies: dict[str, Callable[..., Command]] = {"kdep-imagenette": KdepImagenette, "methods": Methods}
+    studies: dict[str, Callable[..., Command]] = {
+        "kdep-imagenette": KdepImagenette, "methods": Methods, "finetune": Finetune,
+    }  # fmt: skip
     tyro.extras.subcommand_cli_from_dict(studies, description=__doc__).run()
 
 
