@@ -170,7 +170,7 @@ class Methods:
         return f"{statistics.mean(values):.1f}{apart}"
 
 
-LABELS = {100: 5, 10: 50}  # percent of the labelled images: passes over them; 703 steps of 64 images either way
+LABELS = {100: 5, 10: 50}  # percent of the labelled images: passes over them; 700 steps of 64 images either way
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,10 @@ def test_what_a_package_imports_it_declares(package: str) -> None:
     extras = project(package).get("optional-dependencies", {}).values()
     wanted = [*project(package)["dependencies"], *(text for extra in extras for text in extra)]
     declared = {Requirement(text).name.lower() for text in wanted}
-    names = {"pil": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
+    names = {
+        "pil": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "cv2": "opencv-python",
+        "mmcv": "onedl-mmcv", "mmengine": "onedl-mmengine", "mmseg": "onedl-mmsegmentation",
+    }  # fmt: skip
     for file in sources(package):
         for name in imported_modules(file):
             top = name.split(".")[0]

@@ -9,6 +9,7 @@ from stillroom.backbone import Data, Results, Run, save_checkpoint, write_result
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.figures import draw_confusion
 from stillroom.backbone.files import replace_directory
+from stillroom.backbone.first import trained_method
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.provenance import made_by
@@ -19,7 +20,6 @@ from stillroom.cls_transfer.accuracy import Answers
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
 from stillroom.cls_transfer.curves import draw_curves
 from stillroom.cls_transfer.data import Sets
-from stillroom.cls_transfer.first import method_of
 from stillroom.cls_transfer.model import Classifier
 from stillroom.cls_transfer.state import TrainState
 
@@ -45,7 +45,8 @@ def finish(
     backbone, classes = model.backbone, sets.train.classes
     backbone.spec = replace(backbone.spec, licence=inherit_licence(backbone.spec.licence, config.data_licence))
     settings = config_to_dict(config, UNIONS)
-    method = method_of(config)
+    (name,) = config.checkpoint
+    method = trained_method(name)
     manifest = save_checkpoint(
         config.out / CHECKPOINT, backbone, method=method, package=PACKAGE, config=settings,
         data=Data(count=len(sets.train), fingerprint=sets.train.fingerprint),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stillroom.backbone import Run, format_table
 from stillroom.backbone.files import write_file
+from stillroom.backbone.first import BARE, other_than_bare
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import RESULTS, read_results
@@ -18,7 +19,6 @@ from stillroom.backbone.run import CONFIG, DeviceName, DivergedError
 from stillroom.backbone.sweep import directory_name, once, refuse_twice, spread
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
 from stillroom.cls_transfer.data import read_sets
-from stillroom.cls_transfer.first import BARE
 from stillroom.cls_transfer.record import summary
 from stillroom.cls_transfer.train import check, resume_one, train_one
 
@@ -111,7 +111,7 @@ def split(config: ClassifyConfig) -> list[ClassifyConfig]:
     axes = (config.tasks or (None,), config.checkpoint, config.lrs, config.seeds)
     if all(len(axis) == 1 for axis in axes):
         return [config]
-    like = config.like or next((name for name in config.checkpoint if name not in BARE), None)
+    like = config.like or other_than_bare(config.checkpoint)
     cells = []
     for task, checkpoint, lr, seed in product(*axes):
         parts = [task or "", directory_name(checkpoint), f"lr{lr:g}", f"seed{seed}"]

@@ -1,0 +1,105 @@
+"""What a segmentation run is. The words under each field are its `--help`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg  # names of flags
+
+from stillroom.backbone.run import DeviceName
+
+Layout = Literal["folder", "voc2012", "voc2012aug", "cityscapes", "ade20k"]
+HeadName = Literal["psp", "fcn", "deeplabv3plus", "upernet", "linear"]
+Amp = Literal["none", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """Train a backbone with a segmentation head; several checkpoints or seeds: a sweep."""
+
+    checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
+    """First weights: checkpoint directory, a name with its pretrained weights, random:NAME, random or pretrained."""
+    out: Path
+    """Run directory to make; of a sweep one in it for each run, and those that are done are kept."""
+    data: Path | None = None
+    """Folder of the data set."""
+    layout: Layout = "folder"
+    """folder: DATA/images/{train,val}, DATA/labels/{train,val} (index masks, 255: ignored), DATA/classes.txt; or a
+    published data set as MMSegmentation lays it out."""
+    partial: bool = False
+    """Take what is there of a published data set that is not whole; the protocol then says so."""
+    like: str | None = None
+    """Whose net and input `random` and `pretrained` take; None: those of the first other checkpoint."""
+    framework_config: Path | None = None
+    """A config file of MMSegmentation's own: its model, data and schedule count instead of all flags below; only the
+    backbone's weights, the seed and the run directory are replaced."""
+    head: HeadName = "psp"
+    """Decoder, MMSegmentation's; linear: a 1x1 convolution behind batch norm."""
+    channels: int = 512
+    """Width of the decoder."""
+    aux_weight: float = 0.4
+    """Weight of the loss of a second decoder on the third level; 0: none."""
+    main_weight: float = 1.0
+    """Weight of the decoder's own loss."""
+    output_stride: int = 8
+    """Of the last map, pixels; below 32 the backbone is dilated. UPerNet takes 32."""
+    atrous: Literal["exact", "second"] = "exact"
+    """How strides are taken out. second: as in KDEP's PSPNet of ResNet-18."""
+    frozen: bool = False
+    """Keep the backbone's weights and statistics."""
+    align_corners: bool = False
+    """Of the decoder's bilinear resizing."""
+    steps: int = 20_000
+    """Steps of the optimiser."""
+    batch_size: int = 16
+    """Images per step, over all processes."""
+    crop: int = 512
+    """Side of training crops, and of the windows of `--evaluation slide`, pixels."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Training images are resized by a factor between these, relative to their own size."""
+    rotate: float = 10.0
+    """Largest rotation, degrees; one image in two is rotated. 0: none."""
+    blur: float = 0.5
+    """Share of training images that are blurred, [0, 1]."""
+    lr: float = 0.01
+    """Base learning rate of SGD, of the backbone; it falls to zero by (1 - step/steps)^0.9."""
+    head_lr: float = 10.0
+    """The decoder's learning rate over the backbone's."""
+    momentum: float = 0.9
+    """Share of the last step that the next one keeps, [0, 1)."""
+    weight_decay: float = 1e-4
+    """On every parameter."""
+    amp: Amp = "none"
+    """bf16: forward passes in bfloat16 autocast, on a GPU."""
+    evaluation: Literal["whole", "slide"] = "whole"
+    """Images at their own size at once, or windows of CROP pixels that overlap by a third and are averaged."""
+    flip: bool = False
+    """Evaluate the mirrored image too, and average."""
+    scales: tuple[float, ...] = (1.0,)
+    """Evaluate at these sizes, relative to the image's own, and average."""
+    val_every: int = 0
+    """Steps between two looks at the validation images; 0: at the end only. Nothing is chosen by them."""
+    seeds: Annotated[tuple[int, ...], arg(aliases=("--seed",))] = (0,)
+    """Of the random weights, of the order and the views."""
+    device: DeviceName = "auto"
+    """auto: a GPU if there is one."""
+    workers: int = 1
+    """Processes that decode images."""
+    log_every: int = 50
+    """Steps between two lines of the log."""
+    save_every: int = 1000
+    """Steps between two states to resume from."""
+    data_licence: str | None = None
+    """Licence of the images; a restricted one goes into the checkpoint's manifest."""
+
+    @property
+    def seed(self) -> int:
+        """Of a single run."""
+        (seed,) = self.seeds
+        return seed
+
+    @property
+    def name(self) -> str:
+        """Of a single run's first weights."""
+        (name,) = self.checkpoint
+        return name

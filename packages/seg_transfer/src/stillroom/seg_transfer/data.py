@@ -1,0 +1,296 @@
+"""Images with masks: any folder of them, and the published data sets as MMSegmentation lays them out."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset, PascalVOCDataset
+from mmseg.registry import DATASETS
+from PIL import Image, UnidentifiedImageError
+
+from stillroom.backbone import ImageFiles
+from stillroom.backbone.results import DatasetRecord
+from stillroom.seg_transfer.config import Layout, SegmentConfig
+
+IGNORED = 255
+"""The label of pixels that nobody has labelled."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """Images with masks, as a config of MMSegmentation's data set.
+
+    Args:
+        config: of the data set, without its pipeline.
+        root: folder of the data set.
+        pairs: every image with its mask.
+    """
+
+    config: dict[str, Any]
+    root: Path
+    pairs: Sequence[tuple[Path, Path]]
+
+    @property
+    def record(self) -> DatasetRecord:
+        """For results.json; the fingerprint is that of images and masks."""
+        files = ImageFiles(self.root, tuple(file for both in self.pairs for file in both))
+        return DatasetRecord(path=str(self.root), count=len(self.pairs), fingerprint=files.fingerprint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationData:
+    """What a run learns from and is measured on.
+
+    Args:
+        classes: names, in the order of the mask's indices.
+        train, val: the images.
+        words: what they are, for the protocol id.
+    """
+
+    classes: tuple[str, ...]
+    train: Masked
+    val: Masked
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published data set's place and size.
+
+    Args:
+        dataset: MMSegmentation's class of it.
+        train, val: `data_prefix` and `ann_file` of its class, relative to the data set's folder.
+        counts: images in each.
+    """
+
+    dataset: type[BaseSegDataset]
+    train: tuple[Mapping[str, Any], ...]
+    val: Mapping[str, Any]
+    counts: tuple[int, int]
+
+
+def _voc(masks: str, names: str) -> dict[str, Any]:
+    prefix = {"img_path": "JPEGImages", "seg_map_path": masks}
+    return {"data_prefix": prefix, "ann_file": f"ImageSets/Segmentation/{names}.txt"}
+
+
+def _parts(images: str, masks: str, part: str) -> dict[str, Any]:
+    return {"data_prefix": {"img_path": f"{images}/{part}", "seg_map_path": f"{masks}/{part}"}}
+
+
+_VOC_TRAIN, _VOC_VAL = _voc("SegmentationClass", "train"), _voc("SegmentationClass", "val")
+PUBLISHED: dict[Layout, Published] = {
+    "voc2012": Published(dataset=PascalVOCDataset, train=(_VOC_TRAIN,), val=_VOC_VAL, counts=(1464, 1449)),
+    "voc2012aug": Published(
+        dataset=PascalVOCDataset, train=(_VOC_TRAIN, _voc("SegmentationClassAug", "aug")), val=_VOC_VAL,
+        counts=(10_582, 1449),
+    ),
+    "cityscapes": Published(
+        dataset=CityscapesDataset, train=(_parts("leftImg8bit", "gtFine", "train"),),
+        val=_parts("leftImg8bit", "gtFine", "val"), counts=(2975, 500),
+    ),
+    "ade20k": Published(
+        dataset=ADE20KDataset, train=(_parts("images", "annotations", "training"),),
+        val=_parts("images", "annotations", "validation"), counts=(20_210, 2000),
+    ),
+}  # fmt: skip
+
+
+@DATASETS.register_module()
+class StillroomSegDataset(BaseSegDataset):
+    """Image files of any usual suffix, each with the mask of the same name: ROOT/images/PART, ROOT/labels/PART.
+
+    Args:
+        data_root: ROOT.
+        part: `train` or `val`.
+        arguments: of BaseSegDataset.
+    """
+
+    def __init__(self, *, data_root: str, part: str, **arguments: Any) -> None:
+        self.part = part
+        super().__init__(data_root=data_root, **arguments)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """As BaseSegDataset describes an image."""
+        common: dict[str, Any] = {"label_map": None, "reduce_zero_label": False, "seg_fields": []}
+        return [
+            {"img_path": str(image), "seg_map_path": str(mask), **common}
+            for image, mask in pair(Path(self.data_root), self.part)
+        ]
+
+
+def read_data(config: SegmentConfig) -> SegmentationData:
+    """Find the images of a run, and look at what can be wrong with them.
+
+    Raises:
+        ValueError: folders, masks or names that are missing, and masks that do not fit, by name.
+    """
+    if config.data is None:
+        raise ValueError("give --data, or --framework-config with a data set of its own")
+    if not config.data.is_dir():
+        raise ValueError(f"there is no folder {config.data}")
+    return (
+        read_folder(config.data)
+        if config.layout == "folder"
+        else read_published(config.layout, config.data, config.partial)
+    )
+
+
+def read_framework(resolved: Config) -> SegmentationData:
+    """The images that a config of MMSegmentation names.
+
+    Raises:
+        ValueError: files that are not there.
+    """
+    found: dict[str, Masked] = {}
+    classes: tuple[str, ...] = ()
+    for role in ("train", "test"):
+        settings = resolved[f"{role}_dataloader"].dataset
+        try:
+            dataset = DATASETS.build(settings)
+        except (FileNotFoundError, AssertionError) as error:
+            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {error}") from error
+        rows = [dataset.get_data_info(index) for index in range(len(dataset))]
+        pairs = [(Path(row["img_path"]), Path(row["seg_map_path"])) for row in rows]
+        if not pairs:
+            raise ValueError(f"the {role} images of {resolved.filename} are none: look at its data_root")
+        root = Path(os.path.commonpath([file.parent for both in pairs for file in both]))
+        found[role] = Masked(config=dict(settings), root=root, pairs=pairs)
+        classes = tuple(dataset.metainfo["classes"])
+    return SegmentationData(classes=classes, train=found["train"], val=found["test"], words="")
+
+
+def read_folder(root: Path) -> SegmentationData:
+    """Images with index masks.
+
+    Raises:
+        ValueError: see `read_data`.
+    """
+    classes = read_classes(root / "classes.txt")
+    parts: dict[str, Masked] = {}
+    for part in ("train", "val"):
+        pairs = pair(root, part)
+        check_masks(pairs, len(classes))
+        settings = {
+            "type": "StillroomSegDataset", "data_root": str(root), "part": part, "metainfo": {"classes": classes},
+        }  # fmt: skip
+        parts[part] = Masked(config=settings, root=root, pairs=pairs)
+    return SegmentationData(classes=classes, train=parts["train"], val=parts["val"], words="")
+
+
+def read_classes(file: Path) -> tuple[str, ...]:
+    """The classes, one name per line; line 1 is index 0.
+
+    Raises:
+        ValueError: no such file, fewer than two names, too many for 8 bits, or one twice.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no {file}: it names the classes, one per line, the first is index 0 of the masks")
+    classes = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not 2 <= len(classes) <= IGNORED:
+        raise ValueError(f"{file} names {len(classes)} classes: 2 to {IGNORED} were expected")
+    if twice := next((name for name in classes if classes.count(name) > 1), None):
+        raise ValueError(f"{file} names {twice} twice")
+    return classes
+
+
+def pair(root: Path, part: str) -> list[tuple[Path, Path]]:
+    """Every image of a part with its mask, in the order of their names.
+
+    Raises:
+        ValueError: no folder, no image, two images of one name, or images without a mask and masks without an image.
+    """
+    images, masks = root / "images" / part, root / "labels" / part
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}: {root} needs images/{part} and labels/{part}")
+    found: dict[str, Path] = {}
+    for file in sorted(f for f in images.rglob("*") if f.suffix.lower() in SUFFIXES):
+        name = file.relative_to(images).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"{found[name]} and {file} would share one mask: rename one of them")
+        found[name] = file
+    known = {f.relative_to(masks).with_suffix("").as_posix(): f for f in masks.rglob("*.png")}
+    if not found:
+        raise ValueError(f"{images} holds no image ({', '.join(SUFFIXES)})")
+    for one, other, words in ((found, known, "images have no mask"), (known, found, "masks have no image")):
+        if missing := one.keys() - other.keys():
+            raise ValueError(f"{len(missing)} {words} in {root} ({part}), the first is {min(missing)}")
+    return [(file, known[name]) for name, file in found.items()]
+
+
+def check_masks(pairs: list[tuple[Path, Path]], num_classes: int) -> None:
+    """Look at every mask: one channel of 8 bits, as large as its image, no label that is no class.
+
+    Raises:
+        ValueError: with the first mask that does not fit and how many there are.
+    """
+    wrong: list[str] = []
+    for image, mask in pairs:
+        try:
+            with Image.open(mask) as opened, Image.open(image) as beside:
+                if opened.mode not in ("L", "P", "1"):
+                    wrong.append(f"{mask} is of mode {opened.mode}: masks hold one index of 8 bits per pixel")
+                elif opened.size != beside.size:
+                    wrong.append(f"{mask} is {opened.size} px, its image {beside.size}")
+                else:
+                    stray = sorted(set(np.unique(np.asarray(opened)).tolist()) - {*range(num_classes), IGNORED})
+                    if stray:
+                        wrong.append(f"{mask} holds label {stray[0]}: classes are 0 to {num_classes - 1}, and 255")
+        except (UnidentifiedImageError, OSError) as error:
+            wrong.append(f"{mask} or its image cannot be read: {error}")
+    if wrong:
+        raise ValueError(f"{len(wrong)} of {len(pairs)} masks do not fit; {wrong[0]}")
+
+
+def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationData:
+    """A published data set; its images are counted.
+
+    Raises:
+        ValueError: see `read_data`; fewer images than were published, unless `--partial`.
+    """
+    published = PUBLISHED[layout]
+    name = published.dataset.__name__
+    parts = [{"type": name, "data_root": str(root), **part} for part in (*published.train, published.val)]
+    lists = [list_pairs(published.dataset, part) for part in parts]
+    train, val = [both for pairs in lists[:-1] for both in pairs], lists[-1]
+    counts = (len(train), len(val))
+    if counts != published.counts and not partial:
+        raise ValueError(
+            f"{root} holds {counts[0]} training and {counts[1]} validation images of {layout}, "
+            f"{published.counts[0]} and {published.counts[1]} were published: complete it, or say --partial"
+        )
+    settings = parts[0] if len(parts) == 2 else {"type": "ConcatDataset", "datasets": parts[:-1]}
+    return SegmentationData(
+        classes=tuple(published.dataset.METAINFO["classes"]),
+        train=Masked(config=settings, root=root, pairs=train),
+        val=Masked(config=parts[-1], root=root, pairs=val),
+        words=layout + (" partial" if counts != published.counts else ""),
+    )  # fmt: skip
+
+
+def list_pairs(dataset: type[BaseSegDataset], settings: Mapping[str, Any]) -> list[tuple[Path, Path]]:
+    """The images that MMSegmentation's data set finds, with their masks.
+
+    Raises:
+        ValueError: a folder, list, image or mask that is missing, by name.
+    """
+    root = Path(settings["data_root"])
+    wanted = [root / settings["data_prefix"][key] for key in ("img_path", "seg_map_path")]
+    if "ann_file" in settings:
+        wanted.append(root / settings["ann_file"])
+    if missing := next((path for path in wanted if not path.exists()), None):
+        raise ValueError(f"there is no {missing}: {root} is not laid out as MMSegmentation's {dataset.__name__} is")
+    arguments = {key: value for key, value in settings.items() if key != "type"}
+    pairs = [
+        (Path(row["img_path"]), Path(row["seg_map_path"]))
+        for row in dataset(**arguments, serialize_data=False).data_list
+    ]
+    if missing := next((file for both in pairs for file in both if not file.is_file()), None):
+        raise ValueError(f"there is no {missing}, which the lists of {root} name")
+    return pairs

@@ -1,0 +1,64 @@
+"""Masks of images that nobody has labelled."""
+
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+from mmseg.apis import init_model
+from PIL import Image
+
+from stillroom.backbone import Run, read_results, read_unlabelled
+from stillroom.backbone.files import replace_directory
+from stillroom.backbone.images import listed
+from stillroom.backbone.progress import Progress
+from stillroom.backbone.results import RESULTS
+from stillroom.backbone.run import DeviceName
+from stillroom.seg_transfer.sheet import palette, segment
+from stillroom.seg_transfer.train import RESOLVED
+
+OPACITY = 0.55  # of the mask on an overlay
+
+
+def predict(run_directory: Path, images: Path, out: Path, *, device: DeviceName = "auto") -> Path:
+    """Segment images with a trained run: OUT/masks of class indices, OUT/overlays to look at, OUT/classes.txt.
+
+    Args:
+        run_directory: of a run that is done.
+        images: a folder, a file list (.txt), or one image.
+        out: folder to make.
+        device: to compute on.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: no finished run, no images, one that cannot be read, or `out` exists.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another --out")
+    weights = find_latest_checkpoint(str(run_directory)) if (run_directory / RESULTS).exists() else None
+    if weights is None:
+        raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
+    alone = images.is_file() and images.suffix != ".txt"
+    files = listed([images.resolve()]) if alone else read_unlabelled(images)
+    run = Run.start(device)
+    resolved = Config.fromfile(str(run_directory / RESOLVED))
+    resolved.model.backbone.init_cfg = None
+    net = init_model(resolved, weights, device=str(run.device))
+    classes = list(read_results(run_directory).extra["classes"])
+    colours = palette(len(classes))
+    progress = Progress(len(files), run, "predict")
+    with replace_directory(out) as aside:
+        (aside / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+        for file in (path for batch in progress.over([path] for path in files.paths) for path in batch):
+            name = file.relative_to(files.root).with_suffix(".png")
+            mask = segment(net, resolved, file)
+            pixels = mmcv.imread(str(file), channel_order="rgb")
+            overlay = ((1 - OPACITY) * pixels + OPACITY * colours[mask]).astype(np.uint8)
+            for folder, picture in (("masks", mask), ("overlays", overlay)):
+                (aside / folder / name).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(aside / folder / name)
+    run.close()
+    return out

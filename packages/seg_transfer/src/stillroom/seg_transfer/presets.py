@@ -1,0 +1,84 @@
+"""The runs we stand behind, each a lab note. Every field can be changed by its flag."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stillroom.seg_transfer.config import SegmentConfig
+
+
+def pspnet(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """PSPNet on a backbone dilated to stride 8, auxiliary head on the third level (Zhao et al., CVPR 2017).
+
+    SGD, lr 0.01 (head x10), poly 0.9, weight decay 1e-4, batch 16, crop 512: KDEP's setting (He et al., CVPR 2022).
+    """
+    return SegmentConfig(checkpoint=checkpoint, out=out)
+
+
+def fcn(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """FCN head of two 3x3 convolutions on stride 8 (Long et al., CVPR 2015), else as pspnet."""
+    return SegmentConfig(checkpoint=checkpoint, out=out, head="fcn")
+
+
+def deeplabv3plus(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """DeepLabV3+ (Chen et al., ECCV 2018): atrous pyramid on stride 8, the finest level joined in; else as pspnet."""
+    return SegmentConfig(checkpoint=checkpoint, out=out, head="deeplabv3plus")
+
+
+def upernet(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """UPerNet (Xiao et al., ECCV 2018) on four undilated levels; the usual head for ViT, Swin, ConvNeXt."""
+    return SegmentConfig(checkpoint=checkpoint, out=out, head="upernet", output_stride=32)
+
+
+def linear(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """Dense linear probe: batch norm and a 1x1 convolution on frozen features of stride 8.
+
+    How self-supervised backbones are compared (DINOv2, Oquab et al., 2023, section 7.4). The rate is that of the head
+    alone: 0.01 x 10.
+    """
+    return SegmentConfig(checkpoint=checkpoint, out=out, head="linear", frozen=True, aux_weight=0.0, weight_decay=0.0)
+
+
+def legacy_kdep_r18(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """KDEP's PSPNet of ResNet-18 on VOC 2012 (aug), by its settings: for comparing with its numbers only.
+
+    50 epochs of 10,582 images, batch 16: 33,068 steps. Only the second convolution of each block is dilated, bilinear
+    resizing aligns corners, windows overlap by a third, mirrored images are averaged in. Cityscapes: --layout
+    cityscapes --steps 37187 --scale 0.5 2; ADE20K: --layout ade20k --steps 126312 --scale 0.5 2. The decoder is
+    MMSegmentation's PSPHead, whose pooled branches are 512 wide; KDEP's are 128 wide.
+    """
+    return SegmentConfig(
+        checkpoint=checkpoint, out=out, layout="voc2012aug", atrous="second", align_corners=True,
+        steps=33_068, scale=(0.5, 1.5), evaluation="slide", flip=True,
+    )  # fmt: skip
+
+
+def legacy_kdep_mnv2(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """KDEP's PSPNet of MobileNet-V2 on VOC 2012 (aug), by its settings: for comparing with its numbers only.
+
+    No dilation: stride 32. No auxiliary head; its weight goes to the main loss, which counts 1.4 times. Cityscapes with
+    --lr 0.006; else as legacy-kdep-r18.
+    """
+    return SegmentConfig(
+        checkpoint=checkpoint, out=out, layout="voc2012aug", output_stride=32, aux_weight=0.0,
+        main_weight=1.4, align_corners=True, steps=33_068, scale=(0.5, 1.5), evaluation="slide", flip=True,
+    )  # fmt: skip
+
+
+def smoke(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """A few steps of a small net, by default on the toy scenes: seconds, and proves only that it works."""
+    return SegmentConfig(
+        checkpoint=checkpoint, data=Path("data/toy/scenes"), out=out, channels=32, steps=4, batch_size=4, crop=96,
+        log_every=1, save_every=2,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[..., SegmentConfig]] = {
+    "pspnet": pspnet,
+    "fcn": fcn,
+    "deeplabv3plus": deeplabv3plus,
+    "upernet": upernet,
+    "linear": linear,
+    "legacy-kdep-r18": legacy_kdep_r18,
+    "legacy-kdep-mnv2": legacy_kdep_mnv2,
+    "smoke": smoke,
+}

@@ -1,0 +1,251 @@
+"""A run as a config of MMEngine, which MMSegmentation's own tools accept."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from stillroom.backbone import InputSpec
+from stillroom.seg_transfer.bridge import Bridge
+from stillroom.seg_transfer.config import SegmentConfig
+from stillroom.seg_transfer.data import IGNORED, SegmentationData
+
+PACKAGE = "stillroom.seg_transfer"  # imported, it registers what configs name
+POWER = 0.9  # of the falling learning rate
+AUX_CHANNELS = 256
+"""Width of the auxiliary decoder."""
+
+
+def build_config(
+    config: SegmentConfig, bridge: Bridge, data: SegmentationData, initial: Path, norm: str, launcher: str
+) -> Config:
+    """The whole config of a run.
+
+    Args:
+        config: of a single run.
+        bridge: of its backbone.
+        data: its images.
+        initial: file of the first weights under MMSegmentation's names.
+        norm: `BN`, or `SyncBN` over several GPUs.
+        launcher: `none`, or `pytorch` under torchrun.
+    """
+    settings = {
+        "default_scope": "mmseg",
+        "custom_imports": {"imports": [PACKAGE], "allow_failed_imports": False},
+        "model": build_model(config, bridge, len(data.classes), initial, norm),
+        "tta_model": {"type": "SegTTAModel"},
+        **build_loaders(config, data),
+        **build_schedule(config, initial),
+        "work_dir": str(config.out),
+        "launcher": launcher,
+        "find_unused_parameters": bridge.config["type"] == "StillroomBackbone",
+        "randomness": {"seed": config.seed},
+        "log_level": "INFO",
+        "load_from": None,
+        "resume": False,
+    }
+    return Config(settings)
+
+
+def adopt_config(config: SegmentConfig, resolved: Config, initial: Path, launcher: str) -> Config:
+    """A user's own config with our first weights, seed and run directory; its metric also tells the classes apart.
+
+    Args:
+        config: of a single run.
+        resolved: the user's, changed in place.
+        initial: file of the first weights under MMSegmentation's names.
+        launcher: `none`, or `pytorch` under torchrun.
+    """
+    resolved.merge_from_dict({
+        "work_dir": str(config.out), "launcher": launcher, "randomness": {"seed": config.seed}, "load_from": None,
+    })  # fmt: skip
+    resolved.model.pop("pretrained", None)
+    resolved.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(initial)}
+    hooks = [*resolved.get("custom_hooks", []), {"type": "AssertLoaded", "file": str(initial)}]
+    resolved.custom_hooks = hooks
+    imports = resolved.get("custom_imports", {}).get("imports", [])
+    resolved.custom_imports = {"imports": [*imports, PACKAGE], "allow_failed_imports": False}
+    if resolved.test_evaluator.type == "IoUMetric":
+        resolved.test_evaluator.type = "ClassIoU"
+    return resolved
+
+
+def build_model(config: SegmentConfig, bridge: Bridge, num_classes: int, initial: Path, norm: str) -> dict[str, Any]:
+    """EncoderDecoder: our backbone, a decoder, and where asked a second one on the third level.
+
+    Raises:
+        ValueError: a decoder that does not fit the backbone's levels.
+    """
+    channels, last = bridge.channels, len(bridge.channels) - 1
+    common = {
+        "num_classes": num_classes, "norm_cfg": {"type": norm, "requires_grad": True},
+        "align_corners": config.align_corners,
+    }  # fmt: skip
+    single = {"in_channels": channels[last], "in_index": last, "channels": config.channels, "dropout_ratio": 0.1}
+    loss = {"type": "CrossEntropyLoss", "avg_non_ignore": True, "loss_weight": config.main_weight}
+    neck: dict[str, Any] | None = None
+    match config.head:
+        case "psp":
+            head: dict[str, Any] = {"type": "PSPHead", **single, "pool_scales": (1, 2, 3, 6)}
+        case "fcn":
+            head = {"type": "FCNHead", **single, "num_convs": 2, "concat_input": True}
+        case "deeplabv3plus":
+            head = {
+                "type": "DepthwiseSeparableASPPHead", **single, "dilations": (1, 12, 24, 36),
+                "c1_in_channels": channels[0], "c1_channels": 48,
+            }  # fmt: skip
+        case "upernet":
+            if len(channels) < 4:
+                raise ValueError(f"upernet wants four levels, {bridge.spec.name} has {len(channels)}")
+            if len(set(bridge.strides)) == 1:  # ViT
+                neck = {"type": "Feature2Pyramid", "embed_dim": channels[0], "rescales": [4, 2, 1, 0.5]}
+            head = {
+                "type": "UPerHead", **single, "in_channels": list(channels[-4:]), "pool_scales": (1, 2, 3, 6),
+                "in_index": list(range(len(channels)))[-4:],
+            }  # fmt: skip
+        case "linear":
+            head = {
+                "type": "LinearHead", "in_channels": channels[last], "in_index": last, "channels": channels[last],
+                "dropout_ratio": 0.0,
+            }  # fmt: skip
+    model: dict[str, Any] = {
+        "type": "EncoderDecoder",
+        "data_preprocessor": build_preprocessor(bridge.spec.input, config.crop),
+        "backbone": {**bridge.config, "init_cfg": {"type": "Pretrained", "checkpoint": str(initial)}},
+        "decode_head": {**head, **common, "loss_decode": loss},
+        "train_cfg": {},
+        "test_cfg": build_test(config),
+    }
+    if neck is not None:
+        model["neck"] = {**neck, "norm_cfg": common["norm_cfg"]}
+    if config.aux_weight:
+        if last < 1:
+            raise ValueError(f"{bridge.spec.name} has one level: say --aux-weight 0")
+        model["auxiliary_head"] = {
+            "type": "FCNHead", "in_channels": channels[last - 1], "in_index": last - 1,
+            "channels": min(AUX_CHANNELS, config.channels), "num_convs": 1, "concat_input": False,
+            "dropout_ratio": 0.1, **common, "loss_decode": {**loss, "loss_weight": config.aux_weight},
+        }  # fmt: skip
+    return model
+
+
+def build_test(config: SegmentConfig) -> dict[str, Any]:
+    """Whole images, or windows that overlap by a third."""
+    if config.evaluation == "whole":
+        return {"mode": "whole"}
+    step = max(1, round(config.crop * 2 / 3))
+    return {"mode": "slide", "crop_size": (config.crop, config.crop), "stride": (step, step)}
+
+
+def build_preprocessor(spec: InputSpec, crop: int) -> dict[str, Any]:
+    """The checkpoint's mean and std on 0 to 255, its channel order (MMCV reads BGR), training crops padded."""
+    low, high = spec.value_range
+    unit = 255 / (high - low)
+    return {
+        "type": "SegDataPreProcessor",
+        "mean": [unit * (value - low) for value in spec.mean],
+        "std": [unit * value for value in spec.std],
+        "bgr_to_rgb": spec.channel_order == "rgb",
+        "pad_val": 0,
+        "seg_pad_val": IGNORED,
+        "size": (crop, crop),
+        "test_cfg": {"size_divisor": 1},
+    }
+
+
+def build_loaders(config: SegmentConfig, data: SegmentationData) -> dict[str, Any]:
+    """How images are read, and how they are measured on."""
+    turn = {"prob": 0.5, "degree": config.rotate, "seg_pad_val": IGNORED}
+    train: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations"},
+        {"type": "ScaleBy", "factors": config.scale},
+        *([{"type": "RandomRotate", **turn}] if config.rotate else []),
+        *([{"type": "Blur", "share": config.blur}] if config.blur else []),
+        {"type": "RandomCrop", "crop_size": (config.crop, config.crop), "cat_max_ratio": 0.75},
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "PhotoMetricDistortion"},
+        {"type": "PackSegInputs"},
+    ]
+    read = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, {"type": "PackSegInputs"}]
+    dataset = with_pipeline(data.train.config, train)
+    workers = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
+    evaluate: dict[str, Any] = {
+        "batch_size": 1, **workers, "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "dataset": {**data.val.config, "pipeline": read, "test_mode": True},
+    }  # fmt: skip
+    flips = [False, True] if config.flip else [False]
+    averaged = {
+        "type": "TestTimeAug",
+        "transforms": [
+            [{"type": "Resize", "scale_factor": factor, "keep_ratio": True} for factor in config.scales],
+            [{"type": "RandomFlip", "prob": float(flip), "direction": "horizontal"} for flip in flips],
+            [{"type": "LoadAnnotations"}],
+            [{"type": "PackSegInputs"}],
+        ],
+    }
+    test = evaluate
+    if needs_average(config):
+        test = {**evaluate, "dataset": {**evaluate["dataset"], "pipeline": [read[0], averaged]}}
+    return {
+        "train_dataloader": {
+            "batch_size": config.batch_size, **workers, "sampler": {"type": "SteadySampler"}, "drop_last": True,
+            "dataset": {"type": "SteadyDataset", "dataset": dataset, "seed": config.seed},
+        },
+        "val_dataloader": evaluate if config.val_every else None,
+        "test_dataloader": test,
+        "test_pipeline": read,  # MMSegmentation's inference looks for it by this name
+        "val_evaluator": {"type": "ClassIoU"} if config.val_every else None,
+        "test_evaluator": {"type": "ClassIoU"},
+    }  # fmt: skip
+
+
+def with_pipeline(dataset: Mapping[str, Any], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    """A data set's config with this pipeline in each of its parts."""
+    if dataset["type"] == "ConcatDataset":
+        return {**dataset, "datasets": [{**part, "pipeline": pipeline} for part in dataset["datasets"]]}
+    return {**dataset, "pipeline": pipeline}
+
+
+def needs_average(config: SegmentConfig) -> bool:
+    """Whether several views of each image are measured."""
+    return config.flip or config.scales != (1.0,)
+
+
+def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
+    """SGD, the falling rate, loops and hooks."""
+    sgd = {"type": "SGD", "lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    heads = {name: {"lr_mult": config.head_lr} for name in ("decode_head", "auxiliary_head")}
+    wrapper: dict[str, Any] = {
+        "type": "OptimWrapper", "optimizer": sgd, "paramwise_cfg": {"custom_keys": heads},
+    }  # fmt: skip
+    if config.amp == "bf16":
+        wrapper |= {"type": "AmpOptimWrapper", "dtype": "bfloat16"}
+    save = {"type": "CheckpointHook", "by_epoch": False, "interval": config.save_every, "max_keep_ckpts": 2}
+    return {
+        "optim_wrapper": wrapper,
+        "param_scheduler": [
+            {"type": "PolyLR", "eta_min": 0.0, "power": POWER, "begin": 0, "end": config.steps, "by_epoch": False}
+        ],
+        "train_cfg": {
+            "type": "IterBasedTrainLoop", "max_iters": config.steps,
+            "val_interval": config.val_every or config.steps + 1,
+        },
+        "val_cfg": {"type": "ValLoop"} if config.val_every else None,
+        "test_cfg": {"type": "TestLoop"},
+        "default_hooks": {
+            "timer": {"type": "IterTimerHook"},
+            "logger": {"type": "LoggerHook", "interval": config.log_every, "log_metric_by_epoch": False},
+            "param_scheduler": {"type": "ParamSchedulerHook"},
+            "checkpoint": save,
+            "sampler_seed": {"type": "DistSamplerSeedHook"},
+        },
+        "custom_hooks": [
+            {"type": "AssertLoaded", "file": str(initial)},
+            {"type": "SteadySteps", "seed": config.seed},
+            {"type": "StopDiverged", "every": config.log_every, "save_every": config.save_every},
+        ],
+        "log_processor": {"by_epoch": False},
+        "env_cfg": {"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
+    }  # fmt: skip

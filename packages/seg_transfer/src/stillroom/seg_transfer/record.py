@@ -1,0 +1,91 @@
+"""What a run leaves: a checkpoint of the trained backbone, a sheet of pictures, results.json."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import nn
+
+from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
+from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.files import replace_directory
+from stillroom.backbone.first import trained_method
+from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.provenance import made_by
+from stillroom.backbone.results import CheckpointRecord, percent, read_results
+from stillroom.backbone.spec import inherit_licence
+from stillroom.seg_transfer.config import SegmentConfig
+from stillroom.seg_transfer.data import SegmentationData
+from stillroom.seg_transfer.measure import IOU
+from stillroom.seg_transfer.sheet import draw_sheet
+
+PACKAGE = "stillroom-seg-transfer"
+PROTOCOL = "segmentation/v1"
+CHECKPOINT = "checkpoint"
+
+
+def finish(
+    config: SegmentConfig,
+    data: SegmentationData,
+    backbone: Backbone,
+    metrics: Mapping[str, float],
+    net: nn.Module,
+    resolved: Config,
+    seconds: float,
+) -> None:
+    """Write the trained backbone, pictures, and last results.json, which says that all is there."""
+    backbone.spec = replace(backbone.spec, licence=inherit_licence(backbone.spec.licence, config.data_licence))
+    settings, method = config_to_dict(config), trained_method(config.name)
+    train, val = data.train.record, data.val.record
+    manifest = save_checkpoint(
+        config.out / CHECKPOINT, backbone, method=method, package=PACKAGE, config=settings,
+        data=Data(count=train.count, fingerprint=train.fingerprint),
+    )  # fmt: skip
+    with replace_directory(config.out / "figures") as aside:
+        draw_sheet(aside / "sheet.png", net, resolved, data, f"{config.out.name}: {100 * metrics['mIoU']:.1f} % mIoU")
+    write_results(
+        config.out,
+        Results(
+            task="segmentation",
+            protocol=protocol(config, data),
+            datasets={"train": train, "test": val},
+            checkpoint=CheckpointRecord(
+                path=str(config.out / CHECKPOINT), sha256=manifest.weights.sha256, method=method
+            ),
+            metrics={name: float(value) for name, value in metrics.items() if not name.startswith(IOU)},
+            seed=config.seed,
+            seconds=seconds,
+            made_by=made_by(PACKAGE, settings),
+            extra={
+                "initial_sha256": read_manifest(config.out / "initial" / "manifest.json").weights.sha256,
+                "classes": list(data.classes),
+                "iou_per_class": {n.removeprefix(IOU): float(v) for n, v in metrics.items() if n.startswith(IOU)},
+            },
+        ),
+    )
+
+
+def protocol(config: SegmentConfig, data: SegmentationData) -> str:
+    """The versioned id: decoder, training, and how images were measured on."""
+    if config.framework_config is not None:
+        digest = hashlib.sha256(config.framework_config.read_bytes()).hexdigest()[:12]
+        return f"{PROTOCOL} framework-config={config.framework_config.name} sha256={digest} weights=last"
+    window = f"slide={config.crop}" if config.evaluation == "slide" else "whole"
+    parts = [
+        PROTOCOL, data.words, f"{config.head} stride={config.output_stride}",
+        "atrous=second" if config.atrous == "second" else "", "frozen" if config.frozen else "",
+        f"steps={config.steps} batch={config.batch_size} crop={config.crop} weights=last", window,
+        "flip" if config.flip else "", f"scales={config.scales}" if config.scales != (1.0,) else "",
+    ]  # fmt: skip
+    return " ".join(part for part in parts if part)
+
+
+def summary(path: Path) -> str:
+    """What a single run prints at its end: IoU per class, and the directory with the one number that matters."""
+    found = read_results(path)
+    rows = [[name, f"{100 * value:.1f}"] for name, value in found.extra["iou_per_class"].items()]
+    return (
+        f"{found.protocol}\n{format_table(['class', 'IoU, %'], rows)}\n{path}: {percent(found.metrics, 'mIoU')} % mIoU"
+    )

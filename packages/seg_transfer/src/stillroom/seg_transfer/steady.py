@@ -1,0 +1,103 @@
+"""What makes a run of MMEngine repeatable: images, views and dropout depend on (seed, place in the run) alone.
+
+MMEngine goes on with its sampler where it stood, but neither with the random state of augmentations nor of the net.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.dataset import InfiniteSampler
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
+
+from stillroom.backbone.run import DivergedError, seed_everything
+
+
+@DATA_SAMPLERS.register_module()
+class SteadySampler(InfiniteSampler):
+    """MMEngine's endless sampler whose keys say the draw too: place in the stream x size + index.
+
+    The stream of all processes is the same, each takes every world-size-th draw of it.
+    """
+
+    def _indices_of_rank(self) -> Iterator[int]:
+        keys = (place * self.size + index for place, index in enumerate(self._infinite_indices()))
+        yield from itertools.islice(keys, self.rank, None, self.world_size)
+
+
+@DATASETS.register_module()
+class SteadyDataset:
+    """A data set whose augmentations are seeded by (seed, draw, index), read from the keys of `SteadySampler`.
+
+    Args:
+        dataset: config of the data set.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: dict[str, Any], seed: int) -> None:
+        self.dataset = DATASETS.build(dataset)
+        self.metainfo = self.dataset.metainfo
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """What the data set knows of an image."""
+        return self.dataset.get_data_info(index)
+
+    def __getitem__(self, key: int) -> Any:
+        place, index = divmod(key, len(self.dataset))
+        seed_everything(self.seed, place, index)
+        return self.dataset[index]
+
+
+@HOOKS.register_module()
+class SteadySteps(Hook):
+    """Seed what the net draws, such as dropout, by (seed, step, process) before each step.
+
+    Args:
+        seed: of the run.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """As it says."""
+        seed_everything(self.seed, batch_idx, runner.rank)
+
+
+@HOOKS.register_module()
+class StopDiverged(Hook):
+    """Stop when the loss is not finite, before a state with it is written.
+
+    Args:
+        every: steps between two looks, and at every state that is saved.
+        save_every: steps between two states.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, every: int, save_every: int) -> None:
+        self.every, self.save_every = every, save_every
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Read the loss back.
+
+        Raises:
+            DivergedError: with the step.
+        """
+        step = batch_idx + 1
+        if step % self.every and step % self.save_every and step != runner.max_iters:
+            return
+        loss = float((outputs or {})["loss"].detach())
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss is {loss} at step {step}: lower --lr; the last good state is kept")

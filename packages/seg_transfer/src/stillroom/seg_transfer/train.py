@@ -1,0 +1,195 @@
+"""The way of a run: images, first weights, bridge, MMEngine's Runner, what is measured, what leaves."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmseg.models.segmentors import SegTTAModel
+from mmseg.registry import RUNNERS
+from torch import Tensor, nn
+
+from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
+from stillroom.backbone.configs import config_from_json, config_to_json
+from stillroom.backbone.files import write_file
+from stillroom.backbone.first import first_backbone, trained_method
+from stillroom.backbone.run import CONFIG, DeviceName, read_config
+from stillroom.seg_transfer.bridge import Bridge, adopt_bridge, build_bridge
+from stillroom.seg_transfer.config import SegmentConfig
+from stillroom.seg_transfer.data import SegmentationData, read_data, read_framework
+from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
+from stillroom.seg_transfer.record import PACKAGE, finish
+
+INITIAL = "initial"
+"""The first weights: a checkpoint of ours, and beside it INITIAL.pth under MMSegmentation's names."""
+RESOLVED = "config.py"
+
+
+def train_one(config: SegmentConfig, run: Run) -> None:
+    """Train and measure a segmentation model.
+
+    Args:
+        config: of a single run: one checkpoint, one seed.
+        run: this process.
+
+    Raises:
+        ValueError: bad input, each in one sentence.
+    """
+    check(config, run)
+    backbone = first_backbone(config.name, config.like, config.seed)
+    plan = Plan.make(config, run, backbone)
+    if run.is_main:
+        write_file(config.out / CONFIG, config_to_json(config))
+        save_checkpoint(config.out / INITIAL, backbone, method=trained_method(config.name), package=PACKAGE)
+        torch.save(plan.bridge.to_framework(backbone)[0], initial_file(config.out))
+    run.wait()
+    train(config, run, backbone, plan, go_on=False)
+
+
+def resume_one(
+    path: Path,
+    *,
+    run: Run | None = None,
+    device: DeviceName | None = None,
+    workers: int | None = None,
+    log_every: int | None = None,
+) -> None:
+    """Go on with a run from its last state; on the CPU the weights end equal to the bit to a run never stopped.
+
+    Args:
+        path: the run directory.
+        run: this process; None: it is yet to be started, and closed.
+        device, workers, log_every: replace what the run began with; None keeps it.
+
+    Raises:
+        ValueError: no run directory.
+    """
+    config = config_from_json(read_config(path), SegmentConfig)
+    changes: dict[str, Any] = {"device": device, "workers": workers, "log_every": log_every, "out": path}
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    here = Run.start(config.device) if run is None else run
+    check(config, here)
+    if not initial_file(path).exists():
+        raise ValueError(f"{path} was stopped before its first weights were written: remove it and start it anew")
+    backbone, _ = load_checkpoint(path / INITIAL)
+    train(config, here, backbone, Plan.make(config, here, backbone), go_on=True)
+    if run is None:
+        here.close()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: the images, the bridge into MMSegmentation, and the config for MMEngine."""
+
+    data: SegmentationData
+    bridge: Bridge
+    resolved: Config
+
+    @classmethod
+    def make(cls, config: SegmentConfig, run: Run, backbone: Backbone) -> "Plan":
+        """By our recipe, or by a user's own config."""
+        launcher, initial = "pytorch" if run.world_size > 1 else "none", initial_file(config.out)
+        if config.framework_config is not None:
+            own = read_framework_config(config.framework_config)
+            bridge = adopt_bridge(backbone.spec, own.model.backbone)
+            return cls(read_framework(own), bridge, adopt_config(config, own, initial, launcher))
+        bridge = build_bridge(
+            backbone.spec, output_stride=config.output_stride, atrous=config.atrous, frozen=config.frozen
+        )
+        data = read_data(config)
+        norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
+        return cls(data, bridge, build_config(config, bridge, data, initial, norm, launcher))
+
+
+def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on: bool) -> None:
+    """Hand the run to MMEngine, measure, bring the backbone back."""
+    began = time.perf_counter()
+    if run.is_main:
+        plan.resolved.dump(config.out / RESOLVED)
+    runner = build_runner(plan.resolved, run, go_on)
+    model: Any = runner.train()
+    net = model.module if is_model_wrapper(model) else model
+    if config.framework_config is None and needs_average(config):
+        runner.model = SegTTAModel(module=net)
+    metrics = runner.test()
+    if run.is_main:
+        trained = restore(plan.bridge, backbone, net.backbone)
+        finish(config, plan.data, trained, metrics, net, plan.resolved, time.perf_counter() - began)
+    run.wait()
+
+
+def read_framework_config(file: Path) -> Config:
+    """A user's config file.
+
+    Raises:
+        ValueError: no such file, or one without a segmentation model and its data.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no {file}")
+    own = Config.fromfile(str(file))
+    for name in ("model", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg", "optim_wrapper"):
+        if own.get(name) is None:
+            raise ValueError(f"{file} has no {name}: a whole config of MMSegmentation was expected")
+    return own
+
+
+def build_runner(resolved: Config, run: Run, go_on: bool) -> Runner:
+    """MMEngine's Runner of a config, on the run's device.
+
+    MMEngine takes a GPU wherever torch sees one, so the CPU is asked for by hiding them. It keeps logs and counters by
+    the experiment's name, so each runner has its own.
+    """
+    if run.device.type == "cpu" and torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    settings = Config(resolved.to_dict() | {"resume": go_on, "experiment_name": uuid4().hex[:8]})
+    kind = settings.get("runner_type", "Runner")
+    return RUNNERS.get(kind).from_cfg(settings)
+
+
+def restore(bridge: Bridge, initial: Backbone, trained: nn.Module) -> Backbone:
+    """A trained backbone of MMSegmentation as one of ours; tensors that have no place there are as they came."""
+    _, aside = bridge.to_framework(initial)
+    tensors: Mapping[str, Tensor] = trained.state_dict()
+    return bridge.from_framework(tensors, aside)
+
+
+def initial_file(out: Path) -> Path:
+    """The first weights under MMSegmentation's names."""
+    return out / f"{INITIAL}.pth"
+
+
+def check(config: SegmentConfig, run: Run) -> None:
+    """Refuse settings that cannot work before there is a run directory.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    for name in ("steps", "batch_size", "crop", "channels", "log_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    for name in ("workers", "val_every", "rotate", "aux_weight", "main_weight", "lr", "head_lr", "weight_decay"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0")
+    for name in ("blur", "momentum"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"--{name} is {getattr(config, name)}: it must lie in [0, 1]")
+    low, high = config.scale
+    if not 0 < low <= high:
+        raise ValueError(f"--scale is {low} {high}: the smallest factor, above 0, then the largest")
+    if not config.scales or min(config.scales) <= 0:
+        raise ValueError(f"--scales holds {list(config.scales)}: factors above 0")
+    if config.batch_size % run.world_size:
+        raise ValueError(f"--batch-size is {config.batch_size}: {run.world_size} processes cannot share it evenly")
+    if config.batch_size == run.world_size and not config.frozen:
+        raise ValueError("--batch-size leaves one image to a process: batch norm of pooled maps needs two")
+    if config.amp != "none" and run.device.type == "cpu":
+        raise ValueError("--amp bf16 needs a GPU: MMEngine's mixed precision refuses the CPU")
+    if config.frozen and config.aux_weight:
+        raise ValueError("--frozen features take one decoder: say --aux-weight 0")

@@ -1,0 +1,81 @@
+"""The command line, and what it says where MMSegmentation is missing or old."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+from stillroom.seg_transfer import cli, framework
+from stillroom.seg_transfer.presets import PRESETS
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    monkeypatch.setattr(sys, "argv", ["stillroom-seg-transfer", *words])
+    cli.main()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_explains_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, preset: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(monkeypatch, preset, "--help")
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "--output-stride" in said and "DIR|NAME" in said
+
+
+def test_a_run_from_the_command_line_ends_with_its_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, masked: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", str(masked), "--out", str(tmp_path / "run"), "--crop", "32", "--workers", "0", "--device", "cpu"]
+    run_cli(monkeypatch, "smoke", *flags, "--steps", "2")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1].startswith(f"{tmp_path / 'run'}: ") and lines[-1].endswith(" % mIoU")
+    assert any(line.startswith("| left ") for line in lines)
+
+
+def test_bad_input_is_one_sentence_and_exit_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    words = [
+        "pspnet",
+        "--checkpoint",
+        "random:cifar/resnet20",
+        "--data",
+        str(tmp_path / "no"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(monkeypatch, *words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip().endswith(f"error: there is no folder {tmp_path / 'no'}")
+
+
+@pytest.mark.parametrize("name", ["mmseg", "mmengine", "mmcv"])
+def test_what_is_not_installed_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(framework.util, "find_spec", lambda asked: None if asked == name else object())
+    with pytest.raises(ImportError, match=f"needs {name}, which comes with onedl-mm.*: pip install onedl-mmseg"):
+        framework.find_framework()
+
+
+def test_an_abandoned_release_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(distribution: str) -> str:
+        if distribution == "mmcv":
+            return "2.1.0"
+        raise framework.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(framework.metadata, "version", version)
+    with pytest.raises(ImportError, match=r"mmcv is installed, the abandoned release .*: pip uninstall mmcv, then pip"):
+        framework.find_framework()
+
+
+def test_importing_says_nothing() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import stillroom.seg_transfer"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "" and found.stderr == ""

@@ -1,0 +1,241 @@
+"""Segmentation with the real Runner, from images to checkpoint and results."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from safetensors.torch import load_file
+
+from stillroom.backbone import CheckpointError, build_backbone, load_checkpoint, read_results, save_checkpoint
+from stillroom.backbone.run import DivergedError
+from stillroom.seg_transfer import SegmentConfig, finetune, predict, resume
+from stillroom.seg_transfer.bridge import build_bridge
+from stillroom.seg_transfer.train import restore
+
+Make = Callable[..., SegmentConfig]
+
+
+def trained_model(out: Path, step: int) -> dict[str, torch.Tensor]:
+    """Weights, statistics and heads of MMEngine's own checkpoint."""
+    return torch.load(out / f"iter_{step}.pth", weights_only=False)["state_dict"]
+
+
+def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """A checkpoint as distillation leaves it."""
+    torch.manual_seed(3)
+    backbone = build_backbone("torchvision/resnet18", feature="before")
+    backbone.train()(torch.randn(4, 3, 64, 64))
+    save_checkpoint(tmp_path / "student", backbone, method="kdep", package="stillroom-distill")
+    return tmp_path / "student"
+
+
+def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_results(
+    make_config: Make, student: Path
+) -> None:
+    config = make_config(checkpoint=(str(student),), data_licence="CC-BY-NC-4.0", evaluation="slide", flip=True)
+    out = finetune(config)
+    results = read_results(out)
+    assert (results.task, results.seed) == ("segmentation", 0)
+    assert results.protocol == ("segmentation/v1 psp stride=8 steps=4 batch=2 crop=32 weights=last slide=32 flip")
+    assert 0 <= results.metrics["mIoU"] <= 1
+    per_class = results.extra["iou_per_class"]
+    assert set(per_class) == {"background", "left", "right"}
+    assert results.metrics["mIoU"] == pytest.approx(np.mean(list(per_class.values())))
+    assert results.datasets["train"].count == 9 and results.datasets["test"].count == 3
+    first, _ = load_checkpoint(student)
+    last, manifest = load_checkpoint(out / "checkpoint")
+    assert manifest.method == "finetune" and manifest.backbone.licence.restrictions == ("data: CC-BY-NC-4.0",)
+    assert last.spec.pre_activation == first.spec.pre_activation
+    assert not torch.equal(first.net.conv1.weight, last.net.conv1.weight)
+    theirs = {k.removeprefix("backbone."): t for k, t in trained_model(out, 4).items() if k.startswith("backbone.")}
+    assert_bit_equal(dict(last.net.state_dict()), theirs)
+    assert Image.open(out / "figures" / "sheet.png").size[0] > 500
+    resolved = Config.fromfile(str(out / "config.py"))
+    assert resolved.model.backbone.init_cfg.checkpoint == str(out / "initial.pth")
+    assert resolved.optim_wrapper.paramwise_cfg.custom_keys.decode_head.lr_mult == 10
+    with pytest.raises(ValueError, match="exists: choose another --out, or go on with it by `resume"):
+        finetune(config)
+    assert resume(out) == out, "a run that is done is left as it is"
+
+    masks = predict(out, config.data / "images" / "val", config.out.parent / "masks", device="cpu")
+    found = np.asarray(Image.open(masks / "masks" / "00.png"))
+    assert found.shape == (32, 40) and found.max() < 3
+    assert Image.open(masks / "overlays" / "00.png").size == (40, 32)
+    assert (masks / "classes.txt").read_text() == "background\nleft\nright\n"
+    with pytest.raises(ValueError, match="masks exists: choose another --out"):
+        predict(out, config.data / "images" / "val", masks, device="cpu")
+    with pytest.raises(ValueError, match=r"is no run that is done: it has no results.json"):
+        predict(config.data, config.data / "images" / "val", config.out.parent / "other", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("random:torchvision/mobilenet_v2", {"head": "fcn"}),
+        ("random:torchvision/mobilenet_v2", {"head": "deeplabv3plus", "output_stride": 16}),
+        ("random:timm/convnext_atto", {"head": "upernet", "output_stride": 32}),
+        ("random:torchvision/resnet18", {"head": "linear", "frozen": True, "aux_weight": 0.0, "weight_decay": 0.0}),
+    ],
+)
+def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) -> None:
+    out = finetune(make_config(checkpoint=(name,), steps=2, crop=64, **changes))
+    first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
+    assert first.keys() == last.keys()
+    moved = {key for key in first if not torch.equal(first[key], last[key])}
+    aside = {key for key in first if key.startswith("features.18.")}
+    if changes.get("frozen"):
+        assert not moved, "neither weights nor statistics"
+    else:
+        assert moved and not moved & aside, "what has no place there comes back as it was"
+
+
+def run_until_killed(config: SegmentConfig) -> None:
+    """In a process of its own: begin a run."""
+    torch.set_num_threads(1)
+    finetune(config)
+
+
+def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(steps=6, workers=1)
+    whole = finetune(replace(config, out=tmp_path / "whole"))
+    process = get_context("fork").Process(target=run_until_killed, args=(replace(config, steps=6),))
+    process.start()
+    assert process.pid is not None
+    deadline = time.monotonic() + 120
+    while not (config.out / "last_checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (config.out / "results.json").exists() and not (config.out / "iter_6.pth").exists()
+    resume(config.out)
+    assert_bit_equal(trained_model(whole, 6), trained_model(config.out, 6))
+    first, second = (read_results(out).metrics for out in (whole, config.out))
+    assert first == second
+
+
+def test_a_sweep_makes_one_table_and_does_nothing_twice(
+    make_config: Make, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(checkpoint=("random", str(student)), seeds=(0, 1), steps=2)
+    out = finetune(config)
+    table = json.loads((out / "table.json").read_text())
+    assert table["metric"] == "mIoU" and list(table["rows"]) == ["random", str(student)]
+    row = table["rows"][str(student)]
+    assert len(row["mIoU"]) == 2 and set(row["iou_per_class"]) == {"background", "left", "right"}
+    over = [a - b for a, b in zip(row["mIoU"], table["rows"]["random"]["mIoU"], strict=True)]
+    assert row["over_first"] == pytest.approx(over)
+    first = [load_file(out / name / "initial" / "model.safetensors")["conv1.weight"] for name in row["runs"]]
+    assert torch.equal(*first), "the student's weights, whatever the seed"
+    drawn = [
+        load_file(out / name / "initial" / "model.safetensors")["conv1.weight"]
+        for name in table["rows"]["random"]["runs"]
+    ]
+    assert not torch.equal(*drawn)
+    monkeypatch.setattr("stillroom.seg_transfer.sweep.train_one", lambda config, run: pytest.fail("done twice"))
+    finetune(config)
+    with pytest.raises(ValueError, match="is a sweep: give its command again"):
+        resume(out)
+    with pytest.raises(ValueError, match=r"is a run with other settings \(lr\): choose another --out"):
+        finetune(replace(config, lr=0.5))
+
+
+def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config: Make, student: Path) -> None:
+    plain = finetune(make_config(steps=2))
+    theirs = Config.fromfile(str(plain / "config.py"))
+    theirs.model.backbone = {"type": "ResNet", "depth": 18, "strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)}
+    theirs.custom_hooks = []
+    theirs.optim_wrapper.optimizer.lr = 0.123
+    theirs.test_evaluator.type = "IoUMetric"
+    file = plain.parent / "theirs.py"
+    theirs.dump(str(file))
+    config = make_config(checkpoint=(str(student),), data=None, framework_config=file, out=plain.parent / "adopted")
+    out = finetune(config)
+    resolved = Config.fromfile(str(out / "config.py"))
+    assert resolved.optim_wrapper.optimizer.lr == 0.123 and resolved.train_cfg.max_iters == 2
+    assert resolved.model.backbone.type == "ResNet"
+    results = read_results(out)
+    assert results.protocol.startswith("segmentation/v1 framework-config=theirs.py sha256=")
+    assert results.datasets["train"].count == 9 and set(results.extra["iou_per_class"]) == {
+        "background",
+        "left",
+        "right",
+    }
+    assert not torch.equal(
+        load_file(out / "checkpoint" / "model.safetensors")["conv1.weight"],
+        load_file(student / "model.safetensors")["conv1.weight"],
+    )
+    with pytest.raises(ValueError, match=r"there is no .*none.py"):
+        finetune(replace(config, framework_config=plain / "none.py", out=plain.parent / "other"))
+
+
+def test_weights_that_did_not_arrive_stop_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmengine.model.weight_init.PretrainedInit.__call__", lambda self, module: None)
+    with pytest.raises(CheckpointError, match="of 120 tensors of the segmentation model's backbone are not the"):
+        finetune(make_config())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(make_config: Make) -> None:
+    config = make_config(lr=1e18, steps=8)
+    with pytest.raises(DivergedError, match=r"the loss is nan at step \d: lower --lr; the last good state is kept"):
+        finetune(config)
+    for file in config.out.glob("iter_*.pth"):
+        state = torch.load(file, weights_only=False)["state_dict"]
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "--steps is 0: it must be at least 1"),
+        ({"aux_weight": -1.0}, "--aux-weight is -1.0: it must be at least 0"),
+        ({"momentum": 1.5}, r"--momentum is 1.5: it must lie in \[0, 1\]"),
+        ({"scale": (2.0, 0.5)}, "--scale is 2.0 0.5: the smallest factor, above 0, then the largest"),
+        ({"scales": (0.0,)}, r"--scales holds \[0.0\]: factors above 0"),
+        ({"batch_size": 1}, "--batch-size leaves one image to a process"),
+        ({"amp": "bf16"}, "--amp bf16 needs a GPU: MMEngine's mixed precision refuses the CPU"),
+        ({"frozen": True}, "--frozen features take one decoder: say --aux-weight 0"),
+        ({"checkpoint": ()}, "--checkpoint is empty"),
+        ({"seeds": (1, 1)}, "--seeds names 1 twice"),
+        ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
+        (
+            {"checkpoint": ("random:cifar/resnet20",), "head": "upernet", "output_stride": 32},
+            "upernet wants four levels",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_there_is_a_run(
+    make_config: Make, changes: dict, message: str
+) -> None:
+    config = make_config(**changes)
+    with pytest.raises(ValueError, match=message):
+        finetune(config)
+    assert not config.out.exists()
+
+
+def test_a_segmentation_backbone_can_be_a_teacher(make_config: Make) -> None:
+    backbone = build_backbone("torchvision/mobilenet_v2")
+    bridge = build_bridge(backbone.spec, output_stride=8)
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    init_default_scope("mmseg")
+    returned = restore(bridge, backbone, MODELS.build(dict(bridge.config)))
+    assert torch.equal(returned.net.features[18][0].weight, backbone.net.features[18][0].weight)
+    assert returned.eval()(torch.randn(1, 3, 64, 64)).pooled.shape == (1, 1280)
