@@ -7,6 +7,7 @@ python tools/bench.py monitor           a run with the monitors at their default
 python tools/bench.py knn               exact neighbours against faiss and scikit-learn
 python tools/bench.py linear            a grid of linear probes against single runs and plain loops
 python tools/bench.py finetune          fine-tuning against a plain torchvision script
+python tools/bench.py seg               a segmentation step against MMSegmentation from its own config
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from bench_distill import CachedEpoch, Monitored, Step
 from bench_finetune import Finetune
 from bench_knn import Knn
 from bench_probe import Linear
+from bench_seg import Seg
 from stillroom.backbone.command import plainly
 from stillroom.backbone.provenance import source_commit
 from stillroom.distill import Moments, SvdAlignment
@@ -149,6 +151,7 @@ BENCHES: dict[str, Callable[..., Bench]] = {
     "knn": Knn,
     "linear": Linear,
     "finetune": Finetune,
+    "seg": Seg,
 }
 
 

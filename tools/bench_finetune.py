@@ -34,7 +34,7 @@ class Finetune:
     """Toy pictures to train on."""
     size: int = 64
     """Input side, pixels."""
-    epochs: int = 3
+    epochs: int = 12
     """Passes over the data."""
     batch: int = 32
     """Images per step."""

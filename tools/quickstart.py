@@ -1,4 +1,4 @@
-"""The tour of tools/quickstart.sh, in one process: toy data, teacher, students, k-NN on held-out classes, one table.
+"""The tour of tools/quickstart.sh, in one process: toy data, teacher, students, k-NN on held-out classes, segmentation.
 
     python tools/quickstart.py --data data/toy --out runs/quickstart
 
@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from stillroom import cls_transfer, distill, eval_ssl
+from stillroom import cls_transfer, distill, eval_ssl, seg_transfer
 from stillroom.backbone.command import plainly
 from stillroom.backbone.schedule import Cosine
 from stillroom.cls_transfer import presets as cls_presets
 from stillroom.distill import presets as distill_presets
+from stillroom.seg_transfer import presets as seg_presets
+from stillroom.seg_transfer.sweep import report
 
 TOOLS = Path(__file__).parent
 TASKS = ("heldout-shapes", "heldout-textures")
@@ -40,6 +43,8 @@ class Tour:
     """Passes of the teacher over the labelled images."""
     epochs: int = 2
     """Passes of each student over the images."""
+    segmentation_steps: int = 300
+    """Steps of each segmentation model."""
 
 
 def main_path(tour: Tour) -> None:
@@ -122,6 +127,25 @@ def main_path(tour: Tour) -> None:
         rows.append(f"{label}={','.join(map(str, runs))}")
     print()
     subprocess.run([sys.executable, str(TOOLS / "table.py"), *rows, "--metric", "top1_k10"], check=True)
+    step("segmentation of toy scenes, from random weights and from the student")
+    segment = seg_presets.fcn(checkpoint=("random", student), out=out / "segmentation")
+    segment = replace(
+        segment,
+        data=data / "scenes",
+        channels=32,
+        aux_weight=0.0,
+        steps=tour.segmentation_steps,
+        batch_size=8,
+        crop=64,
+        scale=(0.8, 1.25),
+        lr=0.05,
+        head_lr=1.0,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "segmentation.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        seg_transfer.finetune(segment)  # MMEngine says a lot
+    print(report(segment.out))
+
     pictures = out / f"knn-{list(nets.values()).index(student)}-{TASKS[0]}" / "figures"
     print(f"\nWhat it takes for alike: {pictures}")
     print(f"The student: {student}  ({time.perf_counter() - began:.0f} s)")

@@ -3,6 +3,7 @@
     python tools/study.py kdep-imagenette --data DATA --out runs/study
     python tools/study.py methods --data DATA --out runs/methods
     python tools/study.py finetune --data DATA --out runs/methods
+    python tools/study.py segment --data DATA --out runs/methods
 
 DATA holds the files that docs/results.md names; they are not part of the repository.
 """
@@ -192,15 +193,7 @@ class Finetune:
 
     def run(self) -> None:
         imagenette, cifar, teacher = photographs(self.data, self.out)
-        supervised = self.out / "supervised-15"
-        supervise(supervised, imagenette, "--epochs", EPOCHS[100], "--batch-size", 64, "--lr", 0.1, "--amp", "bf16")
-        nets: list[Path | str] = ["random", supervised / "checkpoint"]
-        for method in (METHODS["KDEP"], METHODS["SimReg"]):
-            cell = f"{method.preset}-100-{self.student_seed}"
-            Methods(data=self.data, out=self.out).train(
-                cell, method, 100, self.student_seed, imagenette / "train", teacher
-            )
-            nets.append(self.out / cell / "student")
+        nets = first_weights(self.data, self.out, imagenette, teacher, self.student_seed)
         for part, epochs in LABELS.items():
             kept, sweep = self.keep / f"cifar10-{part}.json", self.out / f"finetune-{part}"
             if kept.exists() or self.only not in (None, part):
@@ -210,6 +203,44 @@ class Finetune:
                  *self.seeds, "--min-scale", 0.35, "--amp", "bf16", "--out", sweep)  # fmt: skip
             self.keep.mkdir(parents=True, exist_ok=True)
             shutil.copy(sweep / "table.json", kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """PSPNet on street photographs with masks (ccp8), from random, supervised and distilled weights."""
+
+    data: Path
+    """Folder with ccp8.zip, imagenette128.zip, cifar10_jpeg.zip and teacher_mobilenetv2_imagenet.safetensors."""
+    out: Path
+    """Folder of the runs; where `methods` or `finetune` has run, their nets are taken."""
+    keep: Path = TOOLS.parent / "docs" / "studies" / "segment"
+    """Folder of the table and the pictures."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of decoder, order and views."""
+    student_seed: int = 0
+    """Of the distilled students, one of each method."""
+
+    def run(self) -> None:
+        imagenette, _, teacher = photographs(self.data, self.out)
+        nets = first_weights(self.data, self.out, imagenette, teacher, self.student_seed)
+        sweep = self.out / "segment"
+        tool("seg_transfer", "pspnet", "--checkpoint", *nets, "--data", unpack(self.data / "ccp8.zip", self.out),
+             "--channels", 64, "--steps", 1000, "--batch-size", 8, "--crop", 96, "--scale", 0.5, 1.5, "--lr", 0.05,
+             "--head-lr", 1, "--seeds", *self.seeds, "--out", sweep)  # fmt: skip
+        self.keep.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sweep / "table.json", self.keep)
+
+
+def first_weights(data: Path, out: Path, imagenette: Path, teacher: Path, seed: int) -> list[Path | str]:
+    """ResNet-20 in four states: random; supervised, and distilled by KDEP and SimReg, with as many steps."""
+    supervised = out / "supervised-15"
+    supervise(supervised, imagenette, "--epochs", EPOCHS[100], "--batch-size", 64, "--lr", 0.1, "--amp", "bf16")
+    nets: list[Path | str] = ["random", supervised / "checkpoint"]
+    for method in (METHODS["KDEP"], METHODS["SimReg"]):
+        cell = f"{method.preset}-100-{seed}"
+        Methods(data=data, out=out).train(cell, method, 100, seed, imagenette / "train", teacher)
+        nets.append(out / cell / "student")
+    return nets
 
 
 def supervise(out: Path, imagenette: Path, *recipe: object) -> None:
@@ -273,6 +304,7 @@ def main() -> None:
     """Run one study."""
     studies: dict[str, Callable[..., Command]] = {
         "kdep-imagenette": KdepImagenette, "methods": Methods, "finetune": Finetune,
+        "segment": Segment,
     }  # fmt: skip
     tyro.extras.subcommand_cli_from_dict(studies, description=__doc__).run()
 

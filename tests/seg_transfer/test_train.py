@@ -154,6 +154,17 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
         resume(out)
     with pytest.raises(ValueError, match=r"is a run with other settings \(lr\): choose another --out"):
         finetune(replace(config, lr=0.5))
+    torch.manual_seed(4)
+    other = build_backbone("torchvision/resnet18", feature="before")
+    save_checkpoint(student, other, method="kdep", package="stillroom-distill")
+    with pytest.raises(ValueError, match=r"began with other weights than .* has now: choose another --out"):
+        finetune(config)
+    (out / row["runs"][0] / "results.json").unlink()
+    next((config.data / "labels" / "train").iterdir()).write_bytes(
+        (config.data / "labels" / "val" / "00.png").read_bytes() + b" "
+    )
+    with pytest.raises(ValueError, match=r"the images in .* changed since .* was done: choose another --out"):
+        finetune(config)
 
 
 def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config: Make, student: Path) -> None:

@@ -50,9 +50,13 @@ class SteadyDataset:
         return self.dataset.get_data_info(index)
 
     def __getitem__(self, key: int) -> Any:
+        return self.dataset[self.seed_for(key)]
+
+    def seed_for(self, key: int) -> int:
+        """Seed what augmentations draw by (seed, draw, index); the index."""
         place, index = divmod(key, len(self.dataset))
         seed_everything(self.seed, place, index)
-        return self.dataset[index]
+        return index
 
 
 @HOOKS.register_module()

@@ -11,10 +11,13 @@ from pathlib import Path
 from stillroom.backbone import Run, format_table, read_results
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import BARE, other_than_bare
+from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import CONFIG, DeviceName
 from stillroom.backbone.sweep import directory_name, once, refuse_twice, spread
 from stillroom.seg_transfer.config import SegmentConfig
+from stillroom.seg_transfer.data import read_data
 from stillroom.seg_transfer.record import summary
 from stillroom.seg_transfer.train import resume_one, train_one
 
@@ -38,12 +41,30 @@ def finetune(config: SegmentConfig) -> Path:
         raise ValueError(f"{config.out} is a single run: choose another --out for a sweep")
     run = Run.start(config.device)
     for cell in cells:
+        refuse_stale(cell)
         once(cell, (), partial(train_one, run=run), partial(resume_one, run=run))
     if not alone and run.is_main:
         write_file(config.out / TABLE, json.dumps(tabulate(config, cells), indent=2) + "\n")
     run.wait()
     run.close()
     return config.out
+
+
+def refuse_stale(cell: SegmentConfig) -> None:
+    """Refuse to keep a run whose first weights or images have changed since.
+
+    Raises:
+        ValueError: with what changed.
+    """
+    if not (cell.out / RESULTS).exists() or cell.framework_config is not None:
+        return
+    found, data = read_results(cell.out), read_data(cell)
+    if is_checkpoint(cell.name):
+        now = read_manifest(Path(cell.name) / "manifest.json").weights.sha256
+        if now != found.extra["initial_sha256"]:
+            raise ValueError(f"{cell.out} began with other weights than {cell.name} has now: choose another --out")
+    if {"train": data.train.record, "test": data.val.record} != found.datasets:
+        raise ValueError(f"the images in {cell.data} changed since {cell.out} was done: choose another --out")
 
 
 def resume(
