@@ -330,10 +330,14 @@ def test_workers_change_nothing(six: ImageFiles) -> None:
         assert torch.equal(one.images, two.images) and torch.equal(one.indices, two.indices)
 
 
-def test_a_broken_image_stops_the_run_with_its_name(six: ImageFiles) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_stops_the_run_with_its_name_and_nothing_of_a_workers_words(
+    six: ImageFiles, workers: int
+) -> None:
     six.paths[2].write_bytes(b"")
-    with pytest.raises(BrokenImageError, match=r"2\.png cannot be read"):
-        ImageDataset(six, noisy_view)[0, 2]
+    loader = build_loader(ImageDataset(six, noisy_view), EvaluationBatches(6, 6, Run(device=CPU)), workers)
+    with pytest.raises(BrokenImageError, match=r"^\S*2\.png cannot be read as an image: [^\n]*$"):
+        list(loader)
 
 
 def test_skipped_images_are_named_and_the_rest_keep_their_index(six: ImageFiles) -> None:

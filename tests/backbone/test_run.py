@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import pickle
 import random
 import socket
 from collections.abc import Callable
@@ -227,10 +226,18 @@ class Hostile:
 
 def test_a_hostile_state_is_not_run(stopped: Path, run: Run, tmp_path: Path) -> None:
     torch.save({"step": 2, "config": Hostile(tmp_path / "was-run")}, stopped / "state" / "last.pt")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(ValueError, match=r"last.pt is damaged: remove it, and .* begins anew when it is resumed"):
         RunDirectory.reopen(stopped, run)
     assert not (tmp_path / "was-run").exists()
     assert len(read_metrics(stopped)) == 4  # nothing was cut
+
+
+def test_a_damaged_state_is_one_sentence(stopped: Path, run: Run) -> None:
+    file = stopped / "state" / "last.pt"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"last.pt is damaged: remove it"):
+        RunDirectory.reopen(stopped, run)
+    assert len(read_metrics(stopped)) == 4
 
 
 def test_the_last_state_replaces_the_one_before(stopped: Path, run: Run) -> None:

@@ -75,3 +75,11 @@ def test_parts_that_cannot_be_are_one_sentence(folders: tuple[Path, Path], run: 
     settings = {"train": folders[0], "test": folders[1]} | changes
     with pytest.raises(ValueError, match=text):
         read_sets(ClassifyConfig(checkpoint=("random:cifar/resnet20",), out=Path("run"), **settings), run)
+
+
+@pytest.mark.parametrize("part", [{"fraction": 0.5}, {"shots": 10}])
+def test_parts_are_drawn_by_the_seed(folders: tuple[Path, Path], run: Run, part: dict) -> None:
+    one, again, other = (
+        set(read_sets(config_of(*folders, seeds=(seed,), held_out=0.0, **part), run).train.paths) for seed in (0, 0, 1)
+    )
+    assert one == again != other and len(one) == len(other) == 30

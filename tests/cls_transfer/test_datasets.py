@@ -70,6 +70,26 @@ def test_a_download_that_fails_says_what_to_unpack_where(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
     with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz cannot be downloaded .*: unpack it into "):
         read_task("cifar10", Source(data=tmp_path, run=run, download=True))
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere: make it, or say another --data"):
+        read_task("cifar10", Source(data=tmp_path / "nowhere", run=run, download=True))
+
+
+def test_what_was_downloaded_stands_where_it_is_looked_for(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def fetch(url: str, folder: str, md5: str) -> None:  # there is no network in a test
+        asked.append((url, md5))
+        write_cifar(Path(folder), CIFAR10, ["cat", "dog", "frog"])
+
+    monkeypatch.setattr("stillroom.cls_transfer.datasets.download_and_extract_archive", fetch)
+    source = Source(data=tmp_path, run=run, download=True, partial=True)
+    splits = read_task("cifar10", source)
+    assert len(splits.train) == 30 and len(splits.test) == 6
+    assert (tmp_path / "cifar-10-batches-bin" / "data_batch_1.bin").is_file()
+    read_task("cifar10", source)
+    assert asked == [("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.md5)]
 
 
 def test_dtd_learns_from_train_and_val_of_its_split(tmp_path: Path, run: Run) -> None:
@@ -101,6 +121,12 @@ def test_caltech_draws_60_of_each_class_or_takes_the_first(tmp_path: Path, run: 
     first = read_task("caltech256", Source(data=tmp_path, run=run, partial=True, first=True))
     assert {path.stem[-2:] for path in first.test.paths} == {"60", "61", "62"}
     assert "per-class=60 first" in first.words and "per-class=60 seed=0" in drawn.words
+    few = read_task("caltech256", Source(data=tmp_path, run=run, partial=True, per_class=30))
+    assert (len(few.train), len(few.test)) == (90, 99) and "per-class=30 seed=0" in few.words
+    with pytest.raises(ValueError, match="--caltech-per-class is 0: it must be at least 1"):
+        read_task("caltech256", Source(data=tmp_path, run=run, per_class=0))
+    (tmp_path / "256_ObjectCategories" / ".cache").mkdir()
+    assert len(read_task("caltech256", Source(data=tmp_path, run=run, partial=True)).train.classes) == 3
     for path in sorted((tmp_path / "256_ObjectCategories" / "001.ak47").iterdir())[:3]:
         path.unlink()
     with pytest.raises(ValueError, match=r"001\.ak47 holds 60 images: 60 to learn from and some to test"):

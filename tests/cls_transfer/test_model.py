@@ -130,3 +130,14 @@ def test_convolutions_see_channels_last_images_and_weights() -> None:
         convolution.register_forward_pre_hook(note)
     model(torch.randn(4, 3, 16, 16))
     assert len(seen) == 2 * len(convolutions) and all(seen)
+
+
+def test_stochastic_depth_of_a_frozen_level_stays_off() -> None:
+    torch.manual_seed(0)
+    backbone = replace_input(
+        build_backbone("torchvision/convnext_tiny", arguments={"stochastic_depth_prob": 0.9}), size=64
+    )
+    model = Classifier(backbone, build_layers(768, 3), freeze=2).train()
+    images = torch.randn(2, 3, 64, 64)
+    maps = [[model.backbone(images).maps[level] for _ in range(2)] for level in (1, 3)]
+    assert torch.equal(*maps[0]) and not torch.equal(*maps[1])

@@ -12,6 +12,7 @@ import torch
 from published import write_cub, write_dtd
 
 from stillroom.backbone import Run, build_backbone, read_results, replace_input, save_checkpoint
+from stillroom.backbone.schedule import Step
 from stillroom.backbone.sweep import directory_name
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume, sweep
 from stillroom.cls_transfer.sweep import report, split
@@ -119,8 +120,10 @@ def test_a_rate_that_diverges_is_left_out_and_the_others_go_on(
     out = finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 0.05)))
     table = json.loads((out / "table.json").read_text())
     assert table["rows"]["random"]["folder"]["lr"] == 0.05
-    assert "lower --lr; the last good state is kept" in capsys.readouterr().err
+    assert "lower --lr; no state had been saved yet" in capsys.readouterr().err
     assert len(list(out.glob("*/diverged.txt"))) == 2
+    with pytest.raises(ValueError, match=r"is a run with other settings \(schedule\): choose another --out"):
+        finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 0.05), schedule=Step()))
     with pytest.raises(ValueError, match="every rate of random diverged with some seed: give smaller --lrs"):
         finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 1e31), out=out / "all"))
 
@@ -157,3 +160,31 @@ def test_several_tasks_stand_in_one_table(config: ClassifyConfig, tmp_path: Path
     assert "| dtd " in report(several.out) and "| cub " in report(several.out)
     with pytest.raises(ValueError, match="--tasks dtd comes with its own images: leave out --train and --test"):
         finetune(replace(several, train=config.train, out=tmp_path / "other"))
+
+
+def test_the_rate_is_chosen_by_the_held_out_part_whatever_the_test_says(config: ClassifyConfig) -> None:
+    out = finetune(config)
+    cells = [cell for cell in split(config) if cell.checkpoint == ("random",)]
+    for cell in cells:
+        file = cell.out / "results.json"
+        content = json.loads(file.read_text())
+        better = cell.lr == config.lrs[1]
+        content["metrics"] |= {"val_top1": 0.9 if better else 0.1, "top1": 0.2 if better else 0.8}
+        file.write_text(json.dumps(content))
+    (out / "table.json").unlink()
+    finetune(config)
+    row = json.loads((out / "table.json").read_text())["rows"]["random"]["folder"]
+    assert row["lr"] == config.lrs[1] and row["top1"] == [0.2, 0.2]
+
+
+def test_what_cannot_work_in_a_later_run_stops_the_sweep_before_its_first(
+    tmp_path: Path, config: ClassifyConfig
+) -> None:
+    write_dtd(tmp_path)
+    late = replace(
+        config, train=None, test=None, tasks=("dtd", "cub"), data=tmp_path, partial=True, held_out=0.0, lrs=(0.05,),
+        batch_size=1, seeds=(0,),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"CUB_200_2011/images.txt cannot be read"):
+        finetune(late)
+    assert not late.out.exists()

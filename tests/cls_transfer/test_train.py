@@ -1,6 +1,8 @@
 """Classification training, from images to checkpoint and results."""
 
+import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,12 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import load_file
+from torchvision.transforms import v2
 
 from stillroom.backbone import (
     Backbone,
     EvaluationView,
+    InputSpec,
     Licence,
     Normalize,
     Run,
@@ -30,11 +35,13 @@ from stillroom.backbone import (
     replace_input,
     save_checkpoint,
 )
+from stillroom.backbone.exchange import import_file
 from stillroom.backbone.images import EvaluationBatches, TrainingBatches
-from stillroom.backbone.schedule import Step
+from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, resume, train
-from stillroom.cls_transfer.augment import build_mixing
+from stillroom.cls_transfer.augment import build_mixing, build_view
 from stillroom.cls_transfer.first import build_model
+from stillroom.cls_transfer.model import parameters_by_level
 from stillroom.cls_transfer.record import summary
 from stillroom.cls_transfer.state import TrainState
 
@@ -692,3 +699,139 @@ def test_a_running_average_is_that_of_the_steps(config: ClassifyConfig) -> None:
         own = model.head[0].weight.detach().clone()
         expected = own if expected is None else 0.75 * expected + 0.25 * own
     torch.testing.assert_close(learner.leaving.head[0].weight.detach(), expected)
+
+
+def test_a_step_takes_each_levels_rate_and_smoothed_labels(config: ClassifyConfig, run: Run) -> None:
+    """w <- w - lr x decay^depth x gradient of the cross-entropy with shares (1 - s) [k = label] + s / 3."""
+    settings = replace(config, layer_decay=0.5, label_smoothing=0.3, momentum=0.0, weight_decay=0.0, lrs=(0.1,))
+    model = build_model(settings, 3).train()
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
+    twin = copy.deepcopy(model)
+    shares = 0.7 * torch.nn.functional.one_hot(labels, 3) + 0.1
+    loss = -(shares * twin(images).log_softmax(dim=1)).sum(dim=1).mean()
+    loss.backward()
+    found = TrainState(settings, model, run).advance(images, labels, epoch=0.0)
+    assert float(found) == pytest.approx(float(loss.detach()), rel=1e-6)
+    levels = parameters_by_level(twin.backbone)
+    depths = {f"backbone.net.{name}": 4 - place for place, names in enumerate(levels) for name in names}
+    own = [name for names in levels if names for name in names]
+    assert len(own) == len(list(twin.backbone.net.parameters()))
+    used = sorted({depths[f"backbone.net.{name}"] for name in own})
+    scale = {depth: 0.5 ** (1 + used.index(depth)) for depth in used}
+    for (name, before), after in zip(twin.named_parameters(), model.parameters(), strict=True):
+        rate = 0.1 if name.startswith("head.") else 0.1 * scale[depths[name]]
+        torch.testing.assert_close(after, before - rate * before.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_the_logged_rate_is_the_cosine_in_the_middle_of_each_step(config: ClassifyConfig) -> None:
+    schedule = Cosine(warmup_epochs=1.0)
+    out = finetune(replace(config, epochs=3, lrs=(0.5,), schedule=schedule))
+    rates = [0.5 * (step + 0.5) / 3 for step in range(3)]
+    rates += [0.25 * (1 + math.cos(math.pi * ((step + 0.5) / 3 - 1) / 2)) for step in range(3, 9)]
+    assert [line["lr"] for line in metrics_of(out)] == pytest.approx(rates)
+
+
+def test_training_crops_use_the_checkpoints_interpolation(labelled: Make) -> None:
+    picture = Image.open(next((labelled("train", 1) / "red").iterdir())).resize((9, 9))
+    crops = {}
+    for interpolation in ("bilinear", "bicubic"):
+        view = build_view(small_config(Path(), Path(), Path()), InputSpec(size=24, interpolation=interpolation))
+        torch.manual_seed(0)
+        crops[interpolation] = view(picture)
+    torch.manual_seed(0)
+    expected = v2.RandomResizedCrop(24, scale=(0.35, 1.0), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+    assert torch.equal(crops["bilinear"], v2.RandomHorizontalFlip()(expected(v2.functional.pil_to_tensor(picture))))
+    assert not torch.equal(crops["bilinear"], crops["bicubic"])
+
+
+def test_with_mixup_and_cutmix_each_batch_takes_one_of_the_two() -> None:
+    mix = build_mixing(small_config(Path(), Path(), Path(), mixup=1.0, cutmix=1.0), 4)
+    images = torch.stack([torch.full((3, 16, 16), float(value)) for value in range(4)])
+    pasted = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, _ = mix(images, torch.arange(4))
+        pasted += bool((mixed == mixed.round()).all())  # whole pixels of the others: CutMix
+    assert 4 < pasted < 16
+
+
+def test_the_test_images_are_answered_once_and_nothing_is_chosen_by_them(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, ...]] = []
+    real = train.answer
+    monkeypatch.setattr(
+        train, "answer", lambda model, files, *a, **k: asked.append(files.paths) or real(model, files, *a, **k)
+    )
+    finetune(replace(config, epochs=3, held_out=0.25, batch_size=9))
+    (tested,) = [paths for paths in asked if config.test in paths[0].parents]
+    assert asked[-1] == tested and len(asked) == 4
+    assert all(config.train in path.parents for paths in asked[:-1] for path in paths)
+
+
+def test_a_run_whose_first_checkpoint_changed_is_not_resumed(config: ClassifyConfig, tmp_path: Path) -> None:
+    save_student(tmp_path / "student")
+    out = finetune(replace(config, checkpoint=(str(tmp_path / "student"),)))
+    initial = read_results(out).extra["initial_sha256"]
+    (out / "results.json").unlink()
+    resume(out)
+    assert read_results(out).extra["initial_sha256"] == initial
+    (out / "results.json").unlink()
+    other = build_backbone("cifar/resnet20", feature="before")
+    save_checkpoint(tmp_path / "student", replace_input(other, size=24), method="kdep", package="stillroom-distill")
+    with pytest.raises(ValueError, match=r"began with other weights than .*student has now: it cannot be resumed"):
+        resume(out)
+
+
+def test_seconds_and_broken_images_of_an_earlier_life_count(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_image(config.train / "red" / "000.png")
+    without_the_last_state(monkeypatch, 6)
+    out = finetune(replace(config, epochs=2, save_every=4, on_broken="skip"))
+    whole = read_results(out)
+    state = torch.load(out / "state" / "last.pt", weights_only=True)
+    assert state["seconds"] > 0
+    torch.save({**state, "seconds": 1000.0}, out / "state" / "last.pt")
+    (out / "results.json").unlink()
+    resume(out)
+    again = read_results(out)
+    assert again.datasets["train"].broken == whole.datasets["train"].broken == 1
+    assert again.seconds > 1000
+
+
+def test_a_state_of_an_older_version_is_one_sentence(config: ClassifyConfig) -> None:
+    out = finetune(config)
+    state = torch.load(out / "state" / "last.pt", weights_only=True)
+    del state["initial"]
+    torch.save(state, out / "state" / "last.pt")
+    (out / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"was begun by cls_transfer 0.2: finish it with that, or start anew"):
+        resume(out)
+
+
+def test_resume_checks_its_flags(config: ClassifyConfig) -> None:
+    out = finetune(config)
+    (out / "results.json").unlink()
+    with pytest.raises(ValueError, match="--log-every is 0: it must be at least 1"):
+        resume(out, log_every=0)
+
+
+def test_every_tensor_of_a_foreign_file_is_loaded(config: ClassifyConfig, tmp_path: Path) -> None:
+    theirs = torchvision.models.resnet18()
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "moco.pth")
+    import_file(tmp_path / "moco.pth", tmp_path / "imported", source="moco", backbone="torchvision/resnet18")
+    model = build_model(replace(config, checkpoint=(str(tmp_path / "imported"),)), 3)
+    backbone = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("fc.")}
+    assert_bit_equal(dict(model.backbone.net.state_dict()), backbone)
+
+
+def test_a_compiled_net_trains_and_leaves_plain_names(config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    real = torch.compile
+    # dynamo without a C++ compiler behind it: seconds instead of a minute
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or real(model, backend="eager"))
+    plain, out = finetune(config), finetune(replace(config, compile=True, out=config.out.with_name("compiled")))
+    assert len(compiled) == 1
+    assert_bit_equal(weights(plain), weights(out))

@@ -1,6 +1,7 @@
 """What every command line of ours does: bad input is one sentence on stderr and a non-zero exit."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Protocol
@@ -9,7 +10,13 @@ from typing import Protocol
 class Command(Protocol):
     """A subcommand: a dataclass of its flags, and what it does."""
 
-    def run(self) -> None: ...
+    def run(self) -> object: ...
+
+
+def say(text: str) -> None:
+    """Print the outcome of a command; of several processes the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def plainly(main: Callable[[], None]) -> Callable[[], None]:

@@ -232,9 +232,7 @@ class ImageDataset(Dataset[Any]):
             epoch %= self.cycle
         try:
             image = load_image(self.files.paths[index])
-        except BrokenImageError as error:
-            if self.on_broken == "refuse":
-                raise
+        except BrokenImageError as error:  # raised in the main process, without a worker's words around it
             return index, str(error)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(self.seed, epoch, index))
@@ -336,9 +334,21 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]: ...
 
 
-def build_loader(dataset: ImageDataset, batches: Batches, num_workers: int) -> DataLoader:
+class ImageLoader(DataLoader):
+    """A loader of `Batch`es of an `ImageDataset`, which raises `BrokenImageError` where broken images are refused."""
+
+    dataset: ImageDataset
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if batch.broken and self.dataset.on_broken == "refuse":
+                raise BrokenImageError(batch.broken[0])
+            yield batch
+
+
+def build_loader(dataset: ImageDataset, batches: Batches, num_workers: int) -> ImageLoader:
     """A loader of `Batch`es. It takes nothing from the global random generator."""
-    return DataLoader(
+    return ImageLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # an iterable with a length is all it needs
         num_workers=num_workers,

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,9 +131,16 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path, run: Run) -> tuple["RunDirectory", dict[str, Any] | None]:
-        """Open a run to go on with it: its last state (None if none was saved yet); metrics after it are cut off."""
+        """Open a run to go on with it: its last state (None if none was saved yet); metrics after it are cut off.
+
+        Raises:
+            ValueError: a state that cannot be read.
+        """
         file = path / STATE
-        state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{file} is damaged: remove it, and {path} begins anew when it is resumed") from error
         step = state["step"] if state else 0
         if run.is_main:
             kept = [row for row in read_metrics(path) if row["step"] <= step]
@@ -149,6 +157,11 @@ class RunDirectory:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    @property
+    def kept(self) -> str:
+        """What a message about a run that went wrong can promise."""
+        return "the last good state is kept" if (self.path / STATE).exists() else "no state had been saved yet"
+
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace state/last.pt; `state` must hold tensors and plain values only, and a `step`.
 
@@ -156,9 +169,7 @@ class RunDirectory:
             DivergedError: weights that are not finite; the last good state stays.
         """
         if not _all_finite(state):
-            raise DivergedError(
-                f"the weights are not finite at step {state['step']}: lower --lr; the last good state is kept"
-            )
+            raise DivergedError(f"the weights are not finite at step {state['step']}: lower --lr; {self.kept}")
         if not self._writes:
             return
         buffer = io.BytesIO()

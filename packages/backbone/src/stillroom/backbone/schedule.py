@@ -12,14 +12,17 @@ class Cosine:
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up before it."""
     change_every: Literal["step", "epoch"] = "step"
-    """How often the rate changes."""
+    """How often the rate changes, behind the warm-up."""
+
+    def __post_init__(self) -> None:
+        _refuse_negative(self.warmup_epochs)
 
     def factor(self, epoch: float, epochs: int) -> float:
         """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
-        epoch = math.floor(epoch) if self.change_every == "epoch" else epoch
         if epoch < self.warmup_epochs:
             return epoch / self.warmup_epochs
-        progress = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-9)
+        epoch = math.floor(epoch) if self.change_every == "epoch" else epoch
+        progress = max(epoch - self.warmup_epochs, 0.0) / max(epochs - self.warmup_epochs, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
@@ -37,11 +40,17 @@ class Step:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"--schedule.every is {self.every}: the rate drops after 1 epoch or more")
+        _refuse_negative(self.warmup_epochs)
 
     def factor(self, epoch: float, epochs: int) -> float:
         """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
         warmup = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return warmup * self.gamma ** math.floor(epoch / self.every)
+
+
+def _refuse_negative(warmup_epochs: float) -> None:
+    if not warmup_epochs >= 0:
+        raise ValueError(f"--schedule.warmup-epochs is {warmup_epochs}: it must be at least 0")
 
 
 Schedule = Cosine | Step

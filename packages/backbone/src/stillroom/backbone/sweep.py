@@ -89,4 +89,5 @@ def refuse_twice(values: Sequence[object], flag: str) -> None:
 def spread(values: Sequence[float]) -> str:
     """Mean and, of several, sample standard deviation of fractions, in percent."""
     apart = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{apart}"
+    mean = round(100 * statistics.mean(values), 1) + 0.0  # no minus before a zero
+    return f"{mean:.1f}{apart}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from stillroom.backbone.command import plainly
+from stillroom.backbone.command import plainly, say
 from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.cls_transfer.config import ClassifyConfig
@@ -73,7 +73,7 @@ def main() -> None:
         description="Fine-tune a backbone for image classification, or train a supervised one.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    print(report(finetune(command)) if isinstance(command, ClassifyConfig) else command.run())
+    say(report(finetune(command)) if isinstance(command, ClassifyConfig) else command.run())
 
 
 def command_type() -> Any:

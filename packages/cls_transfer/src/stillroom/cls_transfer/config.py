@@ -1,5 +1,6 @@
 """What a classification run is. The words under each field are its `--help`."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,11 +36,13 @@ class ClassifyConfig:
     download: bool = False
     """Fetch CIFAR where it is missing."""
     partial: bool = False
-    """Take what is there of a data set that is not whole; the protocol then says so."""
+    """Take what is there of a data set that is not whole, if every class has images; the protocol then says so."""
     dtd_split: int = 1
     """Of DTD, 1 to 10."""
+    caltech_per_class: int = 60
+    """Images of each class of Caltech-256 to learn from, drawn by the seed; the others are tested on."""
     caltech_first: bool = False
-    """Learn from the first 60 files of each class of Caltech-256 instead of 60 drawn ones."""
+    """Learn from the first files of each class of Caltech-256 instead of drawn ones."""
     fraction: float | None = None
     """Learn from this share of each class of TRAIN, (0, 1], drawn by the seed; None: from all."""
     shots: int | None = None
@@ -57,7 +60,7 @@ class ClassifyConfig:
     crop_fraction: float | None = None
     """Crop over resized side in evaluation, (0, 1]; None as the checkpoint says."""
     normalise: bool = True
-    """Feed the checkpoint's mean and std; without, images in [0, 1], as KDEP's fine-tuning code does it."""
+    """Feed the checkpoint's mean and std; without, mean 0 and std 1, as KDEP's fine-tuning code does it."""
     min_scale: float = 0.08
     """Smallest training crop, fraction of the image's area. For small images, or few, take 0.35."""
     randaugment: int = 0
@@ -119,6 +122,34 @@ class ClassifyConfig:
         """Of a single run."""
         (seed,) = self.seeds
         return seed
+
+
+def check(config: ClassifyConfig) -> None:
+    """Refuse settings that cannot work before there is a run directory.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    for name in ("epochs", "batch_size", "accumulate", "val_every", "log_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    for name in ("min_scale", "layer_decay"):
+        if not 0 < getattr(config, name) <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must lie in (0, 1]")
+    for name in ("label_smoothing", "ema", "momentum", "held_out"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must lie in [0, 1)")
+    if not 0 <= config.randaugment <= 30:
+        raise ValueError(f"--randaugment is {config.randaugment}: magnitudes go from 1 to 30, 0 is none")
+    for name, values in (("lrs", config.lrs), ("weight_decay", (config.weight_decay,)), ("seeds", config.seeds)):
+        if not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ValueError(f"--{name.replace('_', '-')} holds {list(values)}: numbers from 0 were expected")
+    if config.workers < 0:
+        raise ValueError(f"--workers is {config.workers}: it must be at least 0")
+    if config.hidden and min(config.hidden) < 1:
+        raise ValueError(f"--hidden is {list(config.hidden)}: widths are at least 1")
+    if not min(config.mixup, config.cutmix) >= 0:
+        raise ValueError("--mixup and --cutmix are the alphas of a Beta distribution: they cannot be negative")
 
 
 UNIONS = (Schedule,)

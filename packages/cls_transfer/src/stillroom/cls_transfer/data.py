@@ -80,7 +80,8 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
         if config.data is None:
             raise ValueError(f"--tasks {task} needs --data: the folder of the published data sets")
         source = Source(
-            data=config.data, run=run, seed=config.seed, dtd_split=config.dtd_split, first=config.caltech_first,
+            data=config.data, run=run, seed=config.seed, dtd_split=config.dtd_split, per_class=config.caltech_per_class,
+            first=config.caltech_first,
             partial=config.partial, download=config.download,
         )  # fmt: skip
         return read_task(task, source)

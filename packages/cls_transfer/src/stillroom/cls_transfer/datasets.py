@@ -21,7 +21,6 @@ TaskName = Literal["cifar10", "cifar100", "dtd", "caltech256", "cub"]
 
 _SIDE = 32  # px of CIFAR
 _PIXELS = 3 * _SIDE * _SIDE
-_PER_CLASS = 60  # training images of Caltech-256
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ class Source:
         run: this process; the main one unpacks.
         seed: of the training images of Caltech-256.
         dtd_split: 1 to 10.
-        first: Caltech-256's first 60 images of each class instead of drawn ones, as KDEP's released code takes them.
+        per_class: training images of each class of Caltech-256.
+        first: Caltech-256's first images of each class instead of drawn ones, as KDEP's released code takes them.
         partial: take what is there of an incomplete data set, and say so.
         download: fetch CIFAR where it is missing.
     """
@@ -65,6 +65,7 @@ class Source:
     run: Run
     seed: int = 0
     dtd_split: int = 1
+    per_class: int = 60
     first: bool = False
     partial: bool = False
     download: bool = False
@@ -76,11 +77,12 @@ def read_task(name: TaskName, source: Source) -> Splits:
     Raises:
         ValueError: a folder or file that is missing, damaged, or incomplete (without `partial`), with what is expected.
     """
+    learnt = 257 * source.per_class
     readers: dict[str, tuple[Callable[[Source], Splits], Counts]] = {
         "cifar10": (lambda given: _read_cifar(given, CIFAR10), Counts(classes=10, train=50_000, test=10_000)),
         "cifar100": (lambda given: _read_cifar(given, CIFAR100), Counts(classes=100, train=50_000, test=10_000)),
         "dtd": (_read_dtd, Counts(classes=47, train=3_760, test=1_880)),
-        "caltech256": (_read_caltech, Counts(classes=257, train=257 * _PER_CLASS, test=30_607 - 257 * _PER_CLASS)),
+        "caltech256": (_read_caltech, Counts(classes=257, train=learnt, test=30_607 - learnt)),
         "cub": (_read_cub, Counts(classes=200, train=5_994, test=5_794)),
     }
     reader, counts = readers[name]
@@ -131,6 +133,8 @@ def _read_cifar(source: Source, cifar: Cifar) -> Splits:
         return Splits(train, read_labelled(plain / "test", train.classes), f"{cifar.name} folders")
     missing = not folder.is_dir()
     source.run.wait()  # every process has looked before the main one unpacks
+    if missing and not source.data.is_dir():
+        raise ValueError(f"there is no folder {source.data}: make it, or say another --data")
     if missing and not source.download:
         raise ValueError(f"there is no {folder}: unpack {_SITE}/{_ARCHIVES[cifar.name]} there, or say --download")
     if missing:
@@ -194,17 +198,20 @@ def _read_dtd(source: Source) -> Splits:
 
 
 def _read_caltech(source: Source) -> Splits:
-    """Caltech-256 (Griffin et al. 2007): 60 images of each of its 257 folders to learn from, the others to test on."""
+    """Caltech-256 (Griffin et al. 2007): images of each of its 257 folders to learn from, the others to test on."""
+    many = source.per_class
+    if many < 1:
+        raise ValueError(f"--caltech-per-class is {many}: it must be at least 1")
     root = source.data / "256_ObjectCategories"
     if not root.is_dir():
         raise ValueError(f"there is no {root}: unpack 256_ObjectCategories.tar into {source.data}")
-    classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    classes = tuple(sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith(".")))
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):  # not below: 056.dog holds a folder of other things
         members = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in EXTENSIONS)
-        if len(members) <= _PER_CLASS:
-            raise ValueError(f"{root / name} holds {len(members)} images: {_PER_CLASS} to learn from and some to test")
+        if len(members) <= many:
+            raise ValueError(f"{root / name} holds {len(members)} images: {many} to learn from and some to test")
         paths += members
         labels += [label] * len(members)
     files = ImageFiles(root, tuple(paths), tuple(labels), classes)
@@ -212,9 +219,9 @@ def _read_caltech(source: Source) -> Splits:
         places = {label: [i for i, own in enumerate(labels) if own == label] for label in range(len(classes))}
     else:
         places = shuffled_by_class(labels, source.seed)
-    train = sorted(place for members in places.values() for place in members[:_PER_CLASS])
-    test = sorted(place for members in places.values() for place in members[_PER_CLASS:])
-    words = f"caltech256 per-class={_PER_CLASS} {'first' if source.first else f'seed={source.seed}'}"
+    train = sorted(place for members in places.values() for place in members[:many])
+    test = sorted(place for members in places.values() for place in members[many:])
+    words = f"caltech256 per-class={many} {'first' if source.first else f'seed={source.seed}'}"
     return Splits(files.subset(train), files.subset(test), words)
 
 
@@ -253,13 +260,13 @@ def _numbered(file: Path) -> dict[str, str]:
         ValueError: a line that is no such thing.
     """
     pairs = [line.split(maxsplit=1) for line in _lines(file)]
-    if bad := next((place for place, pair in enumerate(pairs, 1) if len(pair) != 2 or not pair[0].isdigit()), None):
+    if bad := next((place for place, pair in enumerate(pairs, 1) if len(pair) != 2 or not pair[0].isdecimal()), None):
         raise ValueError(f"{file}: line {bad} is no number and name")
     return {number: what for number, what in pairs}
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file, stripped, without empty ones at its end.
+    """The lines of a text file, without empty ones at its beginning and end.
 
     Raises:
         ValueError: no such file.

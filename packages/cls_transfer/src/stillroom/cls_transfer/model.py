@@ -1,6 +1,6 @@
 """A backbone with a classifier on its pooled feature."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -31,18 +31,31 @@ class Classifier(nn.Module):
         frozen = {name for names in parameters_by_level(backbone)[:freeze] for name in names} if freeze else set()
         for name, parameter in backbone.net.named_parameters():
             parameter.requires_grad_(name not in frozen)
-        owners = {name.rpartition(".")[0] for name in frozen}
-        self._frozen = [module for name, module in backbone.net.named_modules() if name in owners]
+        self._frozen = list(frozen_modules(backbone.net, frozen))
 
     def train(self, mode: bool = True) -> "Classifier":
         """Training mode for all but what is frozen: its batch norms neither use nor count a batch's statistics."""
         super().train(mode)
         for module in self._frozen:
-            module.training = False  # not what is below it: a ViT itself owns its class token
+            module.training = False
         return self
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         return self.head(self.backbone(images.contiguous(memory_format=torch.channels_last)).pooled)
+
+
+def frozen_modules(net: nn.Module, frozen: set[str]) -> Iterator[nn.Module]:
+    """What stays in evaluation mode: owners of frozen parameters, and all that lies in a module with no others.
+
+    The second are layers without parameters, such as stochastic depth; a ViT itself owns its frozen class token and
+    goes on.
+    """
+    for name, module in net.named_modules():
+        own = {f"{name}.{p}" if name else p for p, _ in module.named_parameters()}
+        if own and own <= frozen:
+            yield from module.modules()
+        elif any(parameter.rpartition(".")[0] == name for parameter in own & frozen):
+            yield module
 
 
 def build_layers(dim: int, num_classes: int, hidden: Sequence[int] = ()) -> nn.Sequential:

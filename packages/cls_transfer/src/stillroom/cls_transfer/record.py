@@ -11,7 +11,6 @@ from stillroom.backbone.figures import draw_confusion
 from stillroom.backbone.files import replace_directory
 from stillroom.backbone.first import trained_method
 from stillroom.backbone.heads import describe_head
-from stillroom.backbone.progress import Progress
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent, read_results
 from stillroom.backbone.run import read_metrics
@@ -35,9 +34,7 @@ def finish(
     sets: Sets,
     model: Classifier,
     learner: TrainState,
-    initial: str,
     tested: Answers,
-    progress: Progress,
 ) -> None:
     """Write the checkpoint, its classifier as a head, pictures, and last results.json, which says that all is there."""
     if not run.is_main:
@@ -57,7 +54,7 @@ def finish(
     with replace_directory(config.out / "figures") as aside:
         draw_confusion(aside / "confusion.png", tested.labels, tested.predicted, classes, title)
         draw_curves(aside / "curves.png", read_metrics(config.out), title)
-    broken = {"train": sorted(progress.broken), "test": tested.broken, "val": learner.val_broken}
+    broken = {"train": sorted(learner.broken), "test": tested.broken, "val": learner.val_broken}
     datasets = {role: DatasetRecord.of(files, broken=len(broken[role])) for role, files in sets.by_role.items()}
     if sets.val is not None:
         metrics["val_top1"] = learner.best.top1
@@ -72,12 +69,12 @@ def finish(
             ),
             metrics=metrics,
             seed=config.seed,
-            seconds=progress.seconds,
+            seconds=learner.seconds,
             made_by=made_by(PACKAGE, settings),
             extra={
                 "broken": [*broken["train"], *broken["val"], *broken["test"]],
                 "best": asdict(learner.best) if sets.val is not None else None,
-                "initial_sha256": initial,
+                "initial_sha256": learner.initial,
                 "per_class": tested.by_class(classes),
             },
         ),

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stillroom.backbone import Run
+from stillroom.backbone import Run, weights_sha256
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.model import Classifier, build_groups
 
@@ -30,11 +30,14 @@ class TrainState:
 
     Args:
         config: of a single run.
-        model: on the run's device.
+        model: on the run's device, with its first weights.
         run: this process.
 
     Attributes:
+        initial: `weights_sha256` of the backbone that the run began with.
         step: steps done.
+        seconds: of earlier lives of the run.
+        broken: why training images could not be read, in earlier lives.
         best: so far.
         best_weights: of it, on the CPU; None: nothing is chosen, or not yet.
         val_broken: why images of the held-out part could not be read.
@@ -51,7 +54,10 @@ class TrainState:
             if config.ema
             else None
         )
+        self.initial = weights_sha256(model.backbone.net)
         self.step, self.best = 0, Best()
+        self.seconds = 0.0
+        self.broken: set[str] = set()
         self.best_weights: dict[str, Tensor] | None = None
         self.val_broken: list[str] = []
         learn: Any = torch.compile(model) if config.compile else model
@@ -91,7 +97,10 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """All of it, in types that `torch.load(weights_only=True)` reads."""
         return {
+            "initial": self.initial,
             "step": self.step,
+            "seconds": self.seconds,
+            "broken": sorted(self.broken),
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -101,8 +110,19 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.step = state["step"]
+        """Go on from there.
+
+        Raises:
+            ValueError: a state of an older version, or of a run that began with other weights.
+        """
+        if "initial" not in state:
+            raise ValueError(f"{self.config.out} was begun by cls_transfer 0.2: finish it with that, or start anew")
+        if state["initial"] != self.initial:
+            raise ValueError(
+                f"{self.config.out} began with other weights than {self.config.checkpoint[0]} has now: "
+                f"it cannot be resumed"
+            )
+        self.step, self.seconds, self.broken = state["step"], state["seconds"], set(state["broken"])
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -10,17 +10,18 @@ from itertools import product
 from pathlib import Path
 
 from stillroom.backbone import Run, format_table
+from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import BARE, other_than_bare
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import RESULTS, read_results
-from stillroom.backbone.run import CONFIG, DeviceName, DivergedError
-from stillroom.backbone.sweep import directory_name, once, refuse_twice, spread
-from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
+from stillroom.backbone.run import CONFIG, DeviceName, DivergedError, read_config
+from stillroom.backbone.sweep import directory_name, once, refuse_other, refuse_twice, spread
+from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.record import summary
-from stillroom.cls_transfer.train import check, resume_one, train_one
+from stillroom.cls_transfer.train import prepare, resume_one, train_one
 
 TABLE = "table.json"
 DIVERGED = "diverged.txt"
@@ -43,9 +44,11 @@ def finetune(config: ClassifyConfig) -> Path:
         raise ValueError(f"{config.out} is a single run: choose another --out for a sweep")
     run = Run.start(config.device)
     for cell in cells:
+        refuse_stale(cell, run)
+    look_ahead(cells, run)
+    for cell in cells:
         if (cell.out / DIVERGED).exists():
             continue
-        refuse_stale(cell, run)
         try:
             once(cell, UNIONS, partial(train_one, run=run), partial(resume_one, run=run))
         except DivergedError as error:
@@ -62,12 +65,24 @@ def finetune(config: ClassifyConfig) -> Path:
     return config.out
 
 
+def look_ahead(cells: Sequence[ClassifyConfig], run: Run) -> None:
+    """Find what cannot work before the first of many runs: every net on every task is read once, with one seed.
+
+    Raises:
+        ValueError: see `prepare`.
+    """
+    for cell in {(cell.tasks, cell.checkpoint): cell for cell in cells if not (cell.out / CONFIG).exists()}.values():
+        prepare(cell, run)
+
+
 def refuse_stale(cell: ClassifyConfig, run: Run) -> None:
-    """Refuse to keep a run whose first weights or images have changed since.
+    """Refuse to keep a run whose first weights or images have changed since, or one that diverged with other settings.
 
     Raises:
         ValueError: with what changed.
     """
+    if (cell.out / DIVERGED).exists():
+        refuse_other(cell.out, config_to_dict(cell, UNIONS), json.loads(read_config(cell.out)))
     if not (cell.out / RESULTS).exists():
         return
     found, (name,) = read_results(cell.out), cell.checkpoint

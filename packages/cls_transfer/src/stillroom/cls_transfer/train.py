@@ -1,6 +1,5 @@
 """Supervised training of a backbone with its classifier, from images to checkpoint and results."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,14 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory, weights_sha256
+from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
 from stillroom.backbone.configs import config_from_json, config_to_json
 from stillroom.backbone.images import TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DeviceName, DivergedError, read_config, seed_everything
 from stillroom.cls_transfer.accuracy import answer
 from stillroom.cls_transfer.augment import build_mixing, build_view
-from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
+from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import Sets, read_sets
 from stillroom.cls_transfer.first import build_model
 from stillroom.cls_transfer.model import Classifier
@@ -33,12 +32,21 @@ def train_one(config: ClassifyConfig, run: Run) -> None:
     Raises:
         ValueError: bad input, each in one sentence.
     """
+    sets, model = prepare(config, run)
+    directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
+    train(config, run, directory, sets, model, state=None)
+
+
+def prepare(config: ClassifyConfig, run: Run) -> tuple[Sets, Classifier]:
+    """The images and the model of a single run; nothing is written.
+
+    Raises:
+        ValueError: bad input, each in one sentence.
+    """
     check(config)
     sets = read_sets(config, run)
     TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
-    model = build_model(config, len(sets.train.classes)).to(run.device)
-    directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
-    train(config, run, directory, sets, model, state=None)
+    return sets, build_model(config, len(sets.train.classes)).to(run.device)
 
 
 def resume_one(
@@ -57,14 +65,13 @@ def resume_one(
         device, workers, log_every: replace what the run began with; None keeps it.
 
     Raises:
-        ValueError: no run directory, or images that changed since.
+        ValueError: no run directory, or images or first weights that changed since.
     """
     config = config_from_json(read_config(path), ClassifyConfig, UNIONS)
     changes: dict[str, Any] = {"device": device, "workers": workers, "log_every": log_every, "out": path}
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     here = Run.start(config.device) if run is None else run
-    sets = read_sets(config, here)
-    model = build_model(config, len(sets.train.classes)).to(here.device)
+    sets, model = prepare(config, here)
     directory, state = RunDirectory.reopen(path, here)
     if state is not None and (changed := sets.changed_since(state["fingerprints"])):
         raise ValueError(f"the images in {changed} changed since {path} began: it cannot be resumed")
@@ -82,7 +89,6 @@ def train(
     state: dict[str, Any] | None,
 ) -> None:
     """The loop, from `state` (None: the beginning) to the last step, the test, and what is written at the end."""
-    initial = weights_sha256(model.backbone.net)
     learner = TrainState(config, model, run)
     if state is not None:
         learner.load_state_dict(state)
@@ -97,6 +103,8 @@ def train(
 
     model.train()
     progress = Progress(len(sets.train) * config.epochs, run, "train", done=learner.step * config.batch_size)
+    progress.broken |= learner.broken
+    earlier = learner.seconds
     loss_sum, loss_steps = torch.zeros((), device=run.device), 0
     for batch in progress.over(loader):
         progress.skip(batch.broken)
@@ -111,7 +119,8 @@ def train(
         if step % config.log_every == 0 or step == last:
             loss = float(run.sum(loss_sum)) / loss_steps / run.world_size
             if not torch.isfinite(torch.tensor(loss)):
-                raise DivergedError(f"the loss is {loss} at step {step}: lower --lr; the last good state is kept")
+                steps = f"step {step}" if loss_steps == 1 else f"one of the steps {step - loss_steps + 1} to {step}"
+                raise DivergedError(f"the loss is {loss} at {steps}: lower --lr; {directory.kept}")
             lap = {**progress.lap(), "lr": learner.optimizer.param_groups[0]["lr"], "epoch": step / per_epoch}
             directory.log(step, {"loss": loss, **lap, "broken": len(progress.broken)})
             progress.show(loss=loss, wait=lap["data_wait_share"])
@@ -122,14 +131,16 @@ def train(
             if epoch % config.val_every == 0 or step == last:
                 look(config, run, directory, sets, learner, progress, epoch)
         if step % config.save_every == 0 or step == last:
+            learner.seconds = earlier + progress.seconds
+            learner.broken = {sentence for one in run.gather(progress.broken) for sentence in one}
             directory.save_state({**learner.state_dict(), "fingerprints": sets.fingerprints})
 
-    progress.broken = {sentence for one in run.gather(progress.broken) for sentence in one}
     chosen = choose(run, learner)
     tested = answer(
         chosen, sets.test, run, batch_size=config.batch_size, workers=config.workers, on_broken=config.on_broken
     )
-    finish(config, run, sets, chosen, learner, initial, tested, progress)
+    learner.seconds = earlier + progress.seconds
+    finish(config, run, sets, chosen, learner, tested)
     directory.close()
     run.wait()  # every process finds results.json when this returns
 
@@ -173,31 +184,3 @@ def share_statistics(model: Classifier, run: Run) -> None:
     if run.world_size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def check(config: ClassifyConfig) -> None:
-    """Refuse settings that cannot work before there is a run directory.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    for name in ("epochs", "batch_size", "accumulate", "val_every", "log_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
-    for name in ("min_scale", "layer_decay"):
-        if not 0 < getattr(config, name) <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must lie in (0, 1]")
-    for name in ("label_smoothing", "ema", "momentum", "held_out"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must lie in [0, 1)")
-    if not 0 <= config.randaugment <= 30:
-        raise ValueError(f"--randaugment is {config.randaugment}: magnitudes go from 1 to 30, 0 is none")
-    for name, values in (("lrs", config.lrs), ("weight_decay", (config.weight_decay,)), ("seeds", config.seeds)):
-        if not all(math.isfinite(value) and value >= 0 for value in values):
-            raise ValueError(f"--{name.replace('_', '-')} holds {list(values)}: numbers from 0 were expected")
-    if config.workers < 0:
-        raise ValueError(f"--workers is {config.workers}: it must be at least 0")
-    if config.hidden and min(config.hidden) < 1:
-        raise ValueError(f"--hidden is {list(config.hidden)}: widths are at least 1")
-    if min(config.mixup, config.cutmix) < 0:
-        raise ValueError("--mixup and --cutmix are the alphas of a Beta distribution: they cannot be negative")

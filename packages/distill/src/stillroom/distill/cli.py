@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from stillroom.backbone import Run, read_labelled, read_unlabelled
-from stillroom.backbone.command import plainly
+from stillroom.backbone.command import plainly, say
 from stillroom.backbone.files import write_file
 from stillroom.backbone.images import OnBroken
 from stillroom.backbone.run import DeviceName
@@ -105,7 +105,7 @@ class Resume:
 
     def run(self, knn: KnnMonitor | None = None) -> None:
         resume(self.path, knn=knn, device=self.device, workers=self.workers, log_every=self.log_every)
-        print(summary(self.path))
+        say(summary(self.path))
 
 
 COMMANDS = {"fit-alignment": FitAlignment, "import-alignment": ImportAlignment, "resume": Resume}
@@ -131,7 +131,7 @@ def run_command(knn: KnnMonitor | None) -> None:
     )
     match command:
         case DistillConfig():
-            print(summary(distill(command, knn=knn)))
+            say(summary(distill(command, knn=knn)))
         case Resume():
             command.run(knn)
         case _:

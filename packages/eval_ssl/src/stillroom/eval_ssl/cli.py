@@ -5,7 +5,7 @@ from typing import Any
 
 import tyro
 
-from stillroom.backbone.command import plainly
+from stillroom.backbone.command import plainly, say
 from stillroom.eval_ssl.config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
 from stillroom.eval_ssl.evaluation import evaluate
 from stillroom.eval_ssl.presets import simreg
@@ -31,7 +31,7 @@ def main() -> None:
         description="Frozen evaluation of any backbone.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    print(report(evaluate(config)))
+    say(report(evaluate(config)))
 
 
 def command_type() -> Any:

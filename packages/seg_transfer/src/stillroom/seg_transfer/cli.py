@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from stillroom.backbone.command import plainly
+from stillroom.backbone.command import plainly, say
 from stillroom.backbone.run import DeviceName
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.predict import predict
@@ -61,7 +61,7 @@ def main() -> None:
         description="Fine-tune a backbone for semantic segmentation with MMSegmentation.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    print(report(finetune(command)) if isinstance(command, SegmentConfig) else command.run())
+    say(report(finetune(command)) if isinstance(command, SegmentConfig) else command.run())
 
 
 def command_type() -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 
 from stillroom.backbone.run import DivergedError, seed_everything
@@ -104,4 +104,6 @@ class StopDiverged(Hook):
             return
         loss = float((outputs or {})["loss"].detach())
         if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss} at step {step}: lower --lr; the last good state is kept")
+            found = find_latest_checkpoint(runner.work_dir)
+            kept = "the last good state is kept" if found else "no state had been saved yet"
+            raise DivergedError(f"the loss is {loss} at step {step}: lower --lr; {kept}")
