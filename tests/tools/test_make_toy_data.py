@@ -69,7 +69,8 @@ def test_every_folder_holds_the_pictures_and_classes_that_dataset_json_says(toy:
             assert dataset["counts"][f"{task}/{split}"] == count
     written = {name.replace("-", "_"): value for name, value in SMALL.items() if name != "num-workers"}
     assert dataset["settings"] == {"seed": 0} | written
-    assert dataset["generator"]["sha256"] == hashlib.sha256(TOOL.read_bytes()).hexdigest()
+    source = TOOL.read_bytes() + TOOL.with_name("toy_scenes.py").read_bytes()
+    assert dataset["generator"]["sha256"] == hashlib.sha256(source).hexdigest()
 
 
 def test_no_heldout_class_is_a_class_of_the_teacher(toy: Path) -> None:
