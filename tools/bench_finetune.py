@@ -103,5 +103,6 @@ class Finetune:
 
 def draw(out: Path, num_train: int) -> Path:
     """Toy pictures of 64 px with labels."""
-    make_toy_data(Settings(out=out, size=64, num_unlabelled=1, num_train=num_train, num_heldout=8, num_val=480))
+    counts = {"num_unlabelled": 1, "num_train": num_train, "num_heldout": 8, "num_val": 480, "num_scenes": 0}
+    make_toy_data(Settings(out=out, size=64, **counts))
     return out

@@ -1,18 +1,28 @@
 """Draw a small world of textured shapes on textured grounds as ordinary JPEG folders: seeded, nothing to download.
 
-    python tools/make_toy_data.py --out data/toy            16,800 pictures of 48 px, about 25 s on two cores
-    python tools/make_toy_data.py --out data/toy-smoke --num-unlabelled 64 --num-train 64 --num-heldout 32 --num-val 32
+    python tools/make_toy_data.py --out data/toy            17,400 pictures, 48 and 96 px, about 30 s on two cores
+    python tools/make_toy_data.py --out data/toy-smoke --num-unlabelled 64 --num-train 64 --num-heldout 32 \
+        --num-val 32 --num-scenes 32 --num-scenes-val 16
 
     data/toy/unlabelled/                    every shape in every texture: to distil a student on
     data/toy/objects/{train,val}/           16 classes, known textures on known shapes: to train a teacher on
     data/toy/heldout-pairs/{train,val}/     8 classes, known textures on known shapes the teacher has not seen them on
     data/toy/heldout-shapes/{train,val}/    8 classes, new shapes in known textures
     data/toy/heldout-textures/{train,val}/  8 classes, new textures on known shapes
+    data/toy/scenes/                        2 to 5 of the 8 new shapes in any texture, to segment and to detect
+        images/{train,val}/000000.jpg           pictures
+        labels/{train,val}/000000.png           8-bit masks: 0 background, 1 to 8 the class that the pixel shows
+        classes.txt                             what 0 to 8 mean, one name per line
+        boxes/{train,val}.json                  the objects in COCO's format; its category ids are the mask's
     data/toy/dataset.json                   settings, counts, class names, fingerprint of this generator
 
-A picture depends on (seed, folder, index) alone, so the number of processes changes no byte. What is held out is held
-out from the teacher: such objects do occur in unlabelled/, as among a practitioner's own pictures, but without a label
-and in no picture of a held-out folder. Colour, place, size, rotation, light and clutter know nothing of the class.
+A picture depends on (seed, folder, index) and its size alone, so the number of processes changes no byte. What is held
+out is held out from the teacher: such objects do occur in unlabelled/, as among a practitioner's own pictures, but
+without a label and in no picture of a held-out folder. Colour, place, size, rotation, light and clutter know nothing of
+the class.
+
+Masks, boxes and areas are of what is visible: objects of a scene overlap, and clutter, which has no label, may lie on
+top. A scene in which less than half of an object is visible is drawn again, so each can be told and has its box.
 """
 
 import hashlib
@@ -31,11 +41,22 @@ from pathlib import Path
 import numpy as np
 import PIL
 import tyro
+from jaxtyping import Bool
 from PIL import Image
 from tqdm import tqdm
 
 import toy_scenes
-from toy_scenes import HELDOUT_SHAPES, HELDOUT_TEXTURES, KNOWN_SHAPES, KNOWN_TEXTURES, Kind, draw_scene, render
+from toy_scenes import (
+    HELDOUT_SHAPES,
+    HELDOUT_TEXTURES,
+    KNOWN_SHAPES,
+    KNOWN_TEXTURES,
+    Kind,
+    draw_crowd,
+    draw_scene,
+    find_layers,
+    render,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +77,12 @@ class Settings:
     """training pictures of each held-out task, shared evenly by its 8 classes"""
     num_val: int = 480
     """validation pictures of each task, shared evenly by its classes"""
+    scene_size: int = 96
+    """side of every picture of scenes/, pixels, from 48"""
+    num_scenes: int = 480
+    """training pictures of scenes/; 0: no such folder"""
+    num_scenes_val: int = 120
+    """validation pictures of scenes/"""
     num_workers: int = os.cpu_count() or 1
     """processes that draw; the pictures do not depend on it"""
 
@@ -89,6 +116,10 @@ TASKS: dict[str, dict[str, Kind]] = {
 }
 
 
+# What a picture of scenes/ shows several of; its place, from 1, is the class in a mask and the category of a box.
+SCENE_KINDS = {shape: Kind(shapes=(shape,), textures=ANYTHING.textures) for shape in HELDOUT_SHAPES}
+
+
 # ---- Writing.
 
 
@@ -99,6 +130,13 @@ def count_pictures(settings: Settings) -> dict[str, int]:
         counts[f"{task}/train"] = settings.num_train if task == TEACHER_TASK else settings.num_heldout
         counts[f"{task}/val"] = settings.num_val
     return counts
+
+
+def count_scenes(settings: Settings) -> dict[str, int]:
+    """Pictures of several labelled objects, per split."""
+    if settings.num_scenes == 0:
+        return {}
+    return {"scenes/train": settings.num_scenes, "scenes/val": settings.num_scenes_val}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +161,49 @@ def list_jobs(counts: dict[str, int]) -> Iterator[Job]:
 def write_picture(root: Path, seed: int, size: int, job: Job) -> None:
     """Draw one picture and save it below `root`."""
     picture = render(draw_scene(seed, job.folder, job.index, job.label, job.kind), size)
-    folder = root / job.folder / (job.label or "")
-    folder.mkdir(parents=True, exist_ok=True)
-    # Full chroma resolution: two colours alternate within a few pixels.
-    Image.fromarray(picture).save(folder / f"{job.index:06d}.jpg", quality=95, subsampling=0)
+    save(picture, root / job.folder / (job.label or "") / f"{job.index:06d}.jpg")
+
+
+def save(pixels: np.ndarray, path: Path) -> None:
+    """Write a picture as .jpg or a mask as .png."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Full chroma resolution: two colours alternate within a few pixels. PNG has no such settings.
+    Image.fromarray(pixels).save(path, quality=95, subsampling=0)
+
+
+def write_scene(root: Path, seed: int, size: int, folder: str, index: int) -> list[dict[str, object]]:
+    """Draw one picture of several objects, save it and its mask below `root`, and return its annotations."""
+    scene = draw_crowd(seed, folder, index, SCENE_KINDS, size)
+    layers = find_layers(scene.objects, size)
+    names = [None, *SCENE_KINDS]  # clutter and the ground have no label
+    ids = [0, *(names.index(thing.label) for thing in scene.objects)]
+    task, split = folder.split("/")
+    save(render(scene, size), root / task / "images" / split / f"{index:06d}.jpg")
+    save(np.array(ids, np.uint8)[layers], root / task / "labels" / split / f"{index:06d}.png")
+    return [annotate(layers == layer, category_id) for layer, category_id in enumerate(ids) if category_id != 0]
+
+
+def annotate(visible: Bool[np.ndarray, "h w"], category_id: int) -> dict[str, object]:
+    """COCO's annotation of the object that is visible at these pixels."""
+    rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
+    left, top, right, bottom = (int(edge) for edge in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    return {
+        "category_id": category_id,
+        "bbox": [left, top, right - left, bottom - top],
+        "area": int(visible.sum()),
+        "iscrowd": 0,
+    }
+
+
+def coco(annotations: list[list[dict[str, object]]], size: int) -> dict[str, object]:
+    """The contents of a COCO file, from the annotations of each picture; all ids count from 1."""
+    pictures = range(1, len(annotations) + 1)
+    pairs = [(picture, found) for picture in pictures for found in annotations[picture - 1]]
+    return {
+        "images": [{"id": i, "file_name": f"{i - 1:06d}.jpg", "width": size, "height": size} for i in pictures],
+        "annotations": [{"id": i, "image_id": picture} | found for i, (picture, found) in enumerate(pairs, 1)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(SCENE_KINDS, 1)],
+    }
 
 
 def describe(settings: Settings) -> dict[str, object]:
@@ -135,7 +212,7 @@ def describe(settings: Settings) -> dict[str, object]:
     return {
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("out", "num_workers")},
         "generator": {"sha256": hashlib.sha256(source).hexdigest(), "numpy": np.__version__, "pillow": PIL.__version__},
-        "counts": count_pictures(settings),
+        "counts": count_pictures(settings) | count_scenes(settings),
         "teacher_task": TEACHER_TASK,
         "heldout_tasks": [task for task in TASKS if task != TEACHER_TASK],
         "classes": {task: list(kinds) for task, kinds in TASKS.items()},
@@ -150,8 +227,10 @@ def check(settings: Settings) -> None:
         raise ValueError(f"--seed is {settings.seed}: give an integer from 0")
     if settings.size < 16:
         raise ValueError(f"--size is {settings.size} px: shapes can be told apart from 16 px on")
-    for folder, count in count_pictures(settings).items():
-        num_classes = len(TASKS.get(folder.split("/")[0], [None]))
+    if settings.scene_size < 48:
+        raise ValueError(f"--scene-size is {settings.scene_size} px: shapes of a scene can be told apart from 48 px on")
+    for folder, count in (count_pictures(settings) | count_scenes(settings)).items():
+        num_classes = len((TASKS | {"scenes": SCENE_KINDS}).get(folder.split("/")[0], [None]))
         if count < num_classes:
             raise ValueError(f"{folder} would hold {count} pictures: give at least {num_classes}, one of each class")
 
@@ -175,15 +254,24 @@ def exit_if_orphaned(*_: object) -> None:
 def make_toy_data(settings: Settings) -> None:
     """Write the data set beside `out`, and give it its name only when it is whole."""
     check(settings)
-    jobs = list(list_jobs(count_pictures(settings)))
+    jobs, scenes = list(list_jobs(count_pictures(settings))), count_scenes(settings)
     pool = ProcessPoolExecutor(settings.num_workers, initializer=leave_signals_to_parent)
     unfinished = settings.out.with_name(f".{settings.out.name}.{os.getpid()}.unfinished")
     unfinished.mkdir(parents=True)
-    write = partial(write_picture, unfinished, settings.seed, settings.size)
+    every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file should not fill with bars
+    progress = partial(tqdm, unit="image", mininterval=every)
     try:
-        every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file should not fill with bars
-        for _ in tqdm(pool.map(write, jobs, chunksize=32), total=len(jobs), unit="image", mininterval=every):
+        write = partial(write_picture, unfinished, settings.seed, settings.size)
+        for _ in progress(pool.map(write, jobs, chunksize=32), total=len(jobs)):
             pass
+        for folder, count in scenes.items():
+            draw = partial(write_scene, unfinished, settings.seed, settings.scene_size, folder)
+            annotations = list(progress(pool.map(draw, range(count), chunksize=32), total=count))
+            boxes = unfinished / "scenes" / "boxes" / f"{Path(folder).name}.json"
+            boxes.parent.mkdir(exist_ok=True)
+            boxes.write_text(json.dumps(coco(annotations, settings.scene_size)) + "\n")
+        if scenes:
+            (unfinished / "scenes" / "classes.txt").write_text("\n".join(["background", *SCENE_KINDS]) + "\n")
         (unfinished / "dataset.json").write_text(json.dumps(describe(settings), indent=2) + "\n")
         unfinished.rename(settings.out)
     except BaseException:
@@ -191,7 +279,7 @@ def make_toy_data(settings: Settings) -> None:
         shutil.rmtree(unfinished)
         raise
     pool.shutdown()
-    print(f"{settings.out}: {len(jobs)} pictures")
+    print(f"{settings.out}: {len(jobs) + sum(scenes.values())} pictures")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The toy world of make_toy_data.py: shapes, textures, scenes made of them as data, and their pictures."""
+"""The toy world of make_toy_data.py: shapes, textures, scenes made of them as data, and their pictures and masks."""
 
 import colorsys
 import zlib
@@ -202,9 +202,15 @@ def draw_colours(rng: np.random.Generator, contrast: float, max_saturation: floa
 
 
 def draw_object(
-    rng: np.random.Generator, label: str | None, kind: Kind, *, spread: float, scale: tuple[float, float]
+    rng: np.random.Generator,
+    label: str | None,
+    kind: Kind,
+    *,
+    spread: float,
+    scale: tuple[float, float],
+    period: tuple[float, float] = (0.16, 0.24),
 ) -> Object:
-    """An object of this kind, its centre at most `spread` from the picture's, its scale between the two given."""
+    """An object of this kind, its centre at most `spread` from the picture's, scale and period between those given."""
     return Object(
         label=label,
         shape=kind.shapes[rng.integers(len(kind.shapes))],
@@ -214,26 +220,56 @@ def draw_object(
         scale=rng.uniform(*scale),
         rotation=rng.uniform(0, 2 * np.pi),
         texture_rotation=rng.uniform(0, 2 * np.pi),
-        period=rng.uniform(0.16, 0.24),
+        period=rng.uniform(*period),
         phase=(rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5)),
+    )
+
+
+def seeded(seed: int, folder: str, index: int) -> np.random.Generator:
+    """The generator of one picture: the folder is part of the seed, so train, val and every task are separate draws."""
+    return np.random.default_rng([seed, zlib.crc32(folder.encode()), index])
+
+
+def on_ground(rng: np.random.Generator, objects: tuple[Object, ...]) -> Scene:
+    """These objects, lowest first, on a ground and in a light."""
+    return Scene(
+        ground=list(GROUNDS)[rng.integers(len(GROUNDS))],
+        ground_colours=draw_colours(rng, contrast=rng.uniform(0.1, 0.3), max_saturation=0.5),
+        objects=objects,
+        light=rng.uniform(0, 2 * np.pi),
+        noise=rng.uniform(0.01, 0.04),
+        noise_seed=int(rng.integers(2**32)),
     )
 
 
 def draw_scene(seed: int, folder: str, index: int, label: str | None, kind: Kind) -> Scene:
     """The scene of one picture: clutter, one object of the kind, and at times a piece of clutter in front of it."""
-    # The folder is part of the seed, so the pictures of train, val and every task are separate draws.
-    rng = np.random.default_rng([seed, zlib.crc32(folder.encode()), index])
+    rng = seeded(seed, folder, index)
     behind = [draw_object(rng, None, CLUTTER, spread=0.5, scale=(0.04, 0.09)) for _ in range(rng.integers(5))]
     subject = draw_object(rng, label, kind, spread=0.08, scale=(0.34, 0.44))
     before = [draw_object(rng, None, CLUTTER, spread=0.4, scale=(0.04, 0.09)) for _ in range(rng.integers(2))]
-    return Scene(
-        ground=list(GROUNDS)[rng.integers(len(GROUNDS))],
-        ground_colours=draw_colours(rng, contrast=rng.uniform(0.1, 0.3), max_saturation=0.5),
-        objects=(*behind, subject, *before),
-        light=rng.uniform(0, 2 * np.pi),
-        noise=rng.uniform(0.01, 0.04),
-        noise_seed=int(rng.integers(2**32)),
-    )
+    return on_ground(rng, (*behind, subject, *before))
+
+
+def draw_crowd(seed: int, folder: str, index: int, kinds: dict[str, Kind], size: int) -> Scene:
+    """A scene of 2 to 5 labelled objects among clutter, at least half of each visible at this size in pixels.
+
+    The classes take turns at the lowest object; those above it are of any class.
+    """
+    rng = seeded(seed, folder, index)
+    classes = list(kinds)
+    others = rng.integers(len(classes), size=rng.integers(1, 5))
+    labels = [classes[index % len(classes)], *(classes[i] for i in others)]
+    while True:
+        behind = [draw_object(rng, None, CLUTTER, spread=0.5, scale=(0.02, 0.05)) for _ in range(rng.integers(7))]
+        subjects = [
+            draw_object(rng, label, kinds[label], spread=0.34, scale=(0.13, 0.21), period=(0.08, 0.12))
+            for label in labels
+        ]
+        before = [draw_object(rng, None, CLUTTER, spread=0.4, scale=(0.02, 0.05)) for _ in range(rng.integers(4))]
+        objects = (*behind, *subjects, *before)
+        if min(visible_shares(objects, size)) >= 0.5:
+            return on_ground(rng, objects)
 
 
 # ---- Rendering.
@@ -271,11 +307,17 @@ def reach(thing: Object, num_samples: int) -> tuple[slice, slice]:
     return rows, columns
 
 
+def sample_points(size: int) -> tuple[Plane, Plane]:
+    """Where the 2 x 2 samples of each pixel lie: x and y as fractions of the picture's side."""
+    x, y = np.meshgrid(*[(np.arange(2 * size, dtype=np.float32) + 0.5) / (2 * size)] * 2)
+    return x, y
+
+
 def render(scene: Scene, size: int) -> UInt8[np.ndarray, "h w 3"]:
     """The picture of a scene, each pixel the mean of 2 x 2 samples."""
     rng = np.random.default_rng(scene.noise_seed)
     n = 2 * size
-    x, y = np.meshgrid(*[(np.arange(n, dtype=np.float32) + 0.5) / n] * 2)
+    x, y = sample_points(size)
     light_x, light_y = float(np.cos(scene.light)), float(np.sin(scene.light))
 
     across, down = GROUNDS[scene.ground]
@@ -294,3 +336,29 @@ def render(scene: Scene, size: int) -> UInt8[np.ndarray, "h w 3"]:
     picture = (picture[:, ::2, ::2] + picture[:, ::2, 1::2] + picture[:, 1::2, ::2] + picture[:, 1::2, 1::2]) / 4
     picture += scene.noise * rng.standard_normal(picture.shape, dtype=np.float32)
     return np.clip(255 * picture.transpose(1, 2, 0) + 0.5, 0, 255).astype(np.uint8)
+
+
+def find_layers(objects: tuple[Object, ...], size: int) -> UInt8[np.ndarray, "h w"]:
+    """What each pixel shows: the place of an object in the list, counted from 1, or 0 for the ground.
+
+    A pixel shows what most of its 2 x 2 samples do, and the upper one where it is shared evenly.
+    """
+    n = 2 * size
+    x, y = sample_points(size)
+    samples = np.zeros((n, n), np.uint8)
+    for layer, thing in enumerate(objects, 1):
+        rows, columns = reach(thing, n)
+        samples[rows, columns][signed_distance(thing, x[rows, columns], y[rows, columns]) < 0] = layer
+    a, b, c, d = samples[::2, ::2], samples[::2, 1::2], samples[1::2, ::2], samples[1::2, 1::2]
+    # The second highest of the four: what three or four agree on, and the upper of two pairs.
+    return np.maximum(np.minimum(np.maximum(a, b), np.maximum(c, d)), np.maximum(np.minimum(a, b), np.minimum(c, d)))
+
+
+def visible_shares(objects: tuple[Object, ...], size: int) -> list[float]:
+    """Of each labelled object, the share of its pixels in the picture that no other object covers."""
+    layers = find_layers(objects, size)
+    return [
+        np.count_nonzero(layers == layer) / np.count_nonzero(find_layers((thing,), size))
+        for layer, thing in enumerate(objects, 1)
+        if thing.label is not None
+    ]
