@@ -75,3 +75,18 @@ def test_the_cache_stands_where_the_environment_says(tmp_path: Path, monkeypatch
     assert cache_directory("alignments") == tmp_path / "alignments"
     monkeypatch.delenv("STILLROOM_CACHE")
     assert cache_directory("alignments") == Path.home() / ".cache" / "stillroom" / "alignments"
+
+
+@pytest.mark.parametrize("name", ["values.npy", "states.npy"])
+@pytest.mark.parametrize("length", [0, 130, 200])
+def test_a_store_that_was_cut_short_is_made_anew(tmp_path: Path, run: Run, name: str, length: int) -> None:
+    store = Store.open(tmp_path, {"a": 1}, 50, 8, run, "float32")
+    store.write(torch.arange(50), torch.ones(50, 8))
+    file = store.path / name
+    del store
+    whole = file.read_bytes()
+    file.write_bytes(whole[: min(length, len(whole) - 1)])
+    again = Store.open(tmp_path, {"a": 1}, 50, 8, run, "float32")
+    assert again.num_missing == 50
+    file.unlink()
+    assert Store.open(tmp_path, {"a": 1}, 50, 8, run, "float32").num_missing == 50

@@ -35,7 +35,10 @@ from stillroom.eval_ssl import (
     extract_features,
     knn_classify,
     linear_probe,
+    measure,
 )
+from stillroom.eval_ssl.frozen import read_sets
+from stillroom.eval_ssl.logreg import draw_shots
 from stillroom.eval_ssl.presets import simreg
 from stillroom.eval_ssl.report import report
 
@@ -534,3 +537,72 @@ def test_names_of_classes_are_drawn_as_they_are(labelled: Make, tmp_path: Path) 
     train = labelled("train", per_class=4, classes=("_a$x_$b", "c"))
     out = evaluate(small_config(train, train, tmp_path / "run", k=(1,), figures=True))
     assert len(list((out / "figures").iterdir())) == 3
+
+
+def test_top_5_of_a_classifier_is_a_count(labelled: Make, tmp_path: Path) -> None:
+    """Untrained, every class scores the same, and the answers are the classes in their order."""
+    classes = ("blue", "green", "grey", "lime", "pink", "red", "teal", "white")
+    train, test = labelled("many", 2, classes), labelled("many-test", 1, classes, seed=1)
+    config = small_config(train, test, tmp_path / "run")
+    out = evaluate(linear_config(config, lrs=(0.0,), weight_decays=(0.0,), epochs=1))
+    assert read_results(out).metrics == {"top1": 1 / 8, "top5": 5 / 8}
+
+
+def test_draws_of_few_shots_differ(config: KnnConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    real = measure.few_shot
+    monkeypatch.setattr(measure, "few_shot", lambda *a, **k: seeds.append(a[5]) or real(*a, **k))
+    out = evaluate(others(config, FewShotConfig, shots=(1, 2), draws=3, seed=4))
+    assert seeds == [4, 5, 6] * 2
+    labels = torch.tensor(read_labelled(config.train).labels)
+    assert len({tuple(draw_shots(labels, 1, seed).tolist()) for seed in seeds}) == 3
+    assert len(read_results(out).extra["draws"]["1"]) == 3
+    alone = evaluate(others(config, FewShotConfig, shots=(1,), draws=1, out=config.out.with_name("alone")))
+    assert "| - " in report(alone), "one draw has no spread"
+
+
+def test_pictures_that_are_missing_are_drawn_when_they_are_asked_for(config: KnnConfig, student: Path) -> None:
+    several = replace(config, checkpoint=(*config.checkpoint, str(student)), figures=False)
+    out = evaluate(several)
+    runs = [path for path in out.iterdir() if path.is_dir()]
+    assert len(runs) == 2 and not any((run / "figures").exists() for run in runs)
+    numbers = [read_results(run).metrics for run in runs]
+    evaluate(replace(several, figures=True))
+    assert all((run / "figures" / "neighbours.png").exists() for run in runs)
+    assert [read_results(run).metrics for run in runs] == numbers
+
+
+def test_of_several_checkpoints_the_one_that_fails_is_named(config: KnnConfig) -> None:
+    with pytest.raises(ValueError, match=r"^random:cifar/resnet21: there is no backbone named"):
+        evaluate(replace(config, checkpoint=(*config.checkpoint, "random:cifar/resnet21")))
+
+
+def test_a_probe_that_diverged_has_no_accuracy(config: KnnConfig) -> None:
+    out = evaluate(linear_config(config, lrs=(1e38, 0.1), weight_decays=(1.0,), epochs=2))
+    grid = read_results(out).extra["grid"]
+    assert [point["held_out_top1"] is None for point in grid] == [True, False]
+    assert "diverged" in report(out)
+
+
+@pytest.mark.parametrize("limit", [3, 7])
+def test_a_quick_look_takes_all_classes_alike(config: KnnConfig, limit: int) -> None:
+    train, _ = read_sets(replace(config, limit=limit))
+    counts = torch.tensor(train.labels).bincount(minlength=3).tolist()
+    assert sum(counts) == limit and max(counts) - min(counts) <= 1
+    assert train.paths != read_sets(replace(config, limit=limit, seed=5))[0].paths
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "text"),
+    [
+        (LogregConfig, {"penalties": (float("nan"),)}, "--penalties holds nan"),
+        (LogregConfig, {"tolerance": float("nan")}, "--tolerance is nan: it must be above 0, and finite"),
+        (LogregConfig, {"tolerance": -1.0}, "--tolerance is -1.0"),
+        (FewShotConfig, {"inverse_penalty": float("nan")}, "--inverse-penalty is nan"),
+        (KnnConfig, {"memory_gib": float("inf")}, "--memory-gib is inf: it must be above 0, and finite"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(config: KnnConfig, kind: type, changes: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        evaluate(others(config, kind, **changes))
+    assert not config.out.exists()

@@ -1,5 +1,6 @@
 """Feature extraction against pixels read by Pillow and averaged by NumPy."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -203,6 +204,13 @@ def test_a_pass_that_was_made_is_not_made_again_until_something_changes(labelled
         passes.clear()
         extract(net, folder, **options)
         assert sum(passes) == 12, options
+    passes.clear()
+    other = copy.deepcopy(head)
+    nn.init.ones_(other[0].bias)
+    assert not torch.equal(
+        extract(small_net(), folder, head=other).features, extract(small_net(), folder, head=head).features
+    )
+    assert sum(passes) == 12, "another head of the same shape is another feature"
     passes.clear()
     (folder / "red" / "000.png").write_bytes((folder / "red" / "001.png").read_bytes())
     extract(small_net(), folder)

@@ -1,5 +1,6 @@
 """k-NN against hand-worked votes, a NumPy float64 brute force, scikit-learn and faiss."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -326,3 +327,38 @@ def test_a_constant_backbone_is_refused() -> None:
 
 def test_one_training_image_is_everybodys_neighbour() -> None:
     assert knn_classify(torch.ones(1, 3), torch.tensor([2]), torch.randn(4, 3), (1,))[1].tolist() == [2] * 4
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_small_blocks_order_ties_and_leave_out_as_one_block_does(alone: bool) -> None:
+    train, test = signs(700, 4, seed=0), signs(50, 4, seed=1)
+    whole, small = (nearest_neighbours(train, None if alone else test, 30, memory_gib=memory) for memory in (1.0, 1e-6))
+    assert torch.equal(whole[0], small[0]) and torch.equal(whole[1], small[1])
+    similarities = reference_similarities(train, train if alone else test)
+    if alone:
+        np.fill_diagonal(similarities, -np.inf)
+    expected = np.argsort(-similarities.round(6), axis=1, kind="stable")[:, :30]
+    assert (small[1].numpy() == expected).all()
+
+
+def test_ties_take_no_more_memory_than_distances_that_differ() -> None:
+    """In a process of its own, whose peak is read: all rows of 26,000 equal in twos and more."""
+    code = """
+import resource, torch
+from stillroom.eval_ssl import nearest_neighbours
+torch.set_num_threads(1)
+train = torch.randint(2, (26000, 4)).float() * 2 - 1
+nearest_neighbours(train[:2000], train[:64], 20, memory_gib=.1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+nearest_neighbours(train, train[:1024], 20, memory_gib=.1)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 220, "MiB, of which 102 are the bound"
+
+
+@pytest.mark.parametrize("memory", [0.0, -1.0, float("nan"), float("inf")])
+def test_memory_that_is_no_bound_is_refused(memory: float) -> None:
+    train, _, test = random_set()
+    with pytest.raises(ValueError, match=r"--memory-gib is .*: it must be above 0, and finite"):
+        nearest_neighbours(train, test, 3, memory_gib=memory)

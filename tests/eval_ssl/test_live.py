@@ -24,8 +24,8 @@ RECIPE = Recipe(epochs=3, batch_size=8, schedule=Step(every=1, gamma=0.5))
 POINT = Point(lr=0.5, weight_decay=1e-3, unit=True)
 
 
-def live(folder: Path, run: Run, recipe: Recipe = RECIPE, **options) -> Tensor:
-    torch.manual_seed(7)
+def live(folder: Path, run: Run, recipe: Recipe = RECIPE, *, seed: int = 7, **options) -> Tensor:
+    torch.manual_seed(seed)
     net = replace_input(build_backbone("cifar/resnet20"), size=16)
     train = extract_features(net, read_labelled(folder), run, workers=0, batch_size=4)
     settings = {"batch_size": 3, "workers": 0} | options
@@ -136,3 +136,14 @@ def test_two_processes_learn_what_one_learns_to_the_bit(labelled: Make, tmp_path
     alone = live(folder, run, keep=False)
     for rank in (0, 1):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone)
+
+
+def test_what_another_nets_run_left_is_not_gone_on_with(
+    labelled: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = labelled("train", per_class=6)
+    expected = live(folder, run, keep=False, seed=8)
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, *a, **k: None if self.suffix == ".pt" else unlink(self, *a, **k))
+    live(folder, run)  # its state stays, as after a kill behind the last epoch
+    assert torch.equal(live(folder, run, seed=8), expected)

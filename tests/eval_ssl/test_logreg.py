@@ -52,7 +52,10 @@ def test_the_penalty_that_is_best_on_the_held_out_part_is_fitted_to_all() -> Non
     torch.testing.assert_close(alone.logits, found.logits)
 
 
-@pytest.mark.parametrize(("penalties", "text"), [([], "--penalties is empty"), ([1.0, 0.0], "--penalties holds 0:")])
+@pytest.mark.parametrize(
+    ("penalties", "text"),
+    [([], "--penalties is empty"), ([1.0, 0.0], "--penalties holds 0:"), ([float("nan")], "--penalties holds nan")],
+)
 def test_penalties_that_cannot_be_are_one_sentence(penalties: list[float], text: str) -> None:
     x, y = clouds()
     with pytest.raises(ValueError, match=text):
@@ -83,3 +86,16 @@ def test_few_shots_are_scikit_learns_regression_on_unit_features() -> None:
 def test_few_shots_of_a_constant_backbone_are_one_sentence() -> None:
     with pytest.raises(ValueError, match="the same feature for every training image"):
         few_shot(torch.ones(6, 3), torch.tensor([0, 1] * 3), torch.ones(2, 3), 2, shots=1, seed=0)
+
+
+def test_few_shots_of_features_that_differ_little_are_fitted_to_the_end() -> None:
+    """As a net of random weights gives them: nearly one direction."""
+    (x, y), (other, _) = clouds(), clouds(seed=1)
+    near, asked = (torch.full_like(each, 40.0) + each for each in (x, other))
+    logits = few_shot(near, y, asked, 5, shots=8, seed=0)
+    rows = draw_shots(y, 8, seed=0)
+    unit = [normalize(each, dim=1).double().numpy() for each in (near[rows], asked)]
+    theirs = LogisticRegression(C=1.0, tol=1e-12, max_iter=50000).fit(unit[0], y[rows].numpy())
+    expected = torch.from_numpy(theirs.decision_function(unit[1]))
+    apart = [each - each.mean(dim=1, keepdim=True) for each in (logits, expected)]
+    torch.testing.assert_close(*apart, rtol=0, atol=1e-5)

@@ -150,3 +150,20 @@ def test_features_that_are_not_finite_are_one_sentence() -> None:
 def test_constant_features_are_one_sentence() -> None:
     with pytest.raises(ValueError, match="the same feature for every training image: there is nothing to learn"):
         linear_probe(torch.ones(6, 3), torch.tensor([0, 1] * 3), torch.ones(2, 3), 2, GRID, Recipe())
+
+
+def test_simregs_cached_recipe_is_a_plain_loop_on_unit_standardised_features() -> None:
+    """To 1e-6 in the weights after two epochs, against torch's SGD in float64 on NumPy's own arithmetic."""
+    (x, y), (other, _) = clouds(), clouds(seed=1)
+    point, recipe = Point(lr=0.01, weight_decay=1e-4, unit=True), Recipe(epochs=2, schedule=Step(every=15, gamma=0.1))
+    given, asked = (each.double().numpy() for each in (x, other))
+    given, asked = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (given, asked))
+    mean, std = given.mean(axis=0), np.sqrt(given.var(axis=0) + 1e-5)
+    layer = plain_loop(torch.from_numpy((given - mean) / std), y, 5, point, recipe)
+    trained = train_probes(Standardise.fit(x, unit=True)(x), y, 5, [point], recipe)
+    assert recipe.momentum == 0.9 and recipe.batch_size == 256
+    assert (trained.weight[0].T.double() - layer.weight).abs().max() < 1e-6
+    assert (trained.bias[0].double() - layer.bias).abs().max() < 1e-6
+    found = linear_probe(x, y, other, 5, [point], recipe)
+    expected = layer(torch.from_numpy((asked - mean) / std)).detach()
+    torch.testing.assert_close(found.logits.double(), expected, rtol=0, atol=1e-5)

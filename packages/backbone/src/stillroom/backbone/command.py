@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
+from stillroom.backbone.progress import close_bars
+
 
 class Command(Protocol):
     """A subcommand: a dataclass of its flags, and what it does."""
@@ -30,9 +32,11 @@ def plainly(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except ValueError as error:
+            close_bars()
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except OSError as error:
+            close_bars()
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}{error.strerror or error}; nothing was half-written", file=sys.stderr)
             sys.exit(2)

@@ -59,7 +59,7 @@ class Store:
         *,
         among: int = 1,
     ) -> "Store":
-        """The store of `record` below `root`; made, empty, where there is none.
+        """The store of `record` below `root`; made, empty, where there is none, or where its files were cut short.
 
         Args:
             root: folder of the stores; with several nodes a folder that all of them share.
@@ -72,7 +72,7 @@ class Store:
             ValueError: no room on the disk, said with the size that is needed; or a folder that nodes do not share.
         """
         path = root / key_of({**record, "rows": rows, "dim": dim, "dtype": dtype})
-        missing = not path.exists()
+        missing = not _is_whole(path, (rows, dim))
         run.wait()  # every process has looked before the main one makes it
         if missing and run.is_main:
             root.mkdir(parents=True, exist_ok=True)
@@ -132,6 +132,15 @@ class Store:
         """Rows that were written, as float32."""
         assert (self._states[rows.numpy()] == _WRITTEN).all(), "only rows that were written are read"
         return torch.from_numpy(np.asarray(self._values[rows.numpy()], dtype=np.float32))
+
+
+def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
+    """Whether a store has its files at their full lengths: mapped to be written to, a short one would grow by zeros."""
+    try:
+        values, states = (np.load(path / name, mmap_mode="r") for name in (VALUES, STATES))
+    except (OSError, ValueError, EOFError):
+        return False
+    return values.shape == shape and states.shape == shape[:1]
 
 
 def store_bytes(rows: int, dim: int, dtype: str = "float16") -> int:

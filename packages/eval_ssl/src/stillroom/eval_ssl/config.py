@@ -63,7 +63,7 @@ class FeaturesConfig(FeatureConfig):
     test: Path | None = None  # type: ignore[assignment]  # nothing is classified
     """A second image folder, with the same classes; None: TRAIN alone."""
     labels: bool = True
-    """TRAIN has a folder for each class; without, every image below it is read, and none has a label."""
+    """TRAIN and TEST have a folder for each class; without, every image below them is read, and none has a label."""
     format: FileFormat = "npy"
     """npy and safetensors come with a table of paths and labels; parquet (extra `parquet`) holds them itself."""
 

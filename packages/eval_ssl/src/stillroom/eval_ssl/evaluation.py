@@ -24,6 +24,7 @@ from stillroom.eval_ssl.settings import check_settings
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)
 TABLE = "table.json"
+FIGURES = "figures"
 
 
 def evaluate(config: FeatureConfig) -> Path:
@@ -40,7 +41,12 @@ def evaluate(config: FeatureConfig) -> Path:
     parts = split(config)
     for part in parts:
         refuse_stale(part)
-        once(part, UNIONS, partial(evaluate_one, run=run))
+        try:
+            if lacks_pictures(part):
+                evaluate_one(part, run)
+            once(part, UNIONS, partial(evaluate_one, run=run))
+        except ValueError as error:
+            raise (ValueError(f"{part.checkpoint[0]}: {error}") if len(parts) > 1 else error) from error
     if len(parts) > 1 and run.is_main:
         write_table(config, [part.out for part in parts])
     run.wait()
@@ -49,7 +55,7 @@ def evaluate(config: FeatureConfig) -> Path:
 
 
 def evaluate_one(config: FeatureConfig, run: Run) -> None:
-    """One checkpoint: results.json, whole or not at all; then the pictures. Afterwards every process finds them."""
+    """One checkpoint: results.json and the pictures, whole or not at all. Afterwards every process finds them."""
     began = time.perf_counter()
     files = read_sets(config)
     check_settings(config, *files)
@@ -59,10 +65,10 @@ def evaluate_one(config: FeatureConfig, run: Run) -> None:
         with replace_directory(config.out) as aside:
             if measured.files is not None:
                 measured.files(aside)
+            if measured.pictures is not None and isinstance(config, FrozenConfig) and config.figures:
+                (aside / FIGURES).mkdir()
+                measured.pictures(aside / FIGURES)
             write_results(aside, results_of(config, frozen, measured, time.perf_counter() - began))
-        if measured.pictures is not None and isinstance(config, FrozenConfig) and config.figures:
-            with replace_directory(config.out / "figures") as aside:
-                measured.pictures(aside)
         if measured.done is not None:
             measured.done()
     run.wait()
@@ -105,6 +111,14 @@ def refuse_stale(config: FeatureConfig) -> None:
         raise ValueError(f"{config.out} was measured on other weights than {name} has now: choose another --out")
     if fingerprints != {role: record.fingerprint for role, record in found.datasets.items()}:
         raise ValueError(f"{config.out} was measured on other images than there are now: choose another --out")
+
+
+def lacks_pictures(config: FeatureConfig) -> bool:
+    """Whether a measurement is done, but not with the pictures that are wanted now; its features are in the cache."""
+    if not (config.out / RESULTS).exists() or not isinstance(config, FrozenConfig) or not config.figures:
+        return False
+    asked, found = config_to_dict(config, UNIONS), read_results(config.out).made_by.config
+    return not (config.out / FIGURES).exists() or asked.get("embedding") != found.get("embedding")
 
 
 def results_of(config: FeatureConfig, frozen: Frozen, measured: Measured, seconds: float) -> Results:

@@ -1,9 +1,9 @@
 """From what a run asks for to the features it is measured on."""
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from stillroom.backbone import (
@@ -17,6 +17,7 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.heads import build_head
+from stillroom.backbone.images import shuffled_by_class
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import DatasetRecord
@@ -71,11 +72,12 @@ def read_sets(config: FeatureConfig) -> tuple[ImageFiles, ImageFiles | None]:
 
 
 def draw(files: ImageFiles, config: FeatureConfig) -> ImageFiles:
-    """As many of the images as `--limit` lets through."""
+    """As many of the images as `--limit` lets through, of all classes alike."""
     if config.limit is None:
         return files
-    order = np.random.default_rng([config.seed, len(files)]).permutation(len(files))
-    return files.subset(sorted(order[: config.limit].tolist()))
+    drawn = shuffled_by_class(files.labels or [0] * len(files), config.seed).values()
+    by_turns = [place for places in zip_longest(*drawn) for place in places if place is not None]
+    return files.subset(sorted(by_turns[: config.limit]))
 
 
 def extract_sets(config: FeatureConfig, run: Run, train_files: ImageFiles, test_files: ImageFiles | None) -> Frozen:

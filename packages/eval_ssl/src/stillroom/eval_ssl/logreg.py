@@ -1,5 +1,6 @@
 """Logistic regression to convergence, on all images of TRAIN or on a few of each class."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,8 @@ from stillroom.backbone.images import shuffled_by_class
 from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_features, split_stratified
 
 TOLERANCE = 1e-5
+FEW_SHOT_TOLERANCE = 1e-8
+"""Features of unit length that differ little give small gradients from the start."""
 ITERATIONS = 1000
 _HISTORY = 10  # pairs of steps and gradients that L-BFGS remembers
 
@@ -161,8 +164,8 @@ def check_penalties(penalties: Sequence[float]) -> None:
     """
     if not penalties:
         raise ValueError("--penalties is empty: give at least one")
-    if min(penalties) <= 0:
-        raise ValueError(f"--penalties holds {min(penalties):g}: they must be above 0")
+    if bad := [penalty for penalty in penalties if not (penalty > 0 and math.isfinite(penalty))]:
+        raise ValueError(f"--penalties holds {bad[0]:g}: they must be above 0, and finite")
 
 
 def draw_shots(labels: Int[Tensor, " n"], shots: int, seed: int, classes: Sequence[str] = ()) -> Int[Tensor, " k"]:
@@ -197,6 +200,7 @@ def few_shot(
     seed: int,
     *,
     inverse_penalty: float = 1.0,
+    classes: Sequence[str] = (),
 ) -> Float[Tensor, "m c"]:
     """The logits of a logistic regression from a few images of each class, on features of unit length.
 
@@ -209,6 +213,7 @@ def few_shot(
         shots: images per class.
         seed: of the draw.
         inverse_penalty: C.
+        classes: names, for the messages.
 
     Raises:
         ValueError: see `draw_shots`; constant features, or some that are not finite.
@@ -217,6 +222,7 @@ def few_shot(
     L2-normalised features.
     """
     check_features(train_x, test_x)
-    rows = draw_shots(train_y.cpu(), shots, seed).to(train_x.device)
+    rows = draw_shots(train_y.cpu(), shots, seed, classes).to(train_x.device)
     x, asked = (normalize(each.float(), dim=1) for each in (train_x[rows], test_x))
-    return fit_logreg(x, train_y[rows], num_classes, 1 / (inverse_penalty * len(rows))).predict(asked)
+    penalty = 1 / (inverse_penalty * len(rows))
+    return fit_logreg(x, train_y[rows], num_classes, penalty, tolerance=FEW_SHOT_TOLERANCE).predict(asked)

@@ -28,7 +28,7 @@ from stillroom.eval_ssl.features import Extractor
 from stillroom.eval_ssl.frozen import Frozen, describe
 from stillroom.eval_ssl.knn import answer, retrieval_map
 from stillroom.eval_ssl.live import train_live
-from stillroom.eval_ssl.logreg import few_shot, logistic_regression
+from stillroom.eval_ssl.logreg import FEW_SHOT_TOLERANCE, few_shot, logistic_regression
 from stillroom.eval_ssl.neighbours import nearest_neighbours
 from stillroom.eval_ssl.probe import (
     Point,
@@ -89,9 +89,12 @@ def measure_knn(config: KnnConfig, run: Run, frozen: Frozen) -> Measured:
     known, labels, truth = train.features.to(run.device), train.labels.to(run.device), asked.labels
     queries = None if frozen.test is None else frozen.test.features.to(run.device)
     numbers = numbers_of_neighbours(config, len(known) - (queries is None))
+    progress = Progress(len(truth), replace(run, world_size=1), "k-NN")  # every process searches for all
     near, rows = nearest_neighbours(
-        known, queries, max(numbers), metric=config.metric, backend=config.backend, memory_gib=config.memory_gib
-    )
+        known, queries, max(numbers), metric=config.metric, backend=config.backend, memory_gib=config.memory_gib,
+        progress=progress,
+    )  # fmt: skip
+    progress.close()
     vote: dict[str, Any] = {"vote": config.vote, "temperature": config.temperature}
     near, rows = near.cpu(), rows.cpu()
     answers = answer(near, train.labels[rows], truth, numbers, len(classes), **vote)
@@ -165,7 +168,10 @@ def measure_linear(config: LinearConfig, run: Run, frozen: Frozen) -> Measured:
     extra = {
         "chosen": asdict(probed.point),
         # a point alone was not held against any: no accuracies, and an empty grid
-        "grid": [asdict(p) | {"held_out_top1": top1} for p, top1 in zip(points, probed.accuracies, strict=False)],
+        "grid": [
+            asdict(p) | {"held_out_top1": top1 if top1 >= 0 else None}
+            for p, top1 in zip(points, probed.accuracies, strict=False)
+        ],
     }
     measured = classified("linear", " ".join(filter(None, parts)), probed.logits, config, frozen, extra)
     return replace(measured, done=done)
@@ -212,7 +218,7 @@ def measure_logreg(config: LogregConfig, run: Run, frozen: Frozen) -> Measured:
             for penalty, top1 in zip(config.penalties, regressed.accuracies, strict=False)
         ],
         "fits": [{"gradient": slope, "iterations": steps} for slope, steps in regressed.fits],
-        "converged": regressed.fits[-1][0] <= config.tolerance,
+        "converged": all(slope <= config.tolerance for slope, _ in regressed.fits),
     }
     return classified("logreg", protocol, regressed.logits, config, frozen, extra)
 
@@ -260,7 +266,7 @@ def measure_few_shot(config: FewShotConfig, run: Run, frozen: Frozen) -> Measure
             accuracy_of(
                 few_shot(
                     train_x, train_y, test_x, len(frozen.classes), shots, config.seed + draw,
-                    inverse_penalty=config.inverse_penalty,
+                    inverse_penalty=config.inverse_penalty, classes=frozen.classes,
                 ),
                 truth,
             )
@@ -273,7 +279,8 @@ def measure_few_shot(config: FewShotConfig, run: Run, frozen: Frozen) -> Measure
         f"top1_s{shots}_std": statistics.stdev(values) for shots, values in accuracies.items() if len(values) > 1
     }
     protocol = (
-        f"few-shot/v1 {describe(config, frozen)} unit-length logreg C={config.inverse_penalty:g} draws={config.draws}"
+        f"few-shot/v2 {describe(config, frozen)} unit-length logreg C={config.inverse_penalty:g} "
+        f"tolerance={FEW_SHOT_TOLERANCE:g} draws={config.draws}"
     )
     return Measured(
         task="few-shot", protocol=protocol, metrics=metrics | spreads,

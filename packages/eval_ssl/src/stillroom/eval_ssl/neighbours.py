@@ -1,14 +1,16 @@
 """Exact search of nearest neighbours: ours, on any device, and faiss's."""
 
 import importlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stillroom.backbone.progress import Progress
 from stillroom.eval_ssl.features import is_constant
 
 Metric = Literal["cosine", "l2"]
@@ -19,6 +21,7 @@ _PRODUCT_COLUMNS = 2048
 _FAISS_BLOCKS = {"distance_compute_blas_query_bs": 1024, "distance_compute_blas_database_bs": 8192}
 _GROUP_RATIO = 4  # sorted out directly below so many rows a neighbour
 _NO_LENGTH = 1e-12
+_PARTS = 16  # that rows with ties are sorted in
 
 
 def check_k(k: Sequence[int], num_images: int) -> None:
@@ -42,6 +45,7 @@ def nearest_neighbours(
     metric: Metric = "cosine",
     backend: Backend = "torch",
     memory_gib: float = 1.0,
+    progress: Progress | None = None,
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
     """The k nearest training rows of each test row, nearest first: similarities and row numbers.
 
@@ -54,6 +58,7 @@ def nearest_neighbours(
         metric: what is near.
         backend: `faiss` needs the extra `faiss`.
         memory_gib: bound of the similarities held at once by the torch backend, GiB.
+        progress: a bar of the test rows, which the torch backend moves.
 
     Raises:
         ValueError: k that does not fit, features that are not finite, a constant backbone (all training features
@@ -62,11 +67,12 @@ def nearest_neighbours(
     check_k([k], len(train_x) - (test_x is None))
     if len(train_x) > 1 and is_constant(train_x):
         raise ValueError("the backbone gives the same feature for every training image: there are no neighbours")
-    if not memory_gib > 0:
-        raise ValueError(f"--memory-gib is {memory_gib}: it must be above 0")
+    if not (memory_gib > 0 and math.isfinite(memory_gib)):
+        raise ValueError(f"--memory-gib is {memory_gib}: it must be above 0, and finite")
     train, test = prepare(train_x, test_x, metric)
-    search = _search_faiss if backend == "faiss" else search_torch
-    return search(train, test, k, metric, memory_gib)
+    if backend == "faiss":
+        return _search_faiss(train, test, k, metric)
+    return search_torch(train, test, k, metric, memory_gib, progress)
 
 
 def prepare(
@@ -98,7 +104,12 @@ def scaled(features: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n d
 
 
 def search_torch(
-    train: Float[Tensor, "n d"], test: Float[Tensor, "m d"] | None, k: int, metric: Metric, memory_gib: float
+    train: Float[Tensor, "n d"],
+    test: Float[Tensor, "m d"] | None,
+    k: int,
+    metric: Metric,
+    memory_gib: float,
+    progress: Progress | None = None,
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
     """The torch backend of `nearest_neighbours`, on features that are prepared."""
     alone, asked = test is None, train if test is None else test
@@ -110,8 +121,9 @@ def search_torch(
     wide = _PRODUCT_COLUMNS if train.device.type == "cpu" else columns
     room = torch.empty(rows * columns, device=train.device)  # used over and over: fresh pages cost more than products
     values, indices = [], []
-    for start in range(0, len(asked), rows):
-        query = asked[start : start + rows]
+    parts = asked.split(rows)
+    for number, query in enumerate(parts if progress is None else progress.over(parts)):
+        start = number * rows
         best: tuple[Tensor, Tensor] | None = None
         for first in range(0, len(train), columns):
             block = train[first : first + columns]
@@ -162,9 +174,15 @@ def largest(near: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q k"], I
     indices = torch.where(behind < 0, chosen.gather(1, places % k) + groups * (places // k), g * groups + behind)
     last = values[:, -1:]
     outside = (maxima >= last).sum(dim=1) > (maxima.gather(1, chosen) >= last).sum(dim=1)
-    if outside.any():  # rare: equal numbers stand in a group that was not chosen
-        values[outside], indices[outside] = _sorted_largest(near[outside], k)
+    for tied in _in_parts(outside):  # rare: equal numbers stand in a group that was not chosen
+        values[tied], indices[tied] = _sorted_largest(near[tied], k)
     return values, indices
+
+
+def _in_parts(rows: Bool[Tensor, " q"]) -> Iterable[Int[Tensor, " p"]]:
+    """The places of those rows, a sixteenth of all at a time: sorting takes four times the memory of what it sorts."""
+    places = rows.nonzero().flatten()
+    return places.split(max(1, len(rows) // _PARTS)) if len(places) else ()
 
 
 def _sorted_largest(near: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -172,9 +190,9 @@ def _sorted_largest(near: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, indices = _by_row_number(*near.topk(k, dim=1))
     last = values[:, -1:]
     cut = (near == last).sum(dim=1) > (values == last).sum(dim=1)  # equal ones stand on both sides of the k-th
-    if cut.any():  # rare: duplicate images, dead features
-        sort = near[cut].sort(dim=1, descending=True, stable=True)
-        values[cut], indices[cut] = sort.values[:, :k], sort.indices[:, :k]
+    for tied in _in_parts(cut):  # rare: duplicate images, dead features
+        sort = near[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], indices[tied] = sort.values[:, :k], sort.indices[:, :k]
     return values, indices
 
 
@@ -189,7 +207,7 @@ def _by_row_number(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def _search_faiss(train: Tensor, test: Tensor | None, k: int, metric: Metric, _: float) -> tuple[Tensor, Tensor]:
+def _search_faiss(train: Tensor, test: Tensor | None, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     """faiss's exact search; a row's own place among its neighbours is dropped."""
     asked = train if test is None else test
     scores, places = _ask_faiss(train, asked, k + (test is None), metric)

@@ -74,15 +74,15 @@ def report_classifier(path: Path, results: Results) -> str:
         ]
         rows = [
             [*(f"{p[name]:g}" if isinstance(p[name], float) else str(p[name]) for name in settings),
-             f"{100 * p['held_out_top1']:.1f}"]
+             "diverged" if p["held_out_top1"] is None else f"{100 * p['held_out_top1']:.1f}"]
             for p in grid
         ]  # fmt: skip
         lines.append(format_table([*(name.replace("_", " ") for name in settings), "held-out top-1 %"], rows))
     lines.append("chosen: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in chosen.items()))
     if not results.extra.get("converged", True):
-        last = results.extra["fits"][-1]
+        worst = max(results.extra["fits"], key=lambda fit: fit["gradient"])
         lines.append(
-            f"not converged: the largest gradient is {last['gradient']:.1e} after {last['iterations']} iterations"
+            f"not converged: the largest gradient is {worst['gradient']:.1e} after {worst['iterations']} iterations"
         )
     last_line = f"{path}: {percent(results.metrics, 'top1')} % top-1, {percent(results.metrics, 'top5')} % top-5"
     return "\n".join([*lines, last_line])
@@ -91,7 +91,10 @@ def report_classifier(path: Path, results: Results) -> str:
 def report_few_shot(path: Path, results: Results) -> str:
     """Mean and spread for each number of shots."""
     curve = curve_of(results.metrics)
-    rows = [[str(shots), f"{mean:.1f}", f"{spread:.1f}"] for shots, (mean, spread) in curve.items()]
+    rows = [
+        [str(shots), f"{mean:.1f}", f"{spread:.1f}" if f"top1_s{shots}_std" in results.metrics else "-"]
+        for shots, (mean, spread) in curve.items()
+    ]
     shots = max(curve)
     table = format_table(["images per class", "top-1 %", "std over draws"], rows)
     return f"{table}\n{path}: {curve[shots][0]:.1f} % top-1 with {shots} images per class"

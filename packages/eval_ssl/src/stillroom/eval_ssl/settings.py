@@ -1,5 +1,6 @@
 """Settings that cannot work, found before anything is extracted; and what follows from those that can."""
 
+import math
 from itertools import product
 
 import torch
@@ -35,8 +36,7 @@ def check_settings(config: FeatureConfig, train: ImageFiles, test: ImageFiles | 
         case KnnConfig():
             check_temperature(config.temperature)
             check_k(numbers_of_neighbours(config, len(train) - (test is None)), len(train) - (test is None))
-            if not config.memory_gib > 0:
-                raise ValueError(f"--memory-gib is {config.memory_gib}: it must be above 0")
+            above_zero(config, "memory_gib")
             if config.figures and config.embedding == "umap":
                 import_umap()
                 if len(test or train) < _UMAP_IMAGES:
@@ -56,14 +56,14 @@ def check_settings(config: FeatureConfig, train: ImageFiles, test: ImageFiles | 
             check_penalties(config.penalties)
             check_share(config.held_out)
             at_least_one(config, "iterations")
+            above_zero(config, "tolerance")
             if len(config.penalties) > 1:
                 split_stratified(labels, config.held_out, config.seed, train.classes)
         case FewShotConfig():
             at_least_one(config, "draws")
             if not config.shots or min(config.shots) < 1:
                 raise ValueError(f"--shots is {list(config.shots)}: give numbers of images per class, from 1")
-            if config.inverse_penalty <= 0:
-                raise ValueError(f"--inverse-penalty is {config.inverse_penalty}: it must be above 0")
+            above_zero(config, "inverse_penalty")
             draw_shots(labels, max(config.shots), config.seed, train.classes)
         case FeaturesConfig() if config.format == "parquet":
             import_pyarrow()
@@ -74,6 +74,13 @@ def at_least_one(config: FeatureConfig, *names: str) -> None:
     for name in names:
         if (value := getattr(config, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+
+
+def above_zero(config: FeatureConfig, *names: str) -> None:
+    """Refuse numbers that are not above 0, or not finite."""
+    for name in names:
+        if not (getattr(config, name) > 0 and math.isfinite(getattr(config, name))):
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be above 0, and finite")
 
 
 def numbers_of_neighbours(config: KnnConfig, num_images: int) -> tuple[int, ...]:
