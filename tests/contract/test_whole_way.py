@@ -130,9 +130,10 @@ def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPa
     from stillroom.cls_transfer.cli import command_type as cls_transfer
     from stillroom.distill.cli import command_type as distill
     from stillroom.eval_ssl.cli import command_type as eval_ssl
+    from stillroom.seg_transfer.cli import command_type as seg_transfer
 
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
-    types = {"distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl}
+    types = {"distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl, "seg_transfer": seg_transfer}
     calls = commands(page.read_text(encoding="utf-8"))
     assert calls, f"{page} shows no command"
     for name, *words in calls:
