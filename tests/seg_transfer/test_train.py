@@ -107,7 +107,7 @@ def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) 
 
 
 def run_until_killed(config: SegmentConfig) -> None:
-    """In a process of its own: begin a run, in as many threads as the other's, for their number moves the last digits."""
+    """In a process of its own: begin a run, in one thread as the other's."""
     torch.set_num_threads(1)
     finetune(config)
 
