@@ -1,12 +1,12 @@
 """Segmentation with the real Runner, from images to checkpoint and results."""
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -106,26 +106,33 @@ def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) 
         assert moved and not moved & aside, "what has no place there comes back as it was"
 
 
-def run_until_killed(config: SegmentConfig) -> None:
-    """In a process of its own: begin a run, in one thread as the other's."""
-    torch.set_num_threads(1)
-    finetune(config)
+def in_a_process(call: Callable[[], object]) -> BaseProcess:
+    """Begin something in a forked process, whose one thread rounds as those of the others do."""
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        call()
+
+    process = get_context("fork").Process(target=alone)
+    process.start()
+    return process
 
 
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    config = make_config(steps=6, workers=1)
-    whole = finetune(replace(config, out=tmp_path / "whole"))
-    process = get_context("fork").Process(target=run_until_killed, args=(replace(config, steps=6),))
-    process.start()
-    assert process.pid is not None
+    config, whole = make_config(steps=6, workers=1), tmp_path / "whole"
+    undisturbed = in_a_process(partial(finetune, replace(config, out=whole)))
+    undisturbed.join()
+    assert undisturbed.exitcode == 0
+    killed = in_a_process(partial(finetune, config))
     deadline = time.monotonic() + 120
-    while not (config.out / "last_checkpoint").exists() and time.monotonic() < deadline:
+    while not (config.out / "iter_4.pth").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    killed.kill()
+    killed.join()
     assert not (config.out / "results.json").exists() and not (config.out / "iter_6.pth").exists()
-    resume(config.out)
+    resumed = in_a_process(partial(resume, config.out))
+    resumed.join()
+    assert resumed.exitcode == 0
     assert_bit_equal(trained_model(whole, 6), trained_model(config.out, 6))
     first, second = (read_results(out).metrics for out in (whole, config.out))
     assert first == second
