@@ -43,8 +43,8 @@ class Tour:
     """Passes of the teacher over the labelled images."""
     epochs: int = 2
     """Passes of each student over the images."""
-    segmentation_steps: int = 300
-    """Steps of each segmentation model."""
+    segmentation_steps: int = 200
+    """Steps of each linear probe of pixels."""
 
 
 def main_path(tour: Tour) -> None:
@@ -127,19 +127,18 @@ def main_path(tour: Tour) -> None:
         rows.append(f"{label}={','.join(map(str, runs))}")
     print()
     subprocess.run([sys.executable, str(TOOLS / "table.py"), *rows, "--metric", "top1_k10"], check=True)
-    step("segmentation of toy scenes, from random weights and from the student")
-    segment = seg_presets.fcn(checkpoint=("random", student), out=out / "segmentation")
+    step("which pixel shows which shape: a linear probe of frozen maps, random and the student's")
+    segment = seg_presets.linear(checkpoint=("random", student), out=out / "segmentation")
     segment = replace(
         segment,
         data=data / "scenes",
-        channels=32,
-        aux_weight=0.0,
         steps=tour.segmentation_steps,
         batch_size=8,
-        crop=64,
-        scale=(0.8, 1.25),
+        crop=96,
+        scale=(1.0, 1.0),
+        rotate=0.0,
+        blur=0.0,
         lr=0.05,
-        head_lr=1.0,
     )
     out.mkdir(parents=True, exist_ok=True)
     with (out / "segmentation.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
