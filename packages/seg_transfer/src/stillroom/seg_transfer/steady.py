@@ -5,15 +5,18 @@ MMEngine goes on with its sampler where it stood, but neither with the random st
 
 import itertools
 import math
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 
-from stillroom.backbone.run import DivergedError, seed_everything
+from stillroom.backbone.run import DivergedError, mix_seed, seed_everything
 
 
 @DATA_SAMPLERS.register_module()
@@ -55,7 +58,12 @@ class SteadyDataset:
     def seed_for(self, key: int) -> int:
         """Seed what augmentations draw by (seed, draw, index); the index."""
         place, index = divmod(key, len(self.dataset))
-        seed_everything(self.seed, place, index)
+        seed = mix_seed(self.seed, place, index)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(
+            seed
+        )  # of the CPU alone: seeding absent GPUs takes longer than all the rest
         return index
 
 
