@@ -25,8 +25,6 @@ _SAME = (Rule(r"((?:conv1|bn1|layer[1-4])\..*)", r"\1"),)
 
 _DEEP_STEM = (Rule(r"conv1\.(\d)\.(.*)", r"stem.\1.\2"), Rule(r"bn1\.(.*)", r"stem.7.\1"), *_SAME)
 
-_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
-
 
 def _torchvision_mobilenet_v2() -> tuple[Rule, ...]:
     """`features.N.conv.K` in `layerS.B.conv.K.conv|bn`; features.18, the last 1x1 convolution, has no place there."""

@@ -15,8 +15,8 @@ from stillroom.backbone.images import listed
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import DeviceName
+from stillroom.seg_transfer.record import RESOLVED
 from stillroom.seg_transfer.sheet import palette, segment
-from stillroom.seg_transfer.train import RESOLVED
 
 OPACITY = 0.55  # of the mask on an overlay
 

@@ -34,7 +34,6 @@ def build_config(
         "default_scope": "mmseg",
         "custom_imports": {"imports": [PACKAGE], "allow_failed_imports": False},
         "model": build_model(config, bridge, len(data.classes), initial, norm),
-        "tta_model": {"type": "SegTTAModel"},
         **build_loaders(config, data),
         **build_schedule(config, initial),
         "work_dir": str(config.out),
@@ -235,11 +234,8 @@ def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
         "val_cfg": {"type": "ValLoop"} if config.val_every else None,
         "test_cfg": {"type": "TestLoop"},
         "default_hooks": {
-            "timer": {"type": "IterTimerHook"},
             "logger": {"type": "LoggerHook", "interval": config.log_every, "log_metric_by_epoch": False},
-            "param_scheduler": {"type": "ParamSchedulerHook"},
             "checkpoint": save,
-            "sampler_seed": {"type": "DistSamplerSeedHook"},
         },
         "custom_hooks": [
             {"type": "AssertLoaded", "file": str(initial)},

@@ -24,6 +24,10 @@ from stillroom.seg_transfer.sheet import draw_sheet
 PACKAGE = "stillroom-seg-transfer"
 PROTOCOL = "segmentation/v1"
 CHECKPOINT = "checkpoint"
+INITIAL = "initial"
+"""The first weights: a checkpoint of ours, and beside it INITIAL.pth under MMSegmentation's names."""
+RESOLVED = "config.py"
+"""MMEngine's config of the run."""
 
 
 def finish(
@@ -59,7 +63,7 @@ def finish(
             seconds=seconds,
             made_by=made_by(PACKAGE, settings),
             extra={
-                "initial_sha256": read_manifest(config.out / "initial" / "manifest.json").weights.sha256,
+                "initial_sha256": read_manifest(config.out / INITIAL / "manifest.json").weights.sha256,
                 "classes": list(data.classes),
                 "iou_per_class": {n.removeprefix(IOU): float(v) for n, v in metrics.items() if n.startswith(IOU)},
             },

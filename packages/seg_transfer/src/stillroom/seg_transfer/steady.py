@@ -61,9 +61,7 @@ class SteadyDataset:
         seed = mix_seed(self.seed, place, index)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(
-            seed
-        )  # of the CPU alone: seeding absent GPUs takes longer than all the rest
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: seeding absent GPUs takes longer than all this
         return index
 
 

@@ -25,11 +25,7 @@ from stillroom.seg_transfer.bridge import Bridge, adopt_bridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData, read_data, read_framework
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
-from stillroom.seg_transfer.record import PACKAGE, finish
-
-INITIAL = "initial"
-"""The first weights: a checkpoint of ours, and beside it INITIAL.pth under MMSegmentation's names."""
-RESOLVED = "config.py"
+from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish
 
 
 def train_one(config: SegmentConfig, run: Run) -> None:
