@@ -126,7 +126,7 @@ def test_published_layouts_are_read_and_counted(tmp_path: Path, layout: str, num
         read_published(layout, tmp_path, partial=False)
     data = read_published(layout, tmp_path, partial=True)
     assert (len(data.train.pairs), len(data.val.pairs)) == (num_train, 2)
-    assert data.words == f"{layout} partial"
+    assert data.words == f"{layout} partial" and data.zero_ignored == (layout == "ade20k")
     assert len(data.classes) == {"v": 21, "c": 19, "a": 150}[layout[0]]
     init_default_scope("mmseg")
     assert len(DATASETS.build(data.train.config)) == num_train

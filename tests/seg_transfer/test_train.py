@@ -201,6 +201,13 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
         load_file(out / "checkpoint" / "model.safetensors")["conv1.weight"],
         load_file(student / "model.safetensors")["conv1.weight"],
     )
+    (out / "results.json").unlink()
+    resume(out)
+    assert read_results(out).metrics == results.metrics
+    (out / "results.json").unlink()
+    file.write_text(file.read_text().replace("lr=0.123", "lr=0.2"))
+    with pytest.raises(ValueError, match=r"theirs.py changed since .*adopted began: it cannot be resumed"):
+        resume(out)
     with pytest.raises(ValueError, match=r"there is no .*none.py"):
         finetune(replace(config, framework_config=plain / "none.py", out=plain.parent / "other"))
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import RESULTS, read_results
 from stillroom.backbone.run import CONFIG, read_config
 
@@ -57,6 +59,46 @@ def once(
         go_on(config.out)
     else:
         start(config)
+
+
+def refuse_taken(out: Path, *, alone: bool) -> None:
+    """Refuse a directory that a single run, or a sweep, cannot go into.
+
+    Raises:
+        ValueError: a single run's directory exists; a sweep's is a file, or holds a single run.
+    """
+    if alone and out.exists():
+        raise ValueError(f"{out} exists: choose another --out, or go on with it by `resume {out}`")
+    if not alone and ((out / CONFIG).exists() or out.is_file()):
+        raise ValueError(f"{out} is a single run: choose another --out for a sweep")
+
+
+def refuse_other_weights(out: Path, name: str, initial_sha256: str) -> None:
+    """Refuse to keep a run whose first checkpoint has been overwritten since.
+
+    Args:
+        out: of the run.
+        name: of its first weights, as `--checkpoint` says them.
+        initial_sha256: `weights_sha256` of what it began with.
+
+    Raises:
+        ValueError: the checkpoint holds other weights now.
+    """
+    if is_checkpoint(name) and read_manifest(Path(name) / "manifest.json").weights.sha256 != initial_sha256:
+        raise ValueError(f"{out} began with other weights than {name} has now: choose another --out")
+
+
+def resume_single(path: Path, go_on: Callable[[Path], object]) -> Path:
+    """Go on with a single run, unless it is done. A sweep goes on when its command is given again.
+
+    Raises:
+        ValueError: a sweep's directory.
+    """
+    if not (path / CONFIG).exists() and list(path.glob(f"*/{CONFIG}")):
+        raise ValueError(f"{path} is a sweep: give its command again, and it goes on where it was")
+    if not (path / RESULTS).exists():
+        go_on(path)
+    return path
 
 
 def refuse_other(out: Path, asked: Mapping[str, Any], found: Mapping[str, Any]) -> None:

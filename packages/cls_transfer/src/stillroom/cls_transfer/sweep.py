@@ -13,11 +13,18 @@ from stillroom.backbone import Run, format_table
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import BARE, other_than_bare
-from stillroom.backbone.manifest import read_manifest
-from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import RESULTS, read_results
 from stillroom.backbone.run import CONFIG, DeviceName, DivergedError, read_config
-from stillroom.backbone.sweep import directory_name, once, refuse_other, refuse_twice, spread
+from stillroom.backbone.sweep import (
+    directory_name,
+    once,
+    refuse_other,
+    refuse_other_weights,
+    refuse_taken,
+    refuse_twice,
+    resume_single,
+    spread,
+)
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.record import summary
@@ -38,10 +45,7 @@ def finetune(config: ClassifyConfig) -> Path:
     """
     check(config)
     cells = split(config)
-    if cells == [config] and config.out.exists():
-        raise ValueError(f"{config.out} exists: choose another --out, or go on with it by `resume {config.out}`")
-    if cells != [config] and ((config.out / CONFIG).exists() or config.out.is_file()):
-        raise ValueError(f"{config.out} is a single run: choose another --out for a sweep")
+    refuse_taken(config.out, alone=cells == [config])
     run = Run.start(config.device)
     for cell in cells:
         refuse_stale(cell, run)
@@ -86,11 +90,7 @@ def refuse_stale(cell: ClassifyConfig, run: Run) -> None:
     if not (cell.out / RESULTS).exists():
         return
     found, (name,) = read_results(cell.out), cell.checkpoint
-    if (
-        is_checkpoint(name)
-        and read_manifest(Path(name) / "manifest.json").weights.sha256 != found.extra["initial_sha256"]
-    ):
-        raise ValueError(f"{cell.out} began with other weights than {name} has now: choose another --out")
+    refuse_other_weights(cell.out, name, found.extra["initial_sha256"])
     if changed := read_sets(cell, run).changed_since({role: d.fingerprint for role, d in found.datasets.items()}):
         raise ValueError(f"the images in {changed} changed since {cell.out} was done: choose another --out")
 
@@ -103,11 +103,7 @@ def resume(
     Raises:
         ValueError: a sweep's directory; see also `resume_one`.
     """
-    if not (path / CONFIG).exists() and list(path.glob(f"*/{CONFIG}")):
-        raise ValueError(f"{path} is a sweep: give its command again, and it goes on where it was")
-    if not (path / RESULTS).exists():
-        resume_one(path, device=device, workers=workers, log_every=log_every)
-    return path
+    return resume_single(path, partial(resume_one, device=device, workers=workers, log_every=log_every))
 
 
 def split(config: ClassifyConfig) -> list[ClassifyConfig]:

@@ -50,12 +50,14 @@ class SegmentationData:
         classes: names, in the order of the mask's indices.
         train, val: the images.
         words: what they are, for the protocol id.
+        zero_ignored: index 0 of the masks is no class, and 1 the first (ADE20K).
     """
 
     classes: tuple[str, ...]
     train: Masked
     val: Masked
     words: str
+    zero_ignored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,21 @@ def read_data(config: SegmentConfig) -> SegmentationData:
     )
 
 
+def read_framework_config(file: Path) -> Config:
+    """A user's config file.
+
+    Raises:
+        ValueError: no such file, or one without a segmentation model and its data.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no {file}")
+    own = Config.fromfile(str(file))
+    for name in ("model", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg", "optim_wrapper"):
+        if own.get(name) is None:
+            raise ValueError(f"{file} has no {name}: a whole config of MMSegmentation was expected")
+    return own
+
+
 def read_framework(resolved: Config) -> SegmentationData:
     """The images that a config of MMSegmentation names.
 
@@ -149,6 +166,7 @@ def read_framework(resolved: Config) -> SegmentationData:
     """
     found: dict[str, Masked] = {}
     classes: tuple[str, ...] = ()
+    zero_ignored = False
     for role in ("train", "test"):
         settings = resolved[f"{role}_dataloader"].dataset
         try:
@@ -161,8 +179,10 @@ def read_framework(resolved: Config) -> SegmentationData:
             raise ValueError(f"the {role} images of {resolved.filename} are none: look at its data_root")
         root = Path(os.path.commonpath([file.parent for both in pairs for file in both]))
         found[role] = Masked(config=dict(settings), root=root, pairs=pairs)
-        classes = tuple(dataset.metainfo["classes"])
-    return SegmentationData(classes=classes, train=found["train"], val=found["test"], words="")
+        classes, zero_ignored = tuple(dataset.metainfo["classes"]), bool(rows[0]["reduce_zero_label"])
+    return SegmentationData(
+        classes=classes, train=found["train"], val=found["test"], words="", zero_ignored=zero_ignored
+    )
 
 
 def read_folder(root: Path) -> SegmentationData:
@@ -270,7 +290,7 @@ def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationDat
         classes=tuple(published.dataset.METAINFO["classes"]),
         train=Masked(config=settings, root=root, pairs=train),
         val=Masked(config=parts[-1], root=root, pairs=val),
-        words=layout + (" partial" if counts != published.counts else ""),
+        words=layout + (" partial" if counts != published.counts else ""), zero_ignored=layout == "ade20k",
     )  # fmt: skip
 
 

@@ -56,13 +56,12 @@ def segment(net: nn.Module, resolved: Config, image: Path) -> Mask:
 def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationData, title: str) -> None:
     """Validation images, evenly spread: image, truth, answer, and in red where the answer is wrong."""
     places = np.unique(np.linspace(0, len(data.val.pairs) - 1, ROWS).round().astype(int))
-    zero_ignored = data.words.startswith("ade20k")
     figure = Figure(figsize=(11, 2.6 * len(places)))
     colours = palette(len(data.classes))
     for row, place in enumerate(places):
         image, file = data.val.pairs[place]
         truth = mmcv.imread(str(file), flag="unchanged", backend="pillow").squeeze()
-        truth = (truth - 1).astype(np.uint8) if zero_ignored else truth  # 0 turns to 255
+        truth = (truth - 1).astype(np.uint8) if data.zero_ignored else truth  # 0 turns to 255
         answer = segment(net, resolved, image)
         pixels = mmcv.imread(str(image), channel_order="rgb")
         wrong = (truth != answer) & (truth != IGNORED)

@@ -11,14 +11,20 @@ from pathlib import Path
 from stillroom.backbone import Run, format_table, read_results
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import BARE, other_than_bare
-from stillroom.backbone.manifest import read_manifest
-from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import RESULTS
-from stillroom.backbone.run import CONFIG, DeviceName
-from stillroom.backbone.sweep import directory_name, once, refuse_twice, spread
+from stillroom.backbone.run import DeviceName
+from stillroom.backbone.sweep import (
+    directory_name,
+    once,
+    refuse_other_weights,
+    refuse_taken,
+    refuse_twice,
+    resume_single,
+    spread,
+)
 from stillroom.seg_transfer.config import SegmentConfig
-from stillroom.seg_transfer.data import read_data
-from stillroom.seg_transfer.record import summary
+from stillroom.seg_transfer.data import read_data, read_framework, read_framework_config
+from stillroom.seg_transfer.record import protocol, summary
 from stillroom.seg_transfer.train import resume_one, train_one
 
 TABLE = "table.json"
@@ -35,10 +41,7 @@ def finetune(config: SegmentConfig) -> Path:
     """
     cells = split(config)
     alone = cells == [config]
-    if alone and config.out.exists():
-        raise ValueError(f"{config.out} exists: choose another --out, or go on with it by `resume {config.out}`")
-    if not alone and ((config.out / CONFIG).exists() or config.out.is_file()):
-        raise ValueError(f"{config.out} is a single run: choose another --out for a sweep")
+    refuse_taken(config.out, alone=alone)
     run = Run.start(config.device)
     for cell in cells:
         refuse_stale(cell)
@@ -56,15 +59,19 @@ def refuse_stale(cell: SegmentConfig) -> None:
     Raises:
         ValueError: with what changed.
     """
-    if not (cell.out / RESULTS).exists() or cell.framework_config is not None:
+    if not (cell.out / RESULTS).exists():
         return
-    found, data = read_results(cell.out), read_data(cell)
-    if is_checkpoint(cell.name):
-        now = read_manifest(Path(cell.name) / "manifest.json").weights.sha256
-        if now != found.extra["initial_sha256"]:
-            raise ValueError(f"{cell.out} began with other weights than {cell.name} has now: choose another --out")
+    found = read_results(cell.out)
+    refuse_other_weights(cell.out, cell.name, found.extra["initial_sha256"])
+    if cell.framework_config is not None:
+        own = read_framework_config(cell.framework_config)
+        data = read_framework(own)
+        if protocol(cell, data) != found.protocol:
+            raise ValueError(f"{cell.framework_config} changed since {cell.out} was done: choose another --out")
+    else:
+        data = read_data(cell)
     if {"train": data.train.record, "test": data.val.record} != found.datasets:
-        raise ValueError(f"the images in {cell.data} changed since {cell.out} was done: choose another --out")
+        raise ValueError(f"the images in {data.train.root} changed since {cell.out} was done: choose another --out")
 
 
 def resume(
@@ -75,11 +82,7 @@ def resume(
     Raises:
         ValueError: a sweep's directory; see also `resume_one`.
     """
-    if not (path / CONFIG).exists() and list(path.glob(f"*/{CONFIG}")):
-        raise ValueError(f"{path} is a sweep: give its command again, and it goes on where it was")
-    if not (path / RESULTS).exists():
-        resume_one(path, device=device, workers=workers, log_every=log_every)
-    return path
+    return resume_single(path, partial(resume_one, device=device, workers=workers, log_every=log_every))
 
 
 def split(config: SegmentConfig) -> list[SegmentConfig]:

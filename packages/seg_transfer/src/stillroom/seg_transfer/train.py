@@ -23,7 +23,7 @@ from stillroom.backbone.first import first_backbone, trained_method
 from stillroom.backbone.run import CONFIG, DeviceName, read_config
 from stillroom.seg_transfer.bridge import Bridge, adopt_bridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig
-from stillroom.seg_transfer.data import SegmentationData, read_data, read_framework
+from stillroom.seg_transfer.data import SegmentationData, read_data, read_framework, read_framework_config
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
 from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish
 
@@ -65,7 +65,7 @@ def resume_one(
         device, workers, log_every: replace what the run began with; None keeps it.
 
     Raises:
-        ValueError: no run directory.
+        ValueError: no run directory; a framework config that changed since.
     """
     config = config_from_json(read_config(path), SegmentConfig)
     changes: dict[str, Any] = {"device": device, "workers": workers, "log_every": log_every, "out": path}
@@ -75,7 +75,12 @@ def resume_one(
     if not initial_file(path).exists():
         raise ValueError(f"{path} was stopped before its first weights were written: remove it and start it anew")
     backbone, _ = load_checkpoint(path / INITIAL)
-    train(config, here, backbone, Plan.make(config, here, backbone), go_on=True)
+    plan = Plan.make(config, here, backbone)
+    began = path / RESOLVED
+    adopted = config.framework_config is not None and began.exists()
+    if adopted and plan.resolved.to_dict() != Config.fromfile(str(began)).to_dict():
+        raise ValueError(f"{config.framework_config} changed since {path} began: it cannot be resumed")
+    train(config, here, backbone, plan, go_on=True)
     if run is None:
         here.close()
 
@@ -119,21 +124,6 @@ def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on
         trained = restore(plan.bridge, backbone, net.backbone)
         finish(config, plan.data, trained, metrics, net, plan.resolved, time.perf_counter() - began)
     run.wait()
-
-
-def read_framework_config(file: Path) -> Config:
-    """A user's config file.
-
-    Raises:
-        ValueError: no such file, or one without a segmentation model and its data.
-    """
-    if not file.is_file():
-        raise ValueError(f"there is no {file}")
-    own = Config.fromfile(str(file))
-    for name in ("model", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg", "optim_wrapper"):
-        if own.get(name) is None:
-            raise ValueError(f"{file} has no {name}: a whole config of MMSegmentation was expected")
-    return own
 
 
 def build_runner(resolved: Config, run: Run, go_on: bool) -> Runner:
