@@ -128,10 +128,19 @@ def main_path(tour: Tour) -> None:
     print()
     subprocess.run([sys.executable, str(TOOLS / "table.py"), *rows, "--metric", "top1_k10"], check=True)
     step("which pixel shows which shape: a linear probe of frozen maps, random and the student's")
-    segment = seg_presets.linear(checkpoint=("random", student), out=out / "segmentation")
+    print(probe_pixels(tour, student))
+
+    pictures = out / f"knn-{list(nets.values()).index(student)}-{TASKS[0]}" / "figures"
+    print(f"\nWhat it takes for alike: {pictures}")
+    print(f"The student: {student}  ({time.perf_counter() - began:.0f} s)")
+
+
+def probe_pixels(tour: Tour, student: str) -> str:
+    """Linear classifiers of the pixels of toy scenes, on frozen maps, random and a student's; their table."""
+    segment = seg_presets.linear(checkpoint=("random", student), out=tour.out / "segmentation")
     segment = replace(
         segment,
-        data=data / "scenes",
+        data=tour.data / "scenes",
         steps=tour.segmentation_steps,
         batch_size=8,
         crop=96,
@@ -140,14 +149,9 @@ def main_path(tour: Tour) -> None:
         blur=0.0,
         lr=0.05,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "segmentation.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+    with (tour.out / "segmentation.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         seg_transfer.finetune(segment)  # MMEngine says a lot
-    print(report(segment.out))
-
-    pictures = out / f"knn-{list(nets.values()).index(student)}-{TASKS[0]}" / "figures"
-    print(f"\nWhat it takes for alike: {pictures}")
-    print(f"The student: {student}  ({time.perf_counter() - began:.0f} s)")
+    return report(segment.out)
 
 
 def once(config: Any, start: Callable[[Any], Path], resume: Callable[[Path], Path] | None) -> None:

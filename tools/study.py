@@ -24,6 +24,7 @@ from stillroom.backbone.command import Command, plainly
 from stillroom.backbone.results import format_table
 
 TOOLS = Path(__file__).parent
+STUDIES = TOOLS.parent / "docs" / "studies"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class Methods:
     """Folder with imagenette128.zip, cifar10_jpeg.zip and teacher_mobilenetv2_imagenet.safetensors."""
     out: Path
     """Folder of the runs."""
-    keep: Path = TOOLS.parent / "docs" / "studies" / "methods"
+    keep: Path = STUDIES / "methods"
     """Folder of the results that are done."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights, order and views; and of the images of the tenth."""
@@ -175,25 +176,44 @@ LABELS = {100: 5, 10: 50}  # percent of the labelled images: passes over them; 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune:
-    """Fine-tuning to CIFAR-10 from random, supervised and distilled weights, on a tenth and on all of the labels."""
+class FromFirstWeights:
+    """ResNet-20 to go on from: random, supervised, and distilled by KDEP and SimReg in as many steps."""
 
     data: Path
-    """Folder with imagenette128.zip, cifar10_jpeg.zip and teacher_mobilenetv2_imagenet.safetensors."""
+    """Folder with imagenette128.zip, cifar10_jpeg.zip, teacher_mobilenetv2_imagenet.safetensors, and ccp8.zip."""
     out: Path
     """Folder of the runs; where `methods` has run, its students are taken."""
-    keep: Path = TOOLS.parent / "docs" / "studies" / "finetune"
-    """Folder of the tables that are done."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the fine-tuning: labelled images, classifier, order and views."""
+    """Of what begins there: images that are drawn, classifier or decoder, order and views."""
     student_seed: int = 0
     """Of the distilled students, one of each method."""
+
+    def first_weights(self) -> list[Path | str]:
+        """The four, made where they are missing."""
+        imagenette, _, teacher = photographs(self.data, self.out)
+        supervised = self.out / "supervised-15"
+        supervise(supervised, imagenette, "--epochs", EPOCHS[100], "--batch-size", 64, "--lr", 0.1, "--amp", "bf16")
+        nets: list[Path | str] = ["random", supervised / "checkpoint"]
+        for method in (METHODS["KDEP"], METHODS["SimReg"]):
+            cell = f"{method.preset}-100-{self.student_seed}"
+            Methods(data=self.data, out=self.out).train(
+                cell, method, 100, self.student_seed, imagenette / "train", teacher
+            )
+            nets.append(self.out / cell / "student")
+        return nets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(FromFirstWeights):
+    """Fine-tuning to CIFAR-10 from random, supervised and distilled weights, on a tenth and on all of the labels."""
+
+    keep: Path = STUDIES / "finetune"
+    """Folder of the tables that are done."""
     only: int | None = None
     """Percent of the labelled images: run this one alone."""
 
     def run(self) -> None:
-        imagenette, cifar, teacher = photographs(self.data, self.out)
-        nets = first_weights(self.data, self.out, imagenette, teacher, self.student_seed)
+        nets, (_, cifar, _) = self.first_weights(), photographs(self.data, self.out)
         for part, epochs in LABELS.items():
             kept, sweep = self.keep / f"cifar10-{part}.json", self.out / f"finetune-{part}"
             if kept.exists() or self.only not in (None, part):
@@ -206,41 +226,19 @@ class Finetune:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Segment(FromFirstWeights):
     """PSPNet on street photographs with masks (ccp8), from random, supervised and distilled weights."""
 
-    data: Path
-    """Folder with ccp8.zip, imagenette128.zip, cifar10_jpeg.zip and teacher_mobilenetv2_imagenet.safetensors."""
-    out: Path
-    """Folder of the runs; where `methods` or `finetune` has run, their nets are taken."""
-    keep: Path = TOOLS.parent / "docs" / "studies" / "segment"
-    """Folder of the table and the pictures."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Of decoder, order and views."""
-    student_seed: int = 0
-    """Of the distilled students, one of each method."""
+    keep: Path = STUDIES / "segment"
+    """Folder of the table."""
 
     def run(self) -> None:
-        imagenette, _, teacher = photographs(self.data, self.out)
-        nets = first_weights(self.data, self.out, imagenette, teacher, self.student_seed)
         sweep = self.out / "segment"
-        tool("seg_transfer", "pspnet", "--checkpoint", *nets, "--data", unpack(self.data / "ccp8.zip", self.out),
-             "--channels", 64, "--steps", 1000, "--batch-size", 8, "--crop", 96, "--scale", 0.5, 1.5, "--lr", 0.05,
-             "--head-lr", 1, "--seeds", *self.seeds, "--out", sweep)  # fmt: skip
+        tool("seg_transfer", "pspnet", "--checkpoint", *self.first_weights(), "--data",
+             unpack(self.data / "ccp8.zip", self.out), "--channels", 64, "--steps", 1000, "--batch-size", 8, "--crop",
+             96, "--scale", 0.5, 1.5, "--lr", 0.05, "--head-lr", 1, "--seeds", *self.seeds, "--out", sweep)  # fmt: skip
         self.keep.mkdir(parents=True, exist_ok=True)
         shutil.copy(sweep / "table.json", self.keep)
-
-
-def first_weights(data: Path, out: Path, imagenette: Path, teacher: Path, seed: int) -> list[Path | str]:
-    """ResNet-20 in four states: random; supervised, and distilled by KDEP and SimReg, with as many steps."""
-    supervised = out / "supervised-15"
-    supervise(supervised, imagenette, "--epochs", EPOCHS[100], "--batch-size", 64, "--lr", 0.1, "--amp", "bf16")
-    nets: list[Path | str] = ["random", supervised / "checkpoint"]
-    for method in (METHODS["KDEP"], METHODS["SimReg"]):
-        cell = f"{method.preset}-100-{seed}"
-        Methods(data=data, out=out).train(cell, method, 100, seed, imagenette / "train", teacher)
-        nets.append(out / cell / "student")
-    return nets
 
 
 def supervise(out: Path, imagenette: Path, *recipe: object) -> None:
