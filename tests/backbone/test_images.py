@@ -1,9 +1,6 @@
-"""Images: which are found, how each is decoded, in what order and view it is seen."""
+"""Images: which are found, how each is decoded, what tensor it becomes."""
 
-import random
 import shutil
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -14,32 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 from torchvision.models import get_model_weights
-from torchvision.transforms import v2
 
 from stillroom.backbone import (
     BrokenImageError,
     EvaluationView,
-    ImageDataset,
-    ImageFiles,
     InputSpec,
     Normalize,
-    Run,
     build_backbone,
     read_labelled,
     read_unlabelled,
 )
-from stillroom.backbone.images import (
-    EXTENSIONS,
-    Batch,
-    EvaluationBatches,
-    TrainingBatches,
-    build_loader,
-    collate,
-    load_image,
-    resize_batch,
-)
+from stillroom.backbone.images import EXTENSIONS, load_image, resize_batch
 
 CPU = torch.device("cpu")
 
@@ -280,166 +263,6 @@ def test_any_damage_gives_an_image_or_a_named_error(
             assert file.name in str(error)
 
 
-# --- views
-
-
-def noisy_view(image: Image.Image) -> Tensor:
-    """A view that draws from torch's generator."""
-    return v2.functional.pil_to_tensor(image)[:, :2, :2] + torch.randint(0, 100, (3, 2, 2), dtype=torch.uint8)
-
-
-@pytest.fixture
-def six(tmp_path: Path) -> ImageFiles:
-    for i in range(6):
-        put(tmp_path / "six" / f"{i}.png", colour=f"rgb({i}, {i}, {i})")
-    return read_unlabelled(tmp_path / "six")
-
-
-def test_a_view_is_a_function_of_seed_epoch_and_index_alone(six: ImageFiles) -> None:
-    keys = [(epoch, index) for epoch in range(3) for index in range(6)]
-    dataset = ImageDataset(six, noisy_view, seed=1)
-    first = {key: dataset[key][1] for key in keys}
-    torch.manual_seed(99)
-    random.shuffle(keys)
-    again = ImageDataset(six, noisy_view, seed=1)
-    assert all(torch.equal(again[key][1], first[key]) for key in keys)
-    other = ImageDataset(six, noisy_view, seed=2)
-    views = [tuple((dataset[0, i][1] - i).flatten().tolist()) for i in range(6)]
-    views += [tuple((dataset[1, i][1] - i).flatten().tolist()) for i in range(6)]
-    views += [tuple((other[0, i][1] - i).flatten().tolist()) for i in range(6)]
-    assert len(set(views)) == 18  # no two draws are alike
-
-
-def test_a_view_leaves_the_global_generators_alone(six: ImageFiles) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(4)
-    torch.manual_seed(5)
-    before = np.random.get_state()[1].tolist()  # not Python's own: beartype draws from it when it checks a tuple
-    dataset = ImageDataset(six, noisy_view)
-    for _ in build_loader(dataset, EvaluationBatches(6, 2, Run(device=CPU)), num_workers=0):
-        pass
-    assert torch.equal(torch.rand(4), expected)
-    assert np.random.get_state()[1].tolist() == before
-
-
-def test_workers_change_nothing(six: ImageFiles) -> None:
-    dataset = ImageDataset(six, noisy_view, seed=3)
-    batches = TrainingBatches(6, 2, epochs=1, seed=0, run=Run(device=CPU))
-    alone, helped = (list(build_loader(dataset, batches, num_workers=n)) for n in (0, 2))
-    for one, two in zip(alone, helped, strict=True):
-        assert torch.equal(one.images, two.images) and torch.equal(one.indices, two.indices)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_stops_the_run_with_its_name_and_nothing_of_a_workers_words(
-    six: ImageFiles, workers: int
-) -> None:
-    six.paths[2].write_bytes(b"")
-    loader = build_loader(ImageDataset(six, noisy_view), EvaluationBatches(6, 6, Run(device=CPU)), workers)
-    with pytest.raises(BrokenImageError, match=r"^\S*2\.png cannot be read as an image: [^\n]*$"):
-        list(loader)
-
-
-def test_skipped_images_are_named_and_the_rest_keep_their_index(six: ImageFiles) -> None:
-    six.paths[2].write_bytes(b"")
-    dataset = ImageDataset(six, noisy_view, on_broken="skip")
-    assert len(dataset) == 6
-    (batch,) = build_loader(dataset, EvaluationBatches(6, 6, Run(device=CPU)), num_workers=0)
-    assert batch.indices.tolist() == [0, 1, 3, 4, 5]
-    assert batch.images.shape == (5, 3, 2, 2)
-    assert len(batch.broken) == 1 and "2.png cannot be read" in batch.broken[0]
-
-
-def test_a_batch_of_broken_images_only_is_empty() -> None:
-    batch = collate([(4, "x cannot be read"), (5, "y cannot be read")])
-    assert (len(batch), batch.broken) == (0, ["x cannot be read", "y cannot be read"])
-    assert isinstance(batch, Batch) and batch.indices.dtype == torch.int64
-
-
-# --- order
-
-
-sizes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(1, 3)).filter(lambda t: t[1] <= t[0])
-
-
-@settings(max_examples=60, deadline=None)
-@given(sizes=sizes, seed=st.integers(0, 2**31))
-def test_each_epoch_is_a_permutation_without_its_last_incomplete_batch(sizes: tuple[int, int, int], seed: int) -> None:
-    num_images, batch_size, epochs = sizes
-    steps = list(TrainingBatches(num_images, batch_size, epochs, seed, Run(device=CPU)))
-    per_epoch = num_images // batch_size
-    assert len(steps) == per_epoch * epochs
-    for epoch in range(epochs):
-        keys = [key for step in steps[epoch * per_epoch : (epoch + 1) * per_epoch] for key in step]
-        assert {e for e, _ in keys} == {epoch}
-        indices = [index for _, index in keys]
-        assert len(set(indices)) == len(indices) == per_epoch * batch_size
-        assert set(indices) <= set(range(num_images))
-
-
-@settings(max_examples=60, deadline=None)
-@given(sizes=sizes, world_size=st.integers(1, 5), seed=st.integers(0, 99))
-def test_processes_together_see_the_batches_of_one(sizes: tuple[int, int, int], world_size: int, seed: int) -> None:
-    num_images, share, epochs = sizes
-    num_images *= world_size
-    batch_size = share * world_size
-    one = TrainingBatches(num_images, batch_size, epochs, seed, Run(device=CPU))
-    parts = [
-        TrainingBatches(num_images, batch_size, epochs, seed, Run(device=CPU, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    assert [len(part) for part in parts] == [len(one)] * world_size
-    for whole, *pieces in zip(one, *parts, strict=True):
-        assert {len(piece) for piece in pieces} == {share}
-        assert [key for piece in pieces for key in piece] == whole
-
-
-@settings(max_examples=60, deadline=None)
-@given(sizes=sizes, data=st.data())
-def test_start_goes_on_where_a_run_stopped(sizes: tuple[int, int, int], data: st.DataObject) -> None:
-    num_images, batch_size, epochs = sizes
-    whole = list(TrainingBatches(num_images, batch_size, epochs, 3, Run(device=CPU)))
-    start = data.draw(st.integers(0, len(whole)))
-    rest = TrainingBatches(num_images, batch_size, epochs, 3, Run(device=CPU), start=start)
-    assert len(rest) == len(whole) - start
-    assert list(rest) == whole[start:]
-
-
-def test_the_order_changes_with_epoch_and_seed() -> None:
-    def order(seed: int) -> list[list[int]]:
-        steps = TrainingBatches(20, 20, 2, seed, Run(device=CPU))
-        return [[index for _, index in step] for step in steps]
-
-    assert order(0) == order(0)
-    orders = [tuple(epoch) for seed in (0, 1) for epoch in order(seed)]
-    assert len(set(orders)) == 4
-
-
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch size 9 is larger than the data: 8 images"):
-        TrainingBatches(8, 9, 1, 0, Run(device=CPU))
-
-
-def test_a_batch_that_does_not_divide_over_the_processes_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch size 4 does not divide over 3 processes"):
-        TrainingBatches(8, 4, 1, 0, Run(device=CPU, rank=1, world_size=3))
-
-
-@settings(max_examples=60, deadline=None)
-@given(num_images=st.integers(0, 50), batch_size=st.integers(1, 20), world_size=st.integers(1, 3))
-def test_evaluation_covers_everything_once_in_the_same_batches_for_any_number_of_processes(
-    num_images: int, batch_size: int, world_size: int
-) -> None:
-    one = [tuple(batch) for batch in EvaluationBatches(num_images, batch_size, Run(device=CPU))]
-    assert [key for batch in one for key in batch] == [(0, i) for i in range(num_images)]
-    parts = [
-        EvaluationBatches(num_images, batch_size, Run(device=CPU, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    assert Counter(tuple(batch) for part in parts for batch in part) == Counter(one)
-    assert sum(len(part) for part in parts) == len(one)
-
-
 # --- tensors
 
 
@@ -538,12 +361,3 @@ def test_resize_batch_filters_before_it_shrinks() -> None:
     checkers = torch.zeros(1, 3, 8, 8)
     checkers[..., ::2, ::2] = checkers[..., 1::2, 1::2] = 1.0
     assert (resize_batch(checkers, 2) - 0.5).abs().max() < 0.02  # without a filter it would be all 0 or 1
-
-
-def test_a_loader_gives_batches(labelled: Callable[..., Path]) -> None:
-    files = read_labelled(labelled("train", per_class=3))
-    dataset = ImageDataset(files, EvaluationView(InputSpec(size=16, crop_fraction=1.0)))
-    batches = list(build_loader(dataset, EvaluationBatches(9, 4, Run(device=CPU)), num_workers=0))
-    assert [len(batch) for batch in batches] == [4, 4, 1]
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(9))
-    assert batches[0].images.shape == (4, 3, 16, 16)

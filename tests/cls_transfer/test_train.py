@@ -36,7 +36,7 @@ from stillroom.backbone import (
     save_checkpoint,
 )
 from stillroom.backbone.exchange import import_file
-from stillroom.backbone.images import EvaluationBatches, TrainingBatches
+from stillroom.backbone.loading import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, resume, train
 from stillroom.cls_transfer.augment import build_mixing, build_view

@@ -5,12 +5,12 @@ from stillroom.backbone.features import Backbone, Features, weights_sha256
 from stillroom.backbone.images import (
     BrokenImageError,
     EvaluationView,
-    ImageDataset,
     ImageFiles,
     Normalize,
     read_labelled,
     read_unlabelled,
 )
+from stillroom.backbone.loading import ImageDataset
 from stillroom.backbone.manifest import CheckpointError, Data, Head, Manifest, Teacher
 from stillroom.backbone.registry import build_backbone, list_backbones, load_backbone, replace_input
 from stillroom.backbone.results import Results, format_table, read_results, write_results

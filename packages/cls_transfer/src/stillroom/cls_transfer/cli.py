@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from stillroom.backbone.command import plainly, say
-from stillroom.backbone.images import OnBroken
+from stillroom.backbone.loading import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.predict import predict

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg  # names of flags
 
-from stillroom.backbone.images import OnBroken
+from stillroom.backbone.loading import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.cls_transfer.datasets import TaskName

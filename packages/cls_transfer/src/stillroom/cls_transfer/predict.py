@@ -10,7 +10,8 @@ from stillroom.backbone import Run, load_checkpoint, read_unlabelled
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.files import write_file
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.images import OnBroken, listed
+from stillroom.backbone.images import listed
+from stillroom.backbone.loading import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.cls_transfer.accuracy import answer
 from stillroom.cls_transfer.model import Classifier

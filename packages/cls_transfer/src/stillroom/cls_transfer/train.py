@@ -9,7 +9,7 @@ from torch import distributed as dist
 
 from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
 from stillroom.backbone.configs import config_from_json, config_to_json
-from stillroom.backbone.images import TrainingBatches, build_loader
+from stillroom.backbone.loading import TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DeviceName, DivergedError, read_config, seed_everything
 from stillroom.cls_transfer.accuracy import answer

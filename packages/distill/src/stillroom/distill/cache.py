@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stillroom.backbone import ImageDataset, ImageFiles, Run, weights_sha256
-from stillroom.backbone.images import EvaluationBatches, build_loader
+from stillroom.backbone.loading import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 from stillroom.distill.alignment import AlignedTarget

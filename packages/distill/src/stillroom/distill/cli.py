@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg, subcommand
 from stillroom.backbone import Run, read_labelled, read_unlabelled
 from stillroom.backbone.command import plainly, say
 from stillroom.backbone.files import write_file
-from stillroom.backbone.images import OnBroken
+from stillroom.backbone.loading import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.distill.alignment_file import encode_alignments, import_kdep_alignment
 from stillroom.distill.config import DistillConfig, Net

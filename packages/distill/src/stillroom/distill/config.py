@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import arg  # so that the net's name is `--teacher`, not `--teacher.name`; nothing else of tyro is here
 
-from stillroom.backbone.images import OnBroken
+from stillroom.backbone.loading import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.backbone.schedule import Cosine, Schedule, Step
 from stillroom.backbone.spec import FeaturePoint

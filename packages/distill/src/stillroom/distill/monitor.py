@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Run, read_labelled
-from stillroom.backbone.images import EvaluationBatches, build_loader
+from stillroom.backbone.loading import EvaluationBatches, build_loader
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.distances import distance

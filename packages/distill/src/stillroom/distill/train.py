@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
 from stillroom.backbone.configs import config_from_json, config_to_json
-from stillroom.backbone.images import Batch, TrainingBatches, build_loader
+from stillroom.backbone.loading import Batch, TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DeviceName, read_config, seed_everything
 from stillroom.distill.alignment import AlignedTarget

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg  # only to show what a checkpoint may be in --help
 
-from stillroom.backbone.images import OnBroken
+from stillroom.backbone.loading import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.backbone.spec import FeaturePoint

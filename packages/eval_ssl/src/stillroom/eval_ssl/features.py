@@ -18,7 +18,7 @@ from stillroom.backbone import (
     Run,
     weights_sha256,
 )
-from stillroom.backbone.images import EvaluationBatches, OnBroken, build_loader
+from stillroom.backbone.loading import EvaluationBatches, OnBroken, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 

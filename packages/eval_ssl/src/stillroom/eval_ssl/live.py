@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from stillroom.backbone import ImageDataset, InputSpec, Run, weights_sha256
 from stillroom.backbone.files import write_file
-from stillroom.backbone.images import build_loader
+from stillroom.backbone.loading import build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, key_of
 from stillroom.eval_ssl.features import Extractor, FeatureSet, refuse_infinite
