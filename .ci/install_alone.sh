@@ -6,7 +6,7 @@ uv=$PWD/.venv/bin/uv
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-for package in distill cls_transfer seg_transfer eval_ssl; do
+for package in distill cls_transfer seg_transfer det_transfer eval_ssl; do
   "$uv" venv --quiet --python .venv/bin/python "$folder/$package"
   python=$folder/$package/bin/python
   "$uv" pip install --quiet --python "$python" --constraint constraints.txt packages/backbone "packages/$package"

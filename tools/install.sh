@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install one package with backbone into .venv, or all of them:  bash tools/install.sh [PACKAGE ...]
-# PACKAGE: backbone, distill, cls_transfer, seg_transfer, eval_ssl. Needs Python 3.11 or newer (say PYTHON=... for another one).
+# PACKAGE: backbone, distill, cls_transfer, seg_transfer, det_transfer, eval_ssl. Needs Python 3.11 or newer (say PYTHON=... for another one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

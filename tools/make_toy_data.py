@@ -13,7 +13,7 @@
         images/{train,val}/000000.jpg           pictures
         labels/{train,val}/000000.png           8-bit masks: 0 background, 1 to 8 the class that the pixel shows
         classes.txt                             what 0 to 8 mean, one name per line
-        boxes/{train,val}.json                  the objects in COCO's format; its category ids are the mask's
+        annotations/{train,val}.json            the objects in COCO's format; its category ids are the mask's
     data/toy/dataset.json                   settings, counts, class names, fingerprint of this generator
 
 A picture depends on (seed, folder, index) and its size alone, so the number of processes changes no byte. What is held
@@ -267,7 +267,7 @@ def make_toy_data(settings: Settings) -> None:
         for folder, count in scenes.items():
             draw = partial(write_scene, unfinished, settings.seed, settings.scene_size, folder)
             annotations = list(progress(pool.map(draw, range(count), chunksize=32), total=count))
-            boxes = unfinished / "scenes" / "boxes" / f"{Path(folder).name}.json"
+            boxes = unfinished / "scenes" / "annotations" / f"{Path(folder).name}.json"
             boxes.parent.mkdir(exist_ok=True)
             boxes.write_text(json.dumps(coco(annotations, settings.scene_size)) + "\n")
         if scenes:

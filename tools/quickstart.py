@@ -22,7 +22,7 @@ from stillroom.backbone.schedule import Cosine
 from stillroom.cls_transfer import presets as cls_presets
 from stillroom.distill import presets as distill_presets
 from stillroom.seg_transfer import presets as seg_presets
-from stillroom.seg_transfer.sweep import report
+from stillroom.seg_transfer.record import summary as seg_summary
 
 TOOLS = Path(__file__).parent
 TASKS = ("heldout-shapes", "heldout-textures")
@@ -151,7 +151,7 @@ def probe_pixels(tour: Tour, student: str) -> str:
     )
     with (tour.out / "segmentation.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         seg_transfer.finetune(segment)  # MMEngine says a lot
-    return report(segment.out)
+    return report(segment.out, seg_summary)
 
 
 def once(config: Any, start: Callable[[Any], Path], resume: Callable[[Path], Path] | None) -> None:

@@ -96,6 +96,11 @@ def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., 
     tool("distill", "smoke", "--data", unlabelled, "--out", tmp_path / "distill")
     tool("cls_transfer", "smoke", *folders, "--out", tmp_path / "cls")
     tool("eval_ssl", "smoke", *folders, "--out", tmp_path / "knn")
+    toy = tmp_path / "toy"
+    few = ("--num-unlabelled", 16, "--num-train", 16, "--num-heldout", 8, "--num-val", 16)
+    tool("make_toy_data", "--out", toy, *few, "--num-scenes", 16, "--num-scenes-val", 4)
+    for name in ("seg_transfer", "det_transfer"):
+        tool(name, "smoke", "--data", toy / "scenes", "--out", tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "table", "bench", "study", "quickstart", "make_subset"])

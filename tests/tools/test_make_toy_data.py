@@ -57,7 +57,7 @@ def read_masks(toy: Path, split: str) -> list[np.ndarray]:
 
 
 def read_boxes(toy: Path, split: str) -> dict[str, list[dict]]:
-    return json.loads((toy / "scenes" / "boxes" / f"{split}.json").read_text())
+    return json.loads((toy / "scenes" / "annotations" / f"{split}.json").read_text())
 
 
 def crowd(index: int, size: int = 48) -> Scene:

@@ -6,10 +6,13 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.first import BARE, other_than_bare
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.registry import is_checkpoint
 from stillroom.backbone.results import RESULTS, read_results
@@ -32,6 +35,46 @@ class HasOut(Protocol):
 
 
 C = TypeVar("C", bound=HasOut)
+
+
+@runtime_checkable
+class FromFirstWeights(HasOut, Protocol):
+    """A config of runs that differ in their first weights and seeds."""
+
+    @property
+    def checkpoint(self) -> tuple[str, ...]: ...
+
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+
+    @property
+    def like(self) -> str | None: ...
+
+
+F = TypeVar("F", bound=FromFirstWeights)
+
+
+def split(config: F) -> list[F]:
+    """The single runs: the config itself, or one for each initialisation and seed, in directories of their own.
+
+    Raises:
+        ValueError: nothing to combine, or the same twice.
+    """
+    for name in ("checkpoint", "seeds"):
+        if not getattr(config, name):
+            raise ValueError(f"--{name} is empty: give at least one")
+        refuse_twice(getattr(config, name), f"--{name}")
+    if len(config.checkpoint) == len(config.seeds) == 1:
+        return [config]
+    like = config.like or other_than_bare(config.checkpoint)
+    cells = []
+    for checkpoint, seed in product(config.checkpoint, config.seeds):
+        cell = replace(  # type: ignore[type-var]  # no protocol says that it is a dataclass
+            config, checkpoint=(checkpoint,), seeds=(seed,), like=like if checkpoint in BARE else None,
+            out=config.out / f"{directory_name(checkpoint)}-seed{seed}",
+        )  # fmt: skip
+        cells.append(cell)
+    return cells
 
 
 def once(

@@ -11,10 +11,12 @@ from tyro.conf import Positional, arg, subcommand
 
 from stillroom.backbone.command import plainly, say
 from stillroom.backbone.run import DeviceName
+from stillroom.backbone.table import report
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.predict import predict
 from stillroom.seg_transfer.presets import PRESETS
-from stillroom.seg_transfer.sweep import finetune, report, resume
+from stillroom.seg_transfer.record import summary
+from stillroom.seg_transfer.sweep import finetune, resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Resume:
     """Steps between two log lines; None keeps what the run began with."""
 
     def run(self) -> str:
-        return report(resume(self.path, device=self.device, workers=self.workers, log_every=self.log_every))
+        return report(resume(self.path, device=self.device, workers=self.workers, log_every=self.log_every), summary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def main() -> None:
         description="Fine-tune a backbone for semantic segmentation with MMSegmentation.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    say(report(finetune(command)) if isinstance(command, SegmentConfig) else command.run())
+    say(report(finetune(command), summary) if isinstance(command, SegmentConfig) else command.run())
 
 
 def command_type() -> Any:

@@ -26,6 +26,8 @@ PROTOCOL = "segmentation/v1"
 CHECKPOINT = "checkpoint"
 INITIAL = "initial"
 """The first weights: a checkpoint of ours, and beside it INITIAL.pth under MMSegmentation's names."""
+PER_CLASS = "iou_per_class"
+"""Under which results.json keeps the IoU of each class."""
 RESOLVED = "config.py"
 """MMEngine's config of the run."""
 
@@ -65,7 +67,7 @@ def finish(
             extra={
                 "initial_sha256": read_manifest(config.out / INITIAL / "manifest.json").weights.sha256,
                 "classes": list(data.classes),
-                "iou_per_class": {n.removeprefix(IOU): float(v) for n, v in metrics.items() if n.startswith(IOU)},
+                PER_CLASS: {n.removeprefix(IOU): float(v) for n, v in metrics.items() if n.startswith(IOU)},
             },
         ),
     )
@@ -89,7 +91,7 @@ def protocol(config: SegmentConfig, data: SegmentationData) -> str:
 def summary(path: Path) -> str:
     """What a single run prints at its end: IoU per class, and the directory with the one number that matters."""
     found = read_results(path)
-    rows = [[name, f"{100 * value:.1f}"] for name, value in found.extra["iou_per_class"].items()]
+    rows = [[name, f"{100 * value:.1f}"] for name, value in found.extra[PER_CLASS].items()]
     return (
         f"{found.protocol}\n{format_table(['class', 'IoU, %'], rows)}\n{path}: {percent(found.metrics, 'mIoU')} % mIoU"
     )

@@ -1,0 +1,80 @@
+"""`stillroom-det-transfer faster-rcnn-fpn | faster-rcnn-c4 | retinanet-fpn | ... | smoke | resume | predict`."""
+
+import functools
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+from stillroom.backbone.command import plainly, say
+from stillroom.backbone.run import DeviceName
+from stillroom.backbone.table import report
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.predict import predict
+from stillroom.det_transfer.presets import PRESETS
+from stillroom.det_transfer.record import summary
+from stillroom.det_transfer.sweep import finetune, resume
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with a run that was stopped, from its last state."""
+
+    path: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    device: DeviceName | None = None
+    """None keeps what the run began with."""
+    workers: int | None = None
+    """Processes that decode images; None keeps what the run began with."""
+    log_every: int | None = None
+    """Steps between two log lines; None keeps what the run began with."""
+
+    def run(self) -> str:
+        path = resume(self.path, device=self.device, workers=self.workers, log_every=self.log_every)
+        return report(path, summary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Find objects with a trained run: one JSON in COCO's format, and overlays to look at."""
+
+    run_directory: Annotated[Path, arg(name="run", metavar="RUN")]
+    """Directory of a run that is done."""
+    images: Path
+    """Folder of images, a file list (.txt), or one image."""
+    out: Path
+    """Folder to make: detections.json, overlays/."""
+    score: float = 0.5
+    """Of the least likely detection that is kept, 0 to 1."""
+    device: DeviceName = "auto"
+    """auto: a GPU if there is one."""
+
+    def run(self) -> str:
+        out = predict(self.run_directory, self.images, self.out, score=self.score, device=self.device)
+        return f"{out}: {len(list((out / 'overlays').rglob('*.png')))} images"
+
+
+@plainly
+def main() -> None:
+    """Entry point of `stillroom-det-transfer`."""
+    command = tyro.cli(
+        command_type(),
+        prog="stillroom-det-transfer",
+        description="Fine-tune a backbone for object detection with Detectron2, or with torchvision's detectors.",
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
+    say(report(finetune(command), summary) if isinstance(command, DetectConfig) else command.run())
+
+
+def command_type() -> Any:
+    """The presets, `resume` and `predict` as one union for tyro; a preset's docstring is its help."""
+    given: Any = {name: tyro.MISSING for name in ("checkpoint", "out")}
+    small = {"checkpoint": ("random:torchvision/resnet18",), "out": Path("runs/smoke-det")}
+    presets = {name: preset(**(small if name == "smoke" else given)) for name, preset in PRESETS.items()}
+    notes = {name: preset.__doc__ or "" for name, preset in PRESETS.items()}
+    members: list[Any] = [tyro.extras.subcommand_type_from_defaults(presets, descriptions=notes)]
+    members += [Annotated[Resume, subcommand("resume")], Annotated[Predict, subcommand("predict")]]
+    return functools.reduce(operator.or_, members)

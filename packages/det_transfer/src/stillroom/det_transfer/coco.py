@@ -1,0 +1,118 @@
+"""COCO's format: one JSON, and a folder of images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.det_transfer.annotations import (
+    Annotated,
+    Box,
+    Images,
+    check_boxes,
+    check_files,
+    encode,
+    refuse_doubles,
+)
+from stillroom.det_transfer.config import OnBadBox
+
+
+def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox) -> tuple[Images, dict[int, str]]:
+    """The images of a JSON, with their boxes.
+
+    Args:
+        file: the JSON.
+        folder: of its images.
+        on_bad_box: refuse or leave out boxes without area or outside of their image.
+
+    Returns:
+        The images, and the classes: name by category id.
+
+    Raises:
+        ValueError: a file or folder that is missing, a JSON of another kind, ids that stand twice or nowhere, images
+            that are missing or of another size, bad boxes; each by name.
+    """
+    content = load(file)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}, where the images of {file} were looked for")
+    names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+    for what in ("images", "annotations", "categories"):
+        refuse_doubles((entry["id"] for entry in content[what]), f"ids of {what}", file)
+    refuse_doubles((str(category["name"]) for category in content["categories"]), "names of categories", file)
+    refuse_doubles((image["file_name"] for image in content["images"]), "images", file)
+    labels = {category: label for label, category in enumerate(sorted(names))}
+    boxes = read_boxes(content["annotations"], {image["id"]: image for image in content["images"]}, labels, file)
+    rows = [
+        Annotated(
+            id=image["id"], file=folder / image["file_name"], width=image["width"], height=image["height"],
+            boxes=tuple(boxes.get(image["id"], ())),
+        )
+        for image in content["images"]
+    ]  # fmt: skip
+    check_files(rows, file)
+    kept, left_out = check_boxes(rows, file, on_bad_box)
+    return Images(root=folder, rows=tuple(kept), left_out=tuple(left_out)), names
+
+
+def load(file: Path) -> Mapping[str, Any]:
+    """The JSON as it stands.
+
+    Raises:
+        ValueError: no such file, no JSON, or one of another kind.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no {file}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    wanted = {
+        "images": ("id", "file_name", "width", "height"),
+        "annotations": ("id", "image_id", "category_id", "bbox"),
+        "categories": ("id", "name"),
+    }
+    for what, keys in wanted.items():
+        entries = content.get(what) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{file} is not in COCO's format: it has no list of {what}")
+        for place, entry in enumerate(entries):
+            if lacks := next((key for key in keys if key not in entry), None):
+                raise ValueError(f"{file}: entry {place} of its {what} has no {lacks}")
+    for what in ("images", "categories"):
+        if not content[what]:
+            raise ValueError(f"{file} lists no {what}")
+    return content
+
+
+def read_boxes(
+    annotations: Sequence[Mapping[str, Any]],
+    images: Mapping[int, Mapping[str, Any]],
+    labels: Mapping[int, int],
+    file: Path,
+) -> dict[int, list[Box]]:
+    """The boxes by image id.
+
+    Raises:
+        ValueError: boxes of an image or a category that nobody lists, or that are no four numbers.
+    """
+    found: dict[int, list[Box]] = {}
+    for key, known, what in (("image_id", images, "image"), ("category_id", labels, "category")):
+        if strange := [entry for entry in annotations if entry[key] not in known]:
+            one = strange[0]
+            raise ValueError(
+                f"{file}: {len(strange)} boxes are of no {what}, such as {one['id']}, of {what} {one[key]}"
+            )
+    for entry in annotations:
+        image = images[entry["image_id"]]
+        bbox = entry["bbox"]
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
+            raise ValueError(f"{file}: box {entry['id']} is {bbox}: left, upper edge, width, height were expected")
+        x, y, width, height = map(float, bbox)
+        mask = entry.get("segmentation") or None
+        box = Box(
+            x=x, y=y, width=width, height=height, label=labels[entry["category_id"]],
+            crowd=bool(entry.get("iscrowd", 0)), area=float(entry.get("area", width * height)),
+            mask=None if mask is None else encode(mask, image["width"], image["height"]), name=f"box {entry['id']}",
+        )  # fmt: skip
+        found.setdefault(entry["image_id"], []).append(box)
+    return found

@@ -1,0 +1,155 @@
+"""What a detection run is. The words under each field are its `--help`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg  # names of flags
+
+from stillroom.backbone.run import DeviceName
+
+BackendName = Literal["detectron2", "torchvision"]
+DetectorName = Literal["faster-rcnn", "mask-rcnn", "retinanet"]
+Neck = Literal["fpn", "c4"]
+Norm = Literal["bn", "frozen"]
+Layout = Literal["coco", "coco2017", "voc", "voc0712"]
+OnBadBox = Literal["refuse", "skip"]
+Legacy = Literal["none", "rgb-mean", "std-1"]
+Amp = Literal["none", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """Train a backbone with a detector; several checkpoints or seeds: a sweep."""
+
+    checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
+    """First weights: checkpoint directory, a name with its pretrained weights, random:NAME, random or pretrained."""
+    out: Path
+    """Run directory to make; of a sweep one in it for each run, and those that are done are kept."""
+    backend: BackendName = "detectron2"
+    """Whose detector and loop. Detectron2 is installed as its own documentation says; torchvision is always there."""
+    data: Path | None = None
+    """Folder of the data set."""
+    layout: Layout = "coco"
+    """coco: DATA/annotations/{train,val}.json, DATA/images/{train,val}/; voc: DATA/{JPEGImages,Annotations,
+    ImageSets/Main}; or a published data set in its official layout: coco2017, voc0712 (DATA/VOC2007, DATA/VOC2012)."""
+    splits: tuple[str, str] = ("train", "val")
+    """Of layout coco and voc: the names of what is learned from and of what is measured on."""
+    train: tuple[Path, Path] | None = None
+    """COCO-format JSON and folder of its images to learn from, wherever they are, in place of DATA's."""
+    val: tuple[Path, Path] | None = None
+    """COCO-format JSON and folder of its images to measure on."""
+    partial: bool = False
+    """Take what is there of a published data set that is not whole; the protocol then says so."""
+    on_bad_box: OnBadBox = "refuse"
+    """What a box without area or outside of its image does: stop with its name, or be left out, named and counted."""
+    keep_empty: bool = False
+    """Learn from images without boxes too."""
+    like: str | None = None
+    """Whose net and input `random` and `pretrained` take; None: those of the first other checkpoint."""
+    framework_config: Path | None = None
+    """A config of Detectron2's own (LazyConfig .py, or .yaml): its model, data and schedule count instead of all flags
+    below; only the backbone's weights, the seed and the run directory are replaced."""
+    detector: DetectorName = "faster-rcnn"
+    """mask-rcnn needs a polygon or an RLE mask with every box."""
+    neck: Neck = "fpn"
+    """fpn: a feature pyramid; c4: boxes are cut out of the stride-16 map, the net's last stage is their head."""
+    norm: Norm = "bn"
+    """Of the backbone. bn: batch norm that trains (over all GPUs); frozen: statistics and affine as they came."""
+    legacy: Legacy = "none"
+    """What KDEP's code did, under c4 with a head of three bottlenecks and one more norm. rgb-mean: mean and std in the
+    order of RGB on BGR images; std-1: mean of BGR, std 1."""
+    fpn_dim: int = 256
+    """Channels of the pyramid."""
+    box_dim: int = 1024
+    """Width of the two layers that judge a box."""
+    anchor_scale: float = 8.0
+    """Side of a level's anchors over its stride; c4: the smallest is 2 times the stride, the largest 32 times."""
+    rois: int = 512
+    """Boxes per image that the second stage learns from."""
+    train_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Short side of training images, pixels; one is drawn for each."""
+    test_size: int = 800
+    """Short side of images that are measured on, pixels."""
+    max_size: int = 1333
+    """Long side at most, pixels."""
+    steps: int = 90_000
+    """Steps of the optimiser."""
+    batch_size: int = 16
+    """Images per step, over all processes."""
+    lr: float = 0.02
+    """Learning rate of SGD with momentum 0.9."""
+    drops: tuple[float, ...] = (2 / 3, 8 / 9)
+    """Shares of the steps after which the rate falls to a tenth."""
+    warmup: int = 1000
+    """Steps in which the rate rises from 0.001 of itself."""
+    weight_decay: float = 1e-4
+    """On every parameter but those of norms."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0: any."""
+    amp: Amp = "none"
+    """bf16: forward passes in bfloat16 autocast; under Detectron2 on a GPU."""
+    seeds: Annotated[tuple[int, ...], arg(aliases=("--seed",))] = (0,)
+    """Of the random weights, of the order and the views, of the boxes that are drawn."""
+    device: DeviceName = "auto"
+    """auto: a GPU if there is one."""
+    workers: int = 1
+    """Processes that decode images."""
+    log_every: int = 20
+    """Steps between two lines of the log."""
+    save_every: int = 1000
+    """Steps between two states to resume from."""
+    data_licence: str | None = None
+    """Licence of the images; a restricted one goes into the checkpoint's manifest."""
+
+    @property
+    def seed(self) -> int:
+        """Of a single run."""
+        (seed,) = self.seeds
+        return seed
+
+    @property
+    def name(self) -> str:
+        """Of a single run's first weights."""
+        (name,) = self.checkpoint
+        return name
+
+
+def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
+    """Refuse settings that cannot work before there is a run directory.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    for name in (
+        "steps",
+        "batch_size",
+        "fpn_dim",
+        "box_dim",
+        "rois",
+        "test_size",
+        "max_size",
+        "log_every",
+        "save_every",
+    ):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    for name in ("workers", "warmup", "lr", "weight_decay", "clip"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0")
+    if not config.anchor_scale > 0:
+        raise ValueError(f"--anchor-scale is {config.anchor_scale}: it must be above 0")
+    if not config.train_sizes or min(config.train_sizes) < 1:
+        raise ValueError(f"--train-sizes holds {list(config.train_sizes)}: sides of 1 pixel or more")
+    if list(config.drops) != sorted(config.drops) or not all(0 < drop < 1 for drop in config.drops):
+        raise ValueError(f"--drops holds {list(config.drops)}: rising shares of the steps, between 0 and 1")
+    if config.batch_size % world_size:
+        raise ValueError(f"--batch-size is {config.batch_size}: {world_size} processes cannot share it evenly")
+    if config.detector == "retinanet" and config.neck == "c4":
+        raise ValueError("retinanet has no second stage for --neck c4: say --neck fpn")
+    if config.legacy != "none" and config.backend != "detectron2":
+        raise ValueError("--legacy repeats what KDEP did in Detectron2: say --backend detectron2")
+    if config.framework_config is not None and config.backend != "detectron2":
+        raise ValueError("--framework-config is a config of Detectron2's: say --backend detectron2")
+    if config.backend == "detectron2" and config.amp != "none" and on_cpu:
+        raise ValueError("--amp bf16 needs a GPU under Detectron2: its mixed precision refuses the CPU")

@@ -1,0 +1,125 @@
+"""What a run learns from and is measured on."""
+
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from stillroom.det_transfer.annotations import Images
+from stillroom.det_transfer.coco import read_coco
+from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox
+from stillroom.det_transfer.voc import VOC_CLASSES, Listed, find_classes, read_voc
+
+PUBLISHED: dict[Layout, tuple[int, int]] = {"coco2017": (118_287, 5000), "voc0712": (16_551, 4952)}
+"""Training and test images of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionData:
+    """What a run learns from and is measured on.
+
+    Args:
+        classes: names, in the order of the labels.
+        train, val: the images.
+        words: what they are, for the protocol id.
+    """
+
+    classes: tuple[str, ...]
+    train: Images
+    val: Images
+    words: str = ""
+
+
+def read_data(config: DetectConfig) -> DetectionData:
+    """Find the images of a run and their boxes, and look at what can be wrong with them.
+
+    Raises:
+        ValueError: see `read_coco` and `read_voc`; classes that differ, nothing to learn from; masks that are missing.
+    """
+    found = _read(
+        config.data, config.layout, config.splits, config.train, config.val, config.partial, config.on_bad_box
+    )
+    train = found.train if config.keep_empty else found.train.filled()
+    if not any(row.wanted for row in train.rows):
+        raise ValueError(f"none of the {len(found.train)} training images in {found.train.root} has a box")
+    if config.detector == "mask-rcnn" and not (train.has_masks and found.val.has_masks):
+        raise ValueError(f"--detector mask-rcnn needs a mask with every box, which {found.train.root} does not have")
+    return DetectionData(classes=found.classes, train=train, val=found.val, words=found.words)
+
+
+def forget() -> None:
+    """Read from disk what is asked for next: a command keeps what it has read, the next command may find it changed."""
+    _read.cache_clear()
+
+
+@lru_cache(maxsize=2)  # the runs of a sweep learn from the same images
+def _read(
+    data: Path | None,
+    layout: Layout,
+    splits: tuple[str, str],
+    train: tuple[Path, Path] | None,
+    val: tuple[Path, Path] | None,
+    partial: bool,
+    on_bad_box: OnBadBox,
+) -> DetectionData:
+    if (train is None) != (val is None):
+        raise ValueError("give --train and --val both, or --data")
+    if train is not None and val is not None:
+        found = _both(train, val, on_bad_box)
+        say_left_out(found)
+        return found
+    if data is None:
+        raise ValueError("give --data, or --train and --val, or --framework-config")
+    if not data.is_dir():
+        raise ValueError(f"there is no folder {data}")
+    match layout:
+        case "coco":
+            parts = [(data / "annotations" / f"{part}.json", data / "images" / part) for part in splits]
+            found = _both(parts[0], parts[1], on_bad_box)
+        case "coco2017":
+            parts = [
+                (data / "annotations" / f"instances_{part}2017.json", data / f"{part}2017") for part in ("train", "val")
+            ]
+            found = _both(parts[0], parts[1], on_bad_box)
+        case "voc":
+            lists = [Listed(data, name) for name in splits]
+            classes = find_classes(lists)
+            train_, val_ = (read_voc([one], classes, on_bad_box) for one in lists)
+            found = DetectionData(classes=classes, train=train_, val=val_)
+        case "voc0712":
+            learn = [Listed(data / year, "trainval") for year in ("VOC2007", "VOC2012")]
+            train_ = read_voc(learn, VOC_CLASSES, on_bad_box)
+            found = DetectionData(
+                classes=VOC_CLASSES,
+                train=train_,
+                val=read_voc([Listed(data / "VOC2007", "test")], VOC_CLASSES, on_bad_box),
+            )
+    say_left_out(found)
+    if layout not in PUBLISHED:
+        return found
+    counts = (len(found.train), len(found.val))
+    if counts != PUBLISHED[layout] and not partial:
+        raise ValueError(
+            f"{data} holds {counts[0]} training and {counts[1]} test images of {layout}, "
+            f"{PUBLISHED[layout][0]} and {PUBLISHED[layout][1]} were published: complete it, or say --partial"
+        )
+    words = layout + (" partial" if counts != PUBLISHED[layout] else "")
+    return DetectionData(classes=found.classes, train=found.train, val=found.val, words=words)
+
+
+def _both(train: tuple[Path, Path], val: tuple[Path, Path], on_bad_box: OnBadBox) -> DetectionData:
+    """Two JSONs of the same classes."""
+    (learn, names), (measure, others) = (read_coco(file, folder, on_bad_box) for file, folder in (train, val))
+    if names != others:
+        differ = sorted({*names.items()} ^ {*others.items()})
+        raise ValueError(f"{train[0]} and {val[0]} have other categories, such as {differ[0][1]!r} ({differ[0][0]})")
+    return DetectionData(classes=tuple(names[key] for key in sorted(names)), train=learn, val=measure)
+
+
+def say_left_out(found: DetectionData) -> None:
+    """Name the boxes that were left out, the first ten of each part."""
+    for part in (found.train, found.val):
+        for sentence in part.left_out[:10]:
+            print(f"left out: {sentence}", file=sys.stderr)
+        if len(part.left_out) > 10:
+            print(f"left out: {len(part.left_out) - 10} more of {part.root}", file=sys.stderr)

@@ -1,0 +1,67 @@
+"""Boxes of images that nobody has labelled."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from stillroom.backbone import Run, load_checkpoint, read_results, read_unlabelled
+from stillroom.backbone.configs import config_from_json
+from stillroom.backbone.files import replace_directory
+from stillroom.backbone.images import listed
+from stillroom.backbone.progress import Progress
+from stillroom.backbone.results import RESULTS
+from stillroom.backbone.run import DeviceName, read_config
+from stillroom.det_transfer.backend import find_backend
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.record import INITIAL
+from stillroom.det_transfer.sheet import draw_overlay
+
+
+def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5, device: DeviceName = "auto") -> Path:
+    """Find objects with a trained run: OUT/detections.json in COCO's format, OUT/overlays to look at.
+
+    Args:
+        run_directory: of a run that is done.
+        images: a folder, a file list (.txt), or one image.
+        out: folder to make.
+        score: of the least likely detection that is kept, 0 to 1.
+        device: to compute on.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: no finished run, no images, one that cannot be read, or `out` exists; Detectron2, which trained it,
+            is not installed.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another --out")
+    if not 0 <= score <= 1:
+        raise ValueError(f"--score is {score}: it must lie in [0, 1]")
+    if not (run_directory / RESULTS).exists():
+        raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
+    alone = images.is_file() and images.suffix != ".txt"
+    files = listed([images.resolve()]) if alone else read_unlabelled(images)
+    run = Run.start(device)
+    classes = list(read_results(run_directory).extra["classes"])
+    config = replace(config_from_json(read_config(run_directory), DetectConfig), out=run_directory)
+    backbone, _ = load_checkpoint(run_directory / INITIAL)
+    find_in = find_backend(config.backend).load_finder(config, backbone, len(classes), run)
+    listing = [
+        {"id": number, "file_name": file.relative_to(files.root).as_posix()}
+        for number, file in enumerate(files.paths, start=1)
+    ]
+    rows = []
+    progress = Progress(len(files), run, "predict")
+    with replace_directory(out) as aside:
+        for number, file in enumerate((p for batch in progress.over([p] for p in files.paths) for p in batch), start=1):
+            found = find_in(file).above(score)
+            rows += found.rows(number)
+            name = aside / "overlays" / file.relative_to(files.root).with_suffix(".png")
+            name.parent.mkdir(parents=True, exist_ok=True)
+            draw_overlay(name, file, found, classes)
+        categories = [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
+        content = {"images": listing, "annotations": rows, "categories": categories}
+        (aside / "detections.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    run.close()
+    return out

@@ -1,0 +1,81 @@
+"""The runs we stand behind, each a lab note. Every field can be changed by its flag."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stillroom.det_transfer.config import DetectConfig
+
+VOC_SIZES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+
+
+def faster_rcnn_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid (Lin et al., CVPR 2017), any backbone with maps.
+
+    SGD, lr 0.02, batch 16, 90,000 steps, rate / 10 at 60,000 and 80,000, short side 640 to 800: Detectron2's 1x, and
+    KDEP's setting on COCO 2017 (He et al., CVPR 2022). VOC 07+12: --layout voc0712 --steps 18000 --warmup 100
+    --train-sizes 480 512 544 576 608 640 672 704 736 768 800.
+    """
+    return DetectConfig(checkpoint=checkpoint, out=out)
+
+
+def faster_rcnn_c4(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """Faster R-CNN on the stride-16 map of a ResNet, whose last stage judges each box: all its weights are used.
+
+    With --layout voc0712 and the schedule above the usual test of self-supervised ResNets (MoCo, He et al., CVPR 2020).
+    """
+    return DetectConfig(checkpoint=checkpoint, out=out, neck="c4")
+
+
+def retinanet_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """RetinaNet (Lin et al., ICCV 2017): one stage, focal loss, pyramid from stride 8; lr 0.01."""
+    return DetectConfig(checkpoint=checkpoint, out=out, detector="retinanet", lr=0.01)
+
+
+def mask_rcnn_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """Mask R-CNN (He et al., ICCV 2017) where the annotations have masks; else as faster-rcnn-fpn."""
+    return DetectConfig(checkpoint=checkpoint, out=out, detector="mask-rcnn")
+
+
+def legacy_kdep_r18_c4(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """KDEP's Faster R-CNN of ResNet-18, C4, on VOC 07+12, its quirks included: for comparing with its numbers only.
+
+    The box head is three bottlenecks, which ResNet-18 does not have: 23 of their 50 tensors find one of the same name
+    and shape. A norm more follows them. Images are BGR, minus the mean, over 1. COCO: --layout coco2017
+    --legacy rgb-mean --detector mask-rcnn --steps 90000 --warmup 1000 --train-sizes 640 672 704 736 768 800.
+    """
+    return DetectConfig(
+        checkpoint=checkpoint, out=out, neck="c4", legacy="std-1", layout="voc0712", steps=18_000, warmup=100,
+        train_sizes=VOC_SIZES,
+    )  # fmt: skip
+
+
+def legacy_kdep_mnv2_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """KDEP's Faster R-CNN of MobileNet-V2, FPN, on VOC 07+12, its quirks included: for comparing with its numbers only.
+
+    Batch norms are frozen, and images are BGR, minus the mean, over 1, which their statistics do not fit. COCO:
+    --layout coco2017 --steps 90000 --warmup 1000 --train-sizes 640 672 704 736 768 800.
+    """
+    return DetectConfig(
+        checkpoint=checkpoint, out=out, norm="frozen", legacy="std-1", layout="voc0712", steps=18_000, warmup=100,
+        train_sizes=VOC_SIZES,
+    )  # fmt: skip
+
+
+def smoke(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """A few steps of a small net on the toy scenes, with torchvision: seconds, and proves only that it works."""
+    return DetectConfig(
+        checkpoint=checkpoint, data=Path("data/toy/scenes"), out=out, backend="torchvision", fpn_dim=32, box_dim=64,
+        rois=16, train_sizes=(96,), test_size=96, max_size=160, steps=4, batch_size=4, warmup=2, log_every=1,
+        save_every=2,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[..., DetectConfig]] = {
+    "faster-rcnn-fpn": faster_rcnn_fpn,
+    "faster-rcnn-c4": faster_rcnn_c4,
+    "retinanet-fpn": retinanet_fpn,
+    "mask-rcnn-fpn": mask_rcnn_fpn,
+    "legacy-kdep-r18-c4": legacy_kdep_r18_c4,
+    "legacy-kdep-mnv2-fpn": legacy_kdep_mnv2_fpn,
+    "smoke": smoke,
+}

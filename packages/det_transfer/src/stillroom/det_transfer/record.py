@@ -1,0 +1,101 @@
+"""What a run leaves: a checkpoint of the trained backbone, predictions, pictures, results.json."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
+from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.files import replace_directory, write_file
+from stillroom.backbone.first import trained_method
+from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.provenance import made_by
+from stillroom.backbone.results import CheckpointRecord, percent, read_results
+from stillroom.backbone.spec import inherit_licence
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.data import DetectionData
+from stillroom.det_transfer.detections import Detections, as_results
+from stillroom.det_transfer.measure import measure
+from stillroom.det_transfer.sheet import draw_precision, draw_sheet
+
+PACKAGE = "stillroom-det-transfer"
+PROTOCOL = "detection/v1"
+CHECKPOINT = "checkpoint"
+INITIAL = "initial"
+"""The first weights, a checkpoint of ours."""
+PREDICTIONS = "predictions.json"
+"""What was found on the images that were measured on, in COCO's format of results."""
+PER_CLASS = "ap_per_class"
+"""Under which results.json keeps the AP of each class."""
+
+
+def finish(
+    config: DetectConfig, data: DetectionData, backbone: Backbone, found: Sequence[Detections], loaded: str,
+    seconds: float,
+) -> None:  # fmt: skip
+    """Write the trained backbone, predictions, pictures, and last results.json, which says that all is there."""
+    backbone.spec = replace(backbone.spec, licence=inherit_licence(backbone.spec.licence, config.data_licence))
+    settings, method = config_to_dict(config), trained_method(config.name)
+    train, val = data.train.record, data.val.record
+    manifest = save_checkpoint(
+        config.out / CHECKPOINT, backbone, method=method, package=PACKAGE, config=settings,
+        data=Data(count=train.count, fingerprint=train.fingerprint),
+    )  # fmt: skip
+    measured = measure(data.val, found, data.classes)
+    write_file(config.out / PREDICTIONS, json.dumps(as_results(data.val, found)) + "\n")
+    title = f"{config.out.name}: {100 * measured.metrics['AP']:.1f} % AP"
+    with replace_directory(config.out / "figures") as aside:
+        draw_sheet(aside / "sheet.png", data.val, found, data.classes, title)
+        draw_precision(aside / "precision_recall.png", measured, title)
+    write_results(
+        config.out,
+        Results(
+            task="detection",
+            protocol=protocol(config, data.words),
+            datasets={"train": train, "test": val},
+            checkpoint=CheckpointRecord(
+                path=str(config.out / CHECKPOINT), sha256=manifest.weights.sha256, method=method
+            ),
+            metrics=measured.metrics,
+            seed=config.seed,
+            seconds=seconds,
+            made_by=made_by(PACKAGE, settings),
+            extra={
+                "initial_sha256": read_manifest(config.out / INITIAL / "manifest.json").weights.sha256,
+                "classes": list(data.classes),
+                "loaded": loaded,
+                "boxes": {"train": data.train.num_boxes, "test": data.val.num_boxes},
+                "left_out": [*data.train.left_out, *data.val.left_out],
+                PER_CLASS: measured.per_class,
+            },
+        ),
+    )
+
+
+def protocol(config: DetectConfig, words: str) -> str:
+    """The versioned id: backend, detector, training, and how images were measured on."""
+    if config.framework_config is not None:
+        digest = hashlib.sha256(config.framework_config.read_bytes()).hexdigest()[:12]
+        name = config.framework_config.name
+        return f"{PROTOCOL} detectron2 framework-config={name} sha256={digest} weights=last"
+    parts = [
+        PROTOCOL, words, config.backend, f"{config.detector}-{config.neck}", f"norm={config.norm}",
+        f"legacy={config.legacy}" if config.legacy != "none" else "",
+        f"steps={config.steps} batch={config.batch_size} rois={config.rois} size={config.test_size} weights=last",
+    ]  # fmt: skip
+    return " ".join(part for part in parts if part)
+
+
+def summary(path: Path) -> str:
+    """What a single run prints at its end: AP per class, and the directory with the one number that matters."""
+    found = read_results(path)
+    rows = [[name, f"{100 * value:.1f}"] for name, value in found.extra[PER_CLASS].items()]
+    more = ", ".join(
+        f"{name} {percent(found.metrics, name)}" for name in found.metrics if name.startswith(("AP", "VOC"))
+    )
+    return (
+        f"{found.protocol}\n{found.extra['loaded']}\n{format_table(['class', 'AP, %'], rows)}\n{more}\n"
+        f"{path}: {percent(found.metrics, 'AP')} % AP"
+    )

@@ -1,0 +1,123 @@
+"""Images with boxes as Detectron2 takes them, in an order and with views that go on where a run was stopped."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import BoxMode
+from torch.utils.data import DataLoader, Dataset
+
+from stillroom.backbone import Run
+from stillroom.backbone.configs import config_from_json
+from stillroom.backbone.loading import TrainingBatches
+from stillroom.backbone.run import mix_seed, read_config
+from stillroom.det_transfer.annotations import Images
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.data import DetectionData, read_data
+
+Record = dict[str, Any]
+
+
+def read_run(run: str) -> DetectionData:
+    """The images of a run directory, by its config.json."""
+    return read_data(config_from_json(read_config(Path(run)), DetectConfig))
+
+
+def read_records(run: str, part: str) -> list[Record]:
+    """Images of a run directory in Detectron2's format: `part` is `train` or `val`."""
+    data = read_run(run)
+    return as_records(data.train if part == "train" else data.val)
+
+
+def as_records(images: Images) -> list[Record]:
+    """Images in Detectron2's format."""
+    return [
+        {
+            "file_name": str(row.file), "image_id": row.id, "width": row.width, "height": row.height,
+            "annotations": [
+                {
+                    "bbox": [box.x, box.y, box.x + box.width, box.y + box.height], "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": box.label, "iscrowd": 0,
+                    **({} if box.mask is None else {"segmentation": box.mask}),
+                }
+                for box in row.wanted
+            ],
+        }
+        for row in images.rows
+    ]  # fmt: skip
+
+
+class SteadyRecords(Dataset[Record]):
+    """Records behind a mapper whose augmentations are seeded by (seed, epoch, index).
+
+    Args:
+        records: in Detectron2's format.
+        mapper: Detectron2's.
+        seed: of the run.
+    """
+
+    def __init__(self, records: Sequence[Record], mapper: Callable[[Record], Record], seed: int) -> None:
+        self.records, self.mapper, self.seed = records, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Record:
+        epoch, index = key
+        seed = mix_seed(self.seed, epoch, index)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return self.mapper(self.records[index])
+
+
+class SteadyLoader:
+    """Batches of a run from step `start` to its last one, which depend on nothing but (seed, step).
+
+    Detectron2's own loader begins its stream anew where a run is resumed, and groups images by their aspect.
+
+    Args:
+        dataset: records.
+        mapper: Detectron2's.
+        total_batch_size: over all processes.
+        steps: of the run.
+        seed: of order and views.
+        num_workers: processes that decode.
+
+    Raises:
+        ValueError: a batch larger than the data.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Record],
+        mapper: Callable[[Record], Record],
+        total_batch_size: int,
+        steps: int,
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        self.records = SteadyRecords(dataset, mapper, seed)
+        self.total_batch_size, self.steps, self.seed, self.num_workers = total_batch_size, steps, seed, num_workers
+        self.start = 0
+        self.batches()
+
+    def batches(self) -> TrainingBatches:
+        """The keys of every step from `start` on."""
+        per_epoch = len(self.records) // self.total_batch_size
+        epochs = -(-self.steps // per_epoch) if per_epoch else 1
+        spread = torch.distributed.is_initialized()
+        rank, world_size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if spread else (0, 1)
+        run = Run(device=torch.device("cpu"), rank=rank, world_size=world_size)
+        return TrainingBatches(len(self.records), self.total_batch_size, epochs, self.seed, run, start=self.start)
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        batches: Any = self.batches()
+        return iter(
+            DataLoader(
+                self.records, batch_sampler=batches, num_workers=self.num_workers, collate_fn=list,
+                generator=torch.Generator(),
+            )
+        )  # fmt: skip

@@ -1,0 +1,132 @@
+"""A user's own LazyConfig: its model, data and schedule, our backbone's weights."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.modeling.backbone import ResNet
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.modeling.roi_heads import Res5ROIHeads
+from detectron2.structures import BoxMode
+from omegaconf import DictConfig
+from torch import nn
+
+from stillroom.backbone import BackboneSpec, Run, build_backbone
+from stillroom.backbone.keys import Rule, rename
+from stillroom.det_transfer.annotations import Annotated, Box, Images
+from stillroom.det_transfer.bridge import ASIDE, Bridge
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.data import DetectionData
+from stillroom.det_transfer.record import INITIAL
+from stillroom.det_transfer.with_detectron2.nets import StillroomBackbone, native_depth, resnet_rules
+
+PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+def load_own(file: Path) -> DictConfig:
+    """A LazyConfig.
+
+    Raises:
+        ValueError: no such file, or one that is no whole LazyConfig.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no {file}")
+    cfg = LazyConfig.load(str(file))
+    if lacks := [part for part in PARTS if part not in cfg]:
+        raise ValueError(f"{file} has no {lacks[0]}: a LazyConfig of Detectron2 was expected, with {', '.join(PARTS)}")
+    return cfg
+
+
+def adopt_config(cfg: DictConfig, config: DetectConfig, run: Run) -> DictConfig:
+    """The same, in our run directory, from our weights, on our device."""
+    cfg.train.update(
+        output_dir=str(config.out), init_checkpoint=str(config.out / f"{INITIAL}.pth"), device=run.device.type,
+        seed=config.seed,
+    )  # fmt: skip
+    if run.device.type == "cpu":
+        cfg.train.ddp.device_ids = None
+    return cfg
+
+
+def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
+    """The way from our backbone into a model that somebody else has described.
+
+    Args:
+        spec: of our backbone.
+        model: as it was built.
+
+    Raises:
+        ValueError: a backbone without key rules, or one that the net does not fit.
+    """
+    parts: Any = model
+    place, net = "backbone.", parts.backbone
+    for inner in ("bottom_up", "net"):
+        if isinstance(getattr(net, inner, None), nn.Module) and not isinstance(net, StillroomBackbone):
+            place, net = f"{place}{inner}.", getattr(net, inner)
+    if isinstance(net, StillroomBackbone):
+        if net.net.spec.name != spec.name:
+            raise ValueError(f"the config's backbone is {net.net.spec.name}, the checkpoint is {spec.name}")
+        return Bridge(spec, (Rule(r"(.*)", rf"{place}net.net.\1"),), (place,))
+    if not isinstance(net, ResNet) or native_depth(spec) is None:
+        raise ValueError(f"the config's backbone is a {type(net).__name__}, which has no rules for {spec.name}")
+    if any(block.conv1.stride != (1, 1) for block in model.modules() if isinstance(block, BottleneckBlock)):
+        raise ValueError(
+            "the config's ResNet has its strides in 1x1 convolutions, ours has not: say stride_in_1x1=False"
+        )
+    c4 = isinstance(getattr(parts, "roi_heads", None), Res5ROIHeads)
+    head = "roi_heads.res5." if c4 else None
+    rules, known = resnet_rules(place, head, frozen=False), set(model.state_dict())
+    places = (place, head) if head else (place,)
+    return Bridge(spec, (*uncounted(spec, rules, known), *rules), places)
+
+
+def uncounted(spec: BackboneSpec, rules: tuple[Rule, ...], known: set[str]) -> tuple[Rule, ...]:
+    """Rules that put the counters of norms aside which are frozen there, and have none."""
+    own = build_backbone(spec.name, arguments=spec.arguments).net.state_dict()
+    theirs = rename(own, rules, spec.name).tensors
+    absent = [ours for ours, there in zip(own, theirs, strict=True) if "num_batches" in ours and there not in known]
+    return tuple(Rule(f"({re.escape(name)})", rf"{ASIDE}\1") for name in absent)
+
+
+def read_own(cfg: DictConfig) -> DetectionData:
+    """The images that a LazyConfig names.
+
+    Raises:
+        ValueError: files that are not there, or classes that nobody names.
+    """
+    parts = {}
+    for role in ("train", "test"):
+        try:
+            records = instantiate(cfg.dataloader[role].dataset)
+        except (FileNotFoundError, AssertionError, KeyError) as error:
+            raise ValueError(f"the {role} images of the config cannot be read: {error}") from error
+        parts[role] = from_records(records)
+    names = cfg.dataloader.test.dataset.get("names", None)
+    classes = None if names is None else MetadataCatalog.get(names).get("thing_classes", None)
+    if classes is None:
+        raise ValueError("the config's test data set has no names of classes (thing_classes)")
+    return DetectionData(classes=tuple(classes), train=parts["train"], val=parts["test"])
+
+
+def from_records(records: list[dict[str, Any]]) -> Images:
+    """Detectron2's records as images of ours."""
+    rows = []
+    for record in records:
+        boxes = []
+        for entry in record["annotations"]:
+            x, y, width, height = BoxMode.convert(list(entry["bbox"]), entry["bbox_mode"], BoxMode.XYWH_ABS)
+            boxes.append(
+                Box(
+                    x=float(x), y=float(y), width=float(width), height=float(height), label=entry["category_id"],
+                    crowd=bool(entry.get("iscrowd", 0)), area=float(entry.get("area", width * height)), name="",
+                )
+            )  # fmt: skip
+        file = Path(record["file_name"])
+        rows.append(
+            Annotated(
+                id=record["image_id"], file=file, width=record["width"], height=record["height"], boxes=tuple(boxes)
+            )
+        )
+    return Images(root=rows[0].file.parent, rows=tuple(rows))

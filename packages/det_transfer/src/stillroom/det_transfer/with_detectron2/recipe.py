@@ -1,0 +1,292 @@
+"""A run as a LazyConfig of Detectron2, which its own tools accept."""
+
+from typing import Any
+
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import FPN, BasicStem, BottleneckBlock, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch import GeneralizedRCNN, RetinaNet
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+    Res5ROIHeads,
+    StandardROIHeads,
+)
+from omegaconf import DictConfig
+
+from stillroom.backbone import BackboneSpec
+from stillroom.backbone.keys import Rule
+from stillroom.det_transfer.bridge import Bridge
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.levels import (
+    RATIOS,
+    anchor_sides,
+    check_c4,
+    is_flat,
+    power,
+    pyramid_strides,
+    taken_levels,
+)
+from stillroom.det_transfer.with_detectron2.nets import (
+    PATCH,
+    ExtraNorm,
+    PaddedPyramid,
+    StillroomBackbone,
+    native_depth,
+    resnet_rules,
+)
+
+BGR_MEAN = (103.53, 116.28, 123.675)
+"""ImageNet's, on 0 to 255."""
+RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+# Of the first and the second stage, as in Detectron2's configs and the papers behind them.
+RPN_MATCH = {"thresholds": [0.3, 0.7], "labels": [0, -1, 1], "allow_low_quality_matches": True}
+BOX_MATCH = {"thresholds": [0.5], "labels": [0, 1], "allow_low_quality_matches": False}
+RETINA_MATCH = {"thresholds": [0.4, 0.5], "labels": [0, -1, 1], "allow_low_quality_matches": True}
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+def build_model(config: DetectConfig, spec: BackboneSpec, num_classes: int, synced: bool) -> tuple[DictConfig, Bridge]:
+    """The detector's LazyConfig, and the way from our backbone into it.
+
+    Args:
+        config: of a single run.
+        spec: of its backbone.
+        num_classes: without background.
+        synced: batch norm counts over all processes.
+
+    Raises:
+        ValueError: a backbone that the neck does not fit.
+    """
+    norm = "FrozenBN" if config.norm == "frozen" else "SyncBN" if synced else "BN"
+    if config.neck == "c4":
+        return build_c4(config, spec, num_classes, norm)
+    backbone, bridge = build_pyramid(config, spec, norm)
+    features = [f"p{power(stride)}" for stride in pyramid_strides(spec, config)]
+    if config.detector == "retinanet":
+        return build_retinanet(config, spec, num_classes, backbone, features), bridge
+    levels = features[:-1]
+    scales = [1 / stride for stride in pyramid_strides(spec, config)[:-1]]
+    heads = L(StandardROIHeads)(
+        num_classes=num_classes,
+        batch_size_per_image=config.rois,
+        positive_fraction=0.25,
+        proposal_matcher=L(Matcher)(**BOX_MATCH),
+        box_in_features=levels,
+        box_pooler=L(ROIPooler)(output_size=7, scales=scales, sampling_ratio=0, pooler_type="ROIAlignV2"),
+        box_head=L(FastRCNNConvFCHead)(
+            input_shape=L(ShapeSpec)(channels=config.fpn_dim, height=7, width=7),
+            conv_dims=[],
+            fc_dims=[config.box_dim, config.box_dim],
+        ),
+        box_predictor=predictor(config.box_dim, num_classes),
+    )
+    if config.detector == "mask-rcnn":
+        heads.mask_in_features = levels
+        heads.mask_pooler = L(ROIPooler)(output_size=14, scales=scales, sampling_ratio=0, pooler_type="ROIAlignV2")
+        heads.mask_head = L(MaskRCNNConvUpsampleHead)(
+            input_shape=L(ShapeSpec)(channels=config.fpn_dim, width=14, height=14),
+            num_classes=num_classes,
+            conv_dims=[config.fpn_dim] * 5,
+        )
+    model = L(GeneralizedRCNN)(
+        backbone=backbone,
+        proposal_generator=proposals(config, spec, features, config.fpn_dim, (2000, 1000), (1000, 1000)),
+        roi_heads=heads,
+        **pixels(config, spec),
+    )
+    return model, bridge
+
+
+def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[DictConfig, Bridge]:
+    """A feature pyramid on Detectron2's own ResNet, or on the wrapper of our net."""
+    retina = config.detector == "retinanet"
+    if is_flat(spec):
+        if retina:
+            raise ValueError(f"retinanet takes maps of several strides, {spec.name} has one: say faster-rcnn-fpn")
+        strides = pyramid_strides(spec, config)[:-1]
+        pyramid = L(PaddedPyramid)(
+            net=wrapper(spec, [PATCH], norm), in_feature=PATCH, out_channels=config.fpn_dim,
+            scale_factors=[spec.levels[0].stride / stride for stride in strides], top_block=L(LastLevelMaxPool)(),
+            norm="LN",
+        )  # fmt: skip
+        return pyramid, wrapper_bridge(spec, "backbone.net.")
+    strides = tuple(spec.levels[place].stride for place in taken_levels(spec, config))
+    depth = native_depth(spec)
+    if depth is None:
+        features = [f"level{power(stride)}" for stride in strides]
+        bottom_up, bridge = wrapper(spec, features, norm), wrapper_bridge(spec, "backbone.bottom_up.")
+    else:
+        features = [f"res{power(stride)}" for stride in strides]
+        bottom_up = resnet(depth, norm, features)
+        rules = resnet_rules("backbone.bottom_up.", None, norm == "FrozenBN")
+        bridge = Bridge(spec, rules, ("backbone.bottom_up.",))
+    last = f"p{power(strides[-1])}"
+    more = (
+        L(LastLevelP6P7)(in_channels=config.fpn_dim, out_channels=config.fpn_dim, in_feature=last)
+        if retina
+        else L(LastLevelMaxPool)()
+    )
+    return L(FPN)(bottom_up=bottom_up, in_features=features, out_channels=config.fpn_dim, top_block=more), bridge
+
+
+def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: str) -> tuple[DictConfig, Bridge]:
+    """Faster or Mask R-CNN on the stride-16 map of Detectron2's ResNet; its last stage judges each box.
+
+    Raises:
+        ValueError: a net that is not one of Detectron2's ResNets; `--legacy` with another than ResNet-18.
+    """
+    level, depth, legacy = check_c4(spec), native_depth(spec), config.legacy != "none"
+    if depth is None:
+        raise ValueError(f"--neck c4 wants a ResNet that Detectron2 has, {spec.name} is none: say --neck fpn")
+    if legacy and depth != 18:
+        raise ValueError(f"--legacy under c4 is KDEP's ResNet-18, not {spec.name}")
+    dim = spec.levels[3].channels
+    num_blocks = {18: 2, 34: 3, 50: 3, 101: 3, 152: 3}[depth]
+    stage: dict[str, Any] = {"in_channels": level.channels, "out_channels": dim, "norm": norm}
+    if legacy or depth >= 50:
+        inside = 512
+        stage |= {"block_class": BottleneckBlock, "bottleneck_channels": inside, "stride_in_1x1": False}
+        num_blocks = 3
+    else:
+        stage |= {"block_class": BasicBlock}
+    res5 = L(ResNet.make_stage)(num_blocks=num_blocks, stride_per_block=[2] + [1] * (num_blocks - 1), **stage)
+    if legacy:
+        res5 = L(ExtraNorm)(stage=res5, norm=L(get_norm)(norm=norm, out_channels=dim))
+    heads = L(Res5ROIHeads)(
+        num_classes=num_classes,
+        batch_size_per_image=config.rois,
+        positive_fraction=0.25,
+        proposal_matcher=L(Matcher)(**BOX_MATCH),
+        in_features=["res4"],
+        pooler=L(ROIPooler)(output_size=14, scales=[1 / 16], sampling_ratio=0, pooler_type="ROIAlignV2"),
+        res5=res5,
+        box_predictor=predictor(dim, num_classes),
+    )
+    if config.detector == "mask-rcnn":
+        heads.mask_head = L(MaskRCNNConvUpsampleHead)(
+            input_shape=L(ShapeSpec)(channels=dim, width=14, height=14), num_classes=num_classes, conv_dims=[256]
+        )
+    model = L(GeneralizedRCNN)(
+        backbone=resnet(depth, norm, ["res4"]),
+        proposal_generator=proposals(config, spec, ["res4"], level.channels, (12000, 6000), (2000, 1000)),
+        roi_heads=heads,
+        **pixels(config, spec),
+    )
+    rules = resnet_rules("backbone.", "roi_heads.res5.", norm == "FrozenBN", legacy)
+    fresh = r"roi_heads\.res5\.(?:[23]\..*|\d\.conv3\..*|\d\.conv1\.weight)" if legacy else None
+    return model, Bridge(spec, rules, ("backbone.", "roi_heads.res5."), fresh)
+
+
+def build_retinanet(
+    config: DetectConfig, spec: BackboneSpec, num_classes: int, backbone: DictConfig, features: list[str]
+) -> DictConfig:
+    """RetinaNet's one stage on a pyramid."""
+    sides = anchor_sides(spec, config)
+    return L(RetinaNet)(
+        backbone=backbone,
+        head=L(RetinaNetHead)(
+            input_shape=[L(ShapeSpec)(channels=config.fpn_dim)] * len(features),
+            num_classes=num_classes,
+            conv_dims=[config.fpn_dim] * 4,
+            prior_prob=0.01,
+            num_anchors=len(sides[0]) * len(RATIOS),
+        ),
+        anchor_generator=anchors(config, spec),
+        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        anchor_matcher=L(Matcher)(**RETINA_MATCH),
+        num_classes=num_classes,
+        head_in_features=features,
+        focal_loss_alpha=0.25,
+        focal_loss_gamma=2.0,
+        **pixels(config, spec),
+    )
+
+
+def resnet(depth: int, norm: str, features: list[str]) -> DictConfig:
+    """Detectron2's ResNet with torchvision's layers: the stride of a bottleneck stands in its 3x3 convolution."""
+    own = {"stride_in_1x1": False} if depth >= 50 else {}
+    return L(ResNet)(
+        stem=L(BasicStem)(in_channels=3, out_channels=64, norm=norm),
+        stages=L(ResNet.make_default_stages)(depth=depth, norm=norm, **own),
+        out_features=features,
+    )
+
+
+def wrapper(spec: BackboneSpec, features: list[str], norm: str) -> DictConfig:
+    """Any net of ours."""
+    return L(StillroomBackbone)(
+        name=spec.name, arguments=dict(spec.arguments), out_features=features, hold=norm == "FrozenBN"
+    )
+
+
+def wrapper_bridge(spec: BackboneSpec, place: str) -> Bridge:
+    """Into the wrapper: the same names, further in."""
+    return Bridge(spec, (Rule(r"(.*)", rf"{place}net.net.\1"),), (place,))
+
+
+def proposals(
+    config: DetectConfig,
+    spec: BackboneSpec,
+    features: list[str],
+    channels: int,
+    before: tuple[int, int],
+    after: tuple[int, int],
+) -> DictConfig:
+    """The first stage; `before` and `after` suppression: boxes kept in training, and otherwise."""
+    sides = anchor_sides(spec, config)
+    return L(RPN)(
+        in_features=features,
+        head=L(StandardRPNHead)(in_channels=channels, num_anchors=len(sides[0]) * len(RATIOS)),
+        anchor_generator=anchors(config, spec),
+        anchor_matcher=L(Matcher)(**RPN_MATCH),
+        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_topk=before,
+        post_nms_topk=after,
+        nms_thresh=0.7,
+    )
+
+
+def anchors(config: DetectConfig, spec: BackboneSpec) -> DictConfig:
+    """Of every level."""
+    strides = [16] if config.neck == "c4" else list(pyramid_strides(spec, config))
+    return L(DefaultAnchorGenerator)(
+        sizes=anchor_sides(spec, config), aspect_ratios=list(RATIOS), strides=strides, offset=0.0
+    )
+
+
+def predictor(dim: int, num_classes: int) -> DictConfig:
+    """Class and box from a box's feature."""
+    return L(FastRCNNOutputLayers)(
+        input_shape=L(ShapeSpec)(channels=dim, height=1, width=1),
+        test_score_thresh=0.05,
+        box2box_transform=L(Box2BoxTransform)(weights=BOX_WEIGHTS),
+        num_classes=num_classes,
+    )
+
+
+def pixels(config: DetectConfig, spec: BackboneSpec) -> dict[str, Any]:
+    """The checkpoint's mean and std on 0 to 255, and its channel order; or KDEP's."""
+    if config.legacy == "std-1":
+        return {"pixel_mean": list(BGR_MEAN), "pixel_std": [1.0, 1.0, 1.0], "input_format": "BGR"}
+    if config.legacy == "rgb-mean":
+        return {"pixel_mean": list(RGB_MEAN), "pixel_std": list(RGB_STD), "input_format": "BGR"}
+    low, high = spec.input.value_range
+    unit = 255 / (high - low)
+    return {
+        "pixel_mean": [unit * (value - low) for value in spec.input.mean],
+        "pixel_std": [unit * value for value in spec.input.std],
+        "input_format": spec.input.channel_order.upper(),
+    }

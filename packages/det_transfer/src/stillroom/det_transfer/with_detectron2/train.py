@@ -1,0 +1,311 @@
+"""Detectron2's loop on our backbone: its trainer, hooks, checkpoints and evaluation loop, from its LazyConfig."""
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stillroom.backbone import Backbone, Run
+from stillroom.backbone.images import load_image
+from stillroom.backbone.run import DivergedError, seed_everything
+from stillroom.det_transfer import with_detectron2  # noqa: F401  # first: it says in one sentence what is not installed
+from stillroom.det_transfer.annotations import Images
+from stillroom.det_transfer.backend import Finder, Trained
+from stillroom.det_transfer.bridge import Bridge
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.data import DetectionData, read_data
+from stillroom.det_transfer.detections import Detections, encode_plane
+from stillroom.det_transfer.measure import measure
+from stillroom.det_transfer.record import INITIAL
+from stillroom.det_transfer.schedule import GAMMA, START, milestones
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of pkg_resources and TorchScript: nothing that a user can change
+    import detectron2.data.transforms as T
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import LazyCall as L
+    from detectron2.config import LazyConfig, instantiate
+    from detectron2.data import DatasetMapper, build_detection_test_loader
+    from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, default_writers, hooks
+    from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+    from detectron2.solver import WarmupParamScheduler
+    from detectron2.solver.build import get_default_optimizer_params
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+    from fvcore.common.param_scheduler import MultiStepParamScheduler
+    from omegaconf import DictConfig, OmegaConf
+
+    from stillroom.det_transfer.with_detectron2.images import SteadyLoader, as_records, read_records, read_run
+    from stillroom.det_transfer.with_detectron2.own import adopt_bridge, adopt_config, load_own, read_own
+    from stillroom.det_transfer.with_detectron2.recipe import build_model
+
+RESOLVED = "config.yaml"
+"""Detectron2's LazyConfig of the run."""
+
+
+def read(config: DetectConfig) -> DetectionData:
+    """The images of a run; see `read_data` and `read_own`."""
+    return read_data(config) if config.framework_config is None else read_own(load_own(config.framework_config))
+
+
+def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone, go_on: bool) -> Trained:
+    """Train a detector from the beginning, or from the run's last state.
+
+    Args:
+        config: of a single run.
+        run: this process.
+        data: its images.
+        backbone: its first weights.
+        go_on: an earlier life of the run may have left a state.
+
+    Raises:
+        ValueError: a backbone that the neck does not fit, a batch larger than the data, a loss that is not finite.
+    """
+    setup_logger(str(config.out), distributed_rank=run.rank)
+    setup_logger(str(config.out), distributed_rank=run.rank, name="fvcore")
+    if run.world_size > 1 and comm._LOCAL_PROCESS_GROUP is None:
+        comm.create_local_process_group(run.world_size)
+    seed_everything(config.seed)
+    if config.framework_config is None:
+        cfg, bridge = build_config(config, run, backbone, len(data.classes))
+        net = instantiate(cfg.model)
+    else:
+        cfg = adopt_config(load_own(config.framework_config), config, run)
+        net = instantiate(cfg.model)
+        bridge = adopt_bridge(backbone.spec, net)
+    if run.is_main:
+        torch.save({"model": bridge.to_framework(backbone)[0]}, initial_file(config.out))
+        LazyConfig.save(cfg, str(config.out / RESOLVED))
+    run.wait()
+    bridge.load(net, backbone)
+    net.to(run.device)
+    cfg.optimizer.params.model = net
+    optimizer = instantiate(cfg.optimizer)
+    loader = instantiate(cfg.dataloader.train)
+    model = create_ddp_model(net, **cfg.train.ddp)
+    trainer = build_trainer(cfg, model, loader, optimizer)
+    checkpointer = DetectionCheckpointer(model, str(config.out), trainer=trainer)
+    steady = SteadySteps(config.seed, run.rank)
+    trainer.register_hooks(
+        [
+            steady,
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if run.is_main else None,
+            hooks.PeriodicWriter(default_writers(str(config.out), cfg.train.max_iter), cfg.train.log_period)
+            if run.is_main
+            else None,
+        ]
+    )
+    first = 0
+    if go_on and checkpointer.has_checkpoint():
+        checkpointer.resume_or_load("", resume=True)
+        first = trainer.iter + 1
+    if isinstance(loader, SteadyLoader):
+        loader.start = first
+    try:
+        trainer.train(first, cfg.train.max_iter)
+    except FloatingPointError as error:
+        kept = "the last good state is kept" if checkpointer.has_checkpoint() else "no state had been saved yet"
+        raise DivergedError(f"the loss is not finite at step {trainer.iter + 1}: lower --lr; {kept}") from error
+    trainer.reset_data_loader(list)  # its workers end before those of the evaluation begin
+    return Trained(
+        model=net,
+        bridge=bridge,
+        seconds=steady.seconds,
+        find=lambda images: find_all(net, config, cfg, images, data.classes),
+    )
+
+
+def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes: int) -> tuple[DictConfig, Bridge]:
+    """The whole LazyConfig of a run, and the bridge into its model."""
+    on_gpu = run.device.type == "cuda"
+    model, bridge = build_model(config, backbone.spec, num_classes, synced=on_gpu and run.world_size > 1)
+    masks = config.detector == "mask-rcnn"
+    order = model.input_format
+    views = [
+        L(T.ResizeShortestEdge)(short_edge_length=config.train_sizes, sample_style="choice", max_size=config.max_size),
+        L(T.RandomFlip)(horizontal=True),
+    ]
+    fixed = [L(T.ResizeShortestEdge)(short_edge_length=config.test_size, max_size=config.max_size)]
+    own = str(config.out)
+    cfg = OmegaConf.create(
+        {
+            "model": model,
+            "dataloader": {
+                "train": L(SteadyLoader)(
+                    dataset=L(read_records)(run=own, part="train"),
+                    mapper=L(DatasetMapper)(
+                        is_train=True, augmentations=views, image_format=order, use_instance_mask=masks,
+                        instance_mask_format="bitmask",
+                    ),
+                    total_batch_size=config.batch_size, steps=config.steps, seed=config.seed,
+                    num_workers=config.workers,
+                ),
+                "test": L(build_detection_test_loader)(
+                    dataset=L(read_records)(run=own, part="val"),
+                    mapper=L(DatasetMapper)(is_train=False, augmentations=fixed, image_format=order),
+                    num_workers=config.workers,
+                ),
+                "evaluator": L(Collector)(run=own),
+            },
+            "optimizer": L(torch.optim.SGD)(
+                params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
+                lr=config.lr, momentum=0.9, weight_decay=config.weight_decay,
+            ),
+            "lr_multiplier": L(WarmupParamScheduler)(
+                scheduler=L(MultiStepParamScheduler)(
+                    values=[GAMMA**drop for drop in range(len(milestones(config)) + 1)],
+                    milestones=milestones(config), num_updates=config.steps,
+                ),
+                warmup_length=min(1.0, config.warmup / config.steps), warmup_method="linear", warmup_factor=START,
+            ),
+            "train": {
+                "output_dir": own, "init_checkpoint": str(initial_file(config.out)), "max_iter": config.steps,
+                "amp": {"enabled": config.amp != "none"},
+                "ddp": {"broadcast_buffers": False, "find_unused_parameters": True,
+                        **({} if on_gpu else {"device_ids": None})},
+                "checkpointer": {"period": config.save_every, "max_to_keep": 2}, "eval_period": 0,
+                "log_period": config.log_every, "device": run.device.type, "seed": config.seed,
+            },
+        },
+        flags={"allow_objects": True},
+    )  # fmt: skip
+    return cfg, bridge
+
+
+def build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any) -> SimpleTrainer:
+    """Detectron2's trainer, whose losses are read back when a line is logged."""
+    every = cfg.train.log_period
+    if not cfg.train.amp.enabled:
+        return SimpleTrainer(model, loader, optimizer, gather_metric_period=every)
+    whole = torch.amp.GradScaler("cuda", enabled=False)  # bfloat16 reaches as far as float32
+    return AMPTrainer(model, loader, optimizer, gather_metric_period=every, grad_scaler=whole, precision=torch.bfloat16)
+
+
+class SteadySteps(HookBase):
+    """Seed what the net draws, such as the boxes it learns from, by (seed, step, process) before each step.
+
+    Attributes:
+        seconds: of training, over all lives of the run.
+    """
+
+    def __init__(self, seed: int, rank: int) -> None:
+        self.seed, self.rank = seed, rank
+        self.seconds, self.marked = 0.0, time.perf_counter()
+
+    def before_train(self) -> None:
+        """The clock begins."""
+        self.marked = time.perf_counter()
+
+    def before_step(self) -> None:
+        """As it says."""
+        seed_everything(self.seed, self.trainer.iter, self.rank)
+
+    def after_step(self) -> None:
+        """The clock goes on."""
+        now = time.perf_counter()
+        self.seconds, self.marked = self.seconds + now - self.marked, now
+
+    def state_dict(self) -> dict[str, float]:
+        """For the next life."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Of an earlier life."""
+        self.seconds = state["seconds"]
+
+
+class Collector(DatasetEvaluator):
+    """Detectron2's evaluator that keeps what was found, and measures it as every backend of ours does.
+
+    Args:
+        run: directory of the run, for its images; None: `found` is all that is wanted.
+    """
+
+    def __init__(self, run: str | None = None) -> None:
+        self.run = run
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing was found yet."""
+        self.found: dict[int, Detections] = {}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what was found in each image."""
+        for given, output in zip(inputs, outputs, strict=True):
+            self.found[given["image_id"]] = as_detections(output["instances"])
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Metrics in percent, as Detectron2 prints them."""
+        parts = comm.all_gather(self.found)
+        self.found = {key: found for part in parts for key, found in part.items()}
+        if self.run is None or not comm.is_main_process():
+            return None
+        data = read_run(self.run)
+        measured = measure(data.val, [self.found[row.id] for row in data.val.rows], data.classes)
+        return {"bbox": {name: 100 * value for name, value in measured.metrics.items()}}
+
+
+def find_all(net: nn.Module, config: DetectConfig, cfg: DictConfig, images: Images, classes: Sequence[str]) -> Any:
+    """What a detector finds in every image, by Detectron2's evaluation loop; all processes get all of it."""
+    loader = build_detection_test_loader(
+        dataset=as_records(images), mapper=instantiate(cfg.dataloader.test.mapper), num_workers=config.workers
+    )
+    collector = Collector()
+    inference_on_dataset(net, loader, collector)
+    return [collector.found[row.id] for row in images.rows]
+
+
+def as_detections(instances: Any) -> Detections:
+    """Detectron2's instances, likeliest first."""
+    instances = instances.to("cpu")
+    order = instances.scores.argsort(descending=True, stable=True)
+    masks = None
+    if instances.has("pred_masks"):
+        masks = tuple(encode_plane(plane) for plane in instances.pred_masks[order].numpy())
+    return Detections(
+        boxes=instances.pred_boxes.tensor[order].float().numpy().astype(float),
+        scores=instances.scores[order].float().numpy().astype(float),
+        labels=instances.pred_classes[order].numpy(), masks=masks,
+    )  # fmt: skip
+
+
+def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Finder:
+    """A detector that was trained, image file -> what it finds.
+
+    Args:
+        config: of its run.
+        backbone: that it began with.
+        num_classes: without background.
+        run: this process.
+    """
+    cfg = LazyConfig.load(str(config.out / RESOLVED))
+    net = instantiate(cfg.model).to(run.device).eval()
+    logging.getLogger("fvcore").setLevel(logging.WARNING)
+    DetectionCheckpointer(net).load(str(config.out / "model_final.pth"))
+    resize = instantiate(cfg.dataloader.test.mapper.augmentations[0])
+    order = str(cfg.model.input_format)
+
+    def find_in(file: Path) -> Detections:
+        pixels = np.asarray(load_image(file))
+        height, width = pixels.shape[:2]
+        pixels = pixels[:, :, ::-1] if order == "BGR" else pixels
+        scaled = resize.get_transform(pixels).apply_image(pixels)
+        tensor = torch.as_tensor(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+        with torch.no_grad():
+            (output,) = net([{"image": tensor, "height": height, "width": width}])
+        return as_detections(output["instances"])
+
+    return find_in
+
+
+def initial_file(out: Path) -> Path:
+    """The first weights under Detectron2's names."""
+    return out / f"{INITIAL}.pth"

@@ -1,0 +1,1 @@
+"""torchvision's detectors on our backbones: they install wherever torch does."""

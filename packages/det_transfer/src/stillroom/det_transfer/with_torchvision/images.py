@@ -1,0 +1,103 @@
+"""Images with boxes as torchvision's detectors take them."""
+
+from typing import Any
+
+import torch
+from pycocotools import mask as rle
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from stillroom.backbone import BrokenImageError, InputSpec, Run
+from stillroom.backbone.images import load_image
+from stillroom.backbone.loading import EvaluationBatches, TrainingBatches
+from stillroom.backbone.run import mix_seed
+from stillroom.det_transfer.annotations import Annotated, Images
+
+Target = dict[str, Tensor]
+Sample = tuple[int, Tensor, Target]
+
+
+class BoxedImages(Dataset[Any]):
+    """Image files with their boxes, mirrored at random in training; a pure function of the seed and (epoch, index).
+
+    Args:
+        images: what to read.
+        spec: of the backbone's input: its channel order.
+        seed: of the views; None: as they are.
+        masks: read them too.
+    """
+
+    def __init__(self, images: Images, spec: InputSpec, *, seed: int | None = None, masks: bool = False) -> None:
+        self.images, self.seed, self.masks = images, seed, masks
+        self.bgr = spec.channel_order == "bgr"
+        self.view = v2.Compose([v2.ToImage(), *([] if seed is None else [v2.RandomHorizontalFlip()])])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | str:
+        epoch, index = key
+        row = self.images.rows[index]
+        try:
+            image = load_image(row.file)
+        except BrokenImageError as error:  # raised in the main process, without a worker's words around it
+            return str(error)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seed(self.seed or 0, epoch, index))
+            pixels, target = self.view(image, target_of(row, self.masks))
+        plain = {name: tensor.as_subclass(Tensor) for name, tensor in target.items()}
+        pixels = pixels.as_subclass(Tensor)
+        return index, pixels.flip(0) if self.bgr else pixels, plain
+
+
+def target_of(row: Annotated, masks: bool) -> dict[str, Any]:
+    """What is to be found in an image; label 0 is torchvision's background, so ours count from 1."""
+    size = (row.height, row.width)
+    boxes = torch.from_numpy(row.corners)
+    target: dict[str, Any] = {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # type: ignore[call-overload]
+        "labels": torch.from_numpy(row.labels) + 1,
+    }
+    if masks:
+        planes = [torch.from_numpy(rle.decode(box.mask)) for box in row.wanted]
+        target["masks"] = tv_tensors.Mask(torch.stack(planes) if planes else torch.zeros(0, *size, dtype=torch.uint8))
+    return target
+
+
+def build_training(images: BoxedImages, batch_size: int, steps: int, seed: int, run: Run, start: int,
+                   workers: int) -> DataLoader:  # fmt: skip
+    """The batches of steps `start` to `steps`, lists of samples.
+
+    Raises:
+        ValueError: a batch larger than the data.
+    """
+    per_epoch = len(images) // batch_size
+    epochs = -(-steps // per_epoch) if per_epoch else 1
+    batches = TrainingBatches(len(images), batch_size, epochs, seed, run, start=start)
+    return build(images, batches, workers)
+
+
+def build_evaluation(images: BoxedImages, run: Run, workers: int) -> DataLoader:
+    """Every image once, alone, dealt out to the processes."""
+    return build(images, EvaluationBatches(len(images), 1, run), workers)
+
+
+def build(images: BoxedImages, batches: Any, workers: int) -> DataLoader:
+    """A loader of lists of samples. It takes nothing from the global random generator."""
+    return DataLoader(
+        images, batch_sampler=batches, num_workers=workers, collate_fn=list, pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )  # fmt: skip
+
+
+def readable(batch: list[Sample | str]) -> list[Sample]:
+    """The batch, where all of it could be read.
+
+    Raises:
+        BrokenImageError: with the first that could not.
+    """
+    if broken := [sample for sample in batch if isinstance(sample, str)]:
+        raise BrokenImageError(broken[0])
+    return [sample for sample in batch if not isinstance(sample, str)]

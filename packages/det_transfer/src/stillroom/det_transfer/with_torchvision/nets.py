@@ -1,0 +1,238 @@
+"""torchvision's detectors, built on a backbone of ours."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from stillroom.backbone import Backbone, BackboneSpec
+from stillroom.backbone.keys import Rule
+from stillroom.det_transfer.bridge import Bridge
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.levels import (
+    RATIOS,
+    HeldNorms,
+    anchor_sides,
+    check_c4,
+    is_flat,
+    pyramid_strides,
+    taken_levels,
+)
+
+
+class Maps(HeldNorms):
+    """A backbone as the body of a detector: images (b, 3, h, w) -> some of its maps by name, finest first.
+
+    Args:
+        backbone: of ours.
+        taken: places of its maps.
+        hold: its norms.
+    """
+
+    def __init__(self, backbone: Backbone, taken: tuple[int, ...], hold: bool) -> None:
+        super().__init__(hold)
+        self.backbone = backbone
+        self.taken = taken
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        maps = self.backbone(images).maps
+        return OrderedDict((str(number), maps[place]) for number, place in enumerate(self.taken))
+
+
+class SimplePyramid(nn.Module):
+    """Four levels of one map: at 4, 2, 1 and 1/2 of its resolution, for nets of one stride.
+
+    Args:
+        channels: of the map.
+        dim: of every level.
+        scales: of the levels that are made.
+
+    Reference: Li et al., Exploring Plain Vision Transformer Backbones for Object Detection, ECCV 2022, section 3.
+    """
+
+    def __init__(self, channels: int, dim: int, scales: tuple[float, ...]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *rescale(channels, scale),
+                nn.Conv2d(channels // max(1, int(scale)), dim, 1, bias=False), LayerNorm2d(dim, eps=1e-6),
+                nn.Conv2d(dim, dim, 3, padding=1, bias=False), LayerNorm2d(dim, eps=1e-6),
+            )
+            for scale in scales
+        )  # fmt: skip
+        self.more = LastLevelMaxPool()
+
+    def forward(self, maps: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+        (last,) = maps.values()
+        levels = [level(last) for level in self.levels]
+        levels, names = self.more(levels, [], [str(number) for number in range(len(levels))])
+        return OrderedDict(zip(names, levels, strict=True))
+
+
+def rescale(channels: int, scale: float) -> list[nn.Module]:
+    """Layers that change a map's resolution by 4, 2, 1 or 1/2; growing halves the channels each time."""
+    match scale:
+        case 4.0:
+            half = channels // 2
+            first = [nn.ConvTranspose2d(channels, half, 2, 2), LayerNorm2d(half, eps=1e-6), nn.GELU()]
+            return [*first, nn.ConvTranspose2d(half, channels // 4, 2, 2)]
+        case 2.0:
+            return [nn.ConvTranspose2d(channels, channels // 2, 2, 2)]
+        case 1.0:
+            return []
+        case _:
+            return [nn.MaxPool2d(2, 2)]
+
+
+class Pyramid(nn.Module):
+    """Body and pyramid, as torchvision's detectors want their backbone."""
+
+    def __init__(self, body: Maps, fpn: nn.Module, out_channels: int) -> None:
+        super().__init__()
+        self.body, self.fpn, self.out_channels = body, fpn, out_channels
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        return self.fpn(self.body(images))
+
+
+class SingleMap(nn.Module):
+    """The stride-16 map of a ResNet whose last stage was cut off."""
+
+    def __init__(self, body: Maps, out_channels: int) -> None:
+        super().__init__()
+        self.body, self.out_channels = body, out_channels
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        return self.body(images)
+
+
+class LastStage(HeldNorms):
+    """The last stage of a ResNet as the head of a box: (n, c, 14, 14) -> (n, d).
+
+    Args:
+        layer4: the stage, without its last activation.
+        last_activation: of it.
+        hold: its norms.
+    """
+
+    def __init__(self, layer4: nn.Module, last_activation: nn.Module, hold: bool) -> None:
+        super().__init__(hold)
+        self.layer4, self.last_activation = layer4, last_activation
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        return self.last_activation(self.layer4(boxes)).mean(dim=(2, 3))
+
+
+def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -> tuple[nn.Module, Bridge]:
+    """A detector with fresh weights on a backbone, which becomes part of it, and the way to that.
+
+    Args:
+        config: of a single run.
+        backbone: of ours; its weights are those of the detector from now on.
+        num_classes: without background.
+
+    Raises:
+        ValueError: a backbone that the neck does not fit.
+    """
+    if config.neck == "c4":
+        return build_c4(config, backbone, num_classes)
+    spec = backbone.spec
+    taken, strides = taken_levels(spec, config), pyramid_strides(spec, config)
+    body = Maps(backbone, taken, hold=config.norm == "frozen")
+    channels = [spec.levels[place].channels for place in taken]
+    retina = config.detector == "retinanet"
+    if is_flat(spec):
+        if retina:
+            raise ValueError(f"retinanet takes maps of several strides, {spec.name} has one: say faster-rcnn-fpn")
+        scales = tuple(spec.levels[0].stride / stride for stride in strides[:-1])
+        fpn: nn.Module = SimplePyramid(channels[0], config.fpn_dim, scales)
+    else:
+        more = LastLevelP6P7(config.fpn_dim, config.fpn_dim) if retina else LastLevelMaxPool()
+        fpn = FeaturePyramidNetwork(channels, config.fpn_dim, more)
+    pyramid = Pyramid(body, fpn, config.fpn_dim)
+    sides = [tuple(own) for own in anchor_sides(spec, config)]
+    anchors = AnchorGenerator(tuple(sides), (RATIOS,) * len(sides))
+    bridge = Bridge(spec, (Rule(r"(.*)", r"backbone.body.backbone.net.\1"),), ("backbone.body.backbone.",))
+    images = image_arguments(spec, config)
+    if retina:
+        model: nn.Module = RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **images)
+        return model, bridge
+    names = [str(number) for number in range(len(sides) - 1)]
+    two_stages = {
+        "rpn_anchor_generator": anchors,
+        "box_roi_pool": MultiScaleRoIAlign(names, 7, 2),
+        "box_head": TwoMLPHead(config.fpn_dim * 7 * 7, config.box_dim),
+        "box_predictor": FastRCNNPredictor(config.box_dim, num_classes + 1),
+        "box_batch_size_per_image": config.rois,
+    }
+    if config.detector == "faster-rcnn":
+        return FasterRCNN(pyramid, **two_stages, **images), bridge
+    masks = {
+        "mask_roi_pool": MultiScaleRoIAlign(names, 14, 2),
+        "mask_head": MaskRCNNHeads(config.fpn_dim, (config.fpn_dim,) * 4, 1),
+        "mask_predictor": MaskRCNNPredictor(config.fpn_dim, config.fpn_dim, num_classes + 1),
+    }
+    return MaskRCNN(pyramid, **two_stages, **masks, **images), bridge
+
+
+def build_c4(config: DetectConfig, backbone: Backbone, num_classes: int) -> tuple[nn.Module, Bridge]:
+    """Faster R-CNN on the stride-16 map; the last stage judges each box.
+
+    Reference: Ren et al., Faster R-CNN, NeurIPS 2015; with ResNets: He et al., CVPR 2016, appendix A.
+    """
+    spec, level = backbone.spec, check_c4(backbone.spec)
+    net: Any = backbone.net
+    hold = config.norm == "frozen"
+    activation = backbone.last_activation
+    assert activation is not None, "a ResNet ends in a ReLU"
+    head = LastStage(net.layer4, activation, hold)
+    net.layer4 = nn.Identity()
+    sides = [tuple(own) for own in anchor_sides(spec, config)]
+    if config.detector == "mask-rcnn":
+        raise ValueError("--detector mask-rcnn takes a pyramid under torchvision: say --neck fpn")
+    model = FasterRCNN(
+        SingleMap(Maps(backbone, (2,), hold), level.channels),
+        rpn_anchor_generator=AnchorGenerator(tuple(sides), (RATIOS,)),
+        box_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
+        box_head=head,
+        box_predictor=FastRCNNPredictor(spec.levels[3].channels, num_classes + 1),
+        box_batch_size_per_image=config.rois,
+        **image_arguments(spec, config),
+    )
+    rules = (
+        Rule(r"(layer4\..*)", r"roi_heads.box_head.\1"),
+        Rule(r"(.*)", r"backbone.body.backbone.net.\1"),
+    )
+    return model, Bridge(spec, rules, ("backbone.body.backbone.", "roi_heads.box_head."))
+
+
+def image_arguments(spec: BackboneSpec, config: DetectConfig) -> dict[str, Any]:
+    """How the detector itself scales and normalises: the checkpoint's mean and std, on pixels from 0 to 1."""
+    low, high = spec.input.value_range
+    span = high - low
+    coarsest = pyramid_strides(spec, config)[-2] if config.neck == "fpn" else 16
+    return {
+        "min_size": config.train_sizes,
+        "max_size": config.max_size,
+        "image_mean": [(value - low) / span for value in spec.input.mean],
+        "image_std": [value / span for value in spec.input.std],
+        "size_divisible": max(32, coarsest),
+    }
+
+
+def sized(model: Any, sizes: tuple[int, ...]) -> None:
+    """Short sides that a detector scales its images to: drawn in training, the last one otherwise."""
+    model.transform.min_size = sizes
+
+
+def autocast(config: DetectConfig, device: torch.device) -> torch.autocast:
+    """Of the forward pass."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")

@@ -1,0 +1,172 @@
+"""Boxes on disk: what is read, and what is refused by name."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from stillroom.det_transfer import DetectConfig
+from stillroom.det_transfer.data import PUBLISHED, read_data
+
+Make = Callable[..., DetectConfig]
+Change = Callable[[Callable[[dict], object]], Path]
+
+
+def test_coco_is_read_as_it_stands(make_config: Make, boxed: Path) -> None:
+    data = read_data(make_config())
+    assert data.classes == ("blue", "red"), "in the order of their ids"
+    assert (len(data.train), len(data.val)) == (9, 4)
+    content = json.loads((boxed / "annotations" / "val.json").read_text())
+    row = data.val.rows[2]
+    own = [entry for entry in content["annotations"] if entry["image_id"] == row.id]
+    assert row.id == 102 and len(own) == len(row.boxes) > 0
+    for entry, box, corners in zip(own, row.boxes, row.corners, strict=True):
+        x, y, width, height = entry["bbox"]
+        assert corners.tolist() == [x, y, x + width, y + height]
+        assert box.label == {3: 0, 7: 1}[entry["category_id"]]
+        assert rle.decode(box.mask).sum() == width * height
+
+
+def test_voc_counts_pixels_from_one_and_includes_the_last(make_config: Make, voc: Path) -> None:
+    config = make_config(data=voc, layout="voc")
+    data = read_data(config)
+    assert data.classes == ("blue", "red")
+    assert (len(data.train), len(data.val)) == (6, 3)
+    pixels = np.asarray(Image.open(voc / "JPEGImages" / "006.jpg"), dtype=int)
+    left, upper, right, lower = data.val.rows[0].corners[0].astype(int)
+    inside = pixels[upper:lower, left:right, 2]
+    assert inside.mean() > 160, "the blue block"
+    assert pixels[upper:lower, left - 2, 2].mean() < 120 and pixels[upper:lower, right + 1, 2].mean() < 120
+
+
+def test_data_of_ones_own_files(make_config: Make, boxed: Path) -> None:
+    parts = {name: (boxed / "annotations" / f"{name}.json", boxed / "images" / name) for name in ("train", "val")}
+    found = read_data(make_config(data=None, **parts))
+    assert found.train.record.fingerprint == read_data(make_config()).train.record.fingerprint
+    with pytest.raises(ValueError, match="give --train and --val both, or --data"):
+        read_data(make_config(data=None, train=parts["train"]))
+    with pytest.raises(ValueError, match="give --data, or --train and --val"):
+        read_data(make_config(data=None))
+
+
+def first(content: dict) -> dict:
+    return content["annotations"][0]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (lambda c: c["images"][3].update(file_name="gone.png"), r"1 of 9 images .* not there, the first is .*gone.png"),
+        (lambda c: c["images"][1].update(width=65), r"1 of 9 images do not fit; .*01.png is 64 x 48 px, .* says 65"),
+        (lambda c: c["images"][1].update(id=100), r"has 1 ids of images twice, the first is 100"),
+        (lambda c: c["annotations"][2].update(id=1), r"has 1 ids of annotations twice, the first is 1"),
+        (lambda c: c["categories"][0].update(id=3), r"has 1 ids of categories twice, the first is 3"),
+        (lambda c: c["categories"][0].update(name="blue"), r"has 1 names of categories twice, the first is 'blue'"),
+        (lambda c: c["images"][1].update(file_name="00.png"), r"has 1 images twice, the first is '00.png'"),
+        (lambda c: first(c).update(category_id=9), r"1 boxes are of no category, such as 1, of category 9"),
+        (lambda c: first(c).update(image_id=9), r"1 boxes are of no image, such as 1, of image 9"),
+        (lambda c: first(c).update(bbox=[3, 3, 0, 9]), r"1 bad boxes: box 1 of 00.png has no area: 0 x 9 px.*skip"),
+        (lambda c: first(c).update(bbox=[50, 3, 20, 9]), r"1 bad boxes: box 1 of 00.png reaches 6 px beyond the image"),
+        (lambda c: first(c).update(bbox=[1, 2, float("nan"), 9]), r"box 1 of 00.png is no box"),
+        (lambda c: first(c).update(bbox=[1, 2, 3]), r"box 1 is \[1, 2, 3\]: left, upper edge, width, height"),
+        (lambda c: first(c).pop("bbox"), r"entry 0 of its annotations has no bbox"),
+        (lambda c: c.pop("categories"), r"is not in COCO's format: it has no list of categories"),
+        (lambda c: c.update(images=[], annotations=[]), r"lists no images"),
+        (lambda c: c.update(annotations=[]), r"none of the 9 training images in .* has a box"),
+        (lambda c: c["categories"].append({"id": 9, "name": "x"}), r"have other categories, such as 'x' \(9\)"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_json_is_named(make_config: Make, change: Change, how: Callable, words: str) -> None:
+    change(how)
+    with pytest.raises(ValueError, match=words):
+        read_data(make_config())
+
+
+def test_bad_boxes_may_be_left_out_by_name(
+    make_config: Make, change: Change, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(lambda c: first(c).update(bbox=[3, 3, 0, 9]))
+    data = read_data(make_config(on_bad_box="skip"))
+    assert data.train.left_out == ("box 1 of 00.png has no area: 0 x 9 px",)
+    assert "left out: box 1 of 00.png has no area" in capsys.readouterr().err
+
+
+def test_a_box_that_rounding_put_beyond_its_image_is_cut(make_config: Make, change: Change) -> None:
+    change(lambda c: first(c).update(bbox=[-0.5, 3, 65.2, 9]))
+    assert read_data(make_config()).train.rows[0].corners[0].tolist() == [0, 3, 64, 12]
+
+
+def test_nothing_is_learned_from_crowds_and_empty_images(make_config: Make, change: Change) -> None:
+    def crowd(content: dict) -> None:
+        counts = {"size": [48, 64], "counts": [0, 48 * 64]}
+        for entry in content["annotations"]:
+            if entry["image_id"] == 100:
+                entry.update(iscrowd=1, segmentation=counts)
+
+    change(crowd)
+    data = read_data(make_config())
+    assert len(data.train) == 8 and 100 not in {row.id for row in data.train.rows}
+    assert len(read_data(make_config(keep_empty=True)).train) == 9
+
+
+def test_images_that_are_no_images_are_named(make_config: Make, boxed: Path) -> None:
+    (boxed / "images" / "train" / "04.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"1 of 9 images do not fit; .*04.png cannot be read as an image"):
+        read_data(make_config())
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("Annotations/002.xml", None, r"there is no .*002.xml, though its image is listed"),
+        ("Annotations/002.xml", "<annotation>", r"002.xml is no XML"),
+        ("Annotations/002.xml", "<annotation><size/></annotation>", r"holds None as size/width: a number was expected"),
+        ("ImageSets/Main/train.txt", "", r"train.txt lists no image"),
+        ("ImageSets/Main/train.txt", "001\n001\n", r"has 1 images twice, the first is '001'"),
+        ("ImageSets/Main/train.txt", None, r"there is no .*train.txt: .* is not laid out as VOC is"),
+        ("JPEGImages/001.jpg", None, r"1 of 6 images of .*train.txt are not there, the first is .*001.jpg"),
+    ],
+)
+def test_what_is_wrong_in_a_voc_folder_is_named(
+    make_config: Make, voc: Path, file: str, text: str | None, words: str
+) -> None:
+    if text is None:
+        (voc / file).unlink()
+    else:
+        (voc / file).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_data(make_config(data=voc, layout="voc"))
+
+
+def test_published_data_is_counted(make_config: Make, boxed: Path, voc: Path, tmp_path: Path) -> None:
+    coco = tmp_path / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    for part in ("train", "val"):
+        (coco / "annotations" / f"instances_{part}2017.json").write_text(
+            (boxed / "annotations" / f"{part}.json").read_text()
+        )
+        (boxed / "images" / part).rename(coco / f"{part}2017")
+    config = make_config(data=coco, layout="coco2017")
+    with pytest.raises(ValueError, match=r"holds 9 training and 4 test images of coco2017, 118287 and 5000 were"):
+        read_data(config)
+    found = read_data(replace(config, partial=True))
+    assert found.words == "coco2017 partial" and len(found.train) == 9
+    assert PUBLISHED["voc0712"] == (2501 + 2510 + 5717 + 5823, 4952)
+    with pytest.raises(ValueError, match=r"there is no .*VOC2007"):
+        read_data(make_config(data=voc, layout="voc0712"))
+
+
+def test_the_blood_cells_name_the_boxes_without_area(make_config: Make, shared_data: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(shared_data / "bccd.zip").extractall(tmp_path)
+    config = make_config(data=next(tmp_path.rglob("ImageSets")).parent, layout="voc")
+    with pytest.raises(ValueError, match=r"bad boxes: RBC \d+ of BloodImage_00338.jpg has no area|BloodImage_00343"):
+        read_data(config)
+    data = read_data(replace(config, on_bad_box="skip"))
+    assert (len(data.train), len(data.val)) == (205, 87)
+    assert data.classes == ("Platelets", "RBC", "WBC")

@@ -1,0 +1,413 @@
+"""Detection with the real Detectron2; it is in no package index, so these run wherever it is importable."""
+
+import contextlib
+import copy
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed: see its own documentation")
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation.pascal_voc_evaluation import voc_eval
+from detectron2.solver import LRMultiplier
+from detectron2.structures import Boxes, Instances
+
+from stillroom.backbone import Backbone, CheckpointError, Run, build_backbone, load_checkpoint, read_results
+from stillroom.backbone.run import DivergedError
+from stillroom.det_transfer import DetectConfig, finetune, measure, predict, resume, voc_ap
+from stillroom.det_transfer.annotations import Images
+from stillroom.det_transfer.data import read_data
+from stillroom.det_transfer.detections import Detections
+from stillroom.det_transfer.schedule import factor
+from stillroom.det_transfer.with_detectron2.recipe import build_model
+from stillroom.det_transfer.with_detectron2.train import build_config
+
+pytestmark = pytest.mark.detectron2
+
+Make = Callable[..., DetectConfig]
+Lively = Callable[[str], Backbone]
+
+
+@pytest.fixture
+def make(make_config: Make) -> Make:
+    """A run of seconds with Detectron2."""
+    return partial(make_config, backend="detectron2")
+
+
+def cross(config: DetectConfig, backbone: Backbone) -> tuple[Any, Any]:
+    """The backbone in a detector of two classes."""
+    cfg, bridge = build_model(config, backbone.spec, 2, synced=False)
+    model = instantiate(cfg)
+    bridge.load(model, backbone)
+    return model.eval(), bridge
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-6 * a.abs().max())
+
+
+@pytest.mark.parametrize("norm", ["bn", "frozen"])
+@pytest.mark.parametrize(
+    "name",
+    ["torchvision/resnet18", "torchvision/resnet34", "torchvision/resnet50", "timm/resnet101", "timm/convnext_atto",
+     "torchvision/mobilenet_v2", "timm/mobilenetv2_100"],
+)  # fmt: skip
+def test_every_level_is_equal(make: Make, lively: Lively, name: str, norm: str) -> None:
+    backbone = lively(name)
+    model, _ = cross(make(norm=norm), backbone)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours, theirs = backbone(images).maps, model.backbone.bottom_up(images)
+    assert len(ours) == len(theirs) == 4
+    assert all(close(a, b) for a, b in zip(ours, theirs.values(), strict=True))
+    shapes = model.backbone.bottom_up.output_shape().values()
+    assert [(s.channels, s.stride) for s in shapes] == [(lv.channels, lv.stride) for lv in backbone.spec.levels]
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet34", "torchvision/resnet50"])
+def test_c4_uses_the_last_stage_as_the_head(make: Make, lively: Lively, name: str) -> None:
+    backbone = lively(name).at("after")
+    model, _ = cross(make(neck="c4"), backbone)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = backbone(images)
+        ((_, map_),) = model.backbone(images).items()
+        assert close(features.maps[2], map_)
+        assert close(features.pooled, model.roi_heads.res5(map_).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "aside"),
+    [
+        ("torchvision/resnet18", {}, 0), ("torchvision/resnet50", {"norm": "frozen"}, 53),
+        ("torchvision/resnet18", {"neck": "c4"}, 0), ("timm/resnet34", {"neck": "c4", "norm": "frozen"}, 36),
+        ("torchvision/mobilenet_v2", {}, 0), ("timm/convnext_atto", {"detector": "retinanet"}, 0),
+        ("timm/vit_tiny_patch16_224", {}, 0), ("torchvision/resnet18", {"neck": "c4", "legacy": "std-1"}, 2),
+    ],
+)  # fmt: skip
+def test_there_and_back_is_equal_to_the_bit(make: Make, lively: Lively, name: str, changes: dict, aside: int) -> None:
+    backbone = lively(name)
+    model, bridge = cross(make(**changes), backbone)
+    assert len(bridge.to_framework(backbone)[1]) == aside
+    returned = bridge.from_framework(model.state_dict(), backbone)
+    expected, found = backbone.net.state_dict(), returned.net.state_dict()
+    assert expected.keys() == found.keys() and returned.spec == backbone.spec
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def plain(name: str) -> str:
+    """A tensor of Detectron2's last stage under torchvision's name."""
+    name = name.removeprefix("roi_heads.res5.").replace("shortcut.norm", "downsample.1")
+    return re.sub(r"conv(\d)\.norm", r"bn\1", name.replace("shortcut.", "downsample.0."))
+
+
+def test_legacy_loads_23_of_50_tensors_and_the_plain_head_25_of_25(make: Make, lively: Lively) -> None:
+    """Of the last stage, as its counters of batches aside."""
+    backbone = lively("torchvision/resnet18")
+    for legacy, ours, all_of_them in (("std-1", 23, 50), ("none", 25, 25)):
+        model, bridge = cross(make(neck="c4", legacy=legacy), backbone)
+        names = [n for n in model.state_dict() if n.startswith("roi_heads.res5.") and "num_batches" not in n]
+        own = [name for name in names if bridge.owns(name)]
+        extra = 4 if legacy != "none" else 0  # the norm behind
+        assert (len(own), len(names) - extra) == (ours, all_of_them)
+        if legacy != "none":
+            theirs = {plain(name): tuple(model.state_dict()[name].shape) for name in names}
+            last = {key.removeprefix("layer4."): tuple(t.shape) for key, t in backbone.net.state_dict().items()}
+            assert sum(last.get(name) == shape for name, shape in theirs.items()) == 23, "by name and shape"
+    assert bridge.count(model) == "100 of 100 tensors of the backbone come from the checkpoint"
+
+
+def test_what_does_not_fit_is_named(make: Make, lively: Lively) -> None:
+    model, bridge = cross(make(), lively("torchvision/resnet18"))
+    with pytest.raises(CheckpointError, match=r"do not fit the checkpoint's: backbone.bottom_up.res2.0.conv3"):
+        bridge.load(model, build_backbone("torchvision/resnet50"))
+    for name, changes, words in (
+        ("timm/resnet50c", {"neck": "c4"}, "--neck c4 wants a ResNet that Detectron2 has"),
+        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 wants the four stages of a ResNet"),
+        ("torchvision/resnet50", {"neck": "c4", "legacy": "std-1"}, "--legacy under c4 is KDEP's ResNet-18"),
+        ("timm/vit_tiny_patch16_224", {"detector": "retinanet"}, "retinanet takes maps of several strides"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build_model(make(**changes), build_backbone(name).spec, 2, synced=False)
+
+
+def test_pixels_are_the_checkpoints_or_kdeps(make: Make) -> None:
+    spec = build_backbone("torchvision/resnet18").spec
+    plain = build_model(make(), spec, 2, synced=False)[0]
+    assert list(plain.pixel_mean) == pytest.approx([123.675, 116.28, 103.53])
+    assert list(plain.pixel_std) == pytest.approx([58.395, 57.12, 57.375]) and plain.input_format == "RGB"
+    turned = build_model(make(legacy="rgb-mean"), spec, 2, synced=False)[0]
+    assert list(turned.pixel_mean) == [123.675, 116.28, 103.53] and turned.input_format == "BGR"
+    bare = build_model(make(legacy="std-1"), spec, 2, synced=False)[0]
+    assert list(bare.pixel_mean) == [103.53, 116.28, 123.675] and list(bare.pixel_std) == [1, 1, 1]
+
+
+def trained(out: Path) -> dict[str, torch.Tensor]:
+    """Weights of the whole detector, from Detectron2's own file."""
+    return torch.load(out / "model_final.pth", map_location="cpu", weights_only=True)["model"]
+
+
+def test_a_run_leaves_a_config_that_detectron2_runs(make: Make, lively: Lively, tmp_path: Path) -> None:
+    config = make()
+    out = finetune(config)
+    results = read_results(out)
+    assert results.protocol.startswith("detection/v1 detectron2 faster-rcnn-fpn norm=bn steps=4")
+    assert results.seconds > 0
+    assert set(results.extra["ap_per_class"]) == {"blue", "red"}
+    last, manifest = load_checkpoint(out / "checkpoint")
+    assert manifest.method == "supervised"
+    assert torch.equal(last.net.conv1.weight, trained(out)["backbone.bottom_up.stem.conv1.weight"])
+    rows = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "lr"} <= rows[-1].keys()
+
+    cfg = LazyConfig.load(str(out / "config.yaml"))
+    model = instantiate(cfg.model)
+    DetectionCheckpointer(model).load(str(out / "model_final.pth"))
+    found = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    assert found["bbox"]["AP50"] == pytest.approx(100 * results.metrics["AP50"], abs=1e-9)
+    fresh = instantiate(cfg.model)
+    incompatible = DetectionCheckpointer(fresh).load(cfg.train.init_checkpoint)
+    assert incompatible == {}
+    first, _ = load_checkpoint(out / "initial")
+    assert torch.equal(fresh.backbone.bottom_up.res4[0].conv1.weight, first.net.layer3[0].conv1.weight)
+
+    boxes = predict(out, config.data / "images" / "val", tmp_path / "found", score=0.0, device="cpu")
+    content = json.loads((boxes / "detections.json").read_text())
+    expected = json.loads((out / "predictions.json").read_text())
+    assert [row["score"] for row in content["annotations"] if row["image_id"] == 1] == pytest.approx(
+        [row["score"] for row in expected if row["image_id"] == 100], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("torchvision/mobilenet_v2", {"norm": "frozen", "legacy": "std-1"}),
+        ("timm/convnext_atto", {"detector": "retinanet", "lr": 0.01}),
+        ("torchvision/resnet18", {"neck": "c4"}),
+        ("torchvision/resnet18", {"neck": "c4", "legacy": "rgb-mean", "detector": "mask-rcnn"}),
+        ("torchvision/resnet18", {"detector": "mask-rcnn"}),
+        ("timm/vit_tiny_patch16_224", {"train_sizes": (64,), "clip": 1.0}),
+    ],
+)
+def test_detectors_and_backbones_train(make: Make, name: str, changes: dict) -> None:
+    out = finetune(make(checkpoint=(f"random:{name}",), steps=2, **changes))
+    first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
+    assert first.keys() == last.keys()
+    moved = {key for key in first if not torch.equal(first[key], last[key])}
+    assert moved
+    if changes.get("norm") == "frozen":
+        assert not any("running" in key for key in moved)
+    assert ("maskAP" in read_results(out).metrics) == (changes.get("detector") == "mask-rcnn")
+
+
+def in_a_process(call: Callable[[], object]) -> BaseProcess:
+    """Begin something in a forked process, whose one thread rounds as those of the others do."""
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        call()
+
+    process = get_context("fork").Process(target=alone)
+    process.start()
+    return process
+
+
+def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make: Make, tmp_path: Path) -> None:
+    config, whole = make(steps=12, workers=1, save_every=4), tmp_path / "whole"
+    undisturbed = in_a_process(partial(finetune, replace(config, out=whole)))
+    undisturbed.join()
+    assert undisturbed.exitcode == 0
+    killed = in_a_process(partial(finetune, config))
+    log, deadline = config.out / "metrics.json", time.monotonic() + 120
+    while not (log.exists() and '"iteration": 5' in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.kill()
+    killed.join()
+    assert (config.out / "last_checkpoint").exists() and not (config.out / "results.json").exists()
+    resumed = in_a_process(partial(resume, config.out))
+    resumed.join()
+    assert resumed.exitcode == 0
+    first, second = trained(whole), trained(config.out)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert read_results(whole).metrics == read_results(config.out).metrics
+
+
+def test_the_rate_is_that_of_the_other_backend(make: Make, lively: Lively, run: Run) -> None:
+    config = make(steps=90, warmup=10)
+    cfg, _ = build_config(config, run, lively("torchvision/resnet18"), 2)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), config.steps)
+    for step in range(config.steps):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(factor(config, step), rel=1e-9), step
+        optimizer.step()
+        multiplier.step()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make: Make) -> None:
+    with pytest.raises(DivergedError, match=r"the loss is not finite at step \d+: lower --lr; the last good state is"):
+        finetune(make(steps=8, lr=1e20, warmup=0, save_every=1))
+
+
+def guesses(images: Images) -> list[Detections]:
+    """True boxes, some moved, and false ones; coordinates of one decimal and scores of three, as VOC's files have."""
+    rng, found = np.random.default_rng(5), []
+    for row in images.rows:
+        true = row.corners.astype(float)
+        boxes = np.concatenate([true + rng.normal(0, 2, true.shape), true + rng.normal(0, 5, true.shape)]).round(1)
+        labels, order = np.concatenate([row.labels, rng.integers(0, 2, len(true))]), rng.permutation(len(boxes))
+        scores = np.sort(rng.permutation(1000)[: len(boxes)] / 1000)[::-1].copy()
+        found.append(Detections(boxes=boxes[order], scores=scores, labels=labels[order]))
+    return found
+
+
+def test_the_same_predictions_give_the_ap_of_detectron2s_evaluator(make: Make, boxed: Path, tmp_path: Path) -> None:
+    data = read_data(make())
+    found = guesses(data.val)
+    name = f"boxed-{tmp_path}"
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(json_file=str(boxed / "annotations" / "val.json"), evaluator_type="coco")
+    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = {3: 0, 7: 1}
+    MetadataCatalog.get(name).thing_classes = list(data.classes)
+    evaluator = COCOEvaluator(name, tasks=("bbox",), use_fast_impl=False)
+    evaluator.reset()
+    for row, one in zip(data.val.rows, found, strict=True):
+        instances = Instances((row.height, row.width))
+        instances.pred_boxes = Boxes(torch.from_numpy(one.boxes).double())
+        instances.scores, instances.pred_classes = torch.from_numpy(one.scores), torch.from_numpy(one.labels)
+        evaluator.process([{"image_id": row.id}], [{"instances": instances}])
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = evaluator.evaluate()["bbox"]
+    ours = measure(data.val, found, data.classes)
+    assert 5 < theirs["AP"] < 95
+    for key in ("AP", "AP50", "AP75", "APs"):
+        assert 100 * ours.metrics[key] == pytest.approx(theirs[key], abs=1e-5)  # their boxes are float32
+    for label in data.classes:
+        assert 100 * ours.per_class[label] == pytest.approx(theirs[f"AP-{label}"], abs=1e-5)
+
+
+def test_voc_ap_is_that_of_detectron2s_evaluator(make_config: Make, voc: Path, tmp_path: Path) -> None:
+    for xml in sorted((voc / "Annotations").glob("*.xml"))[6:8]:
+        text = xml.read_text().replace("<difficult>0", "<pose>x</pose><truncated>0</truncated><difficult>0")
+        xml.write_text(text.replace("<difficult>0", "<difficult>1", 1))
+    last = voc / "Annotations" / "008.xml"
+    last.write_text(last.read_text().replace("<difficult>", "<pose>x</pose><truncated>0</truncated><difficult>"))
+    data = read_data(make_config(data=voc, layout="voc"))
+    found, seen = guesses(data.val), []
+    for label, name in enumerate(data.classes):
+        lines = [
+            f"{row.file.stem} {score:.3f} {x0 + 1:.1f} {y0 + 1:.1f} {x1:.1f} {y1:.1f}"
+            for row, one in zip(data.val.rows, found, strict=True)
+            for (x0, y0, x1, y1), score, kind in zip(one.boxes.tolist(), one.scores, one.labels, strict=True)
+            if kind == label
+        ]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        ours = voc_ap(data.val, found, label)
+        for metric_07, value in ((False, ours.area), (True, ours.eleven)):
+            *_, theirs = voc_eval(
+                str(tmp_path / "{}.txt"), str(voc / "Annotations" / "{}.xml"),
+                str(voc / "ImageSets" / "Main" / "val.txt"), name, ovthresh=0.5, use_07_metric=metric_07,
+            )  # fmt: skip
+            assert value == pytest.approx(theirs, abs=1e-9)
+            seen.append(theirs)
+    assert 0 < min(seen) < 0.9
+
+
+def test_two_processes_train_one_net(make: Make, in_two_processes: Callable) -> None:
+    config = make(steps=2, batch_size=4, norm="frozen", rois=4)
+    assert in_two_processes(lambda: str(finetune(config))) == [str(config.out)] * 2
+    assert read_results(config.out).datasets["test"].count == 4
+
+
+def test_a_yaml_of_detectron2_names_our_backbone() -> None:
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model as build
+
+    from stillroom.det_transfer.with_detectron2.nets import add_stillroom_config
+
+    cfg = get_cfg()
+    add_stillroom_config(cfg)
+    cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.NAME = "cpu", "build_stillroom_fpn_backbone"
+    cfg.MODEL.STILLROOM.NAME = "timm/mobilenetv2_100"
+    cfg.MODEL.FPN.IN_FEATURES = ["level2", "level3", "level4", "level5"]
+    cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES = (
+        ["p2", "p3", "p4", "p5", "p6"],
+        ["p2", "p3", "p4", "p5"],
+    )
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+    model = build(cfg)
+    assert [s.stride for s in model.backbone.output_shape().values()] == [4, 8, 16, 32, 64]
+    assert copy.deepcopy(model.backbone.bottom_up).net.spec.name == "timm/mobilenetv2_100"
+
+
+OWN = """
+from detectron2 import model_zoo
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import load_coco_json
+
+ROOT, NAMES = {root!r}, ["blue", "red"]
+for part in ("train", "val"):
+    name = f"own-{{part}}-{{ROOT}}"
+    if name not in DatasetCatalog.list():
+        files = (f"{{ROOT}}/annotations/{{part}}.json", f"{{ROOT}}/images/{{part}}")
+        DatasetCatalog.register(name, lambda files=files, name=name: load_coco_json(*files, name))
+        MetadataCatalog.get(name).thing_classes = NAMES
+
+whole = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.py")
+model, dataloader, optimizer = whole.model, whole.dataloader, whole.optimizer
+lr_multiplier, train = whole.lr_multiplier, whole.train
+model.num_classes = 2
+model.backbone.bottom_up.stages.stride_in_1x1 = {strides}
+model.backbone.bottom_up.freeze_at = 2
+dataloader.train.dataset.names, dataloader.test.dataset.names = f"own-train-{{ROOT}}", f"own-val-{{ROOT}}"
+dataloader.train.mapper.augmentations[0].short_edge_length = [48]
+dataloader.test.mapper.augmentations[0].short_edge_length = 48
+dataloader.train.total_batch_size, dataloader.train.num_workers = 2, 0
+optimizer.lr, train.max_iter, train.log_period = 0.001, 2, 1
+"""
+
+
+def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN.format(root=str(boxed), strides=False))
+    config = make(checkpoint=("random:torchvision/resnet50",), framework_config=file, data=None)
+    out = finetune(config)
+    results = read_results(out)
+    assert results.protocol.startswith("detection/v1 detectron2 framework-config=own.py sha256=")
+    assert (results.datasets["train"].count, results.datasets["test"].count) == (9, 4)
+    assert results.extra["classes"] == ["blue", "red"]
+    assert results.extra["loaded"] == "265 of 265 tensors of the backbone come from the checkpoint"
+    first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
+    moved = {key for key in first if not torch.equal(first[key], last[key])}
+    assert any(key.startswith("layer4") for key in moved), "it was trained"
+    assert not any(key.startswith(("conv1", "bn1", "layer1")) for key in moved), "as far as the config freezes"
+    with pytest.raises(ValueError, match=r"the config's backbone is a ResNet, which has no rules for timm/convnext"):
+        finetune(replace(config, checkpoint=("random:timm/convnext_atto",), out=tmp_path / "b"))
+    file.write_text(OWN.format(root=str(boxed), strides=True))
+    with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours has not: say stride_in_1x1=False"):
+        finetune(replace(config, out=tmp_path / "c"))
+    file.write_text("model = 1")
+    with pytest.raises(ValueError, match=r"own.py has no model: a LazyConfig of Detectron2 was expected"):
+        finetune(replace(config, out=tmp_path / "d"))
+    with pytest.raises(ValueError, match=r"there is no .*absent.py"):
+        finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))

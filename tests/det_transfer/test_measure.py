@@ -1,0 +1,146 @@
+"""Average precision against pycocotools on files, and worked by hand."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from stillroom.det_transfer import DetectConfig
+from stillroom.det_transfer.annotations import Annotated, Box, Images
+from stillroom.det_transfer.data import read_data
+from stillroom.det_transfer.detections import Detections
+from stillroom.det_transfer.measure import NAMES, measure, voc_ap
+
+
+def guesses(images: Images, seed: int, masks: bool = False) -> list[Detections]:
+    """True boxes, some moved, some of another class, and false ones."""
+    rng, found = np.random.default_rng(seed), []
+    for row in images.rows:
+        true = row.corners.astype(float) + rng.normal(0, 1.5, (len(row.labels), 4))
+        false = np.sort(rng.uniform(0, 47, (3, 2, 2)), axis=1).reshape(3, 4) + np.asarray((0, 0, 1, 1))
+        boxes = np.concatenate([true, true + rng.normal(0, 4, true.shape), false])
+        labels = np.concatenate([row.labels, row.labels, rng.integers(0, 2, 3)])
+        scores = np.sort(rng.uniform(0, 1, len(boxes)))[::-1].copy()
+        order = rng.permutation(len(boxes))
+        rles = tuple(row.boxes[int(k) % len(row.boxes)].mask for k in order) if masks else None
+        found.append(Detections(boxes=boxes[order], scores=scores, labels=labels[order], masks=rles))
+    return found
+
+
+def by_pycocotools(truth: Path, results: list[dict], kind: str, folder: Path) -> np.ndarray:
+    """The twelve numbers as anybody would get them: from two files."""
+    file = folder / "results.json"
+    file.write_text(json.dumps(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        evaluation = COCOeval(coco, coco.loadRes(str(file)), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_coco_ap_equals_pycocotools_on_files(
+    make_config: Callable[..., DetectConfig], boxed: Path, tmp_path: Path, seed: int
+) -> None:
+    data = read_data(make_config())
+    found = guesses(data.val, seed, masks=True)
+    measured = measure(data.val, found, data.classes)
+    results = [
+        {"image_id": row.id, "category_id": (3, 7)[label], "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score,
+         "segmentation": {**mask, "counts": mask["counts"].decode()}}
+        for row, one in zip(data.val.rows, found, strict=True)
+        for (x0, y0, x1, y1), score, label, mask in zip(
+            one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), one.masks or (), strict=True)
+    ]  # fmt: skip
+    truth = boxed / "annotations" / "val.json"
+    for kind, prefix in (("bbox", ""), ("segm", "mask")):
+        expected = by_pycocotools(truth, results, kind, tmp_path)
+        assert 0.05 < expected[0] < 1, "it is neither nothing nor everything"
+        for name, value in zip(NAMES, expected, strict=True):
+            if value > -1:
+                assert measured.metrics[prefix + name] == pytest.approx(value, abs=1e-9), name
+            else:
+                assert prefix + name not in measured.metrics
+    assert measured.metrics["AP"] == pytest.approx(np.mean(list(measured.per_class.values())), abs=1e-12)
+    assert measured.precision["red"].shape == (101,)
+
+
+def test_nothing_found_is_zero(make_config: Callable[..., DetectConfig]) -> None:
+    data = read_data(make_config())
+    nothing = Detections(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, dtype=int))
+    measured = measure(data.val, [nothing] * len(data.val), data.classes)
+    assert measured.metrics["AP"] == measured.metrics["VOC_AP50"] == measured.metrics["VOC07_AP50"] == 0
+    assert measured.per_class == {"blue": 0, "red": 0}
+
+
+def image(number: int, *boxes: tuple[float, float, float, float, bool]) -> Annotated:
+    own = tuple(
+        Box(
+            x=float(x), y=float(y), width=float(w), height=float(h), label=0, difficult=hard, area=float(w * h), name=""
+        )
+        for x, y, w, h, hard in boxes
+    )
+    return Annotated(id=number, file=Path(f"{number}.jpg"), width=100, height=100, boxes=own)
+
+
+def seen(*boxes: tuple[float, float, float, float, float]) -> Detections:
+    rows = np.asarray(boxes, dtype=float).reshape(-1, 5)
+    return Detections(boxes=rows[:, :4], scores=rows[:, 4], labels=np.zeros(len(rows), dtype=int))
+
+
+def test_voc_ap_worked_by_hand() -> None:
+    """Three objects. In the order of scores: right, the same one again (wrong), nothing there (wrong), right."""
+    images = Images(
+        root=Path(),
+        rows=(image(1, (0, 0, 10, 10, False), (50, 50, 10, 10, False)), image(2, (20, 20, 10, 10, False))),
+    )
+    found = [
+        seen((0, 0, 10, 10, 0.9), (0, 0, 10, 11, 0.8), (80, 80, 90, 90, 0.7)),
+        seen((20, 20, 30, 29, 0.6)),
+    ]
+    ap = voc_ap(images, found, 0)
+    # recall 1/3 at precision 1, recall 2/3 at 2/4
+    assert ap.area == pytest.approx(1 / 3 * 1 + 1 / 3 * 0.5)
+    assert ap.eleven == pytest.approx((4 * 1 + 3 * 0.5) / 11)  # recalls 0 to 0.3, then 0.4 to 0.6
+
+
+def test_difficult_objects_count_neither_way() -> None:
+    rows = (image(1, (0, 0, 10, 10, True), (50, 50, 10, 10, False)),)
+    found = [seen((0, 0, 10, 10, 0.9), (0, 0, 10, 10, 0.8), (50, 50, 60, 60, 0.7))]
+    assert voc_ap(Images(root=Path(), rows=rows), found, 0).area == 1
+    only = (image(1, (0, 0, 10, 10, True)),)
+    assert np.isnan(voc_ap(Images(root=Path(), rows=only), [seen((0, 0, 10, 10, 0.9))], 0).area)
+
+
+@pytest.mark.parametrize(("shift", "right"), [(3.32, True), (3.34, False)])
+def test_an_overlap_must_exceed_one_half(shift: float, right: bool) -> None:
+    """IoU of a 10 x 10 box moved by s is (10 - s) / (10 + s): one half at 10 / 3."""
+    rows = (image(1, (0, 0, 10, 10, False)),)
+    ap = voc_ap(Images(root=Path(), rows=rows), [seen((shift, 0, 10 + shift, 10, 0.9))], 0)
+    assert ap.area == float(right)
+
+
+def test_scores_are_ranked_over_all_images() -> None:
+    rows = (image(1, (0, 0, 10, 10, False)), image(2, (0, 0, 10, 10, False)))
+    wrong_first: Sequence[Detections] = [seen((60, 60, 70, 70, 0.5), (0, 0, 10, 10, 0.4)), seen((0, 0, 10, 10, 0.9))]
+    assert voc_ap(Images(root=Path(), rows=rows), wrong_first, 0).area == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
+def test_pictures_are_drawn(make_config: Callable[..., DetectConfig], tmp_path: Path) -> None:
+    from stillroom.det_transfer.sheet import draw_precision, draw_sheet
+
+    data = read_data(make_config())
+    found = guesses(data.val, 0, masks=True)
+    draw_sheet(tmp_path / "sheet.png", data.val, found, data.classes, "a sheet")
+    draw_precision(tmp_path / "curve.png", measure(data.val, found, data.classes), "a curve")
+    for name in ("sheet.png", "curve.png"):
+        assert min(Image.open(tmp_path / name).size) > 300

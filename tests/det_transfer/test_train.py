@@ -1,0 +1,256 @@
+"""Detection with torchvision's detectors, from images to checkpoint and results."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from stillroom.backbone import BrokenImageError, build_backbone, load_checkpoint, read_results, save_checkpoint
+from stillroom.backbone.run import STATE, DivergedError, read_metrics
+from stillroom.det_transfer import DetectConfig, finetune, predict, resume
+from stillroom.det_transfer.schedule import factor
+
+Make = Callable[..., DetectConfig]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """Of the whole detector."""
+    return torch.load(out / STATE, weights_only=True)["model"]
+
+
+def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """A checkpoint as distillation leaves it."""
+    torch.manual_seed(3)
+    backbone = build_backbone("torchvision/resnet18", feature="before")
+    backbone.train()(torch.randn(4, 3, 64, 64))
+    save_checkpoint(tmp_path / "student", backbone, method="kdep", package="stillroom-distill")
+    return tmp_path / "student"
+
+
+def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config: Make, student: Path) -> None:
+    config = make_config(checkpoint=(str(student),), data_licence="CC-BY-NC-4.0")
+    out = finetune(config)
+    results = read_results(out)
+    assert (results.task, results.seed) == ("detection", 0)
+    assert results.protocol == (
+        "detection/v1 torchvision faster-rcnn-fpn norm=bn steps=4 batch=2 rois=8 size=48 weights=last"
+    )
+    assert set(results.extra["ap_per_class"]) == {"blue", "red"}
+    assert results.metrics["AP"] == pytest.approx(np.mean(list(results.extra["ap_per_class"].values())))
+    assert (results.datasets["train"].count, results.datasets["test"].count) == (9, 4)
+    assert results.extra["loaded"] == "100 of 100 tensors of the backbone come from the checkpoint"
+    first, _ = load_checkpoint(student)
+    last, manifest = load_checkpoint(out / "checkpoint")
+    assert manifest.method == "finetune" and manifest.backbone.licence.restrictions == ("data: CC-BY-NC-4.0",)
+    assert last.spec.pre_activation == first.spec.pre_activation
+    prefix = "backbone.body.backbone.net."
+    theirs = {k.removeprefix(prefix): t for k, t in weights(out).items() if k.startswith(prefix)}
+    assert_bit_equal(dict(last.net.state_dict()), theirs)
+    assert not torch.equal(first.net.conv1.weight, last.net.conv1.weight)
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert {"loss", "loss_classifier", "loss_objectness", "lr", "images_per_second"} <= rows[0].keys()
+    assert rows[1]["lr"] == pytest.approx(config.lr * (0.001 + 0.999 / 2))
+    predictions = json.loads((out / "predictions.json").read_text())
+    assert {row["image_id"] for row in predictions} <= {100, 101, 102, 103}
+    for name in ("sheet.png", "precision_recall.png"):
+        assert Image.open(out / "figures" / name).size[0] > 300
+    with pytest.raises(ValueError, match="exists: choose another --out, or go on with it by `resume"):
+        finetune(config)
+    assert resume(out) == out, "a run that is done is left as it is"
+
+    found = predict(out, config.data / "images" / "val", config.out.parent / "found", score=0.0, device="cpu")
+    content = json.loads((found / "detections.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["00.png", "01.png", "02.png", "03.png"]
+    assert Image.open(found / "overlays" / "00.png").size == (64, 48)
+    again = [row["score"] for row in content["annotations"] if row["image_id"] == 1]
+    assert again == [row["score"] for row in predictions if row["image_id"] == 100], "as it was when measured"
+    with pytest.raises(ValueError, match="found exists: choose another --out"):
+        predict(out, config.data / "images" / "val", found, device="cpu")
+    with pytest.raises(ValueError, match=r"is no run that is done: it has no results.json"):
+        predict(config.data, config.data / "images" / "val", config.out.parent / "other", device="cpu")
+    with pytest.raises(ValueError, match=r"--score is 2.0: it must lie in \[0, 1\]"):
+        predict(out, config.data / "images" / "val", config.out.parent / "other", score=2.0, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("torchvision/mobilenet_v2", {"norm": "frozen"}),
+        ("timm/convnext_atto", {"detector": "retinanet", "lr": 0.01}),
+        ("torchvision/resnet18", {"neck": "c4"}),
+        ("torchvision/resnet18", {"detector": "mask-rcnn", "amp": "bf16"}),
+        ("timm/vit_tiny_patch16_224", {"train_sizes": (64,), "clip": 1.0}),
+        ("cifar/resnet20", {"anchor_scale": 4.0}),
+    ],
+)
+def test_detectors_and_backbones_train(make_config: Make, name: str, changes: dict) -> None:
+    out = finetune(make_config(checkpoint=(f"random:{name}",), steps=2, **changes))
+    first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
+    assert first.keys() == last.keys()
+    moved = {key for key in first if not torch.equal(first[key], last[key])}
+    assert moved
+    if changes.get("norm") == "frozen":
+        assert not any("running" in key for key in moved), "no statistics"
+        assert not any(key.startswith("features.18.") for key in moved), "no detector uses the last 1x1 convolution"
+    assert ("maskAP" in read_results(out).metrics) == (changes.get("detector") == "mask-rcnn")
+
+
+def test_two_blocks_are_learned(make_config: Make) -> None:
+    """A hundred steps on nine images find most of their blocks: boxes, labels and classes are where they should be."""
+    config = make_config(
+        checkpoint=("random:cifar/resnet20",), steps=100, batch_size=4, lr=0.02, warmup=10, anchor_scale=4.0,
+        train_sizes=(48,), rois=32, box_dim=64, fpn_dim=32, save_every=1000, drops=(),
+    )  # fmt: skip
+    data = config.data
+    assert data is not None
+    own = (data / "annotations" / "train.json", data / "images" / "train")
+    results = read_results(finetune(replace(config, train=own, val=own)))
+    assert results.metrics["AP50"] > 0.5
+    assert min(results.extra["ap_per_class"].values()) > 0.1
+
+
+def in_a_process(call: Callable[[], object]) -> BaseProcess:
+    """Begin something in a forked process, whose one thread rounds as those of the others do."""
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        call()
+
+    process = get_context("fork").Process(target=alone)
+    process.start()
+    return process
+
+
+def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
+    config, whole = make_config(steps=12, workers=1, save_every=4), tmp_path / "whole"
+    undisturbed = in_a_process(partial(finetune, replace(config, out=whole)))
+    undisturbed.join()
+    assert undisturbed.exitcode == 0
+    killed = in_a_process(partial(finetune, config))
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= 5 for row in read_metrics(config.out)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.kill()
+    killed.join()
+    assert not (config.out / "results.json").exists()
+    assert torch.load(config.out / STATE, weights_only=True)["step"] in (4, 8)
+    resumed = in_a_process(partial(resume, config.out))
+    resumed.join()
+    assert resumed.exitcode == 0
+    assert_bit_equal(weights(whole), weights(config.out))
+    first, second = (read_results(out) for out in (whole, config.out))
+    assert first.metrics == second.metrics
+    losses = [[(row["step"], row["loss"]) for row in read_metrics(out)] for out in (whole, config.out)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_whose_boxes_changed_is_not_resumed(make_config: Make, boxed: Path) -> None:
+    config = make_config(steps=2)
+    out = finetune(config)
+    (out / "results.json").unlink()
+    file = boxed / "annotations" / "train.json"
+    file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    with pytest.raises(ValueError, match=r"the images or boxes of .* changed since it began: it cannot be resumed"):
+        resume(out)
+
+
+def test_a_sweep_makes_one_table_and_keeps_what_is_done(make_config: Make, student: Path) -> None:
+    config = make_config(checkpoint=("random", str(student)), seeds=(0, 1), steps=1)
+    out = finetune(config)
+    table = json.loads((out / "table.json").read_text())
+    assert table["metric"] == "AP" and list(table["rows"]) == ["random", str(student)]
+    row = table["rows"][str(student)]
+    assert len(row["AP"]) == 2 and set(row["ap_per_class"]) == {"blue", "red"}
+    stamps = {file: file.stat().st_mtime_ns for file in out.rglob("results.json")}
+    assert len(stamps) == 4
+    finetune(config)
+    assert stamps == {file: file.stat().st_mtime_ns for file in out.rglob("results.json")}
+    with pytest.raises(ValueError, match="is a sweep: give its command again"):
+        resume(out)
+    with pytest.raises(ValueError, match=r"is a run with other settings \(steps\)"):
+        finetune(replace(config, steps=3))
+    (config.data / "images" / "val" / "00.png").write_bytes((config.data / "images" / "val" / "01.png").read_bytes())
+    with pytest.raises(ValueError, match=r"the images or boxes changed since .* was done"):
+        finetune(config)
+
+
+def test_two_processes_see_the_images_of_one(make_config: Make, in_two_processes: Callable) -> None:
+    config = make_config(steps=2, batch_size=4, norm="frozen", rois=4)
+
+    def call() -> str:
+        return str(finetune(config))
+
+    assert in_two_processes(call) == [str(config.out)] * 2
+    results = read_results(config.out)
+    assert results.datasets["test"].count == 4
+    assert [row["step"] for row in read_metrics(config.out)] == [1, 2]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make) -> None:
+    with pytest.raises(DivergedError, match=r"the loss is \w+ at one of the steps \d+ to \d+: lower"):
+        finetune(make_config(steps=8, lr=1e20, warmup=0, save_every=1))
+
+
+def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path) -> None:
+    for file in (boxed / "images" / "train").iterdir():
+        file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(BrokenImageError, match=r"\.png cannot be read as an image"):
+        finetune(make_config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 0}, "--steps is 0: it must be at least 1"),
+        ({"warmup": -1}, "--warmup is -1: it must be at least 0"),
+        ({"lr": float("nan")}, "--lr is nan: it must be at least 0"),
+        ({"anchor_scale": 0.0}, "--anchor-scale is 0.0: it must be above 0"),
+        ({"train_sizes": ()}, r"--train-sizes holds \[\]: sides of 1 pixel or more"),
+        ({"drops": (0.8, 0.5)}, r"--drops holds \[0.8, 0.5\]: rising shares of the steps"),
+        ({"detector": "retinanet", "neck": "c4"}, "retinanet has no second stage for --neck c4"),
+        ({"legacy": "std-1"}, "--legacy repeats what KDEP did in Detectron2"),
+        ({"framework_config": Path("x.py")}, "--framework-config is a config of Detectron2's"),
+        ({"batch_size": 64}, "batch size 64 is larger than the data: 9 images"),
+        ({"checkpoint": ()}, "--checkpoint is empty: give at least one"),
+        ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(make_config: Make, changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        finetune(make_config(**changes))
+
+
+def test_masks_are_asked_for_where_there_are_none(make_config: Make, boxed: Path) -> None:
+    for part in ("train", "val"):
+        file = boxed / "annotations" / f"{part}.json"
+        content = json.loads(file.read_text())
+        for entry in content["annotations"]:
+            del entry["segmentation"]
+        file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="--detector mask-rcnn needs a mask with every box"):
+        finetune(make_config(detector="mask-rcnn"))
+
+
+def test_the_rate_rises_and_falls_as_detectron2s_does(make_config: Make) -> None:
+    config = make_config(steps=90, warmup=10, drops=(2 / 3, 8 / 9))
+    assert [factor(config, step) for step in (0, 5, 10, 59, 60, 79, 80, 89)] == pytest.approx(
+        [0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
