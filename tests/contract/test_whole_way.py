@@ -98,7 +98,7 @@ def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., 
     tool("eval_ssl", "smoke", *folders, "--out", tmp_path / "knn")
     toy = tmp_path / "toy"
     few = ("--num-unlabelled", 16, "--num-train", 16, "--num-heldout", 8, "--num-val", 16)
-    tool("make_toy_data", "--out", toy, *few, "--num-scenes", 16, "--num-scenes-val", 4)
+    tool("make_toy_data", "--out", toy, *few, "--num-scenes", 16, "--num-scenes-val", 8)
     for name in ("seg_transfer", "det_transfer"):
         tool(name, "smoke", "--data", toy / "scenes", "--out", tmp_path / name)
 
@@ -133,12 +133,16 @@ def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPa
 
     from stillroom.backbone.cli import COMMANDS
     from stillroom.cls_transfer.cli import command_type as cls_transfer
+    from stillroom.det_transfer.cli import command_type as det_transfer
     from stillroom.distill.cli import command_type as distill
     from stillroom.eval_ssl.cli import command_type as eval_ssl
     from stillroom.seg_transfer.cli import command_type as seg_transfer
 
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
-    types = {"distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl, "seg_transfer": seg_transfer}
+    types = {
+        "distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl, "seg_transfer": seg_transfer,
+        "det_transfer": det_transfer,
+    }  # fmt: skip
     calls = commands(page.read_text(encoding="utf-8"))
     assert calls, f"{page} shows no command"
     for name, *words in calls:
