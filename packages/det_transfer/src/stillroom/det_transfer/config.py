@@ -56,6 +56,8 @@ class DetectConfig:
     """fpn: a feature pyramid; c4: boxes are cut out of the stride-16 map, the net's last stage is their head."""
     norm: Norm = "bn"
     """Of the backbone. bn: batch norm that trains (over all GPUs); frozen: statistics and affine as they came."""
+    frozen: bool = False
+    """Keep all weights and statistics of the backbone: what its features are good for as they are."""
     legacy: Legacy = "none"
     """What KDEP's code did, under c4 with a head of three bottlenecks and one more norm. rgb-mean: mean and std in the
     order of RGB on BGR images; std-1: mean of BGR, std 1."""
@@ -147,6 +149,8 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         raise ValueError(f"--batch-size is {config.batch_size}: {world_size} processes cannot share it evenly")
     if config.detector == "retinanet" and config.neck == "c4":
         raise ValueError("retinanet has no second stage for --neck c4: say --neck fpn")
+    if config.frozen and config.neck == "c4":
+        raise ValueError("--frozen keeps the whole backbone, whose last stage judges boxes under c4: say --neck fpn")
     if config.legacy != "none" and config.backend != "detectron2":
         raise ValueError("--legacy repeats what KDEP did in Detectron2: say --backend detectron2")
     if config.framework_config is not None and config.backend != "detectron2":

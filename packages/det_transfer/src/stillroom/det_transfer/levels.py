@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from stillroom.backbone import BackboneSpec, Level
 from stillroom.det_transfer.config import DetectConfig
 
+Hold = Literal["nothing", "norms", "all"]
 FINEST = {"faster-rcnn": 4, "mask-rcnn": 4, "retinanet": 8}
 """Stride of the finest map that the pyramid of each takes, input pixels."""
 RATIOS = (0.5, 1.0, 2.0)
@@ -90,21 +91,26 @@ def power(stride: int) -> int:
     return int(math.log2(stride))
 
 
-class HeldNorms(nn.Module):
-    """A net whose batch norms may keep their statistics and their affine: `hold` them."""
+class Held(nn.Module):
+    """A net of which something may stay as it came: its batch norms (statistics and affine), or all of it."""
 
-    def __init__(self, hold: bool) -> None:
+    def __init__(self, hold: Hold) -> None:
         super().__init__()
         self.hold = hold
 
-    def train(self, mode: bool = True) -> "HeldNorms":
-        """Norms that are held stay in evaluation mode, and their weights want no gradient."""
+    def train(self, mode: bool = True) -> "Held":
+        """What is held stays in evaluation mode, and its weights want no gradient."""
         super().train(mode)
-        if self.hold:
-            for norm in batch_norms(self):
-                norm.eval()
-                norm.requires_grad_(False)
+        kept = {"nothing": [], "norms": batch_norms(self), "all": [*self.children()]}[self.hold]
+        for module in kept:
+            module.eval()
+            module.requires_grad_(False)
         return self
+
+
+def held(config: DetectConfig) -> Hold:
+    """What a run keeps of its backbone."""
+    return "all" if config.frozen else "norms" if config.norm == "frozen" else "nothing"
 
 
 def batch_norms(net: nn.Module) -> Sequence[Any]:

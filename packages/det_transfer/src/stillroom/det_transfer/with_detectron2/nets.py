@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from stillroom.backbone import BackboneSpec, build_backbone
 from stillroom.backbone.keys import Rule
 from stillroom.det_transfer.bridge import ASIDE
-from stillroom.det_transfer.levels import HeldNorms, power
+from stillroom.det_transfer.levels import Held, Hold, power
 
 DEPTHS = (18, 34, 50, 101, 152)
 PATCH = "patch"
 """Name of the one map of a net of one stride."""
 
 
-class StillroomBackbone(HeldNorms, Backbone):
+class StillroomBackbone(Held, Backbone):
     """Any backbone of ours as a backbone of Detectron2: images (b, 3, h, w) -> {level2: (b, c, h/4, w/4), ...}.
 
     Args:
         name: as `build_backbone` takes it.
         arguments: of the library's constructor.
         out_features: names of the maps that are given; level N has stride 2^N, and `patch` is the last map of a ViT.
-        hold: its batch norms.
+        hold: of it.
     """
 
     def __init__(
-        self, name: str, arguments: Mapping[str, Any], out_features: Sequence[str], hold: bool = False
+        self, name: str, arguments: Mapping[str, Any], out_features: Sequence[str], hold: Hold = "nothing"
     ) -> None:
         super().__init__(hold)
         self.net = build_backbone(name, arguments=dict(arguments))
@@ -51,6 +51,18 @@ class StillroomBackbone(HeldNorms, Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.net(images).maps
         return {feature: maps[place] for feature, place in self.places.items()}
+
+
+class OneMoreLevel(LastLevelMaxPool):
+    """Detectron2's level behind the pyramid, of nets that do not end at stride 32 too.
+
+    Args:
+        in_feature: the last level, such as p5.
+    """
+
+    def __init__(self, in_feature: str) -> None:
+        super().__init__()
+        self.in_feature = in_feature
 
 
 class PaddedPyramid(SimpleFeaturePyramid):
@@ -78,8 +90,8 @@ def build_stillroom_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """A feature pyramid on a backbone of ours, from Detectron2's .yaml."""
     bottom_up = build_stillroom_backbone(cfg, input_shape)
     return FPN(
-        bottom_up, cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM, LastLevelMaxPool(),
-        cfg.MODEL.FPN.FUSE_TYPE,
+        bottom_up, cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM,
+        OneMoreLevel(cfg.MODEL.FPN.IN_FEATURES[-1].replace("level", "p")), cfg.MODEL.FPN.FUSE_TYPE,
     )  # fmt: skip
 
 
@@ -87,7 +99,7 @@ def build_stillroom_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def build_stillroom_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StillroomBackbone:
     """A backbone of ours, from Detectron2's .yaml."""
     own = cfg.MODEL.STILLROOM
-    return StillroomBackbone(own.NAME, {}, cfg.MODEL.FPN.IN_FEATURES, own.FREEZE_NORMS)
+    return StillroomBackbone(own.NAME, {}, cfg.MODEL.FPN.IN_FEATURES, "norms" if own.FREEZE_NORMS else "nothing")
 
 
 class ExtraNorm(nn.Sequential):

@@ -6,7 +6,7 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN, BasicStem, BottleneckBlock, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -31,6 +31,7 @@ from stillroom.det_transfer.levels import (
     RATIOS,
     anchor_sides,
     check_c4,
+    held,
     is_flat,
     power,
     pyramid_strides,
@@ -39,12 +40,15 @@ from stillroom.det_transfer.levels import (
 from stillroom.det_transfer.with_detectron2.nets import (
     PATCH,
     ExtraNorm,
+    OneMoreLevel,
     PaddedPyramid,
     StillroomBackbone,
     native_depth,
     resnet_rules,
 )
 
+WHOLE = 5
+"""Of Detectron2's `freeze_at`: the stem and all four stages."""
 BGR_MEAN = (103.53, 116.28, 123.675)
 """ImageNet's, on 0 to 255."""
 RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -68,7 +72,7 @@ def build_model(config: DetectConfig, spec: BackboneSpec, num_classes: int, sync
     Raises:
         ValueError: a backbone that the neck does not fit.
     """
-    norm = "FrozenBN" if config.norm == "frozen" else "SyncBN" if synced else "BN"
+    norm = "FrozenBN" if held(config) != "nothing" else "SyncBN" if synced else "BN"
     if config.neck == "c4":
         return build_c4(config, spec, num_classes, norm)
     backbone, bridge = build_pyramid(config, spec, norm)
@@ -116,8 +120,8 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
             raise ValueError(f"retinanet takes maps of several strides, {spec.name} has one: say faster-rcnn-fpn")
         strides = pyramid_strides(spec, config)[:-1]
         pyramid = L(PaddedPyramid)(
-            net=wrapper(spec, [PATCH], norm), in_feature=PATCH, out_channels=config.fpn_dim,
-            scale_factors=[spec.levels[0].stride / stride for stride in strides], top_block=L(LastLevelMaxPool)(),
+            net=wrapper(spec, [PATCH], config), in_feature=PATCH, out_channels=config.fpn_dim,
+            scale_factors=[spec.levels[0].stride / stride for stride in strides], top_block=L(OneMoreLevel)(in_feature=f"p{power(strides[-1])}"),
             norm="LN",
         )  # fmt: skip
         return pyramid, wrapper_bridge(spec, "backbone.net.")
@@ -125,17 +129,18 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
     depth = native_depth(spec)
     if depth is None:
         features = [f"level{power(stride)}" for stride in strides]
-        bottom_up, bridge = wrapper(spec, features, norm), wrapper_bridge(spec, "backbone.bottom_up.")
+        bottom_up, bridge = wrapper(spec, features, config), wrapper_bridge(spec, "backbone.bottom_up.")
     else:
         features = [f"res{power(stride)}" for stride in strides]
         bottom_up = resnet(depth, norm, features)
+        bottom_up.freeze_at = WHOLE if config.frozen else 0
         rules = resnet_rules("backbone.bottom_up.", None, norm == "FrozenBN")
         bridge = Bridge(spec, rules, ("backbone.bottom_up.",))
     last = f"p{power(strides[-1])}"
     more = (
         L(LastLevelP6P7)(in_channels=config.fpn_dim, out_channels=config.fpn_dim, in_feature=last)
         if retina
-        else L(LastLevelMaxPool)()
+        else L(OneMoreLevel)(in_feature=last)
     )
     return L(FPN)(bottom_up=bottom_up, in_features=features, out_channels=config.fpn_dim, top_block=more), bridge
 
@@ -223,10 +228,10 @@ def resnet(depth: int, norm: str, features: list[str]) -> DictConfig:
     )
 
 
-def wrapper(spec: BackboneSpec, features: list[str], norm: str) -> DictConfig:
+def wrapper(spec: BackboneSpec, features: list[str], config: DetectConfig) -> DictConfig:
     """Any net of ours."""
     return L(StillroomBackbone)(
-        name=spec.name, arguments=dict(spec.arguments), out_features=features, hold=norm == "FrozenBN"
+        name=spec.name, arguments=dict(spec.arguments), out_features=features, hold=held(config)
     )
 
 

@@ -19,25 +19,27 @@ from stillroom.det_transfer.bridge import Bridge
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.levels import (
     RATIOS,
-    HeldNorms,
+    Held,
+    Hold,
     anchor_sides,
     check_c4,
+    held,
     is_flat,
     pyramid_strides,
     taken_levels,
 )
 
 
-class Maps(HeldNorms):
+class Maps(Held):
     """A backbone as the body of a detector: images (b, 3, h, w) -> some of its maps by name, finest first.
 
     Args:
         backbone: of ours.
         taken: places of its maps.
-        hold: its norms.
+        hold: of it.
     """
 
-    def __init__(self, backbone: Backbone, taken: tuple[int, ...], hold: bool) -> None:
+    def __init__(self, backbone: Backbone, taken: tuple[int, ...], hold: Hold) -> None:
         super().__init__(hold)
         self.backbone = backbone
         self.taken = taken
@@ -114,16 +116,16 @@ class SingleMap(nn.Module):
         return self.body(images)
 
 
-class LastStage(HeldNorms):
+class LastStage(Held):
     """The last stage of a ResNet as the head of a box: (n, c, 14, 14) -> (n, d).
 
     Args:
         layer4: the stage, without its last activation.
         last_activation: of it.
-        hold: its norms.
+        hold: of it.
     """
 
-    def __init__(self, layer4: nn.Module, last_activation: nn.Module, hold: bool) -> None:
+    def __init__(self, layer4: nn.Module, last_activation: nn.Module, hold: Hold) -> None:
         super().__init__(hold)
         self.layer4, self.last_activation = layer4, last_activation
 
@@ -146,7 +148,7 @@ def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -
         return build_c4(config, backbone, num_classes)
     spec = backbone.spec
     taken, strides = taken_levels(spec, config), pyramid_strides(spec, config)
-    body = Maps(backbone, taken, hold=config.norm == "frozen")
+    body = Maps(backbone, taken, hold=held(config))
     channels = [spec.levels[place].channels for place in taken]
     retina = config.detector == "retinanet"
     if is_flat(spec):
@@ -190,7 +192,7 @@ def build_c4(config: DetectConfig, backbone: Backbone, num_classes: int) -> tupl
     """
     spec, level = backbone.spec, check_c4(backbone.spec)
     net: Any = backbone.net
-    hold = config.norm == "frozen"
+    hold = held(config)
     activation = backbone.last_activation
     assert activation is not None, "a ResNet ends in a ReLU"
     head = LastStage(net.layer4, activation, hold)
