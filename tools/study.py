@@ -230,15 +230,18 @@ class Segment(FromFirstWeights):
     """PSPNet on street photographs with masks (ccp8), from random, supervised and distilled weights."""
 
     keep: Path = STUDIES / "segment"
-    """Folder of the table."""
+    """Folder of the tables."""
+    lr: float = 0.05
+    """Of the backbone; the decoder's is 0.05 whatever this is."""
 
     def run(self) -> None:
-        sweep = self.out / "segment"
+        sweep = self.out / f"segment-{self.lr:g}"
         tool("seg_transfer", "pspnet", "--checkpoint", *self.first_weights(), "--data",
              unpack(self.data / "ccp8.zip", self.out), "--channels", 64, "--steps", 1000, "--batch-size", 8, "--crop",
-             96, "--scale", 0.5, 1.5, "--lr", 0.05, "--head-lr", 1, "--seeds", *self.seeds, "--out", sweep)  # fmt: skip
+             96, "--scale", 0.5, 1.5, "--lr", self.lr, "--head-lr", 0.05 / self.lr, "--seeds", *self.seeds,
+             "--out", sweep)  # fmt: skip
         self.keep.mkdir(parents=True, exist_ok=True)
-        shutil.copy(sweep / "table.json", self.keep)
+        shutil.copy(sweep / "table.json", self.keep / f"lr-{self.lr:g}.json")
 
 
 def supervise(out: Path, imagenette: Path, *recipe: object) -> None:

@@ -121,8 +121,8 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
         strides = pyramid_strides(spec, config)[:-1]
         pyramid = L(PaddedPyramid)(
             net=wrapper(spec, [PATCH], config), in_feature=PATCH, out_channels=config.fpn_dim,
-            scale_factors=[spec.levels[0].stride / stride for stride in strides], top_block=L(OneMoreLevel)(in_feature=f"p{power(strides[-1])}"),
-            norm="LN",
+            scale_factors=[spec.levels[0].stride / stride for stride in strides],
+            top_block=L(OneMoreLevel)(in_feature=f"p{power(strides[-1])}"), norm="LN",
         )  # fmt: skip
         return pyramid, wrapper_bridge(spec, "backbone.net.")
     strides = tuple(spec.levels[place].stride for place in taken_levels(spec, config))
