@@ -19,6 +19,7 @@ import tyro
 from stillroom import cls_transfer, distill, eval_ssl, seg_transfer
 from stillroom.backbone.command import plainly
 from stillroom.backbone.schedule import Cosine
+from stillroom.backbone.table import report
 from stillroom.cls_transfer import presets as cls_presets
 from stillroom.distill import presets as distill_presets
 from stillroom.seg_transfer import presets as seg_presets
