@@ -8,6 +8,7 @@
 DATA holds the files that docs/results.md names; they are not part of the repository.
 """
 
+import json
 import shutil
 import statistics
 import subprocess
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from matplotlib.figure import Figure
 
 from stillroom.backbone import read_results
 from stillroom.backbone.command import Command, plainly
+from stillroom.backbone.figures import save
 from stillroom.backbone.results import format_table
 
 TOOLS = Path(__file__).parent
@@ -242,6 +245,23 @@ class Segment(FromFirstWeights):
              "--out", sweep)  # fmt: skip
         self.keep.mkdir(parents=True, exist_ok=True)
         shutil.copy(sweep / "table.json", self.keep / f"lr-{self.lr:g}.json")
+        self.draw(sweep)
+
+    def draw(self, sweep: Path) -> None:
+        """Bars of the IoU of each class: mean over the seeds, and where each seed lies."""
+        rows = json.loads((sweep / "table.json").read_text())["rows"]
+        figure = Figure(figsize=(9, 3.5))
+        axes = figure.add_subplot(ylabel="IoU, %", title=f"PSPNet on ccp8, backbone's rate {self.lr:g}")
+        for place, (net, row) in enumerate(rows.items()):
+            by_class = row["iou_per_class"]
+            left = [number + 0.2 * place for number in range(len(by_class))]
+            means = [100 * statistics.mean(values) for values in by_class.values()]
+            axes.bar(left, means, 0.18, label=f"{Path(net).parent.name or net}: mIoU {100 * row['mean']:.1f} %")
+            for x, values in zip(left, by_class.values(), strict=True):
+                axes.plot([x] * len(values), [100 * value for value in values], "k_", markersize=4)
+        axes.set_xticks([number + 0.3 for number in range(len(by_class))], list(by_class))
+        axes.legend(fontsize=8)
+        save(figure, self.keep / f"lr-{self.lr:g}.png")
 
 
 def supervise(out: Path, imagenette: Path, *recipe: object) -> None:

@@ -7,9 +7,9 @@ from stillroom.seg_transfer.predict import predict
 from stillroom.seg_transfer.sweep import finetune, resume
 
 # What a config of MMEngine names is known once these are imported: its `custom_imports` is this package.
-from stillroom.seg_transfer import heads, measure, nets, steady, transforms  # isort: skip
+from stillroom.seg_transfer import heads, measure, nets, parallel, steady, transforms  # isort: skip
 
 __all__ = [
-    "Bridge", "SegmentConfig", "build_bridge", "finetune", "framework", "heads", "measure", "nets", "predict", "resume",
-    "steady", "transforms",
+    "Bridge", "SegmentConfig", "build_bridge", "finetune", "framework", "heads", "measure", "nets", "parallel", "predict",
+    "resume", "steady", "transforms",
 ]  # fmt: skip

@@ -134,7 +134,13 @@ def build_runner(resolved: Config, run: Run, go_on: bool) -> Runner:
     """
     if run.device.type == "cpu" and torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    settings = Config(resolved.to_dict() | {"resume": go_on, "experiment_name": uuid4().hex[:8]})
+    own: dict[str, Any] = {"resume": go_on, "experiment_name": uuid4().hex[:8]}
+    if run.device.type == "cpu" and run.world_size > 1:
+        unused = resolved.get("find_unused_parameters", False)
+        own["model_wrapper_cfg"] = {
+            "type": "OnCpus", "broadcast_buffers": False, "find_unused_parameters": unused
+        }  # fmt: skip
+    settings = Config(resolved.to_dict() | own)
     kind = settings.get("runner_type", "Runner")
     return RUNNERS.get(kind).from_cfg(settings)
 
