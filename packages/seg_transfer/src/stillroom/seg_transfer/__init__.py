@@ -10,6 +10,17 @@ from stillroom.seg_transfer.sweep import finetune, resume
 from stillroom.seg_transfer import heads, measure, nets, parallel, steady, transforms  # isort: skip
 
 __all__ = [
-    "Bridge", "SegmentConfig", "build_bridge", "finetune", "framework", "heads", "measure", "nets", "parallel", "predict",
-    "resume", "steady", "transforms",
-]  # fmt: skip
+    "Bridge",
+    "SegmentConfig",
+    "build_bridge",
+    "finetune",
+    "framework",
+    "heads",
+    "measure",
+    "nets",
+    "parallel",
+    "predict",
+    "resume",
+    "steady",
+    "transforms",
+]
