@@ -8,6 +8,7 @@ python tools/bench.py knn               exact neighbours against faiss and sciki
 python tools/bench.py linear            a grid of linear probes against single runs and plain loops
 python tools/bench.py finetune          fine-tuning against a plain torchvision script
 python tools/bench.py seg               a segmentation step against MMSegmentation from its own config
+python tools/bench.py det               a detection step against Detectron2 with its own loader; needs Detectron2
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from bench_det import Det
 from bench_distill import CachedEpoch, Monitored, Step
 from bench_finetune import Finetune
 from bench_knn import Knn
@@ -152,6 +154,7 @@ BENCHES: dict[str, Callable[..., Bench]] = {
     "linear": Linear,
     "finetune": Finetune,
     "seg": Seg,
+    "det": Det,
 }
 
 
