@@ -4,6 +4,7 @@
     python tools/study.py methods --data DATA --out runs/methods
     python tools/study.py finetune --data DATA --out runs/methods
     python tools/study.py segment --data DATA --out runs/methods
+    python tools/study.py detect --data DATA --out runs/methods --backend torchvision
 
 DATA holds the files that docs/results.md names; they are not part of the repository.
 """
@@ -17,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from matplotlib.figure import Figure
@@ -183,7 +185,7 @@ class FromFirstWeights:
     """ResNet-20 to go on from: random, supervised, and distilled by KDEP and SimReg in as many steps."""
 
     data: Path
-    """Folder with imagenette128.zip, cifar10_jpeg.zip, teacher_mobilenetv2_imagenet.safetensors, and ccp8.zip."""
+    """Folder with imagenette128.zip, cifar10_jpeg.zip, teacher_mobilenetv2_imagenet.safetensors, ccp8.zip, bccd.zip."""
     out: Path
     """Folder of the runs; where `methods` has run, its students are taken."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -264,6 +266,30 @@ class Segment(FromFirstWeights):
         save(figure, self.keep / f"lr-{self.lr:g}.png")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Detect(FromFirstWeights):
+    """Faster R-CNN on blood cells (bccd), from random, supervised and distilled weights."""
+
+    backend: Literal["detectron2", "torchvision"]
+    """Whose detector and loop."""
+    keep: Path = STUDIES / "detect"
+    """Folder of the tables."""
+    lr: float = 0.01
+    """Of everything."""
+
+    def run(self) -> None:
+        name = f"{self.backend}-lr-{self.lr:g}"
+        sweep = self.out / f"detect-{name}"
+        cells = unpack(self.data / "bccd.zip", self.out) / "BCCD"
+        tool("det_transfer", "faster-rcnn-fpn", "--backend", self.backend, "--checkpoint", *self.first_weights(),
+             "--data", cells, "--layout", "voc", "--splits", "train", "test", "--on-bad-box", "skip", "--fpn-dim", 64,
+             "--box-dim", 256, "--rois", 64, "--anchor-scale", 10, "--train-sizes", 240, "--test-size", 240,
+             "--max-size", 320, "--steps", 256, "--batch-size", 4, "--warmup", 50, "--lr", self.lr, "--seeds",
+             *self.seeds, "--out", sweep)  # fmt: skip
+        self.keep.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sweep / "table.json", self.keep / f"{name}.json")
+
+
 def supervise(out: Path, imagenette: Path, *recipe: object) -> None:
     """ResNet-20 trained on Imagenette's labels."""
     once("cls_transfer", "scratch", out, *recipe, "--checkpoint", "random:cifar/resnet20", "--crop-fraction", 1,
@@ -325,7 +351,7 @@ def main() -> None:
     """Run one study."""
     studies: dict[str, Callable[..., Command]] = {
         "kdep-imagenette": KdepImagenette, "methods": Methods, "finetune": Finetune,
-        "segment": Segment,
+        "segment": Segment, "detect": Detect,
     }  # fmt: skip
     tyro.extras.subcommand_cli_from_dict(studies, description=__doc__).run()
 
