@@ -1,4 +1,5 @@
-"""The tour of tools/quickstart.sh, in one process: toy data, teacher, students, k-NN on held-out classes, segmentation.
+"""The tour of tools/quickstart.sh, in one process: toy data, teacher, students, k-NN on held-out classes,
+segmentation, detection.
 
     python tools/quickstart.py --data data/toy --out runs/quickstart
 
@@ -11,16 +12,19 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from stillroom import cls_transfer, distill, eval_ssl, seg_transfer
+from stillroom import cls_transfer, det_transfer, distill, eval_ssl, seg_transfer
 from stillroom.backbone.command import plainly
 from stillroom.backbone.schedule import Cosine
 from stillroom.backbone.table import report
 from stillroom.cls_transfer import presets as cls_presets
+from stillroom.det_transfer import presets as det_presets
+from stillroom.det_transfer.record import summary as det_summary
 from stillroom.distill import presets as distill_presets
 from stillroom.seg_transfer import presets as seg_presets
 from stillroom.seg_transfer.record import summary as seg_summary
@@ -46,6 +50,8 @@ class Tour:
     """Passes of each student over the images."""
     segmentation_steps: int = 200
     """Steps of each linear probe of pixels."""
+    detection_steps: int = 100
+    """Steps of each detector."""
 
 
 def main_path(tour: Tour) -> None:
@@ -130,6 +136,8 @@ def main_path(tour: Tour) -> None:
     subprocess.run([sys.executable, str(TOOLS / "table.py"), *rows, "--metric", "top1_k10"], check=True)
     step("which pixel shows which shape: a linear probe of frozen maps, random and the student's")
     print(probe_pixels(tour, student))
+    step("where the shapes are: a detector on frozen maps, random and the student's")
+    print(detect(tour, student))
 
     pictures = out / f"knn-{list(nets.values()).index(student)}-{TASKS[0]}" / "figures"
     print(f"\nWhat it takes for alike: {pictures}")
@@ -153,6 +161,31 @@ def probe_pixels(tour: Tour, student: str) -> str:
     with (tour.out / "segmentation.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         seg_transfer.finetune(segment)  # MMEngine says a lot
     return report(segment.out, seg_summary)
+
+
+def detect(tour: Tour, student: str) -> str:
+    """Faster R-CNN on frozen maps of toy scenes, random and a student's, by Detectron2 where it is; their table."""
+    config = det_presets.faster_rcnn_fpn(checkpoint=("random", student), out=tour.out / "detection")
+    config = replace(
+        config,
+        backend="torchvision" if find_spec("detectron2") is None else "detectron2",
+        data=tour.data / "scenes",
+        frozen=True,
+        fpn_norm="gn",
+        fpn_dim=32,
+        box_dim=128,
+        rois=32,
+        anchor_scale=4.0,
+        train_sizes=(96,),
+        test_size=96,
+        max_size=96,
+        steps=tour.detection_steps,
+        batch_size=8,
+        warmup=20,
+    )
+    with (tour.out / "detection.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        det_transfer.finetune(config)
+    return report(config.out, det_summary)
 
 
 def once(config: Any, start: Callable[[Any], Path], resume: Callable[[Path], Path] | None) -> None:

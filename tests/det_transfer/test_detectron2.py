@@ -200,7 +200,7 @@ def test_a_run_leaves_a_config_that_detectron2_runs(make: Make, lively: Lively, 
     [
         ("torchvision/mobilenet_v2", {"norm": "frozen", "legacy": "std-1"}),
         ("timm/convnext_atto", {"detector": "retinanet", "lr": 0.01}),
-        ("cifar/resnet20", {"frozen": True}),
+        ("cifar/resnet20", {"frozen": True, "fpn_norm": "gn", "fpn_dim": 32}),
         ("torchvision/resnet18", {"frozen": True}),
         ("torchvision/resnet18", {"neck": "c4"}),
         ("torchvision/resnet18", {"neck": "c4", "legacy": "rgb-mean", "detector": "mask-rcnn"}),

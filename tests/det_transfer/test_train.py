@@ -98,7 +98,7 @@ def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config:
         ("torchvision/resnet18", {"neck": "c4"}),
         ("torchvision/resnet18", {"detector": "mask-rcnn", "amp": "bf16"}),
         ("timm/vit_tiny_patch16_224", {"train_sizes": (64,), "clip": 1.0}),
-        ("cifar/resnet20", {"anchor_scale": 4.0, "frozen": True}),
+        ("cifar/resnet20", {"anchor_scale": 4.0, "frozen": True, "fpn_norm": "gn", "fpn_dim": 32}),
     ],
 )
 def test_detectors_and_backbones_train(make_config: Make, name: str, changes: dict) -> None:
@@ -226,6 +226,7 @@ def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path)
         ({"train_sizes": ()}, r"--train-sizes holds \[\]: sides of 1 pixel or more"),
         ({"drops": (0.8, 0.5)}, r"--drops holds \[0.8, 0.5\]: rising shares of the steps"),
         ({"detector": "retinanet", "neck": "c4"}, "retinanet has no second stage for --neck c4"),
+        ({"fpn_norm": "gn"}, "--fpn-dim is 16: --fpn-norm gn wants a multiple of 32"),
         ({"frozen": True, "neck": "c4"}, "--frozen keeps the whole backbone"),
         ({"legacy": "std-1"}, "--legacy repeats what KDEP did in Detectron2"),
         ({"framework_config": Path("x.py")}, "--framework-config is a config of Detectron2's"),

@@ -12,6 +12,7 @@ BackendName = Literal["detectron2", "torchvision"]
 DetectorName = Literal["faster-rcnn", "mask-rcnn", "retinanet"]
 Neck = Literal["fpn", "c4"]
 Norm = Literal["bn", "frozen"]
+FpnNorm = Literal["none", "gn"]
 Layout = Literal["coco", "coco2017", "voc", "voc0712"]
 OnBadBox = Literal["refuse", "skip"]
 Legacy = Literal["none", "rgb-mean", "std-1"]
@@ -63,6 +64,8 @@ class DetectConfig:
     order of RGB on BGR images; std-1: mean of BGR, std 1."""
     fpn_dim: int = 256
     """Channels of the pyramid."""
+    fpn_norm: FpnNorm = "none"
+    """gn: group norm of 32 groups behind each of its convolutions; so the size of the features does not matter."""
     box_dim: int = 1024
     """Width of the two layers that judge a box."""
     anchor_scale: float = 8.0
@@ -149,6 +152,8 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         raise ValueError(f"--batch-size is {config.batch_size}: {world_size} processes cannot share it evenly")
     if config.detector == "retinanet" and config.neck == "c4":
         raise ValueError("retinanet has no second stage for --neck c4: say --neck fpn")
+    if config.fpn_norm == "gn" and config.fpn_dim % 32:
+        raise ValueError(f"--fpn-dim is {config.fpn_dim}: --fpn-norm gn wants a multiple of 32")
     if config.frozen and config.neck == "c4":
         raise ValueError("--frozen keeps the whole backbone, whose last stage judges boxes under c4: say --neck fpn")
     if config.legacy != "none" and config.backend != "detectron2":

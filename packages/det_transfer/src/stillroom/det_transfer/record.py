@@ -82,6 +82,7 @@ def protocol(config: DetectConfig, words: str) -> str:
         return f"{PROTOCOL} detectron2 framework-config={name} sha256={digest} weights=last"
     parts = [
         PROTOCOL, words, config.backend, f"{config.detector}-{config.neck}", f"norm={config.norm}",
+        "fpn-norm=gn" if config.fpn_norm == "gn" else "",
         "frozen" if config.frozen else "",
         f"legacy={config.legacy}" if config.legacy != "none" else "",
         f"steps={config.steps} batch={config.batch_size} rois={config.rois} size={config.test_size} weights=last",

@@ -137,12 +137,16 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
         rules = resnet_rules("backbone.bottom_up.", None, norm == "FrozenBN")
         bridge = Bridge(spec, rules, ("backbone.bottom_up.",))
     last = f"p{power(strides[-1])}"
+    fpn_norm = "GN" if config.fpn_norm == "gn" else ""
     more = (
         L(LastLevelP6P7)(in_channels=config.fpn_dim, out_channels=config.fpn_dim, in_feature=last)
         if retina
         else L(OneMoreLevel)(in_feature=last)
     )
-    return L(FPN)(bottom_up=bottom_up, in_features=features, out_channels=config.fpn_dim, top_block=more), bridge
+    pyramid = L(FPN)(
+        bottom_up=bottom_up, in_features=features, out_channels=config.fpn_dim, norm=fpn_norm, top_block=more
+    )
+    return pyramid, bridge
 
 
 def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: str) -> tuple[DictConfig, Bridge]:

@@ -1,6 +1,7 @@
 """torchvision's detectors, built on a backbone of ours."""
 
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from stillroom.det_transfer.levels import (
     pyramid_strides,
     taken_levels,
 )
+
+GROUPS = 32
 
 
 class Maps(Held):
@@ -158,7 +161,8 @@ def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -
         fpn: nn.Module = SimplePyramid(channels[0], config.fpn_dim, scales)
     else:
         more = LastLevelP6P7(config.fpn_dim, config.fpn_dim) if retina else LastLevelMaxPool()
-        fpn = FeaturePyramidNetwork(channels, config.fpn_dim, more)
+        norm = partial(nn.GroupNorm, GROUPS) if config.fpn_norm == "gn" else None
+        fpn = FeaturePyramidNetwork(channels, config.fpn_dim, more, norm_layer=norm)
     pyramid = Pyramid(body, fpn, config.fpn_dim)
     sides = [tuple(own) for own in anchor_sides(spec, config)]
     anchors = AnchorGenerator(tuple(sides), (RATIOS,) * len(sides))
