@@ -43,7 +43,9 @@ def draw_sheet(path: Path, images: Images, found: Sequence[Detections], classes:
         pixels = load_image(image.file)
         likely = found[place].above(SHOWN)
         wanted = [(box.x, box.y, box.width, box.height, box.label, "", box.mask) for box in image.boxes]
-        for column, (name, boxes) in enumerate(((image.file.name, wanted), ("found", drawable(likely)))):
+        for column, (name, boxes) in enumerate(
+            ((image.file.name, wanted), (f"found with a score of {SHOWN} or more", drawable(likely)))
+        ):
             axes = figure.add_subplot(len(places), 2, 2 * row + column + 1, xticks=[], yticks=[])
             axes.set_title(plain(f"{name}, {len(boxes)} boxes"), fontsize=8)
             draw_boxes(axes, pixels, boxes, colours)
