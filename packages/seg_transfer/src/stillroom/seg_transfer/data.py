@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
 from PIL import Image, UnidentifiedImageError
@@ -164,6 +165,7 @@ def read_framework(resolved: Config) -> SegmentationData:
     Raises:
         ValueError: files that are not there.
     """
+    init_default_scope(resolved.get("default_scope") or "mmseg")  # where the names of its transforms are looked for
     found: dict[str, Masked] = {}
     classes: tuple[str, ...] = ()
     zero_ignored = False

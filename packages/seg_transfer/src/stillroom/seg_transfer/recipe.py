@@ -18,7 +18,7 @@ AUX_CHANNELS = 256
 
 
 def build_config(
-    config: SegmentConfig, bridge: Bridge, data: SegmentationData, initial: Path, norm: str, launcher: str
+    config: SegmentConfig, bridge: Bridge, data: SegmentationData, initial: Path, norm: str, world_size: int
 ) -> Config:
     """The whole config of a run.
 
@@ -28,16 +28,16 @@ def build_config(
         data: its images.
         initial: file of the first weights under MMSegmentation's names.
         norm: `BN`, or `SyncBN` over several GPUs.
-        launcher: `none`, or `pytorch` under torchrun.
+        world_size: processes that share a batch.
     """
     settings = {
         "default_scope": "mmseg",
         "custom_imports": {"imports": [PACKAGE], "allow_failed_imports": False},
         "model": build_model(config, bridge, len(data.classes), initial, norm),
-        **build_loaders(config, data),
+        **build_loaders(config, data, config.batch_size // world_size),
         **build_schedule(config, initial),
         "work_dir": str(config.out),
-        "launcher": launcher,
+        "launcher": "pytorch" if world_size > 1 else "none",
         "find_unused_parameters": bridge.config["type"] == "StillroomBackbone",
         "randomness": {"seed": config.seed},
         "log_level": "INFO",
@@ -153,8 +153,8 @@ def build_preprocessor(spec: InputSpec, crop: int) -> dict[str, Any]:
     }
 
 
-def build_loaders(config: SegmentConfig, data: SegmentationData) -> dict[str, Any]:
-    """How images are read, and how they are measured on."""
+def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> dict[str, Any]:
+    """How images are read, `share` of them by each process in a step, and how they are measured on."""
     turn = {"prob": 0.5, "degree": config.rotate, "seg_pad_val": IGNORED}
     train: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
@@ -189,7 +189,7 @@ def build_loaders(config: SegmentConfig, data: SegmentationData) -> dict[str, An
         test = {**evaluate, "dataset": {**evaluate["dataset"], "pipeline": [read[0], averaged]}}
     return {
         "train_dataloader": {
-            "batch_size": config.batch_size, **workers, "sampler": {"type": "SteadySampler"}, "drop_last": True,
+            "batch_size": share, **workers, "sampler": {"type": "SteadySampler"}, "drop_last": True,
             "dataset": {"type": "SteadyDataset", "dataset": dataset, "seed": config.seed},
         },
         "val_dataloader": evaluate if config.val_every else None,

@@ -106,7 +106,7 @@ class Plan:
         )
         data = read_data(config)
         norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
-        return cls(data, bridge, build_config(config, bridge, data, initial, norm, launcher))
+        return cls(data, bridge, build_config(config, bridge, data, initial, norm, run.world_size))
 
 
 def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on: bool) -> None:
