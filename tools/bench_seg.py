@@ -17,7 +17,7 @@ from PIL import Image
 from stillroom.backbone import Run
 from stillroom.backbone.first import first_backbone
 from stillroom.seg_transfer import SegmentConfig
-from stillroom.seg_transfer.train import Plan, build_runner, initial_file
+from stillroom.seg_transfer.train import build_plan, build_runner, initial_file
 
 NET = "random:torchvision/resnet18"
 
@@ -89,7 +89,7 @@ class Seg:
         )  # fmt: skip
         run = Run.start()
         backbone = first_backbone(NET, None, seed=0)
-        plan = Plan.make(config, run, backbone)
+        plan = build_plan(config, run, backbone)
         out.mkdir()
         torch.save(plan.bridge.to_framework(backbone)[0], initial_file(out))
         settings = plan.resolved.to_dict()

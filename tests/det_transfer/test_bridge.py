@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stillroom.backbone import Backbone, CheckpointError, Normalize, build_backbone
+from stillroom.backbone.bridge import assert_same
 from stillroom.det_transfer import DetectConfig
 from stillroom.det_transfer.levels import anchor_sides, pyramid_strides
 from stillroom.det_transfer.with_torchvision.nets import build_detector, image_arguments
@@ -84,7 +85,7 @@ def test_what_does_not_fit_is_named(make_config: Make, lively: Lively) -> None:
     with torch.no_grad():
         model.backbone.body.backbone.net.layer3[0].conv1.weight[0, 0, 0, 0] += 1e-6
     with pytest.raises(CheckpointError, match=r"1 of 120 tensors .* are not the checkpoint's: .*layer3.0.conv1.weight"):
-        bridge.assert_loaded(model, tensors)
+        assert_same(bridge.own(model.state_dict()), tensors)
     with pytest.raises(CheckpointError, match=r"do not fit the checkpoint's: backbone.body.backbone.net.layer1"):
         bridge.load(model, build_backbone("torchvision/resnet50"))
     state = model.state_dict()

@@ -7,7 +7,8 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from stillroom.backbone import Backbone, BackboneSpec, CheckpointError, build_backbone
-from stillroom.seg_transfer.bridge import adopt_bridge, assert_loaded, build_bridge
+from stillroom.backbone.bridge import assert_same
+from stillroom.seg_transfer.bridge import adopt_bridge, build_bridge
 from stillroom.seg_transfer.nets import StillroomMobileNetV2, StillroomResNet
 
 NATIVE = (
@@ -43,7 +44,7 @@ def cross(backbone: Backbone, output_stride: int) -> nn.Module:
     net = MODELS.build(dict(bridge.config)).eval()
     tensors, _ = bridge.to_framework(backbone)
     net.load_state_dict(tensors)
-    assert_loaded(net, tensors)
+    assert_same(net.state_dict(), tensors)
     return net
 
 
@@ -92,7 +93,7 @@ def test_a_trained_backbone_comes_back_equal_to_the_bit(name: str) -> None:
     _, aside = bridge.to_framework(backbone)
     assert len(aside) == (6 if "mobilenet" in name else 0)
     assert all(key.startswith(("features.18.", "conv_head.", "bn2.")) for key in aside)
-    returned = bridge.from_framework(net.state_dict(), aside)
+    returned = bridge.from_framework(net.state_dict(), backbone)
     assert returned.spec == backbone.spec
     again, kept = bridge.to_framework(returned)
     assert again.keys() == net.state_dict().keys() and kept.keys() == aside.keys()
@@ -105,14 +106,14 @@ def test_a_tensor_that_is_missing_or_differs_is_named() -> None:
     bridge = build_bridge(backbone.spec)
     net = MODELS.build(dict(bridge.config))
     tensors, _ = bridge.to_framework(backbone)
-    with pytest.raises(CheckpointError, match=r"of 120 tensors of the segmentation model's backbone are not"):
-        assert_loaded(net, tensors)
+    with pytest.raises(CheckpointError, match=r"of 120 tensors of the model's backbone are not"):
+        assert_same(net.state_dict(), tensors)
     net.load_state_dict(tensors)
     tensors["bn1.bias"] = tensors["bn1.bias"] + 1
     with pytest.raises(CheckpointError, match=r"^1 of 120 tensors .*: bn1.bias$"):
-        assert_loaded(net, tensors)
+        assert_same(net.state_dict(), tensors)
     with pytest.raises(CheckpointError, match=r"1 missing: bn1.weight"):
-        bridge.from_framework({k: t for k, t in net.state_dict().items() if k != "bn1.weight"}, {})
+        bridge.from_framework({k: t for k, t in net.state_dict().items() if k != "bn1.weight"}, backbone)
 
 
 def test_kdeps_dilation_touches_second_convolutions_alone() -> None:
@@ -175,5 +176,5 @@ def test_a_configs_own_backbone_takes_every_tensor(name: str, theirs: dict) -> N
     tensors, _ = adopt_bridge(backbone.spec, theirs).to_framework(backbone)
     net = MODELS.build(dict(theirs))
     net.load_state_dict(tensors)
-    assert_loaded(net, tensors)
+    assert_same(net.state_dict(), tensors)
     assert not isinstance(net, StillroomResNet | StillroomMobileNetV2)

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from stillroom.backbone import Run, build_backbone
 from stillroom.seg_transfer import SegmentConfig
 from stillroom.seg_transfer.steady import SteadySampler
-from stillroom.seg_transfer.train import Plan
+from stillroom.seg_transfer.train import build_plan
 
 Make = Callable[..., SegmentConfig]
 
@@ -21,7 +21,7 @@ Make = Callable[..., SegmentConfig]
 def batches(make_config: Make, run: Run) -> Callable[..., list[dict]]:
     """The first batches of a run, from a place on."""
     config = make_config()
-    resolved = Plan.make(config, run, build_backbone("torchvision/resnet18")).resolved
+    resolved = build_plan(config, run, build_backbone("torchvision/resnet18")).resolved
     init_default_scope("mmseg")
 
     def draw(seed: int = 0, skip: int = 0, count: int = 4, workers: int = 0) -> list[dict]:

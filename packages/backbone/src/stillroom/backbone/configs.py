@@ -1,11 +1,14 @@
 """Run configurations: frozen dataclasses to JSON and back, so that `resume` reads what the run began with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cattrs
 from cattrs.strategies import configure_tagged_union
+
+from stillroom.backbone.run import read_config
 
 C = TypeVar("C")
 
@@ -27,6 +30,22 @@ def config_to_dict(config: Any, unions: tuple[Any, ...] = ()) -> dict[str, Any]:
 def config_to_json(config: Any, unions: tuple[Any, ...] = ()) -> str:
     """The text of config.json."""
     return json.dumps(config_to_dict(config, unions), indent=2) + "\n"
+
+
+def reread_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **changes: Any) -> C:
+    """What a run began with, by its directory, which may have been moved since.
+
+    Args:
+        path: the run directory; the config's `out`.
+        kind: of the config.
+        unions: its fields of several variants.
+        changes: fields that are replaced; None keeps what the run began with.
+
+    Raises:
+        ValueError: no run directory, or one of another version.
+    """
+    config: Any = config_from_json(read_config(path), kind, unions)
+    return replace(config, out=path, **{name: value for name, value in changes.items() if value is not None})
 
 
 def config_from_json(text: str, kind: type[C], unions: tuple[Any, ...] = ()) -> C:

@@ -68,7 +68,7 @@ def checkpoint_method(name: str) -> str:
     """How the weights behind `name` came to be, for a results file: a checkpoint's method, `random` or `pretrained`."""
     if is_checkpoint(name):
         return read_manifest(Path(name) / "manifest.json").method
-    return "random" if name.startswith(RANDOM) else "pretrained"
+    return "random" if name == "random" or name.startswith(RANDOM) else "pretrained"
 
 
 def load_backbone(initialisation: str, feature: FeaturePoint | None = None) -> Backbone:

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.files import write_file
 from stillroom.backbone.first import BARE, other_than_bare
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.registry import is_checkpoint
-from stillroom.backbone.results import RESULTS, read_results
+from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
 from stillroom.backbone.run import CONFIG, read_config
 
 _FREE = frozenset(
     {"out", "download", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
 )
 """Fields of a config that may differ when a run is kept or gone on with: they change the last digits at most."""
+
+FINGERPRINTS = "fingerprints.json"
+"""Of the data that a run began with."""
 
 _READABLE = 60  # characters
 
@@ -75,6 +79,57 @@ def split(config: F) -> list[F]:
         )  # fmt: skip
         cells.append(cell)
     return cells
+
+
+def run_all(
+    config: F,
+    refuse_stale: Callable[[F], object],
+    look_ahead: Callable[[F], object],
+    start: Callable[[F], object],
+    go_on: Callable[[Path], object],
+) -> list[F]:
+    """Do every run of a config: those that are done are kept, those that were stopped go on.
+
+    What cannot work is found before the first one.
+
+    Args:
+        config: of one run, or of a sweep.
+        refuse_stale: refuses to keep a run that is done and whose weights or data have changed since.
+        look_ahead: reads what a run will begin with; called with one seed of each initialisation.
+        start, go_on: see `once`.
+
+    Returns:
+        The single runs.
+
+    Raises:
+        ValueError: see `split`, `refuse_taken` and `once`.
+    """
+    runs = split(config)
+    refuse_taken(config.out, alone=runs == [config])
+    for run in runs:
+        if (run.out / RESULTS).exists():
+            refuse_stale(run)
+    for run in {run.checkpoint: run for run in runs if not (run.out / CONFIG).exists()}.values():
+        look_ahead(run)
+    for run in runs:
+        once(run, (), start, go_on)
+    return runs
+
+
+def keep_fingerprints(out: Path, records: Mapping[str, DatasetRecord]) -> None:
+    """Write down what the data are that a run begins with."""
+    write_file(out / FINGERPRINTS, json.dumps({role: record.fingerprint for role, record in records.items()}) + "\n")
+
+
+def refuse_changed(out: Path, records: Mapping[str, DatasetRecord]) -> None:
+    """Refuse to keep a run, or to go on with it, when its data are others than those that it began with.
+
+    Raises:
+        ValueError: with what changed.
+    """
+    began = json.loads((out / FINGERPRINTS).read_text(encoding="utf-8"))
+    if changed := [record.path for role, record in records.items() if began.get(role) != record.fingerprint]:
+        raise ValueError(f"what is in {changed[0]} changed since {out} began: choose another --out")
 
 
 def once(

@@ -1,6 +1,5 @@
 """Supervised training of a backbone with its classifier, from images to checkpoint and results."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,10 @@ import torch
 from torch import distributed as dist
 
 from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
-from stillroom.backbone.configs import config_from_json, config_to_json
+from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.loading import TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import DeviceName, DivergedError, read_config, seed_everything
+from stillroom.backbone.run import DeviceName, DivergedError, seed_everything
 from stillroom.cls_transfer.accuracy import answer
 from stillroom.cls_transfer.augment import build_mixing, build_view
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check
@@ -67,9 +66,7 @@ def resume_one(
     Raises:
         ValueError: no run directory, or images or first weights that changed since.
     """
-    config = config_from_json(read_config(path), ClassifyConfig, UNIONS)
-    changes: dict[str, Any] = {"device": device, "workers": workers, "log_every": log_every, "out": path}
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    config = reread_config(path, ClassifyConfig, UNIONS, device=device, workers=workers, log_every=log_every)
     here = Run.start(config.device) if run is None else run
     sets, model = prepare(config, here)
     directory, state = RunDirectory.reopen(path, here)

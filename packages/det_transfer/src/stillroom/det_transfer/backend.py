@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from stillroom.backbone import Backbone, Run
+from stillroom.backbone.bridge import Bridge
 from stillroom.det_transfer.annotations import Images
-from stillroom.det_transfer.bridge import Bridge
 from stillroom.det_transfer.config import BackendName, DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.detections import Detections

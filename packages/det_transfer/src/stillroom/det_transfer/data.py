@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox
@@ -28,6 +29,11 @@ class DetectionData:
     train: Images
     val: Images
     words: str = ""
+
+    @property
+    def records(self) -> dict[str, DatasetRecord]:
+        """For results.json, by role."""
+        return {"train": self.train.record, "test": self.val.record}
 
 
 def read_data(config: DetectConfig) -> DetectionData:

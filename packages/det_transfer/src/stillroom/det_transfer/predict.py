@@ -1,16 +1,15 @@
 """Boxes of images that nobody has labelled."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from stillroom.backbone import Run, load_checkpoint, read_results, read_unlabelled
-from stillroom.backbone.configs import config_from_json
+from stillroom.backbone.configs import reread_config
 from stillroom.backbone.files import replace_directory
 from stillroom.backbone.images import listed
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
-from stillroom.backbone.run import DeviceName, read_config
+from stillroom.backbone.run import DeviceName
 from stillroom.det_transfer.backend import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.record import INITIAL
@@ -44,7 +43,7 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
     files = listed([images.resolve()]) if alone else read_unlabelled(images)
     run = Run.start(device)
     classes = list(read_results(run_directory).extra["classes"])
-    config = replace(config_from_json(read_config(run_directory), DetectConfig), out=run_directory)
+    config = reread_config(run_directory, DetectConfig)
     backbone, _ = load_checkpoint(run_directory / INITIAL)
     find_in = find_backend(config.backend).load_finder(config, backbone, len(classes), run)
     listing = [

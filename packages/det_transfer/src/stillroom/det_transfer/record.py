@@ -38,7 +38,7 @@ def finish(
     """Write the trained backbone, predictions, pictures, and last results.json, which says that all is there."""
     backbone.spec = replace(backbone.spec, licence=inherit_licence(backbone.spec.licence, config.data_licence))
     settings, method = config_to_dict(config), trained_method(config.name)
-    train, val = data.train.record, data.val.record
+    train = data.train.record
     manifest = save_checkpoint(
         config.out / CHECKPOINT, backbone, method=method, package=PACKAGE, config=settings,
         data=Data(count=train.count, fingerprint=train.fingerprint),
@@ -54,7 +54,7 @@ def finish(
         Results(
             task="detection",
             protocol=protocol(config, data.words),
-            datasets={"train": train, "test": val},
+            datasets=data.records,
             checkpoint=CheckpointRecord(
                 path=str(config.out / CHECKPOINT), sha256=manifest.weights.sha256, method=method
             ),

@@ -4,15 +4,14 @@ from functools import partial
 from pathlib import Path
 
 from stillroom.backbone import Run, read_results
-from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import DeviceName
-from stillroom.backbone.sweep import once, refuse_other_weights, refuse_taken, resume_single, split
+from stillroom.backbone.sweep import refuse_changed, refuse_other_weights, resume_single, run_all
 from stillroom.backbone.table import write_table
 from stillroom.det_transfer.backend import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import forget
 from stillroom.det_transfer.record import PER_CLASS
-from stillroom.det_transfer.train import fingerprints, resume_one, train_one
+from stillroom.det_transfer.train import fixed, prepare, resume_one, train_one
 
 
 def finetune(config: DetectConfig) -> Path:
@@ -26,16 +25,11 @@ def finetune(config: DetectConfig) -> Path:
     """
     find_backend(config.backend)
     forget()
-    cells = split(config)
-    alone = cells == [config]
-    refuse_taken(config.out, alone=alone)
     run = Run.start(config.device)
-    for cell in cells:
-        refuse_stale(cell)
-    for cell in cells:
-        once(cell, (), partial(train_one, run=run), partial(resume_one, run=run))
-    if not alone and run.is_main:
-        write_table(config, cells, "AP", PER_CLASS)
+    begin, go_on = partial(train_one, run=run), partial(resume_one, run=run)
+    runs = run_all(config, refuse_stale, partial(prepare, run=run), begin, go_on)
+    if runs != [config] and run.is_main:
+        write_table(config, runs, "AP", PER_CLASS)
     run.wait()
     run.close()
     return config.out
@@ -47,14 +41,8 @@ def refuse_stale(cell: DetectConfig) -> None:
     Raises:
         ValueError: with what changed.
     """
-    if not (cell.out / RESULTS).exists():
-        return
-    found = read_results(cell.out)
-    refuse_other_weights(cell.out, cell.name, found.extra["initial_sha256"])
-    if fingerprints(find_backend(cell.backend).read(cell)) != {
-        role: record.fingerprint for role, record in found.datasets.items()
-    }:
-        raise ValueError(f"the images or boxes changed since {cell.out} was done: choose another --out")
+    refuse_other_weights(cell.out, cell.name, read_results(cell.out).extra["initial_sha256"])
+    refuse_changed(cell.out, fixed(cell, find_backend(cell.backend).read(cell)))
 
 
 def resume(

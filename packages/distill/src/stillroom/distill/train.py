@@ -1,7 +1,7 @@
 """The one trainer: frozen teachers, aligned targets, students that regress them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
-from stillroom.backbone.configs import config_from_json, config_to_json
+from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.loading import Batch, TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import DeviceName, read_config, seed_everything
+from stillroom.backbone.run import DeviceName, seed_everything
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.cache import CachedTeacher, fill_cache
 from stillroom.distill.config import UNIONS, DistillConfig
@@ -81,9 +81,7 @@ def resume(
     Raises:
         ValueError: no run directory, images that changed since, or a state that an older version wrote.
     """
-    config = config_from_json(read_config(path), DistillConfig, UNIONS)
-    changes: dict[str, Any] = {"device": device, "workers": workers, "log_every": log_every, "out": path}
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    config = reread_config(path, DistillConfig, UNIONS, device=device, workers=workers, log_every=log_every)
     run = Run.start(config.device)
     if (path / "results.json").exists():
         return path

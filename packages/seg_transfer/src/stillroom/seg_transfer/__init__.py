@@ -1,7 +1,7 @@
 """Student to semantic segmentation: MMSegmentation on MMEngine, started from our weights, asserted tensor by tensor."""
 
 from stillroom.seg_transfer import framework  # first: it says in one sentence what is not installed
-from stillroom.seg_transfer.bridge import Bridge, build_bridge
+from stillroom.seg_transfer.bridge import SegBridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.predict import predict
 from stillroom.seg_transfer.sweep import finetune, resume
@@ -10,7 +10,7 @@ from stillroom.seg_transfer.sweep import finetune, resume
 from stillroom.seg_transfer import heads, measure, nets, parallel, steady, transforms  # isort: skip
 
 __all__ = [
-    "Bridge",
+    "SegBridge",
     "SegmentConfig",
     "build_bridge",
     "finetune",

@@ -1,7 +1,7 @@
 """Between our backbones and MMSegmentation's: which net, which name for each tensor, and the way back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,17 +9,15 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
-from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, BackboneSpec, CheckpointError, build_backbone
-from stillroom.backbone.checkpoint import load_strictly
-from stillroom.backbone.keys import Rule, rename
+from stillroom.backbone import BackboneSpec, build_backbone
+from stillroom.backbone.bridge import ASIDE, Bridge, assert_same
+from stillroom.backbone.keys import Rule
 from stillroom.seg_transfer.nets import Atrous
 
 RESNETS = (18, 34, 50, 101, 152)
 DEEP_STEM = {"timm/resnet50c": 50}
 _STAGES = (1, 2, 3, 4, 3, 3, 1)  # blocks of MobileNet-V2's stages
-_ASIDE = "@aside."
 
 _SAME = (Rule(r"((?:conv1|bn1|layer[1-4])\..*)", r"\1"),)
 
@@ -40,7 +38,7 @@ def _torchvision_mobilenet_v2() -> tuple[Rule, ...]:
             rules.append(Rule(rf"{ours}\.{groups}\.(.*)", rf"{theirs}.{groups}.conv.\1"))
             rules.append(Rule(rf"{ours}\.{groups + 1}\.(.*)", rf"{theirs}.{groups}.bn.\1"))
             number += 1
-    return (*rules, Rule(rf"(features\.{number}\..*)", rf"{_ASIDE}\1"))
+    return (*rules, Rule(rf"(features\.{number}\..*)", rf"{ASIDE}\1"))
 
 
 def _timm_mobilenet_v2() -> tuple[Rule, ...]:
@@ -52,56 +50,27 @@ def _timm_mobilenet_v2() -> tuple[Rule, ...]:
             theirs = rf"layer{stage + 1}.\1.conv.{k}"
             rules.append(Rule(rf"blocks\.{stage}\.(\d)\.{layer}\.(.*)", rf"{theirs}.conv.\2"))
             rules.append(Rule(rf"blocks\.{stage}\.(\d)\.bn{k + 1}\.(.*)", rf"{theirs}.bn.\2"))
-    return (*rules, Rule(r"((?:conv_head|bn2)\..*)", rf"{_ASIDE}\1"))
+    return (*rules, Rule(r"((?:conv_head|bn2)\..*)", rf"{ASIDE}\1"))
 
 
-@dataclass(frozen=True)
-class Bridge:
+@dataclass(frozen=True, kw_only=True)
+class SegBridge(Bridge):
     """A backbone's place in MMSegmentation.
 
     Args:
-        spec: of our backbone.
         config: of MMSegmentation's backbone, without `init_cfg`.
-        rules: from our tensors' names to theirs; `@aside.` begins the names of those that have no place there.
         channels: of each map that the backbone gives, finest first.
         strides: of each map, input pixels per pixel.
     """
 
-    spec: BackboneSpec
     config: dict[str, Any]
-    rules: tuple[Rule, ...]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-
-    def to_framework(self, backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The tensors under MMSegmentation's names, and under ours those that have no place there.
-
-        Raises:
-            CheckpointError: a tensor without a rule.
-        """
-        renamed = rename(backbone.net.state_dict(), self.rules, backbone.spec.name).tensors
-        aside = {k.removeprefix(_ASIDE): t for k, t in renamed.items() if k.startswith(_ASIDE)}
-        return {k: t for k, t in renamed.items() if not k.startswith(_ASIDE)}, aside
-
-    def from_framework(self, tensors: Mapping[str, Tensor], aside: Mapping[str, Tensor]) -> Backbone:
-        """Our backbone with a trained backbone's tensors, and those that had no place there put back.
-
-        Raises:
-            CheckpointError: tensors that are missing, foreign or of another shape, by name.
-        """
-        backbone = build_backbone(self.spec.name, arguments=self.spec.arguments).at(self.spec.feature)
-        own = backbone.net.state_dict()
-        theirs = rename(own, self.rules, self.spec.name).tensors
-        ours = dict(zip(theirs, own, strict=True))  # in the same order: no rule leaves a tensor out
-        state = {ours.get(name, name): tensor.cpu() for name, tensor in tensors.items()}
-        load_strictly(backbone, state | dict(aside), source="the segmentation model's backbone")
-        backbone.spec = self.spec
-        return backbone
 
 
 def build_bridge(
     spec: BackboneSpec, *, output_stride: int = 32, atrous: Atrous = "exact", frozen: bool = False
-) -> Bridge:
+) -> SegBridge:
     """Choose MMSegmentation's own net where it has the same layers, else the wrapper of ours.
 
     Args:
@@ -138,7 +107,7 @@ def build_bridge(
     return _wrapped(spec, output_stride, frozen)
 
 
-def adopt_bridge(spec: BackboneSpec, config: Mapping[str, Any]) -> Bridge:
+def adopt_bridge(spec: BackboneSpec, config: Mapping[str, Any]) -> SegBridge:
     """The bridge into the backbone of a user's own config.
 
     Args:
@@ -159,19 +128,20 @@ def adopt_bridge(spec: BackboneSpec, config: Mapping[str, Any]) -> Bridge:
         raise ValueError(f"{kind} begins with {theirs}, {spec.name} with {ours}: take ResNet{'' if deep else 'V1c'}")
     if given != fits:
         raise ValueError(f"{spec.name} fits MMSegmentation's {fits}, the config's backbone is {kind}")
-    return Bridge(spec, dict(config), own.rules, own.channels, own.strides)
+    return replace(own, config=dict(config))
 
 
 def _mobilenet(native: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "StillroomMobileNetV2", "out_indices": (1, 2, 4, 6), **native}
 
 
-def _bridge(spec: BackboneSpec, config: dict[str, Any], rules: tuple[Rule, ...], output_stride: int) -> Bridge:
+def _bridge(spec: BackboneSpec, config: dict[str, Any], rules: tuple[Rule, ...], output_stride: int) -> SegBridge:
     strides = tuple(min(level.stride, output_stride) for level in spec.levels)
-    return Bridge(spec, config, rules, tuple(level.channels for level in spec.levels), strides)
+    channels = tuple(level.channels for level in spec.levels)
+    return SegBridge(spec=spec, rules=rules, config=config, channels=channels, strides=strides)
 
 
-def _wrapped(spec: BackboneSpec, output_stride: int, frozen: bool) -> Bridge:
+def _wrapped(spec: BackboneSpec, output_stride: int, frozen: bool) -> SegBridge:
     arguments = dict(spec.arguments)
     coarsest = max(level.stride for level in spec.levels)
     if coarsest > output_stride:
@@ -185,8 +155,10 @@ def _wrapped(spec: BackboneSpec, output_stride: int, frozen: bool) -> Bridge:
             f"{spec.name} cannot be dilated to stride {output_stride} ({error}): say --output-stride {coarsest}"
         ) from error
     config = {"type": "StillroomBackbone", "name": spec.name, "arguments": arguments, "frozen": frozen}
-    rules = (Rule(r"(.*)", r"net.net.\1"),)
-    return Bridge(spec, config, rules, tuple(lv.channels for lv in levels), tuple(lv.stride for lv in levels))
+    return SegBridge(
+        spec=spec, rules=(Rule(r"(.*)", r"net.net.\1"),), config=config,
+        channels=tuple(level.channels for level in levels), strides=tuple(level.stride for level in levels),
+    )  # fmt: skip
 
 
 @HOOKS.register_module()
@@ -204,21 +176,4 @@ class AssertLoaded(Hook):
         """As it says; a resumed run is beyond its first step."""
         if runner.iter == 0:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            assert_loaded(model.backbone, torch.load(self.file, map_location="cpu", weights_only=True))
-
-
-def assert_loaded(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Check that a built net holds exactly these tensors, to the bit.
-
-    Raises:
-        CheckpointError: tensors that are missing, foreign or differ, by name.
-    """
-    state = net.state_dict()
-    wrong = sorted(state.keys() ^ tensors.keys())
-    wrong += sorted(k for k in state.keys() & tensors.keys() if not state[k].cpu().equal(tensors[k].cpu()))
-    if wrong:
-        more = ", ..." if len(wrong) > 5 else ""
-        raise CheckpointError(
-            f"{len(wrong)} of {len(state)} tensors of the segmentation model's backbone are not the checkpoint's: "
-            f"{', '.join(wrong[:5])}{more}"
-        )
+            assert_same(model.backbone.state_dict(), torch.load(self.file, map_location="cpu", weights_only=True))

@@ -1,8 +1,10 @@
 """Images with masks: any folder of them, and the published data sets as MMSegmentation lays them out."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,11 @@ class SegmentationData:
     val: Masked
     words: str
     zero_ignored: bool = False
+
+    @property
+    def records(self) -> dict[str, DatasetRecord]:
+        """For results.json, by role."""
+        return {"train": self.train.record, "test": self.val.record}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +164,11 @@ def read_framework_config(file: Path) -> Config:
         if own.get(name) is None:
             raise ValueError(f"{file} has no {name}: a whole config of MMSegmentation was expected")
     return own
+
+
+def digest(own: Config) -> str:
+    """Of a config with all that it inherits."""
+    return sha256(json.dumps(own.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_framework(resolved: Config) -> SegmentationData:

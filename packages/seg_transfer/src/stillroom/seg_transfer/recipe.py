@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from stillroom.backbone import InputSpec
-from stillroom.seg_transfer.bridge import Bridge
+from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import IGNORED, SegmentationData
 
@@ -18,7 +18,7 @@ AUX_CHANNELS = 256
 
 
 def build_config(
-    config: SegmentConfig, bridge: Bridge, data: SegmentationData, initial: Path, norm: str, world_size: int
+    config: SegmentConfig, bridge: SegBridge, data: SegmentationData, initial: Path, norm: str, world_size: int
 ) -> Config:
     """The whole config of a run.
 
@@ -47,17 +47,18 @@ def build_config(
     return Config(settings)
 
 
-def adopt_config(config: SegmentConfig, resolved: Config, initial: Path, launcher: str) -> Config:
+def adopt_config(config: SegmentConfig, resolved: Config, initial: Path, world_size: int) -> Config:
     """A user's own config with our first weights, seed and run directory; its metric also tells the classes apart.
 
     Args:
         config: of a single run.
         resolved: the user's, changed in place.
         initial: file of the first weights under MMSegmentation's names.
-        launcher: `none`, or `pytorch` under torchrun.
+        world_size: processes.
     """
     resolved.merge_from_dict({
-        "work_dir": str(config.out), "launcher": launcher, "randomness": {"seed": config.seed}, "load_from": None,
+        "work_dir": str(config.out), "launcher": "pytorch" if world_size > 1 else "none",
+        "randomness": {"seed": config.seed}, "load_from": None,
     })  # fmt: skip
     resolved.model.pop("pretrained", None)
     resolved.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(initial)}
@@ -70,7 +71,7 @@ def adopt_config(config: SegmentConfig, resolved: Config, initial: Path, launche
     return resolved
 
 
-def build_model(config: SegmentConfig, bridge: Bridge, num_classes: int, initial: Path, norm: str) -> dict[str, Any]:
+def build_model(config: SegmentConfig, bridge: SegBridge, num_classes: int, initial: Path, norm: str) -> dict[str, Any]:
     """EncoderDecoder: our backbone, a decoder, and where asked a second one on the third level.
 
     Raises:

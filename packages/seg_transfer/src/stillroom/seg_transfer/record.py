@@ -1,6 +1,5 @@
 """What a run leaves: a checkpoint of the trained backbone, a sheet of pictures, results.json."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, percent, read_results
 from stillroom.backbone.spec import inherit_licence
 from stillroom.seg_transfer.config import SegmentConfig
-from stillroom.seg_transfer.data import SegmentationData
+from stillroom.seg_transfer.data import SegmentationData, digest, read_framework_config
 from stillroom.seg_transfer.measure import IOU
 from stillroom.seg_transfer.sheet import draw_sheet
 
@@ -44,7 +43,7 @@ def finish(
     """Write the trained backbone, pictures, and last results.json, which says that all is there."""
     backbone.spec = replace(backbone.spec, licence=inherit_licence(backbone.spec.licence, config.data_licence))
     settings, method = config_to_dict(config), trained_method(config.name)
-    train, val = data.train.record, data.val.record
+    train = data.train.record
     manifest = save_checkpoint(
         config.out / CHECKPOINT, backbone, method=method, package=PACKAGE, config=settings,
         data=Data(count=train.count, fingerprint=train.fingerprint),
@@ -56,7 +55,7 @@ def finish(
         Results(
             task="segmentation",
             protocol=protocol(config, data),
-            datasets={"train": train, "test": val},
+            datasets=data.records,
             checkpoint=CheckpointRecord(
                 path=str(config.out / CHECKPOINT), sha256=manifest.weights.sha256, method=method
             ),
@@ -76,8 +75,8 @@ def finish(
 def protocol(config: SegmentConfig, data: SegmentationData) -> str:
     """The versioned id: decoder, training, and how images were measured on."""
     if config.framework_config is not None:
-        digest = hashlib.sha256(config.framework_config.read_bytes()).hexdigest()[:12]
-        return f"{PROTOCOL} framework-config={config.framework_config.name} sha256={digest} weights=last"
+        whole = digest(read_framework_config(config.framework_config))[:12]
+        return f"{PROTOCOL} framework-config={config.framework_config.name} sha256={whole} weights=last"
     window = f"slide={config.crop}" if config.evaluation == "slide" else "whole"
     parts = [
         PROTOCOL, data.words, f"{config.head} stride={config.output_stride}",

@@ -3,15 +3,13 @@
 from functools import partial
 from pathlib import Path
 
-from stillroom.backbone import Run, read_results
-from stillroom.backbone.results import RESULTS
+from stillroom.backbone import Run, load_checkpoint, read_results
 from stillroom.backbone.run import DeviceName
-from stillroom.backbone.sweep import once, refuse_other_weights, refuse_taken, resume_single, split
+from stillroom.backbone.sweep import refuse_changed, refuse_other_weights, resume_single, run_all
 from stillroom.backbone.table import write_table
 from stillroom.seg_transfer.config import SegmentConfig
-from stillroom.seg_transfer.data import read_data, read_framework, read_framework_config
-from stillroom.seg_transfer.record import PER_CLASS, protocol
-from stillroom.seg_transfer.train import resume_one, train_one
+from stillroom.seg_transfer.record import INITIAL, PER_CLASS
+from stillroom.seg_transfer.train import build_plan, prepare, resume_one, train_one
 
 
 def finetune(config: SegmentConfig) -> Path:
@@ -23,39 +21,25 @@ def finetune(config: SegmentConfig) -> Path:
     Raises:
         ValueError: bad input, each in one sentence.
     """
-    cells = split(config)
-    alone = cells == [config]
-    refuse_taken(config.out, alone=alone)
     run = Run.start(config.device)
-    for cell in cells:
-        refuse_stale(cell)
-        once(cell, (), partial(train_one, run=run), partial(resume_one, run=run))
-    if not alone and run.is_main:
-        write_table(config, cells, "mIoU", PER_CLASS)
+    begin, go_on = partial(train_one, run=run), partial(resume_one, run=run)
+    runs = run_all(config, partial(refuse_stale, run=run), partial(prepare, run=run), begin, go_on)
+    if runs != [config] and run.is_main:
+        write_table(config, runs, "mIoU", PER_CLASS)
     run.wait()
     run.close()
     return config.out
 
 
-def refuse_stale(cell: SegmentConfig) -> None:
-    """Refuse to keep a run whose first weights or images have changed since.
+def refuse_stale(cell: SegmentConfig, run: Run) -> None:
+    """Refuse to keep a run whose first weights, images or framework config have changed since.
 
     Raises:
         ValueError: with what changed.
     """
-    if not (cell.out / RESULTS).exists():
-        return
-    found = read_results(cell.out)
-    refuse_other_weights(cell.out, cell.name, found.extra["initial_sha256"])
-    if cell.framework_config is not None:
-        own = read_framework_config(cell.framework_config)
-        data = read_framework(own)
-        if protocol(cell, data) != found.protocol:
-            raise ValueError(f"{cell.framework_config} changed since {cell.out} was done: choose another --out")
-    else:
-        data = read_data(cell)
-    if {"train": data.train.record, "test": data.val.record} != found.datasets:
-        raise ValueError(f"the images in {data.train.root} changed since {cell.out} was done: choose another --out")
+    refuse_other_weights(cell.out, cell.name, read_results(cell.out).extra["initial_sha256"])
+    backbone, _ = load_checkpoint(cell.out / INITIAL)
+    refuse_changed(cell.out, build_plan(cell, run, backbone).records)
 
 
 def resume(

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,16 +13,18 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import RUNNERS
-from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
-from stillroom.backbone.configs import config_from_json, config_to_json
+from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.files import write_file
-from stillroom.backbone.first import first_backbone, trained_method
-from stillroom.backbone.run import CONFIG, DeviceName, read_config
-from stillroom.seg_transfer.bridge import Bridge, adopt_bridge, build_bridge
+from stillroom.backbone.first import first_backbone
+from stillroom.backbone.registry import checkpoint_method
+from stillroom.backbone.results import DatasetRecord
+from stillroom.backbone.run import CONFIG, DeviceName
+from stillroom.backbone.sweep import keep_fingerprints, refuse_changed
+from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig
-from stillroom.seg_transfer.data import SegmentationData, read_data, read_framework, read_framework_config
+from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
 from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish
 
@@ -38,15 +39,25 @@ def train_one(config: SegmentConfig, run: Run) -> None:
     Raises:
         ValueError: bad input, each in one sentence.
     """
-    check(config, run)
-    backbone = first_backbone(config.name, config.like, config.seed)
-    plan = Plan.make(config, run, backbone)
+    backbone, plan = prepare(config, run)
+    run.wait()  # every process has looked for config.json before the first one writes it
     if run.is_main:
-        write_file(config.out / CONFIG, config_to_json(config))
-        save_checkpoint(config.out / INITIAL, backbone, method=trained_method(config.name), package=PACKAGE)
-        torch.save(plan.bridge.to_framework(backbone)[0], initial_file(config.out))
+        save_checkpoint(config.out / INITIAL, backbone, method=checkpoint_method(config.name), package=PACKAGE)
+        keep_fingerprints(config.out, plan.records)
+        write_file(config.out / CONFIG, config_to_json(config))  # last: a run that has it can go on
     run.wait()
     train(config, run, backbone, plan, go_on=False)
+
+
+def prepare(config: SegmentConfig, run: Run) -> tuple[Backbone, "Plan"]:
+    """The first weights of a single run, and what it will do; nothing is written.
+
+    Raises:
+        ValueError: bad input, each in one sentence.
+    """
+    check(config, run)
+    backbone = first_backbone(config.name, config.like, config.seed)
+    return backbone, build_plan(config, run, backbone)
 
 
 def resume_one(
@@ -67,19 +78,12 @@ def resume_one(
     Raises:
         ValueError: no run directory; a framework config that changed since.
     """
-    config = config_from_json(read_config(path), SegmentConfig)
-    changes: dict[str, Any] = {"device": device, "workers": workers, "log_every": log_every, "out": path}
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    config = reread_config(path, SegmentConfig, device=device, workers=workers, log_every=log_every)
     here = Run.start(config.device) if run is None else run
     check(config, here)
-    if not initial_file(path).exists():
-        raise ValueError(f"{path} was stopped before its first weights were written: remove it and start it anew")
     backbone, _ = load_checkpoint(path / INITIAL)
-    plan = Plan.make(config, here, backbone)
-    began = path / RESOLVED
-    adopted = config.framework_config is not None and began.exists()
-    if adopted and plan.resolved.to_dict() != Config.fromfile(str(began)).to_dict():
-        raise ValueError(f"{config.framework_config} changed since {path} began: it cannot be resumed")
+    plan = build_plan(config, here, backbone)
+    refuse_changed(path, plan.records)
     train(config, here, backbone, plan, go_on=True)
     if run is None:
         here.close()
@@ -87,33 +91,36 @@ def resume_one(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: the images, the bridge into MMSegmentation, and the config for MMEngine."""
+    """What a run will do: the images, the bridge into MMSegmentation, MMEngine's config; and what must not change."""
 
     data: SegmentationData
-    bridge: Bridge
+    bridge: SegBridge
     resolved: Config
+    records: dict[str, DatasetRecord]
 
-    @classmethod
-    def make(cls, config: SegmentConfig, run: Run, backbone: Backbone) -> "Plan":
-        """By our recipe, or by a user's own config."""
-        launcher, initial = "pytorch" if run.world_size > 1 else "none", initial_file(config.out)
-        if config.framework_config is not None:
-            own = read_framework_config(config.framework_config)
-            bridge = adopt_bridge(backbone.spec, own.model.backbone)
-            return cls(read_framework(own), bridge, adopt_config(config, own, initial, launcher))
-        bridge = build_bridge(
-            backbone.spec, output_stride=config.output_stride, atrous=config.atrous, frozen=config.frozen
-        )
-        data = read_data(config)
-        norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
-        return cls(data, bridge, build_config(config, bridge, data, initial, norm, run.world_size))
+
+def build_plan(config: SegmentConfig, run: Run, backbone: Backbone) -> Plan:
+    """By our recipe, or by a user's own config."""
+    initial = initial_file(config.out)
+    if config.framework_config is not None:
+        own = read_framework_config(config.framework_config)
+        data, bridge = read_framework(own), adopt_bridge(backbone.spec, own.model.backbone)
+        record = DatasetRecord(path=str(config.framework_config), count=1, fingerprint=digest(own))
+        resolved = adopt_config(config, own, initial, run.world_size)
+        return Plan(data, bridge, resolved, {**data.records, "framework_config": record})
+    bridge = build_bridge(backbone.spec, output_stride=config.output_stride, atrous=config.atrous, frozen=config.frozen)
+    data = read_data(config)
+    norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
+    return Plan(data, bridge, build_config(config, bridge, data, initial, norm, run.world_size), data.records)
 
 
 def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on: bool) -> None:
     """Hand the run to MMEngine, measure, bring the backbone back."""
     began = time.perf_counter()
     if run.is_main:
+        torch.save(plan.bridge.to_framework(backbone)[0], initial_file(config.out))
         plan.resolved.dump(config.out / RESOLVED)
+    run.wait()
     runner = build_runner(plan.resolved, run, go_on)
     model: Any = runner.train()
     net = model.module if is_model_wrapper(model) else model
@@ -121,7 +128,7 @@ def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on
         runner.model = SegTTAModel(module=net)
     metrics = runner.test()
     if run.is_main:
-        trained = restore(plan.bridge, backbone, net.backbone)
+        trained = plan.bridge.from_framework(net.backbone.state_dict(), backbone)
         finish(config, plan.data, trained, metrics, net, plan.resolved, time.perf_counter() - began)
     run.wait()
 
@@ -143,13 +150,6 @@ def build_runner(resolved: Config, run: Run, go_on: bool) -> Runner:
     settings = Config(resolved.to_dict() | own)
     kind = settings.get("runner_type", "Runner")
     return RUNNERS.get(kind).from_cfg(settings)
-
-
-def restore(bridge: Bridge, initial: Backbone, trained: nn.Module) -> Backbone:
-    """A trained backbone of MMSegmentation as one of ours; tensors that have no place there are as they came."""
-    _, aside = bridge.to_framework(initial)
-    tensors: Mapping[str, Tensor] = trained.state_dict()
-    return bridge.from_framework(tensors, aside)
 
 
 def initial_file(out: Path) -> Path:

@@ -11,9 +11,9 @@ from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader, Dataset
 
 from stillroom.backbone import Run
-from stillroom.backbone.configs import config_from_json
+from stillroom.backbone.configs import reread_config
 from stillroom.backbone.loading import TrainingBatches
-from stillroom.backbone.run import mix_seed, read_config
+from stillroom.backbone.run import mix_seed
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 def read_run(run: str) -> DetectionData:
     """The images of a run directory, by its config.json."""
-    return read_data(config_from_json(read_config(Path(run)), DetectConfig))
+    return read_data(reread_config(Path(run), DetectConfig))
 
 
 def read_records(run: str, part: str) -> list[Record]:

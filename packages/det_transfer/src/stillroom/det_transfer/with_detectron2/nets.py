@@ -11,8 +11,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from stillroom.backbone import BackboneSpec, build_backbone
+from stillroom.backbone.bridge import ASIDE
 from stillroom.backbone.keys import Rule
-from stillroom.det_transfer.bridge import ASIDE
 from stillroom.det_transfer.levels import Held, Hold, power
 
 DEPTHS = (18, 34, 50, 101, 152)

@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
+from stillroom.backbone.bridge import ASIDE, Bridge
 from stillroom.backbone.keys import Rule, rename
 from stillroom.det_transfer.annotations import Annotated, Box, Images
-from stillroom.det_transfer.bridge import ASIDE, Bridge
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.record import INITIAL
@@ -68,7 +68,7 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
     if isinstance(net, StillroomBackbone):
         if net.net.spec.name != spec.name:
             raise ValueError(f"the config's backbone is {net.net.spec.name}, the checkpoint is {spec.name}")
-        return Bridge(spec, (Rule(r"(.*)", rf"{place}net.net.\1"),), (place,))
+        return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{place}net.net.\1"),), places=(place,))
     if not isinstance(net, ResNet) or native_depth(spec) is None:
         raise ValueError(f"the config's backbone is a {type(net).__name__}, which has no rules for {spec.name}")
     if any(block.conv1.stride != (1, 1) for block in model.modules() if isinstance(block, BottleneckBlock)):
@@ -79,7 +79,7 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
     head = "roi_heads.res5." if c4 else None
     rules, known = resnet_rules(place, head, frozen=False), set(model.state_dict())
     places = (place, head) if head else (place,)
-    return Bridge(spec, (*uncounted(spec, rules, known), *rules), places)
+    return Bridge(spec=spec, rules=(*uncounted(spec, rules, known), *rules), places=places)
 
 
 def uncounted(spec: BackboneSpec, rules: tuple[Rule, ...], known: set[str]) -> tuple[Rule, ...]:

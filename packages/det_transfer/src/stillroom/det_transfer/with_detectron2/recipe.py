@@ -24,8 +24,8 @@ from detectron2.modeling.roi_heads import (
 from omegaconf import DictConfig
 
 from stillroom.backbone import BackboneSpec
+from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.keys import Rule
-from stillroom.det_transfer.bridge import Bridge
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.levels import (
     RATIOS,
@@ -135,7 +135,7 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
         bottom_up = resnet(depth, norm, features)
         bottom_up.freeze_at = WHOLE if config.frozen else 0
         rules = resnet_rules("backbone.bottom_up.", None, norm == "FrozenBN")
-        bridge = Bridge(spec, rules, ("backbone.bottom_up.",))
+        bridge = Bridge(spec=spec, rules=rules, places=("backbone.bottom_up.",))
     last = f"p{power(strides[-1])}"
     fpn_norm = "GN" if config.fpn_norm == "gn" else ""
     more = (
@@ -194,7 +194,7 @@ def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: s
     )
     rules = resnet_rules("backbone.", "roi_heads.res5.", norm == "FrozenBN", legacy)
     fresh = r"roi_heads\.res5\.(?:[23]\..*|\d\.conv3\..*|\d\.conv1\.weight)" if legacy else None
-    return model, Bridge(spec, rules, ("backbone.", "roi_heads.res5."), fresh)
+    return model, Bridge(spec=spec, rules=rules, places=("backbone.", "roi_heads.res5."), fresh=fresh)
 
 
 def build_retinanet(
@@ -241,7 +241,7 @@ def wrapper(spec: BackboneSpec, features: list[str], config: DetectConfig) -> Di
 
 def wrapper_bridge(spec: BackboneSpec, place: str) -> Bridge:
     """Into the wrapper: the same names, further in."""
-    return Bridge(spec, (Rule(r"(.*)", rf"{place}net.net.\1"),), (place,))
+    return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{place}net.net.\1"),), places=(place,))
 
 
 def proposals(

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from stillroom.backbone import Backbone, Run
+from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.images import load_image
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.det_transfer import with_detectron2  # noqa: F401  # first: it says in one sentence what is not installed
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backend import Finder, Trained
-from stillroom.det_transfer.bridge import Bridge
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data
 from stillroom.det_transfer.detections import Detections, encode_plane

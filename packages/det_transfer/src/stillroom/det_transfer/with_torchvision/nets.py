@@ -15,8 +15,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from stillroom.backbone import Backbone, BackboneSpec
+from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.keys import Rule
-from stillroom.det_transfer.bridge import Bridge
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.levels import (
     RATIOS,
@@ -166,7 +166,8 @@ def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -
     pyramid = Pyramid(body, fpn, config.fpn_dim)
     sides = [tuple(own) for own in anchor_sides(spec, config)]
     anchors = AnchorGenerator(tuple(sides), (RATIOS,) * len(sides))
-    bridge = Bridge(spec, (Rule(r"(.*)", r"backbone.body.backbone.net.\1"),), ("backbone.body.backbone.",))
+    rules = (Rule(r"(.*)", r"backbone.body.backbone.net.\1"),)
+    bridge = Bridge(spec=spec, rules=rules, places=("backbone.body.backbone.",))
     images = image_arguments(spec, config)
     if retina:
         model: nn.Module = RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **images)
@@ -217,7 +218,7 @@ def build_c4(config: DetectConfig, backbone: Backbone, num_classes: int) -> tupl
         Rule(r"(layer4\..*)", r"roi_heads.box_head.\1"),
         Rule(r"(.*)", r"backbone.body.backbone.net.\1"),
     )
-    return model, Bridge(spec, rules, ("backbone.body.backbone.", "roi_heads.box_head."))
+    return model, Bridge(spec=spec, rules=rules, places=("backbone.body.backbone.", "roi_heads.box_head."))
 
 
 def image_arguments(spec: BackboneSpec, config: DetectConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Between our backbones and a detector: which name for each tensor in the whole model, and the way back."""
+"""Between our backbones and the models of a framework: which name for each tensor there, and the way back."""
 
 import re
 from collections.abc import Mapping
@@ -6,28 +6,31 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, BackboneSpec, CheckpointError, build_backbone
 from stillroom.backbone.checkpoint import load_strictly
+from stillroom.backbone.features import Backbone
 from stillroom.backbone.keys import Rule, rename
+from stillroom.backbone.manifest import CheckpointError
+from stillroom.backbone.registry import build_backbone
+from stillroom.backbone.spec import BackboneSpec
 
 ASIDE = "@aside."
-"""Begins the names of tensors that have no place in the detector."""
+"""Begins the names of tensors that have no place there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bridge:
-    """A backbone's place in a detector.
+    """A backbone's place in a model.
 
     Args:
         spec: of our backbone.
-        rules: from our tensors' names to those in the whole model, or to `ASIDE`.
-        places: what the model's names of these tensors begin with; all that begins so is ours.
-        fresh: pattern of what begins so and is not ours for all that (`legacy` alone).
+        rules: from our tensors' names to those in the model, or to `ASIDE`.
+        places: what the model's names of these tensors begin with; all that begins so is ours. `""`: all of it is.
+        fresh: pattern of what begins so and is not ours for all that.
     """
 
     spec: BackboneSpec
     rules: tuple[Rule, ...]
-    places: tuple[str, ...]
+    places: tuple[str, ...] = ("",)
     fresh: str | None = None
 
     def to_framework(self, backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -61,18 +64,7 @@ class Bridge:
         wrong += sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
         refuse(wrong, len(own), "do not fit the checkpoint's")
         model.load_state_dict(state | tensors)
-        self.assert_loaded(model, tensors)
-
-    def assert_loaded(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Check that a built model holds exactly these tensors, to the bit.
-
-        Raises:
-            CheckpointError: tensors that are missing, foreign or differ, by name.
-        """
-        own = self.own(model.state_dict())
-        wrong = sorted(own.keys() ^ tensors.keys())
-        wrong += sorted(k for k in own.keys() & tensors.keys() if not own[k].cpu().equal(tensors[k].cpu()))
-        refuse(wrong, len(own), "are not the checkpoint's")
+        assert_same(self.own(model.state_dict()), tensors)
 
     def from_framework(self, model: Mapping[str, Tensor], initial: Backbone) -> Backbone:
         """Our backbone with a trained model's tensors; those that had no place there are as they came.
@@ -90,7 +82,7 @@ class Bridge:
         ours = dict(zip(theirs, own, strict=True))  # in the same order: no rule leaves a tensor out
         _, aside = self.to_framework(initial)
         state = {ours.get(name, name): tensor.cpu() for name, tensor in self.own(model).items()}
-        load_strictly(backbone, state | aside, source="the detector's backbone")
+        load_strictly(backbone, state | aside, source="the model's backbone")
         backbone.spec = self.spec
         return backbone
 
@@ -98,6 +90,17 @@ class Bridge:
         """How many of the model's tensors in our places are ours, counters of batches aside."""
         names = [n for n in model.state_dict() if n.startswith(self.places) and not n.endswith("num_batches_tracked")]
         return f"{sum(map(self.owns, names))} of {len(names)} tensors of the backbone come from the checkpoint"
+
+
+def assert_same(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Check that a built model's part of ours holds exactly these tensors, to the bit.
+
+    Raises:
+        CheckpointError: tensors that are missing, foreign or differ, by name.
+    """
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += sorted(k for k in own.keys() & tensors.keys() if not own[k].cpu().equal(tensors[k].cpu()))
+    refuse(wrong, len(own), "are not the checkpoint's")
 
 
 def refuse(wrong: list[str], total: int, words: str) -> None:
@@ -109,5 +112,5 @@ def refuse(wrong: list[str], total: int, words: str) -> None:
     if wrong:
         more = ", ..." if len(wrong) > 5 else ""
         raise CheckpointError(
-            f"{len(wrong)} of {total} tensors of the detector's backbone {words}: {', '.join(wrong[:5])}{more}"
+            f"{len(wrong)} of {total} tensors of the model's backbone {words}: {', '.join(wrong[:5])}{more}"
         )
