@@ -15,7 +15,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch.multiprocessing import start_processes  # noqa: E402
 
-from stillroom.backbone import Run  # noqa: E402
+from stillroom.backbone import Run, build_backbone, save_checkpoint  # noqa: E402
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -60,6 +60,16 @@ def in_two_processes(tmp_path: Path) -> Callable[[Callable[[], object]], list]:
         return [torch.load(tmp_path / f"returned-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     return call
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """A checkpoint of ResNet-18 as distillation leaves it."""
+    torch.manual_seed(3)
+    backbone = build_backbone("torchvision/resnet18", feature="before")
+    backbone.train()(torch.randn(4, 3, 64, 64))
+    save_checkpoint(tmp_path / "student", backbone, method="kdep", package="stillroom-distill")
+    return tmp_path / "student"
 
 
 def write_images(folder: Path, count: int, size: int = 40, seed: int = 0) -> Path:

@@ -44,6 +44,7 @@ from stillroom.cls_transfer.first import build_model
 from stillroom.cls_transfer.model import parameters_by_level
 from stillroom.cls_transfer.record import summary
 from stillroom.cls_transfer.state import TrainState
+from twins import assert_bit_equal
 
 Make = Callable[..., Path]
 
@@ -89,12 +90,6 @@ def save_student(path: Path, licence: Licence | None = None) -> Backbone:
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """Backbone and classifier of a finished run."""
     return load_file(out / "checkpoint" / "model.safetensors") | load_heads(out / "checkpoint", "classifier")
-
-
-def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
 
 
 def metrics_of(out: Path) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from stillroom.det_transfer import DetectConfig
-from stillroom.det_transfer.data import PUBLISHED, read_data
+from stillroom.det_transfer.data import PUBLISHED, forget, read_data
 
 Make = Callable[..., DetectConfig]
 Change = Callable[[Callable[[dict], object]], Path]
@@ -86,6 +86,26 @@ def test_what_is_wrong_in_a_json_is_named(make_config: Make, change: Change, how
     change(how)
     with pytest.raises(ValueError, match=words):
         read_data(make_config())
+
+
+def test_images_to_measure_on_must_have_a_box(make_config: Make, boxed: Path) -> None:
+    file = boxed / "annotations" / "val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with pytest.raises(ValueError, match=r"none of the 4 images in .*val to be measured on has a box"):
+        read_data(make_config())
+
+
+def test_the_fingerprint_knows_boxes_and_masks(make_config: Make, change: Change) -> None:
+    seen = {read_data(make_config()).train.record.fingerprint}
+    for how in (
+        lambda c: first(c).update(category_id=7),
+        lambda c: first(c).update(segmentation=[[40, 5, 50, 5, 50, 9]]),
+        lambda c: first(c).update(bbox=[36, 4, 8, 8]),
+    ):
+        change(how)
+        forget()
+        seen.add(read_data(make_config()).train.record.fingerprint)
+    assert len(seen) == 4
 
 
 def test_bad_boxes_may_be_left_out_by_name(

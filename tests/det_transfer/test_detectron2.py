@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.schedule import factor
 from stillroom.det_transfer.with_detectron2.recipe import build_model
 from stillroom.det_transfer.with_detectron2.train import build_config
+from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2
 
@@ -219,18 +218,6 @@ def test_detectors_and_backbones_train(make: Make, name: str, changes: dict) -> 
     assert ("maskAP" in read_results(out).metrics) == (changes.get("detector") == "mask-rcnn")
 
 
-def in_a_process(call: Callable[[], object]) -> BaseProcess:
-    """Begin something in a forked process, whose one thread rounds as those of the others do."""
-
-    def alone() -> None:
-        torch.set_num_threads(1)
-        call()
-
-    process = get_context("fork").Process(target=alone)
-    process.start()
-    return process
-
-
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make: Make, tmp_path: Path) -> None:
     config, whole = make(steps=12, workers=1, save_every=4), tmp_path / "whole"
     undisturbed = in_a_process(partial(finetune, replace(config, out=whole)))
@@ -246,9 +233,7 @@ def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make: Make, tmp_path: Pa
     resumed = in_a_process(partial(resume, config.out))
     resumed.join()
     assert resumed.exitcode == 0
-    first, second = trained(whole), trained(config.out)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_bit_equal(trained(whole), trained(config.out))
     assert read_results(whole).metrics == read_results(config.out).metrics
 
 
@@ -332,8 +317,9 @@ def test_voc_ap_is_that_of_detectron2s_evaluator(make_config: Make, voc: Path, t
     assert 0 < min(seen) < 0.9
 
 
-def test_two_processes_train_one_net(make: Make, in_two_processes: Callable) -> None:
-    config = make(steps=2, batch_size=4, norm="frozen", rois=4)
+@pytest.mark.parametrize("changes", [{"norm": "frozen"}, {"frozen": True, "steps": 3}])
+def test_two_processes_train_one_net(make: Make, in_two_processes: Callable, changes: dict) -> None:
+    config = make(**({"steps": 2, "batch_size": 4, "rois": 4} | changes))
     assert in_two_processes(lambda: str(finetune(config))) == [str(config.out)] * 2
     assert read_results(config.out).datasets["test"].count == 4
 
@@ -413,3 +399,11 @@ def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path
         finetune(replace(config, out=tmp_path / "d"))
     with pytest.raises(ValueError, match=r"there is no .*absent.py"):
         finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-9])
+def test_a_clipped_gradient_moves_nothing(make: Make, clip: float) -> None:
+    out = finetune(make(clip=clip, weight_decay=0.0, steps=1, warmup=0))
+    first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
+    apart = (first["layer4.1.conv2.weight"] - last["layer4.1.conv2.weight"]).abs().max()
+    assert (apart < 1e-8) == bool(clip)

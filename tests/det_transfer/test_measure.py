@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,8 @@ def test_difficult_objects_count_neither_way() -> None:
     rows = (image(1, (0, 0, 10, 10, True), (50, 50, 10, 10, False)),)
     found = [seen((0, 0, 10, 10, 0.9), (0, 0, 10, 10, 0.8), (50, 50, 60, 60, 0.7))]
     assert voc_ap(Images(root=Path(), rows=rows), found, 0).area == 1
+    crowd = (replace(rows[0], boxes=(replace(rows[0].boxes[0], difficult=False, crowd=True), rows[0].boxes[1])),)
+    assert voc_ap(Images(root=Path(), rows=crowd), found, 0).area == 1
     only = (image(1, (0, 0, 10, 10, True)),)
     assert np.isnan(voc_ap(Images(root=Path(), rows=only), [seen((0, 0, 10, 10, 0.9))], 0).area)
 

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from stillroom.backbone import BrokenImageError, build_backbone, load_checkpoint, read_results, save_checkpoint
+from stillroom.backbone import BrokenImageError, load_checkpoint, read_results
 from stillroom.backbone.run import STATE, DivergedError, read_metrics
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
 from stillroom.det_transfer.schedule import factor
+from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., DetectConfig]
 
@@ -26,22 +25,6 @@ Make = Callable[..., DetectConfig]
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """Of the whole detector."""
     return torch.load(out / STATE, weights_only=True)["model"]
-
-
-def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-
-
-@pytest.fixture
-def student(tmp_path: Path) -> Path:
-    """A checkpoint as distillation leaves it."""
-    torch.manual_seed(3)
-    backbone = build_backbone("torchvision/resnet18", feature="before")
-    backbone.train()(torch.randn(4, 3, 64, 64))
-    save_checkpoint(tmp_path / "student", backbone, method="kdep", package="stillroom-distill")
-    return tmp_path / "student"
 
 
 def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config: Make, student: Path) -> None:
@@ -127,18 +110,6 @@ def test_two_blocks_are_learned(make_config: Make) -> None:
     assert min(results.extra["ap_per_class"].values()) > 0.1
 
 
-def in_a_process(call: Callable[[], object]) -> BaseProcess:
-    """Begin something in a forked process, whose one thread rounds as those of the others do."""
-
-    def alone() -> None:
-        torch.set_num_threads(1)
-        call()
-
-    process = get_context("fork").Process(target=alone)
-    process.start()
-    return process
-
-
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
     config, whole = make_config(steps=12, workers=1, save_every=4), tmp_path / "whole"
     undisturbed = in_a_process(partial(finetune, replace(config, out=whole)))
@@ -192,8 +163,9 @@ def test_a_sweep_makes_one_table_and_keeps_what_is_done(make_config: Make, stude
         finetune(config)
 
 
-def test_two_processes_see_the_images_of_one(make_config: Make, in_two_processes: Callable) -> None:
-    config = make_config(steps=2, batch_size=4, norm="frozen", rois=4)
+@pytest.mark.parametrize("changes", [{"norm": "frozen"}, {"frozen": True, "steps": 3}])
+def test_two_processes_train_one_net(make_config: Make, in_two_processes: Callable, changes: dict) -> None:
+    config = make_config(**({"steps": 2, "batch_size": 4, "rois": 4} | changes))
 
     def call() -> str:
         return str(finetune(config))
@@ -201,7 +173,7 @@ def test_two_processes_see_the_images_of_one(make_config: Make, in_two_processes
     assert in_two_processes(call) == [str(config.out)] * 2
     results = read_results(config.out)
     assert results.datasets["test"].count == 4
-    assert [row["step"] for row in read_metrics(config.out)] == [1, 2]
+    assert [row["step"] for row in read_metrics(config.out)] == list(range(1, config.steps + 1))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make) -> None:
@@ -256,3 +228,11 @@ def test_the_rate_rises_and_falls_as_detectron2s_does(make_config: Make) -> None
     assert [factor(config, step) for step in (0, 5, 10, 59, 60, 79, 80, 89)] == pytest.approx(
         [0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01]
     )
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-9])
+def test_a_clipped_gradient_moves_nothing(make_config: Make, clip: float) -> None:
+    out = finetune(make_config(clip=clip, weight_decay=0.0, steps=1, warmup=0))
+    first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
+    apart = (first["layer4.1.conv2.weight"] - last["layer4.1.conv2.weight"]).abs().max()
+    assert (apart < 1e-8) == bool(clip)

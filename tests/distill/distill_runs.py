@@ -45,11 +45,6 @@ def losses_of(out: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(out) if "loss" in row]
 
 
-def assert_bit_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
-
 def watched_config(data: Path, out: Path) -> DistillConfig:
     """Two epochs with a batch norm in the head, cached teacher, monitors and a running average."""
     return small_config(

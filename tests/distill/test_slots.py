@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_runs import assert_bit_equal, losses_of, small_config, weights_of
+from distill_runs import losses_of, small_config, weights_of
 from torch import Tensor, nn
 
 from stillroom.backbone import (
@@ -45,6 +45,7 @@ from stillroom.distill.student import Learner, build_average, build_learner, bui
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.train import align, losses
 from stillroom.distill.views import FixedView, StrongView, WeakView
+from twins import assert_bit_equal
 
 
 def tiny(dim: int = 6, size: int = 8, seed: int = 0, mean: float = 0.5) -> Backbone:

@@ -13,15 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_runs import (
-    assert_bit_equal,
-    filled,
-    losses_of,
-    plain_teacher_and_config,
-    small_config,
-    watched_config,
-    weights_of,
-)
+from distill_runs import filled, losses_of, plain_teacher_and_config, small_config, watched_config, weights_of
 from safetensors.torch import load_file
 from torch import nn
 
@@ -39,6 +31,7 @@ from stillroom.backbone.run import read_metrics
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
 from stillroom.distill.config import Step
+from twins import assert_bit_equal
 
 
 def test_a_run_leaves_student_logs_and_results(unlabelled: Path, tmp_path: Path) -> None:

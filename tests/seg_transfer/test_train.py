@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from safetensors.torch import load_file
 from stillroom.backbone import CheckpointError, build_backbone, load_checkpoint, read_results, save_checkpoint
 from stillroom.backbone.run import DivergedError
 from stillroom.seg_transfer import SegmentConfig, finetune, predict, resume
+from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., SegmentConfig]
 
@@ -27,22 +26,6 @@ Make = Callable[..., SegmentConfig]
 def trained_model(out: Path, step: int) -> dict[str, torch.Tensor]:
     """Weights, statistics and heads of MMEngine's own checkpoint."""
     return CheckpointLoader.load_checkpoint(str(out / f"iter_{step}.pth"), map_location="cpu")["state_dict"]
-
-
-def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-
-
-@pytest.fixture
-def student(tmp_path: Path) -> Path:
-    """A checkpoint as distillation leaves it."""
-    torch.manual_seed(3)
-    backbone = build_backbone("torchvision/resnet18", feature="before")
-    backbone.train()(torch.randn(4, 3, 64, 64))
-    save_checkpoint(tmp_path / "student", backbone, method="kdep", package="stillroom-distill")
-    return tmp_path / "student"
 
 
 def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_results(
@@ -103,18 +86,6 @@ def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) 
         assert not moved, "neither weights nor statistics"
     else:
         assert moved and not moved & aside, "what has no place there comes back as it was"
-
-
-def in_a_process(call: Callable[[], object]) -> BaseProcess:
-    """Begin something in a forked process, whose one thread rounds as those of the others do."""
-
-    def alone() -> None:
-        torch.set_num_threads(1)
-        call()
-
-    process = get_context("fork").Process(target=alone)
-    process.start()
-    return process
 
 
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Box:
         crowd: the box holds many objects of the class; nothing is learned from it, and finding it is no mistake.
         difficult: VOC's word for an object that need not be found.
         area: of the object, pixels; of the box where nobody says.
-        mask: COCO's polygons or RLE.
+        mask: COCO's compressed RLE; None where there is none.
         name: what an error calls it.
     """
 
@@ -102,7 +102,11 @@ class Images:
     def record(self) -> DatasetRecord:
         """For results.json; the fingerprint is that of the images and of their boxes."""
         digest = ImageFiles(self.root, tuple(row.file for row in self.rows)).fingerprint
-        boxes = [(r.id, b.label, b.x, b.y, b.width, b.height, b.crowd, b.difficult) for r in self.rows for b in r.boxes]
+        boxes = [
+            (row.id, b.label, b.x, b.y, b.width, b.height, b.crowd, b.difficult, b.mask and b.mask["counts"])
+            for row in self.rows
+            for b in row.boxes
+        ]
         told = sha256(f"{digest} {boxes}".encode()).hexdigest()
         return DatasetRecord(path=str(self.root), count=len(self.rows), fingerprint=told)
 

@@ -48,6 +48,8 @@ def read_data(config: DetectConfig) -> DetectionData:
     train = found.train if config.keep_empty else found.train.filled()
     if not any(row.wanted for row in train.rows):
         raise ValueError(f"none of the {len(found.train)} training images in {found.train.root} has a box")
+    if not any(row.wanted for row in found.val.rows):
+        raise ValueError(f"none of the {len(found.val)} images in {found.val.root} to be measured on has a box")
     if config.detector == "mask-rcnn" and not (train.has_masks and found.val.has_masks):
         raise ValueError(f"--detector mask-rcnn needs a mask with every box, which {found.train.root} does not have")
     return DetectionData(classes=found.classes, train=train, val=found.val, words=found.words)

@@ -116,7 +116,7 @@ def voc_ap(images: Images, found: Sequence[Detections], label: int, iou: float =
     """Average precision as Pascal VOC counts it.
 
     The likeliest detection first, each takes the object that it overlaps most. Over `iou`, it is right the first time,
-    wrong when the object is taken, and counts nothing where that is difficult.
+    wrong when the object is taken, and counts nothing where that is difficult (or a crowd, which VOC does not have).
 
     Args:
         images: with their true boxes.
@@ -127,7 +127,7 @@ def voc_ap(images: Images, found: Sequence[Detections], label: int, iou: float =
     Reference: Everingham et al., The Pascal Visual Object Classes Challenge: A Retrospective, IJCV 2015, section 2.2.
     """
     wanted = [tuple(box for box in row.boxes if box.label == label) for row in images.rows]
-    total = sum(not box.difficult for boxes in wanted for box in boxes)
+    total = sum(counts(box) for boxes in wanted for box in boxes)
     if total == 0:
         return VocAp(float("nan"), float("nan"))
     places = [np.flatnonzero(one.labels == label) for one in found]
@@ -142,11 +142,16 @@ def voc_ap(images: Images, found: Sequence[Detections], label: int, iou: float =
         best = int(overlaps.argmax()) if len(overlaps) else -1
         if best < 0 or overlaps[best] <= iou:
             wrong[rank] = 1
-        elif not wanted[image][best].difficult:
+        elif counts(wanted[image][best]):
             right[rank], wrong[rank] = not taken[image][best], taken[image][best]
             taken[image][best] = True
     rights, wrongs = right.cumsum(), wrong.cumsum()
     return average(rights / total, rights / np.maximum(rights + wrongs, 1))
+
+
+def counts(box: Box) -> bool:
+    """Whether an object must be found: not one that is difficult, nor a crowd."""
+    return not (box.difficult or box.crowd)
 
 
 def overlap(box: Float[np.ndarray, "4"], others: Sequence[Box]) -> Float[np.ndarray, " n"]:

@@ -84,7 +84,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
         LazyConfig.save(cfg, str(config.out / RESOLVED))
     run.wait()
     bridge.load(net, backbone)
-    net.to(run.device)
+    net.to(run.device).train()  # before it is wrapped: what is held wants no gradient
     cfg.optimizer.params.model = net
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
@@ -95,6 +95,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     trainer.register_hooks(
         [
             steady,
+            ClipGradients(net, config.clip) if config.clip and config.framework_config is None else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if run.is_main else None,
@@ -220,6 +221,17 @@ class SteadySteps(HookBase):
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Of an earlier life."""
         self.seconds = state["seconds"]
+
+
+class ClipGradients(HookBase):
+    """Shorten a gradient that is longer than `norm`, as the other backend does."""
+
+    def __init__(self, net: nn.Module, norm: float) -> None:
+        self.net, self.norm = net, norm
+
+    def after_backward(self) -> None:
+        """As it says."""
+        nn.utils.clip_grad_norm_(self.net.parameters(), self.norm)
 
 
 class Collector(DatasetEvaluator):

@@ -65,6 +65,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, seconds = state["step"], state["seconds"]
+    model.train()  # before it is wrapped: what is held wants no gradient
     learn: nn.Module = model
     if run.world_size > 1:
         devices = [run.device] if run.device.type == "cuda" else None
@@ -73,7 +74,6 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     images = BoxedImages(data.train, spec, seed=config.seed, masks=config.detector == "mask-rcnn")
     loader = build_training(images, config.batch_size, config.steps, config.seed, run, step, config.workers)
 
-    learn.train()
     sized(model, config.train_sizes)
     progress = Progress(config.steps * config.batch_size, run, "train", done=step * config.batch_size)
     sums: dict[str, Tensor] = {}
