@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as rle
 
 from stillroom.det_transfer import DetectConfig
@@ -139,6 +139,16 @@ def test_images_that_are_no_images_are_named(make_config: Make, boxed: Path) -> 
     (boxed / "images" / "train" / "04.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"1 of 9 images do not fit; .*04.png cannot be read as an image"):
         read_data(make_config())
+
+
+def test_an_image_that_its_tag_turns_is_named(make_config: Make, voc: Path) -> None:
+    file = voc / "JPEGImages" / "002.jpg"
+    image = Image.open(file)
+    tags = image.getexif()
+    tags[ExifTags.Base.Orientation] = 6
+    image.save(file, exif=tags)
+    with pytest.raises(ValueError, match=r"002.jpg is turned by its EXIF tag, its boxes are not: save it upright"):
+        read_data(make_config(data=voc, layout="voc"))
 
 
 @pytest.mark.parametrize(

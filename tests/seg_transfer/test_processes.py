@@ -5,14 +5,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from mmengine.config import Config
 
 from stillroom.backbone import read_results
 from stillroom.seg_transfer import SegmentConfig, finetune
 
+LINEAR = {"head": "linear", "frozen": True, "aux_weight": 0.0, "steps": 3}
 
-def test_two_processes_train_one_net(make_config: Callable[..., SegmentConfig], in_two_processes: Callable) -> None:
-    config = make_config(steps=2, batch_size=4)
+
+@pytest.mark.parametrize("changes", [{}, LINEAR], ids=["trained", "frozen"])
+def test_two_processes_train_one_net(
+    make_config: Callable[..., SegmentConfig], in_two_processes: Callable, changes: dict
+) -> None:
+    config = make_config(**({"steps": 2, "batch_size": 4} | changes))
     assert in_two_processes(lambda: str(finetune(config))) == [str(config.out)] * 2
     loader = Config.fromfile(str(config.out / "config.py")).train_dataloader
     assert loader.batch_size == 2, "they share the batch"

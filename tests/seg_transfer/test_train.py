@@ -1,6 +1,7 @@
 """Segmentation with the real Runner, from images to checkpoint and results."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,9 +57,20 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
         finetune(config)
     assert resume(out) == out, "a run that is done is left as it is"
 
+    copied = shutil.copytree(out, out.parent / "copied")
+    shutil.move(out, out.parent / "away")  # what MMEngine has written down is no more
+    again = predict(copied, config.data / "images" / "val", out.parent / "again", device="cpu")
+    shutil.move(out.parent / "away", out)
     masks = predict(out, config.data / "images" / "val", config.out.parent / "masks", device="cpu")
     found = np.asarray(Image.open(masks / "masks" / "00.png"))
     assert found.shape == (32, 40) and found.max() < 3
+    assert (found == np.asarray(Image.open(again / "masks" / "00.png"))).all()
+    twins = out.parent / "twins"
+    twins.mkdir()
+    for name in ("a.jpg", "a.png"):
+        Image.new("RGB", (40, 32)).save(twins / name)
+    with pytest.raises(ValueError, match=r"two images of .*twins would share the mask a.png: rename one of them"):
+        predict(out, twins, out.parent / "other", device="cpu")
     assert Image.open(masks / "overlays" / "00.png").size == (40, 32)
     assert (masks / "classes.txt").read_text() == "background\nleft\nright\n"
     with pytest.raises(ValueError, match="masks exists: choose another --out"):
@@ -201,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(m
     [
         ({"steps": 0}, "--steps is 0: it must be at least 1"),
         ({"aux_weight": -1.0}, "--aux-weight is -1.0: it must be at least 0"),
-        ({"momentum": 1.5}, r"--momentum is 1.5: it must lie in \[0, 1\]"),
+        ({"momentum": 1.5}, r"--momentum is 1.5: it must lie in \[0, 1\)"),
         ({"scale": (2.0, 0.5)}, "--scale is 2.0 0.5: the smallest factor, above 0, then the largest"),
         ({"scales": (0.0,)}, r"--scales holds \[0.0\]: factors above 0"),
         ({"batch_size": 1}, "--batch-size leaves one image to a process"),

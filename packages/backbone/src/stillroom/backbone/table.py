@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from stillroom.backbone.files import write_file
@@ -36,7 +37,7 @@ def write_table(config: FromFirstWeights, runs: Sequence[FromFirstWeights], metr
             metric: values,
             "over_first": [value - first for value, first in zip(values, base, strict=True)],
             "metrics": {name: [results.metrics[name] for results in found] for name in found[0].metrics},
-            per_class: {name: [by.get(name) for by in by_class] for name in by_class[0]},
+            per_class: {name: [by.get(name) for by in by_class] for name in dict.fromkeys(chain(*by_class))},
             "runs": [run.out.name for run in own],
         }
     table = {"metric": metric, "seeds": list(config.seeds), "rows": rows}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from pycocotools import mask as rle
 
 from stillroom.backbone import ImageFiles
@@ -154,7 +154,9 @@ def check_files(rows: Sequence[Annotated], source: Path) -> None:
     for row in rows:
         try:
             with Image.open(row.file) as opened:
-                if opened.size != (row.width, row.height):
+                if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                    wrong.append(f"{row.file} is turned by its EXIF tag, its boxes are not: save it upright")
+                elif opened.size != (row.width, row.height):
                     found = f"{opened.width} x {opened.height}"
                     wrong.append(f"{row.file} is {found} px, {source} says {row.width} x {row.height}")
         except (UnidentifiedImageError, OSError) as error:

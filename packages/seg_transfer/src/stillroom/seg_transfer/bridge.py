@@ -17,6 +17,10 @@ from stillroom.seg_transfer.nets import Atrous
 
 RESNETS = (18, 34, 50, 101, 152)
 DEEP_STEM = {"timm/resnet50c": 50}
+OTHER_LAYERS = {
+    "style": "pytorch", "avg_down": False, "base_channels": 64, "stem_channels": 64, "dcn": None, "plugins": None,
+}  # fmt: skip
+"""What makes another net of MMSegmentation's ResNet, under the same names; and what it is in ours."""
 _STAGES = (1, 2, 3, 4, 3, 3, 1)  # blocks of MobileNet-V2's stages
 
 _SAME = (Rule(r"((?:conv1|bn1|layer[1-4])\..*)", r"\1"),)
@@ -61,11 +65,13 @@ class SegBridge(Bridge):
         config: of MMSegmentation's backbone, without `init_cfg`.
         channels: of each map that the backbone gives, finest first.
         strides: of each map, input pixels per pixel.
+        divisor: what height and width must be a multiple of, pixels; images to measure on are padded to it.
     """
 
     config: dict[str, Any]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    divisor: int = 1
 
 
 def build_bridge(
@@ -119,13 +125,18 @@ def adopt_bridge(spec: BackboneSpec, config: Mapping[str, Any]) -> SegBridge:
     """
     own = build_bridge(spec)
     kinds = {"StillroomResNet": "ResNet", "StillroomResNetV1c": "ResNetV1c", "StillroomMobileNetV2": "MobileNetV2"}
-    kind = str(config["type"])
+    kind = str(config["type"]).removeprefix("mmseg.")
     fits, given = kinds.get(own.config["type"], own.config["type"]), kinds.get(kind, kind)
     deep = given == "ResNetV1c" or (given == "ResNet" and config.get("deep_stem", False))
     if given in ("ResNet", "ResNetV1c") and fits in ("ResNet", "ResNetV1c") and deep != (fits == "ResNetV1c"):
         stems = ("three 3x3 convolutions", "one 7x7 convolution")
         theirs, ours = stems if deep else stems[::-1]
         raise ValueError(f"{kind} begins with {theirs}, {spec.name} with {ours}: take ResNet{'' if deep else 'V1c'}")
+    for name, plain in OTHER_LAYERS.items():
+        if given.startswith("ResNet") and config.get(name, plain) != plain:
+            raise ValueError(
+                f"the config's {kind} has {name}={config[name]!r}, {spec.name} is a net of {name}={plain!r}"
+            )
     if given != fits:
         raise ValueError(f"{spec.name} fits MMSegmentation's {fits}, the config's backbone is {kind}")
     return replace(own, config=dict(config))
@@ -158,6 +169,7 @@ def _wrapped(spec: BackboneSpec, output_stride: int, frozen: bool) -> SegBridge:
     return SegBridge(
         spec=spec, rules=(Rule(r"(.*)", r"net.net.\1"),), config=config,
         channels=tuple(level.channels for level in levels), strides=tuple(level.stride for level in levels),
+        divisor=levels[0].stride if len({level.stride for level in levels}) == 1 else 1,  # ViT: whole patches
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class SegmentConfig:
     channels: int = 512
     """Width of the decoder."""
     aux_weight: float = 0.4
-    """Weight of the loss of a second decoder on the third level; 0: none."""
+    """Weight of the loss of a second decoder on the last level but one; 0: none."""
     main_weight: float = 1.0
     """Weight of the decoder's own loss."""
     output_stride: int = 8

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles
 from stillroom.backbone.results import DatasetRecord
@@ -160,9 +160,22 @@ def read_framework_config(file: Path) -> Config:
     if not file.is_file():
         raise ValueError(f"there is no {file}")
     own = Config.fromfile(str(file))
-    for name in ("model", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg", "optim_wrapper"):
+    parts = (
+        "model",
+        "train_dataloader",
+        "test_dataloader",
+        "test_pipeline",
+        "test_evaluator",
+        "train_cfg",
+        "optim_wrapper",
+    )
+    for name in parts:
         if own.get(name) is None:
             raise ValueError(f"{file} has no {name}: a whole config of MMSegmentation was expected")
+    if own.model.get("backbone") is None:
+        raise ValueError(f"{file} has no model.backbone: a whole config of MMSegmentation was expected")
+    if not isinstance(own.test_evaluator, dict) or own.test_evaluator.get("prefix"):
+        raise ValueError(f"{file} needs one test_evaluator without prefix: an IoUMetric")
     return own
 
 
@@ -225,7 +238,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     """
     if not file.is_file():
         raise ValueError(f"there is no {file}: it names the classes, one per line, the first is index 0 of the masks")
-    classes = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    classes = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     if not 2 <= len(classes) <= IGNORED:
         raise ValueError(f"{file} names {len(classes)} classes: 2 to {IGNORED} were expected")
     if twice := next((name for name in classes if classes.count(name) > 1), None):
@@ -265,21 +278,28 @@ def check_masks(pairs: list[tuple[Path, Path]], num_classes: int) -> None:
         ValueError: with the first mask that does not fit and how many there are.
     """
     wrong: list[str] = []
+    labelled = False
     for image, mask in pairs:
         try:
             with Image.open(mask) as opened, Image.open(image) as beside:
-                if opened.mode not in ("L", "P", "1"):
+                if opened.mode not in ("L", "P"):
                     wrong.append(f"{mask} is of mode {opened.mode}: masks hold one index of 8 bits per pixel")
+                elif beside.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                    wrong.append(f"{image} is turned by its EXIF tag, its mask is not: save it upright")
                 elif opened.size != beside.size:
                     wrong.append(f"{mask} is {opened.size} px, its image {beside.size}")
                 else:
-                    stray = sorted(set(np.unique(np.asarray(opened)).tolist()) - {*range(num_classes), IGNORED})
+                    labels = set(np.unique(np.asarray(opened)).tolist())
+                    labelled = labelled or bool(labels - {IGNORED})
+                    stray = sorted(labels - {*range(num_classes), IGNORED})
                     if stray:
                         wrong.append(f"{mask} holds label {stray[0]}: classes are 0 to {num_classes - 1}, and 255")
         except (UnidentifiedImageError, OSError) as error:
             wrong.append(f"{mask} or its image cannot be read: {error}")
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(pairs)} masks do not fit; {wrong[0]}")
+    if not labelled:
+        raise ValueError(f"no pixel of the {len(pairs)} masks beside {pairs[0][1]} is labelled: all are {IGNORED}")
 
 
 def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationData:
@@ -299,9 +319,12 @@ def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationDat
             f"{root} holds {counts[0]} training and {counts[1]} validation images of {layout}, "
             f"{published.counts[0]} and {published.counts[1]} were published: complete it, or say --partial"
         )
+    classes = tuple(published.dataset.METAINFO["classes"])
+    for pairs in (train, val):
+        check_masks(pairs, len(classes) + (layout == "ade20k"))  # its index 0 is no class
     settings = parts[0] if len(parts) == 2 else {"type": "ConcatDataset", "datasets": parts[:-1]}
     return SegmentationData(
-        classes=tuple(published.dataset.METAINFO["classes"]),
+        classes=classes,
         train=Masked(config=settings, root=root, pairs=train),
         val=Masked(config=parts[-1], root=root, pairs=val),
         words=layout + (" partial" if counts != published.counts else ""), zero_ignored=layout == "ade20k",

@@ -64,8 +64,6 @@ class Freezable(nn.Module):
     def train(self, mode: bool = True) -> "Freezable":
         """Weights that are kept need no batch statistics either."""
         super().train(mode and not self.frozen)
-        if self.frozen:
-            self.requires_grad_(False)
         return self
 
 
@@ -90,6 +88,7 @@ class StillroomResNet(Freezable, ResNet):
             dilate_second(stages, output_stride)
         else:
             dilate(stages, 4, output_stride)
+        self.requires_grad_(not frozen)
 
 
 @MODELS.register_module()
@@ -114,6 +113,7 @@ class StillroomMobileNetV2(Freezable, MobileNetV2):
         super().__init__(**arguments)
         self.frozen = frozen
         dilate([self.get_submodule(name) for name in cast(list[str], self.layers)], 2, output_stride)
+        self.requires_grad_(not frozen)
 
 
 @MODELS.register_module()
@@ -137,6 +137,7 @@ class StillroomBackbone(Freezable, BaseModule):
         super().__init__(init_cfg=init_cfg)
         self.frozen = frozen
         self.net = build_backbone(name, arguments=dict(arguments or {}))
+        self.requires_grad_(not frozen)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.net(images).maps

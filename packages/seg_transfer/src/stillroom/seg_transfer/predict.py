@@ -5,7 +5,6 @@ from pathlib import Path
 import mmcv
 import numpy as np
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 from mmseg.apis import init_model
 from PIL import Image
 
@@ -15,7 +14,7 @@ from stillroom.backbone.images import listed
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import DeviceName
-from stillroom.seg_transfer.record import RESOLVED
+from stillroom.seg_transfer.record import RESOLVED, latest_weights
 from stillroom.seg_transfer.sheet import palette, segment
 
 OPACITY = 0.55  # of the mask on an overlay
@@ -23,6 +22,8 @@ OPACITY = 0.55  # of the mask on an overlay
 
 def predict(run_directory: Path, images: Path, out: Path, *, device: DeviceName = "auto") -> Path:
     """Segment images with a trained run: OUT/masks of class indices, OUT/overlays to look at, OUT/classes.txt.
+
+    Each image is looked at once, as it is: `--flip` and `--scales` are for measuring.
 
     Args:
         run_directory: of a run that is done.
@@ -38,22 +39,25 @@ def predict(run_directory: Path, images: Path, out: Path, *, device: DeviceName 
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out")
-    weights = find_latest_checkpoint(str(run_directory)) if (run_directory / RESULTS).exists() else None
+    weights = latest_weights(run_directory) if (run_directory / RESULTS).exists() else None
     if weights is None:
         raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
     alone = images.is_file() and images.suffix != ".txt"
     files = listed([images.resolve()]) if alone else read_unlabelled(images)
+    names = [file.relative_to(files.root).with_suffix(".png") for file in files.paths]
+    if len({*names}) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"two images of {files.root} would share the mask {twice}: rename one of them")
     run = Run.start(device)
     resolved = Config.fromfile(str(run_directory / RESOLVED))
     resolved.model.backbone.init_cfg = None
-    net = init_model(resolved, weights, device=str(run.device))
+    net = init_model(resolved, str(weights), device=str(run.device))
     classes = list(read_results(run_directory).extra["classes"])
     colours = palette(len(classes))
     progress = Progress(len(files), run, "predict")
     with replace_directory(out) as aside:
         (aside / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-        for file in (path for batch in progress.over([path] for path in files.paths) for path in batch):
-            name = file.relative_to(files.root).with_suffix(".png")
+        for ((name, file),) in progress.over([pair] for pair in zip(names, files.paths, strict=True)):
             mask = segment(net, resolved, file)
             pixels = mmcv.imread(str(file), channel_order="rgb")
             overlay = ((1 - OPACITY) * pixels + OPACITY * colours[mask]).astype(np.uint8)

@@ -111,7 +111,7 @@ def build_model(config: SegmentConfig, bridge: SegBridge, num_classes: int, init
             }  # fmt: skip
     model: dict[str, Any] = {
         "type": "EncoderDecoder",
-        "data_preprocessor": build_preprocessor(bridge.spec.input, config.crop),
+        "data_preprocessor": build_preprocessor(bridge.spec.input, config.crop, bridge.divisor),
         "backbone": {**bridge.config, "init_cfg": {"type": "Pretrained", "checkpoint": str(initial)}},
         "decode_head": {**head, **common, "loss_decode": loss},
         "train_cfg": {},
@@ -138,8 +138,8 @@ def build_test(config: SegmentConfig) -> dict[str, Any]:
     return {"mode": "slide", "crop_size": (config.crop, config.crop), "stride": (step, step)}
 
 
-def build_preprocessor(spec: InputSpec, crop: int) -> dict[str, Any]:
-    """The checkpoint's mean and std on 0 to 255, its channel order (MMCV reads BGR), training crops padded."""
+def build_preprocessor(spec: InputSpec, crop: int, divisor: int) -> dict[str, Any]:
+    """The checkpoint's mean and std on 0 to 255, its channel order (MMCV reads BGR), sides that the net takes."""
     low, high = spec.value_range
     unit = 255 / (high - low)
     return {
@@ -150,7 +150,7 @@ def build_preprocessor(spec: InputSpec, crop: int) -> dict[str, Any]:
         "pad_val": 0,
         "seg_pad_val": IGNORED,
         "size": (crop, crop),
-        "test_cfg": {"size_divisor": 1},
+        "test_cfg": {"size_divisor": divisor},
     }
 
 
@@ -226,7 +226,7 @@ def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
     return {
         "optim_wrapper": wrapper,
         "param_scheduler": [
-            {"type": "PolyLR", "eta_min": 0.0, "power": POWER, "begin": 0, "end": config.steps, "by_epoch": False}
+            {"type": "PolyLR", "eta_min": 0.0, "power": POWER, "begin": 0, "end": config.steps + 1, "by_epoch": False}
         ],
         "train_cfg": {
             "type": "IterBasedTrainLoop", "max_iters": config.steps,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
@@ -15,9 +16,11 @@ from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, percent, read_results
 from stillroom.backbone.spec import inherit_licence
+from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData, digest, read_framework_config
 from stillroom.seg_transfer.measure import IOU
+from stillroom.seg_transfer.recipe import needs_average
 from stillroom.seg_transfer.sheet import draw_sheet
 
 PACKAGE = "stillroom-seg-transfer"
@@ -31,6 +34,12 @@ RESOLVED = "config.py"
 """MMEngine's config of the run."""
 
 
+def latest_weights(out: Path) -> Path | None:
+    """MMEngine's last checkpoint in a run directory, which may have been moved: MMEngine keeps where it first was."""
+    found = find_latest_checkpoint(str(out))
+    return None if found is None else out / Path(found).name
+
+
 def finish(
     config: SegmentConfig,
     data: SegmentationData,
@@ -38,6 +47,7 @@ def finish(
     metrics: Mapping[str, float],
     net: nn.Module,
     resolved: Config,
+    bridge: SegBridge,
     seconds: float,
 ) -> None:
     """Write the trained backbone, pictures, and last results.json, which says that all is there."""
@@ -49,12 +59,14 @@ def finish(
         data=Data(count=train.count, fingerprint=train.fingerprint),
     )  # fmt: skip
     with replace_directory(config.out / "figures") as aside:
-        draw_sheet(aside / "sheet.png", net, resolved, data, f"{config.out.name}: {100 * metrics['mIoU']:.1f} % mIoU")
+        views = ", pictures of one view" if needs_average(config) else ""
+        title = f"{config.out.name}: {100 * metrics['mIoU']:.1f} % mIoU{views}"
+        draw_sheet(aside / "sheet.png", net, resolved, data, title)
     write_results(
         config.out,
         Results(
             task="segmentation",
-            protocol=protocol(config, data),
+            protocol=protocol(config, data, bridge.strides[-1]),
             datasets=data.records,
             checkpoint=CheckpointRecord(
                 path=str(config.out / CHECKPOINT), sha256=manifest.weights.sha256, method=method
@@ -72,15 +84,18 @@ def finish(
     )
 
 
-def protocol(config: SegmentConfig, data: SegmentationData) -> str:
-    """The versioned id: decoder, training, and how images were measured on."""
+def protocol(config: SegmentConfig, data: SegmentationData, stride: int) -> str:
+    """The versioned id: decoder on a last map of this stride, training, and how images were measured on."""
     if config.framework_config is not None:
         whole = digest(read_framework_config(config.framework_config))[:12]
         return f"{PROTOCOL} framework-config={config.framework_config.name} sha256={whole} weights=last"
     window = f"slide={config.crop}" if config.evaluation == "slide" else "whole"
     parts = [
-        PROTOCOL, data.words, f"{config.head} stride={config.output_stride}",
+        PROTOCOL, data.words, f"{config.head} stride={stride}",
         "atrous=second" if config.atrous == "second" else "", "frozen" if config.frozen else "",
+        f"main-weight={config.main_weight:g}" if config.main_weight != 1 else "",
+        f"aux-weight={config.aux_weight:g}" if config.aux_weight not in (0.4, 0) else "",
+        "align-corners" if config.align_corners else "",
         f"steps={config.steps} batch={config.batch_size} crop={config.crop} weights=last", window,
         "flip" if config.flip else "", f"scales={config.scales}" if config.scales != (1.0,) else "",
     ]  # fmt: skip

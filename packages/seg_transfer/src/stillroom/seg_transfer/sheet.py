@@ -61,7 +61,8 @@ def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationD
     for row, place in enumerate(places):
         image, file = data.val.pairs[place]
         truth = mmcv.imread(str(file), flag="unchanged", backend="pillow").squeeze()
-        truth = (truth - 1).astype(np.uint8) if data.zero_ignored else truth  # 0 turns to 255
+        if data.zero_ignored:
+            truth = np.where(truth == IGNORED, IGNORED, truth - 1).astype(np.uint8)  # 0 turns to 255
         answer = segment(net, resolved, image)
         pixels = mmcv.imread(str(image), channel_order="rgb")
         wrong = (truth != answer) & (truth != IGNORED)

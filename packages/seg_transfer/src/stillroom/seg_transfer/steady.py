@@ -6,6 +6,7 @@ MMEngine goes on with its sampler where it stood, but neither with the random st
 import itertools
 import math
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 
 from stillroom.backbone.run import DivergedError, mix_seed, seed_everything
+
+SECONDS = "stillroom_seconds"
+"""Of training, over all lives of a run, in MMEngine's message hub."""
 
 
 @DATA_SAMPLERS.register_module()
@@ -67,7 +71,7 @@ class SteadyDataset:
 
 @HOOKS.register_module()
 class SteadySteps(Hook):
-    """Seed what the net draws, such as dropout, by (seed, step, process) before each step.
+    """Seed what the net draws, such as dropout, by (seed, step, process) before each step; and count the seconds.
 
     Args:
         seed: of the run.
@@ -78,9 +82,19 @@ class SteadySteps(Hook):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def before_train(self, runner: Runner) -> None:
+        """The clock begins."""
+        self.marked = time.perf_counter()
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """As it says."""
         seed_everything(self.seed, batch_idx, runner.rank)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """The clock goes on; MMEngine keeps it with its states."""
+        now = time.perf_counter()
+        runner.message_hub.update_info(SECONDS, runner.message_hub.get_info(SECONDS, 0.0) + now - self.marked)
+        self.marked = now
 
 
 @HOOKS.register_module()

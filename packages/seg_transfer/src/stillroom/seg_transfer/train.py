@@ -13,6 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import RUNNERS
+from PIL import Image
 
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
 from stillroom.backbone.configs import config_to_json, reread_config
@@ -26,7 +27,8 @@ from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
-from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish
+from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish, latest_weights
+from stillroom.seg_transfer.steady import SECONDS
 
 
 def train_one(config: SegmentConfig, run: Run) -> None:
@@ -110,26 +112,52 @@ def build_plan(config: SegmentConfig, run: Run, backbone: Backbone) -> Plan:
         return Plan(data, bridge, resolved, {**data.records, "framework_config": record})
     bridge = build_bridge(backbone.spec, output_stride=config.output_stride, atrous=config.atrous, frozen=config.frozen)
     data = read_data(config)
+    try_sizes(config, backbone, bridge, data)
     norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
     return Plan(data, bridge, build_config(config, bridge, data, initial, norm, run.world_size), data.records)
 
 
+@torch.no_grad()
+def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data: SegmentationData) -> None:
+    """Look before the run whether a wrapped net takes images of the sizes that it will get: some take one size alone.
+
+    Raises:
+        ValueError: with the size.
+    """
+    if bridge.config["type"] != "StillroomBackbone":
+        return
+    sides = [(config.crop, config.crop)]
+    if config.evaluation == "whole":
+        with Image.open(data.val.pairs[0][0]) as image:
+            height, width = (-(-side // bridge.divisor) * bridge.divisor for side in (image.height, image.width))
+        sides.append((height, width))
+    for height, width in sides:
+        try:
+            backbone.eval()(torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"{backbone.spec.name} takes no images of {width} x {height} px ({error}): "
+                f"try --crop {backbone.spec.input.size} --evaluation slide"
+            ) from error
+
+
 def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on: bool) -> None:
     """Hand the run to MMEngine, measure, bring the backbone back."""
-    began = time.perf_counter()
     if run.is_main:
         torch.save(plan.bridge.to_framework(backbone)[0], initial_file(config.out))
         plan.resolved.dump(config.out / RESOLVED)
     run.wait()
     runner = build_runner(plan.resolved, run, go_on)
     model: Any = runner.train()
+    measured = time.perf_counter()
     net = model.module if is_model_wrapper(model) else model
     if config.framework_config is None and needs_average(config):
         runner.model = SegTTAModel(module=net)
     metrics = runner.test()
     if run.is_main:
         trained = plan.bridge.from_framework(net.backbone.state_dict(), backbone)
-        finish(config, plan.data, trained, metrics, net, plan.resolved, time.perf_counter() - began)
+        seconds = runner.message_hub.get_info(SECONDS, 0.0) + time.perf_counter() - measured
+        finish(config, plan.data, trained, metrics, net, plan.resolved, plan.bridge, seconds)
     run.wait()
 
 
@@ -142,6 +170,8 @@ def build_runner(resolved: Config, run: Run, go_on: bool) -> Runner:
     if run.device.type == "cpu" and torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     own: dict[str, Any] = {"resume": go_on, "experiment_name": uuid4().hex[:8]}
+    if go_on and (latest := latest_weights(Path(resolved.work_dir))) is not None:
+        own["load_from"] = str(latest)
     if run.device.type == "cpu" and run.world_size > 1:
         unused = resolved.get("find_unused_parameters", False)
         own["model_wrapper_cfg"] = {
@@ -169,14 +199,19 @@ def check(config: SegmentConfig, run: Run) -> None:
     for name in ("workers", "val_every", "rotate", "aux_weight", "main_weight", "lr", "head_lr", "weight_decay"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0")
-    for name in ("blur", "momentum"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"--{name} is {getattr(config, name)}: it must lie in [0, 1]")
+    if not 0 <= config.blur <= 1:
+        raise ValueError(f"--blur is {config.blur}: it must lie in [0, 1]")
+    if not 0 <= config.momentum < 1:
+        raise ValueError(f"--momentum is {config.momentum}: it must lie in [0, 1)")
     low, high = config.scale
     if not 0 < low <= high:
         raise ValueError(f"--scale is {low} {high}: the smallest factor, above 0, then the largest")
-    if not config.scales or min(config.scales) <= 0:
+    if not config.scales or not all(scale > 0 for scale in config.scales):
         raise ValueError(f"--scales holds {list(config.scales)}: factors above 0")
+    if config.framework_config is not None:
+        if config.data is not None:
+            raise ValueError(f"--data is {config.data}, but --framework-config names images of its own: leave one out")
+        return  # what follows is of our own recipe
     if config.batch_size % run.world_size:
         raise ValueError(f"--batch-size is {config.batch_size}: {run.world_size} processes cannot share it evenly")
     if config.batch_size == run.world_size and not config.frozen:
