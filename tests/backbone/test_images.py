@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.models import get_model_weights
 
 from stillroom.backbone import (
@@ -22,7 +22,7 @@ from stillroom.backbone import (
     read_labelled,
     read_unlabelled,
 )
-from stillroom.backbone.images import EXTENSIONS, load_image, resize_batch
+from stillroom.backbone.images import EXTENSIONS, is_turned, load_image, resize_batch
 
 CPU = torch.device("cpu")
 
@@ -361,3 +361,14 @@ def test_resize_batch_filters_before_it_shrinks() -> None:
     checkers = torch.zeros(1, 3, 8, 8)
     checkers[..., ::2, ::2] = checkers[..., 1::2, 1::2] = 1.0
     assert (resize_batch(checkers, 2) - 0.5).abs().max() < 0.02  # without a filter it would be all 0 or 1
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(None, False), (1, False), (3, True), (6, True)])
+def test_a_jpeg_that_its_tag_turns_is_told(tmp_path: Path, orientation: int | None, turned: bool) -> None:
+    image = Image.new("RGB", (8, 6))
+    tags = image.getexif()
+    if orientation is not None:
+        tags[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "a.jpg", exif=tags)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert is_turned(opened) == turned

@@ -160,7 +160,7 @@ def test_a_net_without_levels_is_refused() -> None:
         ("torchvision/resnet18", {"type": "ResNetV1c", "depth": 18}, "ResNetV1c begins with three 3x3 .* take ResNet$"),
         ("timm/resnet50c", {"type": "ResNet", "depth": 50}, "ResNet begins with one 7x7 .* take ResNetV1c$"),
         ("torchvision/resnet50", {"type": "mmseg.ResNet", "depth": 50, "style": "caffe"}, "has style='caffe', torchv"),
-        ("timm/resnet50", {"type": "ResNet", "depth": 50, "avg_down": True}, "avg_down=True, timm/resnet50 is a net of"),
+        ("timm/resnet50", {"type": "ResNet", "depth": 50, "avg_down": True}, "avg_down=True, timm/resnet50 is"),
         ("timm/convnext_atto", {"type": "ResNet", "depth": 50}, "fits .*'s StillroomBackbone, .* is ResNet$"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
@@ -169,6 +169,11 @@ def load_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BrokenImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def is_turned(opened: Image.Image) -> bool:
+    """Whether a JPEG's EXIF tag turns it: some libraries obey the tag, others do not. Only the header is read."""
+    return opened.format in ("JPEG", "MPO") and opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 class EvaluationView:

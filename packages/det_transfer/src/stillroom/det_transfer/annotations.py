@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as rle
 
 from stillroom.backbone import ImageFiles
+from stillroom.backbone.images import is_turned
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
 
@@ -154,7 +155,7 @@ def check_files(rows: Sequence[Annotated], source: Path) -> None:
     for row in rows:
         try:
             with Image.open(row.file) as opened:
-                if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                if is_turned(opened):
                     wrong.append(f"{row.file} is turned by its EXIF tag, its boxes are not: save it upright")
                 elif opened.size != (row.width, row.height):
                     found = f"{opened.width} x {opened.height}"

@@ -13,9 +13,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles
+from stillroom.backbone.images import is_turned
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig
 
@@ -284,7 +285,7 @@ def check_masks(pairs: list[tuple[Path, Path]], num_classes: int) -> None:
             with Image.open(mask) as opened, Image.open(image) as beside:
                 if opened.mode not in ("L", "P"):
                     wrong.append(f"{mask} is of mode {opened.mode}: masks hold one index of 8 bits per pixel")
-                elif beside.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                elif is_turned(beside):
                     wrong.append(f"{image} is turned by its EXIF tag, its mask is not: save it upright")
                 elif opened.size != beside.size:
                     wrong.append(f"{mask} is {opened.size} px, its image {beside.size}")
