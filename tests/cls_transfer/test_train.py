@@ -4,12 +4,12 @@ import copy
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ from stillroom.cls_transfer.first import build_model
 from stillroom.cls_transfer.model import parameters_by_level
 from stillroom.cls_transfer.record import summary
 from stillroom.cls_transfer.state import TrainState
-from twins import assert_bit_equal
+from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., Path]
 
@@ -327,31 +327,20 @@ def test_bf16_autocast_trains_float32_weights(config: ClassifyConfig) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-START = """
-import sys; sys.path.insert(0, sys.argv[4])
-from pathlib import Path
-import torch; torch.set_num_threads(1)
-from test_train import small_config
-from stillroom.cls_transfer import finetune
-finetune(small_config(*map(Path, sys.argv[1:4]), epochs=8, save_every=5))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [1, 7])  # before the first state, and two steps or more behind one
 def test_a_killed_run_resumes_to_the_bit(config: ClassifyConfig, kill_after: int) -> None:
-    whole = finetune(replace(config, epochs=8, save_every=5))
+    config = replace(config, epochs=8, save_every=5)
     killed = config.out.with_name("killed")
-    arguments = [sys.executable, "-c", START, config.train, config.test, killed, Path(__file__).parent]
-    process = subprocess.Popen(list(map(str, arguments)), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    whole = finetune(config)
+    process = in_a_process(partial(finetune, replace(config, out=killed)))
     metrics = killed / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() or metrics.read_text().count("\n") < kill_after:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     assert not (killed / "results.json").exists()
     begun = metrics.read_text().count("\n")
     assert resume(killed, workers=1) == killed
@@ -502,14 +491,14 @@ def test_impossible_settings_are_refused_before_there_is_a_run_directory(
 
 
 TWO_PROCESSES = """
-import sys; sys.path.insert(0, sys.argv[1])
+import sys, time, torch
 from pathlib import Path
-import time, torch; torch.set_num_threads(1)
+torch.set_num_threads(1)
 from test_train import plain_config, watched_config
 from stillroom.cls_transfer import finetune, record, train
 from stillroom.cls_transfer.record import summary
 from torch import distributed
-root = Path(sys.argv[2])
+root = Path(sys.argv[1])
 write = record.write_results
 
 def write_late(directory, results):  # a slow disk: the others would look for the file too early
@@ -559,8 +548,11 @@ def test_two_processes_see_what_one_sees_and_agree(config: ClassifyConfig, label
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(script), str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=240)
+    found = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }  # and what it imports
+    done = subprocess.run([*torchrun, script, tmp_path], env=found, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
     ours, theirs = weights(one), weights(tmp_path / "two")
