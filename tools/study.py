@@ -111,6 +111,8 @@ class Methods:
     """Of weights, order and views; and of the images of the tenth."""
     only: str | None = None
     """Run the cells whose name contains this, and no table."""
+    amp: Literal["none", "bf16"] = "bf16"
+    """Number format of the students' training: a CPU without bf16 instructions is many times faster with none."""
 
     def run(self) -> None:
         imagenette, cifar, teacher = photographs(self.data, self.out)
@@ -145,7 +147,7 @@ class Methods:
         once("distill", method.preset, self.out / cell, "--teacher", teacher, "--teacher.size", 128,
              "--student", "cifar/resnet20", "--student.crop-fraction", 1, "--data", data, *method.flags,
              "--epochs", EPOCHS[part], "--cache.views", VIEWS[part], "--cache.keep", "outputs", "--batch-size", 64,
-             "--lr", method.lr, "--weight-decay", 5e-4, "--loss-weight", method.loss_weight, "--amp", "bf16",
+             "--lr", method.lr, "--weight-decay", 5e-4, "--loss-weight", method.loss_weight, "--amp", self.amp,
              "--seed", seed, "--monitor.every", EPOCHS[part] // 3, "view:kdep-view", "--view.min-scale", 0.35,
              "schedule:cosine")  # fmt: skip
 
@@ -192,16 +194,18 @@ class FromFirstWeights:
     """Of what begins there: images that are drawn, classifier or decoder, order and views."""
     student_seed: int = 0
     """Of the distilled students, one of each method."""
+    amp: Literal["none", "bf16"] = "bf16"
+    """Number format of the students' and the supervised net's training."""
 
     def first_weights(self) -> list[Path | str]:
         """The four, made where they are missing."""
         imagenette, _, teacher = photographs(self.data, self.out)
         supervised = self.out / "supervised-15"
-        supervise(supervised, imagenette, "--epochs", EPOCHS[100], "--batch-size", 64, "--lr", 0.1, "--amp", "bf16")
+        supervise(supervised, imagenette, "--epochs", EPOCHS[100], "--batch-size", 64, "--lr", 0.1, "--amp", self.amp)
         nets: list[Path | str] = ["random", supervised / "checkpoint"]
         for method in (METHODS["KDEP"], METHODS["SimReg"]):
             cell = f"{method.preset}-100-{self.student_seed}"
-            Methods(data=self.data, out=self.out).train(
+            Methods(data=self.data, out=self.out, amp=self.amp).train(
                 cell, method, 100, self.student_seed, imagenette / "train", teacher
             )
             nets.append(self.out / cell / "student")

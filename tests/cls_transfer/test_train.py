@@ -548,11 +548,14 @@ def test_two_processes_see_what_one_sees_and_agree(config: ClassifyConfig, label
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    found = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-    }  # and what it imports
-    done = subprocess.run([*torchrun, script, tmp_path], env=found, capture_output=True, text=True, timeout=240)
+    folders = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # of this file, and of what it imports
+    done = subprocess.run(
+        [*torchrun, script, tmp_path],
+        env={**os.environ, "PYTHONPATH": folders},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
 
     ours, theirs = weights(one), weights(tmp_path / "two")

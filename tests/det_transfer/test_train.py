@@ -13,10 +13,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from stillroom.backbone import BrokenImageError, load_checkpoint, read_results
+from stillroom.backbone import (
+    BrokenImageError,
+    build_backbone,
+    load_checkpoint,
+    read_results,
+    replace_input,
+    save_checkpoint,
+)
 from stillroom.backbone.run import STATE, DivergedError, read_metrics
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
+from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.schedule import factor
+from stillroom.det_transfer.with_torchvision.images import BoxedImages
+from stillroom.det_transfer.with_torchvision.nets import build_detector
+from stillroom.det_transfer.with_torchvision.train import build_optimizer
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., DetectConfig]
@@ -174,6 +185,47 @@ def test_two_processes_train_one_net(make_config: Make, in_two_processes: Callab
     results = read_results(config.out)
     assert results.datasets["test"].count == 4
     assert [row["step"] for row in read_metrics(config.out)] == list(range(1, config.steps + 1))
+
+
+def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, tmp_path: Path) -> None:
+    first = replace_input(build_backbone("torchvision/resnet18"), channel_order="bgr")
+    save_checkpoint(tmp_path / "bgr", first, method="random", package="test")
+    config = make_config(checkpoint=(str(tmp_path / "bgr"),))
+    images = read_data(config).train
+    _, pixels, _ = BoxedImages(images, first.spec.input)[0, 0]
+    assert np.array_equal(pixels.permute(1, 2, 0).flip(2).numpy(), np.asarray(Image.open(images.rows[0].file)))
+    out = finetune(config)
+    measured = [row["score"] for row in json.loads((out / "predictions.json").read_text()) if row["image_id"] == 100]
+    found = predict(out, boxed / "images" / "val", tmp_path / "found", score=0.0, device="cpu")
+    rows = json.loads((found / "detections.json").read_text())["annotations"]
+    assert [row["score"] for row in rows if row["image_id"] == 1] == measured
+
+
+def test_every_step_draws_other_anchors_and_boxes(make_config: Make, change: Callable) -> None:
+    """One image seen in two ways, and weights that stand still, give more losses than two."""
+
+    def keep_one(content: dict) -> None:
+        content["images"] = content["images"][:1]
+        content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == 100]
+
+    change(keep_one)
+    out = finetune(make_config(steps=8, batch_size=1, lr=0.0, norm="frozen", train_sizes=(48,)))
+    assert len({row["loss"] for row in read_metrics(out)}) > 4
+
+
+def test_norms_are_not_decayed(make_config: Make) -> None:
+    config = make_config(weight_decay=0.1, fpn_dim=32, fpn_norm="gn")
+    model, _ = build_detector(config, build_backbone("timm/mobilenetv2_100"), 2)
+    optimizer = build_optimizer(model, config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay = {
+        names[id(parameter)]: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
+    }
+    assert decay.keys() == dict(model.named_parameters()).keys()
+    norms = {name for name, parameter in model.named_parameters() if parameter.ndim == 1 and "bn" in name}
+    assert norms and all(decay[name] == 0 for name in norms)
+    assert all(decay[name] == 0.1 for name, parameter in model.named_parameters() if parameter.ndim > 1)
+    assert decay["backbone.fpn.inner_blocks.0.1.weight"] == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make) -> None:

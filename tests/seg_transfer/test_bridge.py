@@ -126,13 +126,15 @@ def test_kdeps_dilation_touches_second_convolutions_alone() -> None:
     assert net(torch.randn(1, 3, 64, 64))[-1].shape[-1] == 8
 
 
-def test_frozen_weights_stay_in_evaluation_mode_without_gradients() -> None:
-    spec = build_backbone("torchvision/mobilenet_v2").spec
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/mobilenet_v2", "timm/convnext_atto"])
+def test_frozen_weights_stay_in_evaluation_mode_without_gradients(name: str) -> None:
+    spec = build_backbone(name).spec
     net = MODELS.build(dict(build_bridge(spec, frozen=True).config)).train()
     assert not any(module.training for module in net.modules())
     assert not any(parameter.requires_grad for parameter in net.parameters())
     free = MODELS.build(dict(build_bridge(spec).config)).train()
     assert all(module.training for module in free.modules())
+    assert all(parameter.requires_grad for parameter in free.parameters())
 
 
 @pytest.mark.parametrize(
