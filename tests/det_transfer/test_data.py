@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -39,7 +40,12 @@ def test_voc_counts_pixels_from_one_and_includes_the_last(make_config: Make, voc
     assert data.classes == ("blue", "red")
     assert (len(data.train), len(data.val)) == (6, 3)
     pixels = np.asarray(Image.open(voc / "JPEGImages" / "006.jpg"), dtype=int)
-    left, upper, right, lower = data.val.rows[0].corners[0].astype(int)
+    row = data.val.rows[0]
+    left, upper, right, lower = row.corners[0].astype(int)
+    says = ElementTree.parse(voc / "Annotations" / "006.xml").findtext
+    first, top, last, bottom = (int(says(f"object/bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax"))
+    assert (left, upper, right, lower) == (first - 1, top - 1, last, bottom)
+    assert (row.boxes[0].width, row.boxes[0].height) == (last - first + 1, bottom - top + 1)
     inside = pixels[upper:lower, left:right, 2]
     assert inside.mean() > 160, "the blue block"
     assert pixels[upper:lower, left - 2, 2].mean() < 120 and pixels[upper:lower, right + 1, 2].mean() < 120

@@ -27,7 +27,7 @@ from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.schedule import factor
 from stillroom.det_transfer.with_torchvision.images import BoxedImages
 from stillroom.det_transfer.with_torchvision.nets import build_detector
-from stillroom.det_transfer.with_torchvision.train import build_optimizer
+from stillroom.det_transfer.with_torchvision.train import build_optimizer, find
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., DetectConfig]
@@ -199,6 +199,15 @@ def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, 
     found = predict(out, boxed / "images" / "val", tmp_path / "found", score=0.0, device="cpu")
     rows = json.loads((found / "detections.json").read_text())["annotations"]
     assert [row["score"] for row in rows if row["image_id"] == 1] == measured
+
+
+def test_images_are_measured_at_the_test_size(make_config: Make) -> None:
+    config = make_config(test_size=40, max_size=160)
+    model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
+    sides: list[torch.Size] = []
+    model.backbone.register_forward_pre_hook(lambda _, arguments: sides.append(arguments[0].shape[-2:]))
+    find(model, config, torch.zeros(3, 30, 60, dtype=torch.uint8), torch.device("cpu"))
+    assert sides == [(64, 96)], "40 x 80 px, filled up to multiples of 32"
 
 
 def test_every_step_draws_other_anchors_and_boxes(make_config: Make, change: Callable) -> None:

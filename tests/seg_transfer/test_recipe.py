@@ -1,12 +1,15 @@
 """The config that MMEngine gets: what reaches the net, what is learned at which rate, how images are measured on."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
+import mmseg
 import numpy as np
 import pytest
 import torch
@@ -21,7 +24,9 @@ from stillroom.backbone import InputSpec, Normalize, Run, build_backbone, load_c
 from stillroom.seg_transfer import SegmentConfig, finetune
 from stillroom.seg_transfer.config import SegmentConfig as Config
 from stillroom.seg_transfer.measure import from_areas
+from stillroom.seg_transfer.presets import PRESETS
 from stillroom.seg_transfer.recipe import build_preprocessor, build_test
+from stillroom.seg_transfer.record import RESOLVED, protocol
 from stillroom.seg_transfer.train import build_plan
 
 Make = Callable[..., SegmentConfig]
@@ -135,6 +140,23 @@ def test_mirrored_images_are_averaged_with_the_others(make_config: Make, run: Ru
     assert one["aAcc"] != pytest.approx(both["aAcc"], abs=1e-9), "it makes a difference here"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--tta",)])
+def test_mmsegmentations_own_test_measures_the_same(make_config: Make, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Its script, in a process of its own, on the config and the weights that a run leaves."""
+    out = finetune(make_config(steps=1, flip=bool(flags)))
+    tool = Path(mmseg.__file__).parent / ".mim" / "tools" / "test.py"
+    theirs = [sys.executable, tool, out / RESOLVED, out / "iter_1.pth", "--work-dir", tmp_path / "theirs", *flags]
+    done = subprocess.run(theirs, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (found,) = (
+        json.loads(file.read_text()) for file in (tmp_path / "theirs").rglob("*.json") if file.stem == file.parent.name
+    )
+    assert {name: found[name] for name in ("mIoU", "mAcc", "aAcc")} == pytest.approx(
+        {name: read_results(out).metrics[name] for name in ("mIoU", "mAcc", "aAcc")}
+    )
+
+
 def answer(model: Any, images: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """Probabilities (1, k, h, w) of a whole image."""
     meta = [{"img_shape": tuple(size), "ori_shape": tuple(size)}]
@@ -157,15 +179,22 @@ def test_scaling_and_blur_change_pixels_and_keep_masks() -> None:
 
 
 def test_the_protocol_says_what_was_run(make_config: Make, run: Run) -> None:
-    from stillroom.seg_transfer.presets import legacy_kdep_mnv2
-    from stillroom.seg_transfer.record import protocol
-
     config = make_config(checkpoint=("random:cifar/resnet20",))
     plan = plan_of(config, run, "cifar/resnet20")
     assert "psp stride=4 " in protocol(config, plan.data, plan.bridge.strides[-1]), "of the net, not of the flag"
-    legacy = legacy_kdep_mnv2(checkpoint=("x",), out=Path("x"))
+    legacy = PRESETS["legacy-kdep-mnv2"](checkpoint=("x",), out=Path("x"))
     said = protocol(legacy, plan.data, 32)
     assert "main-weight=1.4 align-corners" in said
+
+
+def test_legacy_presets_count_the_images_that_kdep_saw() -> None:
+    """Epochs of 10,582, 2,975 and 20,210 images in batches of 16."""
+    for net in ("r18", "mnv2"):
+        for data, images, epochs in (("", 10_582, 50), ("-cityscapes", 2975, 200), ("-ade20k", 20_210, 100)):
+            config = PRESETS[f"legacy-kdep-{net}{data}"](checkpoint=("x",), out=Path("x"))
+            assert config.steps == images * epochs // 16
+            assert config.layout == (data.strip("-") or "voc2012aug") and config.align_corners and config.flip
+            assert config.scale == ((0.5, 2.0) if data else (0.5, 1.5))
 
 
 def test_a_vit_is_measured_on_images_of_any_size(make_config: Make) -> None:

@@ -1,9 +1,14 @@
 """The runs we stand behind, each a lab note. Every field can be changed by its flag."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stillroom.seg_transfer.config import SegmentConfig
+
+CITYSCAPES: dict[str, Any] = {"layout": "cityscapes", "steps": 37_187, "scale": (0.5, 2.0)}
+ADE20K: dict[str, Any] = {"layout": "ade20k", "steps": 126_312, "scale": (0.5, 2.0)}
 
 
 def pspnet(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
@@ -42,8 +47,7 @@ def legacy_kdep_r18(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
     """KDEP's PSPNet of ResNet-18 on VOC 2012 (aug), by its settings: for comparing with its numbers only.
 
     50 epochs of 10,582 images, batch 16: 33,068 steps. Only the second convolution of each block is dilated, bilinear
-    resizing aligns corners, windows overlap by a third, mirrored images are averaged in. Cityscapes: --layout
-    cityscapes --steps 37187 --scale 0.5 2; ADE20K: --layout ade20k --steps 126312 --scale 0.5 2. The decoder is
+    resizing aligns corners, windows overlap by a third, mirrored images are averaged in. The decoder is
     MMSegmentation's PSPHead, whose pooled branches are 512 wide; KDEP's are 128 wide.
     """
     return SegmentConfig(
@@ -55,13 +59,33 @@ def legacy_kdep_r18(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
 def legacy_kdep_mnv2(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
     """KDEP's PSPNet of MobileNet-V2 on VOC 2012 (aug), by its settings: for comparing with its numbers only.
 
-    No dilation: stride 32. No auxiliary head; its weight goes to the main loss, which counts 1.4 times. Cityscapes with
-    --lr 0.006; else as legacy-kdep-r18.
+    No dilation: stride 32. No auxiliary head; its weight goes to the main loss, which counts 1.4 times. Else as
+    legacy-kdep-r18.
     """
     return SegmentConfig(
         checkpoint=checkpoint, out=out, layout="voc2012aug", output_stride=32, aux_weight=0.0,
         main_weight=1.4, align_corners=True, steps=33_068, scale=(0.5, 1.5), evaluation="slide", flip=True,
     )  # fmt: skip
+
+
+def legacy_kdep_r18_cityscapes(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """KDEP's PSPNet of ResNet-18 on Cityscapes: 200 epochs of 2,975 images, wider scales; else as legacy-kdep-r18."""
+    return replace(legacy_kdep_r18(checkpoint=checkpoint, out=out), **CITYSCAPES)
+
+
+def legacy_kdep_r18_ade20k(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """KDEP's PSPNet of ResNet-18 on ADE20K: 100 epochs of 20,210 images, wider scales; else as legacy-kdep-r18."""
+    return replace(legacy_kdep_r18(checkpoint=checkpoint, out=out), **ADE20K)
+
+
+def legacy_kdep_mnv2_cityscapes(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """KDEP's PSPNet of MobileNet-V2 on Cityscapes: lr 0.006, 200 epochs, wider scales; else as legacy-kdep-mnv2."""
+    return replace(legacy_kdep_mnv2(checkpoint=checkpoint, out=out), lr=0.006, **CITYSCAPES)
+
+
+def legacy_kdep_mnv2_ade20k(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """KDEP's PSPNet of MobileNet-V2 on ADE20K: 100 epochs, wider scales; else as legacy-kdep-mnv2."""
+    return replace(legacy_kdep_mnv2(checkpoint=checkpoint, out=out), **ADE20K)
 
 
 def smoke(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
@@ -79,6 +103,10 @@ PRESETS: dict[str, Callable[..., SegmentConfig]] = {
     "upernet": upernet,
     "linear": linear,
     "legacy-kdep-r18": legacy_kdep_r18,
+    "legacy-kdep-r18-cityscapes": legacy_kdep_r18_cityscapes,
+    "legacy-kdep-r18-ade20k": legacy_kdep_r18_ade20k,
     "legacy-kdep-mnv2": legacy_kdep_mnv2,
+    "legacy-kdep-mnv2-cityscapes": legacy_kdep_mnv2_cityscapes,
+    "legacy-kdep-mnv2-ade20k": legacy_kdep_mnv2_ade20k,
     "smoke": smoke,
 }

@@ -35,6 +35,7 @@ def build_config(
         "custom_imports": {"imports": [PACKAGE], "allow_failed_imports": False},
         "model": build_model(config, bridge, len(data.classes), initial, norm),
         **build_loaders(config, data, config.batch_size // world_size),
+        **(build_average(config) if needs_average(config) else {}),
         **build_schedule(config, initial),
         "work_dir": str(config.out),
         "launcher": "pytorch" if world_size > 1 else "none",
@@ -175,8 +176,23 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
         "batch_size": 1, **workers, "sampler": {"type": "DefaultSampler", "shuffle": False},
         "dataset": {**data.val.config, "pipeline": read, "test_mode": True},
     }  # fmt: skip
+    return {
+        "train_dataloader": {
+            "batch_size": share, **workers, "sampler": {"type": "SteadySampler"}, "drop_last": True,
+            "dataset": {"type": "SteadyDataset", "dataset": dataset, "seed": config.seed},
+        },
+        "val_dataloader": evaluate if config.val_every else None,
+        "test_dataloader": evaluate,
+        "test_pipeline": read,  # MMSegmentation's inference looks for it by this name
+        "val_evaluator": {"type": "ClassIoU"} if config.val_every else None,
+        "test_evaluator": {"type": "ClassIoU"},
+    }  # fmt: skip
+
+
+def build_average(config: SegmentConfig) -> dict[str, Any]:
+    """Several views of each image, as MMSegmentation's own test takes them where `--tta` is said."""
     flips = [False, True] if config.flip else [False]
-    averaged = {
+    views = {
         "type": "TestTimeAug",
         "transforms": [
             [{"type": "Resize", "scale_factor": factor, "keep_ratio": True} for factor in config.scales],
@@ -185,20 +201,7 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
             [{"type": "PackSegInputs"}],
         ],
     }
-    test = evaluate
-    if needs_average(config):
-        test = {**evaluate, "dataset": {**evaluate["dataset"], "pipeline": [read[0], averaged]}}
-    return {
-        "train_dataloader": {
-            "batch_size": share, **workers, "sampler": {"type": "SteadySampler"}, "drop_last": True,
-            "dataset": {"type": "SteadyDataset", "dataset": dataset, "seed": config.seed},
-        },
-        "val_dataloader": evaluate if config.val_every else None,
-        "test_dataloader": test,
-        "test_pipeline": read,  # MMSegmentation's inference looks for it by this name
-        "val_evaluator": {"type": "ClassIoU"} if config.val_every else None,
-        "test_evaluator": {"type": "ClassIoU"},
-    }  # fmt: skip
+    return {"tta_model": {"type": "SegTTAModel"}, "tta_pipeline": [{"type": "LoadImageFromFile"}, views]}
 
 
 def with_pipeline(dataset: Mapping[str, Any], pipeline: list[dict[str, Any]]) -> dict[str, Any]:

@@ -147,11 +147,12 @@ def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on
         torch.save(plan.bridge.to_framework(backbone)[0], initial_file(config.out))
         plan.resolved.dump(config.out / RESOLVED)
     run.wait()
-    runner = build_runner(plan.resolved, run, go_on)
+    average = config.framework_config is None and needs_average(config)
+    runner = build_runner(plan.resolved, run, go_on, average)
     model: Any = runner.train()
     measured = time.perf_counter()
     net = model.module if is_model_wrapper(model) else model
-    if config.framework_config is None and needs_average(config):
+    if average:
         runner.model = SegTTAModel(module=net)
     metrics = runner.test()
     if run.is_main:
@@ -161,8 +162,8 @@ def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on
     run.wait()
 
 
-def build_runner(resolved: Config, run: Run, go_on: bool) -> Runner:
-    """MMEngine's Runner of a config, on the run's device.
+def build_runner(resolved: Config, run: Run, go_on: bool, average: bool = False) -> Runner:
+    """MMEngine's Runner of a config, on the run's device; its test reads several views of an image where asked.
 
     MMEngine takes a GPU wherever torch sees one, so the CPU is asked for by hiding them. It keeps logs and counters by
     the experiment's name, so each runner has its own.
@@ -178,6 +179,8 @@ def build_runner(resolved: Config, run: Run, go_on: bool) -> Runner:
             "type": "OnCpus", "broadcast_buffers": False, "find_unused_parameters": unused
         }  # fmt: skip
     settings = Config(resolved.to_dict() | own)
+    if average:
+        settings.test_dataloader.dataset.pipeline = settings.tta_pipeline
     kind = settings.get("runner_type", "Runner")
     return RUNNERS.get(kind).from_cfg(settings)
 
