@@ -46,7 +46,8 @@ class ByHand(IterBasedTrainLoop):
 class Seg:
     """FCN on ResNet-18, undilated, drawn images: our backbone, sampler, views and hooks against MMSegmentation's own.
 
-    Undilated, because both then compute the same: our dilation touches convolutions that MMSegmentation's leaves out.
+    Undilated, unturned and not blurred, because both then compute the same: our dilation touches convolutions that
+    MMSegmentation's leaves out, and its own recipes know no blur.
     """
 
     pairs: int = 60
@@ -85,7 +86,7 @@ class Seg:
         out = folder / ("ours" if own else "reference")
         config = SegmentConfig(
             checkpoint=(NET,), data=folder / "data", out=out, head="fcn", channels=64, output_stride=32, crop=self.crop,
-            batch_size=self.batch, steps=10_000, save_every=10_000, log_every=50, workers=0,
+            batch_size=self.batch, steps=10_000, save_every=10_000, log_every=50, workers=0, rotate=0, blur=0,
         )  # fmt: skip
         run = Run.start()
         backbone = first_backbone(NET, None, seed=0)
@@ -102,7 +103,15 @@ class Seg:
             }
             settings["custom_hooks"] = []
             loader = settings["train_dataloader"]
-            loader |= {"sampler": {"type": "InfiniteSampler"}, "dataset": loader["dataset"]["dataset"]}
+            dataset = loader["dataset"]["dataset"]
+            resize = {
+                "type": "RandomResize",
+                "scale": (self.crop, self.crop),
+                "ratio_range": config.scale,
+                "keep_ratio": True,
+            }
+            pipeline = [resize if view["type"] == "ScaleBy" else view for view in dataset["pipeline"]]
+            loader |= {"sampler": {"type": "InfiniteSampler"}, "dataset": {**dataset, "pipeline": pipeline}}
         runner = build_runner(Config(settings), run, go_on=False)
         runner.train()
         return runner

@@ -2,28 +2,39 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stillroom.det_transfer.config import DetectConfig
 
-VOC_SIZES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+VOC0712: dict[str, Any] = {
+    "layout": "voc0712", "steps": 18_000, "warmup": 100,
+    "train_sizes": (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+}  # fmt: skip
+"""Detectron2's 18,000 steps for VOC 2007 and 2012; short sides in pixels."""
 
 
 def faster_rcnn_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
     """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid (Lin et al., CVPR 2017), any backbone with maps.
 
     SGD, lr 0.02, batch 16, 90,000 steps, rate / 10 at 60,000 and 80,000, short side 640 to 800: Detectron2's 1x, and
-    KDEP's setting on COCO 2017 (He et al., CVPR 2022). VOC 07+12: --layout voc0712 --steps 18000 --warmup 100
-    --train-sizes 480 512 544 576 608 640 672 704 736 768 800.
+    KDEP's setting on COCO 2017 (He et al., CVPR 2022), there with --layout coco2017.
     """
     return DetectConfig(checkpoint=checkpoint, out=out)
 
 
-def faster_rcnn_c4(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """Faster R-CNN on the stride-16 map of a ResNet, whose last stage judges each box: all its weights are used.
+def faster_rcnn_fpn_voc(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """faster-rcnn-fpn on VOC 2007 and 2012: 18,000 steps, rate / 10 at 12,000 and 16,000, short side 480 to 800."""
+    return DetectConfig(checkpoint=checkpoint, out=out, **VOC0712)
 
-    With --layout voc0712 and the schedule above the usual test of self-supervised ResNets (MoCo, He et al., CVPR 2020).
-    """
+
+def faster_rcnn_c4(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """Faster R-CNN on the stride-16 map of a ResNet, whose last stage judges each box; else as faster-rcnn-fpn."""
     return DetectConfig(checkpoint=checkpoint, out=out, neck="c4")
+
+
+def faster_rcnn_c4_voc(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """faster-rcnn-c4 on VOC 07+12, the usual test of self-supervised ResNets (MoCo, He et al., CVPR 2020)."""
+    return DetectConfig(checkpoint=checkpoint, out=out, neck="c4", **VOC0712)
 
 
 def retinanet_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
@@ -40,25 +51,29 @@ def legacy_kdep_r18_c4(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfi
     """KDEP's Faster R-CNN of ResNet-18, C4, on VOC 07+12, its quirks included: for comparing with its numbers only.
 
     The box head is three bottlenecks, which ResNet-18 does not have: 23 of their 50 tensors find one of the same name
-    and shape. A norm more follows them. Images are BGR, minus the mean, over 1. COCO: --layout coco2017
-    --legacy rgb-mean --detector mask-rcnn --steps 90000 --warmup 1000 --train-sizes 640 672 704 736 768 800.
+    and shape. A norm more follows them. Images are BGR, minus the mean, over 1.
     """
+    return DetectConfig(checkpoint=checkpoint, out=out, neck="c4", legacy="std-1", **VOC0712)
+
+
+def legacy_kdep_r18_c4_coco(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """KDEP's Mask R-CNN of ResNet-18, C4, on COCO 2017: BGR images less the mean of RGB; else as legacy-kdep-r18-c4."""
     return DetectConfig(
-        checkpoint=checkpoint, out=out, neck="c4", legacy="std-1", layout="voc0712", steps=18_000, warmup=100,
-        train_sizes=VOC_SIZES,
-    )  # fmt: skip
+        checkpoint=checkpoint, out=out, detector="mask-rcnn", neck="c4", legacy="rgb-mean", layout="coco2017"
+    )
 
 
 def legacy_kdep_mnv2_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
     """KDEP's Faster R-CNN of MobileNet-V2, FPN, on VOC 07+12, its quirks included: for comparing with its numbers only.
 
-    Batch norms are frozen, and images are BGR, minus the mean, over 1, which their statistics do not fit. COCO:
-    --layout coco2017 --steps 90000 --warmup 1000 --train-sizes 640 672 704 736 768 800.
+    Batch norms are frozen, and images are BGR, minus the mean, over 1, which their statistics do not fit.
     """
-    return DetectConfig(
-        checkpoint=checkpoint, out=out, norm="frozen", legacy="std-1", layout="voc0712", steps=18_000, warmup=100,
-        train_sizes=VOC_SIZES,
-    )  # fmt: skip
+    return DetectConfig(checkpoint=checkpoint, out=out, norm="frozen", legacy="std-1", **VOC0712)
+
+
+def legacy_kdep_mnv2_fpn_coco(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+    """KDEP's Faster R-CNN of MobileNet-V2, FPN, on COCO 2017; else as legacy-kdep-mnv2-fpn."""
+    return DetectConfig(checkpoint=checkpoint, out=out, norm="frozen", legacy="std-1", layout="coco2017")
 
 
 def smoke(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
@@ -72,10 +87,14 @@ def smoke(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
 
 PRESETS: dict[str, Callable[..., DetectConfig]] = {
     "faster-rcnn-fpn": faster_rcnn_fpn,
+    "faster-rcnn-fpn-voc": faster_rcnn_fpn_voc,
     "faster-rcnn-c4": faster_rcnn_c4,
+    "faster-rcnn-c4-voc": faster_rcnn_c4_voc,
     "retinanet-fpn": retinanet_fpn,
     "mask-rcnn-fpn": mask_rcnn_fpn,
     "legacy-kdep-r18-c4": legacy_kdep_r18_c4,
+    "legacy-kdep-r18-c4-coco": legacy_kdep_r18_c4_coco,
     "legacy-kdep-mnv2-fpn": legacy_kdep_mnv2_fpn,
+    "legacy-kdep-mnv2-fpn-coco": legacy_kdep_mnv2_fpn_coco,
     "smoke": smoke,
 }

@@ -1,0 +1,74 @@
+"""The command line, and what it says where Detectron2 is missing."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+from stillroom.det_transfer import cli
+from stillroom.det_transfer.presets import PRESETS
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    monkeypatch.setattr(sys, "argv", ["stillroom-det-transfer", *words])
+    cli.main()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_explains_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, preset: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(monkeypatch, preset, "--help")
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "--anchor-scale" in said and "DIR|NAME" in said
+
+
+def test_presets_of_published_data_have_its_schedule() -> None:
+    for name, preset in PRESETS.items():
+        config = preset(checkpoint=("x",), out=Path("x"))
+        schedule = {"voc0712": (18_000, 100, 480), "coco2017": (90_000, 1000, 640), "coco": (90_000, 1000, 640)}
+        if name != "smoke":
+            assert (config.steps, config.warmup, config.train_sizes[0]) == schedule[config.layout], name
+    legacy = PRESETS["legacy-kdep-r18-c4-coco"](checkpoint=("x",), out=Path("x"))
+    assert (legacy.layout, legacy.legacy, legacy.detector, legacy.neck) == ("coco2017", "rgb-mean", "mask-rcnn", "c4")
+
+
+def test_a_run_from_the_command_line_ends_with_its_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, boxed: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", str(boxed), "--out", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]
+    run_cli(monkeypatch, "smoke", *flags, "--steps", "2", "--train-sizes", "48", "--test-size", "48")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1].startswith(f"{tmp_path / 'run'}: ") and " % AP" in lines[-1]
+    assert any(line.startswith("| blue ") for line in lines)
+
+
+def fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> str:
+    """What a command says before it ends with code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(monkeypatch, *words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.strip()
+
+
+def test_bad_input_is_one_sentence_and_exit_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    words = ["--checkpoint", "random:cifar/resnet20", "--data", str(tmp_path / "no"), "--out", str(tmp_path / "o")]
+    said = fault(monkeypatch, capsys, "faster-rcnn-fpn", "--backend", "torchvision", *words)
+    assert said.endswith(f"error: there is no folder {tmp_path / 'no'}")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("detectron2") is not None, reason="Detectron2 is installed")
+def test_without_detectron2_one_sentence_names_both_ways_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, boxed: Path, tmp_path: Path
+) -> None:
+    words = ["--checkpoint", "random:torchvision/resnet18", "--data", str(boxed), "--out", str(tmp_path / "o")]
+    said = fault(monkeypatch, capsys, "faster-rcnn-fpn", *words)
+    assert "https://detectron2.readthedocs.io" in said and "--backend torchvision" in said
+    assert len(said.splitlines()) == 1 and not (tmp_path / "o").exists()
