@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from stillroom.backbone import (
     BrokenImageError,
+    InputSpec,
     build_backbone,
     load_checkpoint,
     read_results,
@@ -199,6 +200,24 @@ def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, 
     found = predict(out, boxed / "images" / "val", tmp_path / "found", score=0.0, device="cpu")
     rows = json.loads((found / "detections.json").read_text())["annotations"]
     assert [row["score"] for row in rows if row["image_id"] == 1] == measured
+
+
+def test_views_are_mirrored_with_their_boxes_and_masks(make_config: Make) -> None:
+    images = read_data(make_config()).train
+    pixels, row = np.asarray(Image.open(images.rows[0].file)), images.rows[0]
+    dataset = BoxedImages(images, InputSpec(), seed=0, masks=True)
+    turned = []
+    for epoch in range(8):
+        _, view, target = dataset[epoch, 0]
+        turned.append(not np.array_equal(view.permute(1, 2, 0).numpy(), pixels))
+        left, upper, right, lower = row.corners.T
+        if turned[-1]:
+            assert np.array_equal(view.permute(1, 2, 0).numpy(), pixels[:, ::-1])
+            left, right = row.width - right, row.width - left
+        assert np.array_equal(target["boxes"].numpy(), np.stack([left, upper, right, lower], axis=1))
+        for (x, y, x2, y2), mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
+            assert mask[y:y2, x:x2].all() and mask.sum() == (x2 - x) * (y2 - y)
+    assert {*turned} == {False, True}
 
 
 def test_images_are_measured_at_the_test_size(make_config: Make) -> None:
