@@ -287,8 +287,8 @@ class Detect(FromFirstWeights):
         cells = unpack(self.data / "bccd.zip", self.out) / "BCCD"
         tool("det_transfer", "faster-rcnn-fpn", "--backend", self.backend, "--checkpoint", *self.first_weights(),
              "--data", cells, "--layout", "voc", "--splits", "train", "test", "--on-bad-box", "skip", "--fpn-dim", 64,
-             "--box-dim", 256, "--rois", 64, "--anchor-scale", 10, "--train-sizes", 240, "--test-size", 240,
-             "--max-size", 320, "--steps", 256, "--batch-size", 4, "--warmup", 50, "--lr", self.lr, "--seeds",
+             "--box-dim", 256, "--rois", 64, "--anchor-scale", 7, "--train-sizes", 160, "--test-size", 160,
+             "--max-size", 240, "--steps", 256, "--batch-size", 4, "--warmup", 50, "--lr", self.lr, "--seeds",
              *self.seeds, "--out", sweep)  # fmt: skip
         self.keep.mkdir(parents=True, exist_ok=True)
         shutil.copy(sweep / "table.json", self.keep / f"{name}.json")

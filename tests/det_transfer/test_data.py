@@ -1,6 +1,7 @@
 """Boxes on disk: what is read, and what is refused by name."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ Change = Callable[[Callable[[dict], object]], Path]
 
 
 def test_coco_is_read_as_it_stands(make_config: Make, boxed: Path) -> None:
-    data = read_data(make_config())
+    data = read_data(make_config(detector="mask-rcnn"))
     assert data.classes == ("blue", "red"), "in the order of their ids"
     assert (len(data.train), len(data.val)) == (9, 4)
     content = json.loads((boxed / "annotations" / "val.json").read_text())
@@ -81,6 +82,9 @@ def first(content: dict) -> dict:
         (lambda c: first(c).update(bbox=[50, 3, 20, 9]), r"1 bad boxes: box 1 of 00.png reaches 6 px beyond the image"),
         (lambda c: first(c).update(bbox=[1, 2, float("nan"), 9]), r"box 1 of 00.png is no box"),
         (lambda c: first(c).update(bbox=[1, 2, 3]), r"box 1 is \[1, 2, 3\]: left, upper edge, width, height"),
+        (lambda c: c["images"][3].update(file_name=7), r"entry 3 of its images has 7 as file_name"),
+        (lambda c: c["images"][3].update(id=[7]), r"entry 3 of its images has \[7\] as id"),
+        (lambda c: c["images"][3].update(width=None), r"entry 3 of its images has None as width"),
         (lambda c: first(c).pop("bbox"), r"entry 0 of its annotations has no bbox"),
         (lambda c: c.pop("categories"), r"is not in COCO's format: it has no list of categories"),
         (lambda c: c.update(images=[], annotations=[]), r"lists no images"),
@@ -102,7 +106,8 @@ def test_images_to_measure_on_must_have_a_box(make_config: Make, boxed: Path) ->
 
 
 def test_the_fingerprint_knows_boxes_and_masks(make_config: Make, change: Change) -> None:
-    seen = {read_data(make_config()).train.record.fingerprint}
+    config = make_config(detector="mask-rcnn")
+    seen = {read_data(config).train.record.fingerprint}
     for how in (
         lambda c: first(c).update(category_id=7),
         lambda c: first(c).update(segmentation=[[40, 5, 50, 5, 50, 9]]),
@@ -110,8 +115,34 @@ def test_the_fingerprint_knows_boxes_and_masks(make_config: Make, change: Change
     ):
         change(how)
         forget()
-        seen.add(read_data(make_config()).train.record.fingerprint)
+        seen.add(read_data(config).train.record.fingerprint)
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ([1, 2, 5, 2, 5, 9], "is no list of polygons, each of three points or more"),
+        ([[1, 2, 5, 2]], "is no list of polygons"),
+        ([[]], "is no list of polygons"),
+        ("a string", "is neither a list of polygons nor an RLE"),
+        ({"counts": [0, 3072]}, "is an RLE of None, the image is 48 px high and 64 px wide"),
+        ({"counts": [0, 3072], "size": [64, 48]}, r"is an RLE of \[64, 48\], the image is 48 px high"),
+    ],
+)
+def test_masks_that_are_none_are_named_where_they_are_learned(
+    make_config: Make, change: Change, mask: object, words: str
+) -> None:
+    change(lambda c: first(c).update(segmentation=mask))
+    assert read_data(make_config()).train.rows[0].boxes[0].mask is None
+    with pytest.raises(ValueError, match=rf"train.json: the mask of box 1 {words}"):
+        read_data(make_config(detector="mask-rcnn"))
+
+
+def test_areas_are_those_of_the_json_or_of_the_box(make_config: Make, change: Change) -> None:
+    change(lambda c: (first(c).update(area=None), c["annotations"][1].update(area=7.5)))
+    boxes = [box for row in read_data(make_config()).train.rows for box in row.boxes]
+    assert boxes[0].area == boxes[0].width * boxes[0].height and boxes[1].area == 7.5
 
 
 def test_bad_boxes_may_be_left_out_by_name(
@@ -128,7 +159,9 @@ def test_a_box_that_rounding_put_beyond_its_image_is_cut(make_config: Make, chan
     assert read_data(make_config()).train.rows[0].corners[0].tolist() == [0, 3, 64, 12]
 
 
-def test_nothing_is_learned_from_crowds_and_empty_images(make_config: Make, change: Change) -> None:
+def test_nothing_is_learned_from_crowds_and_empty_images(
+    make_config: Make, change: Change, capsys: pytest.CaptureFixture[str]
+) -> None:
     def crowd(content: dict) -> None:
         counts = {"size": [48, 64], "counts": [0, 48 * 64]}
         for entry in content["annotations"]:
@@ -137,6 +170,7 @@ def test_nothing_is_learned_from_crowds_and_empty_images(make_config: Make, chan
 
     change(crowd)
     data = read_data(make_config())
+    assert "1 of 9 training images have no box: --keep-empty learns from them too" in capsys.readouterr().err
     assert len(data.train) == 8 and 100 not in {row.id for row in data.train.rows}
     assert len(read_data(make_config(keep_empty=True)).train) == 9
 
@@ -157,11 +191,37 @@ def test_an_image_that_its_tag_turns_is_named(make_config: Make, voc: Path) -> N
         read_data(make_config(data=voc, layout="voc"))
 
 
+def test_a_png_that_its_tag_turns_is_named(make_config: Make, boxed: Path) -> None:
+    file = boxed / "images" / "train" / "02.png"
+    image = Image.open(file)
+    tags = image.getexif()
+    tags[ExifTags.Base.Orientation] = 3
+    image.save(file, exif=tags)
+    with pytest.raises(ValueError, match=r"02.png is turned by its EXIF tag"):
+        read_data(make_config())
+
+
+def test_voc_as_it_is_found_in_the_wild(make_config: Make, voc: Path) -> None:
+    """A list of a class with its marks and a byte order mark, names with spaces, capital suffixes, nobody difficult."""
+    (voc / "JPEGImages" / "001.jpg").rename(voc / "JPEGImages" / "001.JPG")
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        (voc / folder / f"002.{suffix}").rename(voc / folder / f"image 2.{suffix}")
+    xml = voc / "Annotations" / "000.xml"
+    xml.write_text(xml.read_text().replace("<difficult>0</difficult>", ""))
+    xml = voc / "Annotations" / "001.xml"
+    xml.write_text(xml.read_text().replace("<difficult>0</difficult>", "<difficult>1</difficult>"))
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("\ufeff000  1\n001 -1\nimage 2\n", encoding="utf-8")
+    rows = read_data(make_config(data=voc, layout="voc")).train.rows
+    assert [row.file.name for row in rows] == ["000.jpg", "001.JPG", "image 2.jpg"]
+    assert [{box.difficult for box in row.boxes} for row in rows] == [{False}, {True}, {False}]
+
+
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
         ("Annotations/002.xml", None, r"there is no .*002.xml, though its image is listed"),
         ("Annotations/002.xml", "<annotation>", r"002.xml is no XML"),
+        ("Annotations/002.xml", "<?xml version='1.0' encoding='klingon'?><a/>", r"002.xml is no XML: unknown encoding"),
         ("Annotations/002.xml", "<annotation><size/></annotation>", r"holds None as size/width: a number was expected"),
         ("ImageSets/Main/train.txt", "", r"train.txt lists no image"),
         ("ImageSets/Main/train.txt", "001\n001\n", r"has 1 images twice, the first is '001'"),
@@ -196,6 +256,22 @@ def test_published_data_is_counted(make_config: Make, boxed: Path, voc: Path, tm
     assert PUBLISHED["voc0712"] == (2501 + 2510 + 5717 + 5823, 4952)
     with pytest.raises(ValueError, match=r"there is no .*VOC2007"):
         read_data(make_config(data=voc, layout="voc0712"))
+
+
+def test_voc_0712_learns_from_both_years_and_is_measured_on_the_test_of_2007(make_config: Make, voc: Path) -> None:
+    root = voc.parent / "both"
+    for xml in (voc / "Annotations").iterdir():
+        xml.write_text(xml.read_text().replace(">blue<", ">cat<").replace(">red<", ">dog<"))
+    for year, lists in (("VOC2007", {"trainval": "000\n001\n", "test": "006\n"}), ("VOC2012", {"trainval": "002\n"})):
+        shutil.copytree(voc, root / year)
+        for name, names in lists.items():
+            (root / year / "ImageSets" / "Main" / f"{name}.txt").write_text(names)
+    data = read_data(make_config(data=root, layout="voc0712", partial=True))
+    assert [row.file.relative_to(root).as_posix() for row in data.train.rows] == [
+        "VOC2007/JPEGImages/000.jpg", "VOC2007/JPEGImages/001.jpg", "VOC2012/JPEGImages/002.jpg"
+    ]  # fmt: skip
+    assert [row.file.name for row in data.val.rows] == ["006.jpg"]
+    assert len(data.classes) == 20 and data.classes[data.val.rows[0].boxes[0].label] == "cat"
 
 
 def test_the_blood_cells_name_the_boxes_without_area(make_config: Make, shared_data: Path, tmp_path: Path) -> None:

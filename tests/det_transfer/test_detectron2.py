@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import itertools
 import json
 import re
 import time
@@ -21,18 +22,32 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed: see its o
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import hooks
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from detectron2.solver import LRMultiplier
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
+from predicted import assert_predicted_as_measured
 
-from stillroom.backbone import Backbone, CheckpointError, Run, build_backbone, load_checkpoint, read_results
+from stillroom.backbone import (
+    Backbone,
+    BrokenImageError,
+    CheckpointError,
+    Run,
+    build_backbone,
+    load_checkpoint,
+    read_results,
+    replace_input,
+    save_checkpoint,
+)
 from stillroom.backbone.run import DivergedError
 from stillroom.det_transfer import DetectConfig, finetune, measure, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.schedule import factor
+from stillroom.det_transfer.with_detectron2.own import from_records
 from stillroom.det_transfer.with_detectron2.recipe import build_model
 from stillroom.det_transfer.with_detectron2.train import build_config
 from twins import assert_bit_equal, in_a_process
@@ -237,13 +252,15 @@ def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make: Make, tmp_path: Pa
     assert read_results(whole).metrics == read_results(config.out).metrics
 
 
-def test_the_rate_is_that_of_the_other_backend(make: Make, lively: Lively, run: Run) -> None:
-    config = make(steps=90, warmup=10)
+@pytest.mark.parametrize("warmup", [10, 80])  # the second one reaches behind the first drop
+def test_the_rate_is_that_of_the_other_backend(make: Make, lively: Lively, run: Run, warmup: int) -> None:
+    config = make(steps=90, warmup=warmup)
     cfg, _ = build_config(config, run, lively("torchvision/resnet18"), 2)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
     multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), config.steps)
     for step in range(config.steps):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(factor(config, step), rel=1e-9), step
+        rate = factor(step, steps=config.steps, warmup=config.warmup, drops=config.drops)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-9), step
         optimizer.step()
         multiplier.step()
 
@@ -251,6 +268,86 @@ def test_the_rate_is_that_of_the_other_backend(make: Make, lively: Lively, run: 
 def test_a_loss_that_is_not_finite_stops_the_run(make: Make) -> None:
     with pytest.raises(DivergedError, match=r"the loss is not finite at step \d+: lower --lr; the last good state is"):
         finetune(make(steps=8, lr=1e20, warmup=0, save_every=1))
+
+
+def test_weights_that_are_not_finite_are_not_saved(make: Make) -> None:
+    """Though no line was logged that would have shown the loss."""
+    config = make(steps=6, lr=1e12, warmup=0, save_every=1, log_every=20, detector="retinanet")
+    with pytest.raises(DivergedError, match=r"not finite at step \d+: lower --lr"):
+        finetune(config)
+    for file in config.out.glob("model_*.pth"):
+        state = torch.load(file, map_location="cpu", weights_only=True)["model"]
+        assert all(tensor.isfinite().all() for tensor in state.values()), file
+
+
+def test_every_run_of_a_process_has_a_log_of_its_own(make: Make, tmp_path: Path) -> None:
+    first, second = make(steps=1, out=tmp_path / "first"), make(steps=2, out=tmp_path / "second")
+    finetune(first)
+    before = (first.out / "log.txt").read_text()
+    finetune(second)
+    assert (first.out / "log.txt").read_text() == before and "iter: 1" in (second.out / "log.txt").read_text()
+
+
+def test_lines_behind_the_state_are_cut_on_resume(make: Make) -> None:
+    out = finetune(make(steps=4))
+    lines = (out / "metrics.json").read_text()
+    (out / "results.json").unlink()
+    (out / "last_checkpoint").write_text("model_0000001.pth")  # as if killed before the next state
+    resume(out)
+    steps = [json.loads(line)["iteration"] for line in (out / "metrics.json").read_text().splitlines()]
+    assert steps == sorted({*steps}) == [json.loads(line)["iteration"] for line in lines.splitlines()]
+
+
+def test_an_image_that_breaks_under_way_is_named(make: Make, boxed: Path) -> None:
+    for file in (boxed / "images" / "train").iterdir():
+        file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(BrokenImageError, match=r"^/.*\.png cannot be read as an image: [^\n]*$"):
+        finetune(make(workers=1))
+
+
+def test_kdeps_c4_is_measured_with_precise_statistics(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says how much of its head comes from the checkpoint."""
+    config = make(neck="c4", legacy="std-1", steps=3, lr=0.0)
+    out = finetune(config)
+    assert "(roi_heads.res5: 23 of 54)" in read_results(out).extra["loaded"]
+    precise = trained(out)["backbone.stem.conv1.norm.running_mean"]
+    monkeypatch.setattr(hooks.PreciseBN, "update_stats", lambda self: None)
+    plain = trained(finetune(replace(config, out=out.parent / "plain")))["backbone.stem.conv1.norm.running_mean"]
+    share = 1 - 0.9**3  # of what momentum 0.1 has forgotten of the first 0 in three steps
+    assert torch.allclose(plain, share * precise, rtol=0.3, atol=0.05 * float(precise.abs().max()))
+    assert not torch.allclose(plain, precise, rtol=0.3, atol=0.05 * float(precise.abs().max()))
+
+
+def test_the_net_of_a_wrapper_may_count_over_all_gpus(make: Make) -> None:
+    spec = build_backbone("timm/mobilenetv2_100").spec
+    for config, synced in ((make(), True), (make(norm="frozen"), False), (make(frozen=True), False)):
+        model = instantiate(build_model(config, spec, 2, synced=True)[0])
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) == synced
+
+
+def test_pixels_come_in_the_checkpoints_order(make: Make, tmp_path: Path) -> None:
+    first = replace_input(build_backbone("torchvision/resnet18"), channel_order="bgr", value_range=(-1.0, 1.0))
+    cfg = build_model(make(), first.spec, 2, synced=False)[0]
+    mean, std = first.spec.input.mean, first.spec.input.std
+    assert list(cfg.pixel_mean) == pytest.approx([127.5 * (value + 1) for value in mean])
+    assert list(cfg.pixel_std) == pytest.approx([127.5 * value for value in std]) and cfg.input_format == "BGR"
+    save_checkpoint(tmp_path / "bgr", first, method="random", package="test")
+    config = make(checkpoint=(str(tmp_path / "bgr"),), steps=1)
+    finetune(config)
+    assert_predicted_as_measured(config)
+    (sample,) = itertools.islice(instantiate(LazyConfig.load(str(config.out / "config.yaml")).dataloader.test), 1)
+    pixels = np.asarray(Image.open(sample[0]["file_name"]))
+    assert np.abs(sample[0]["image"].float().mean((1, 2)).numpy() - pixels.mean((0, 1))[::-1]).max() < 2
+
+
+def test_norms_are_not_decayed(make: Make, lively: Lively, run: Run) -> None:
+    cfg, _ = build_config(make(weight_decay=0.1), run, lively("timm/mobilenetv2_100"), 2)
+    cfg.optimizer.params.model = instantiate(cfg.model)
+    names = {id(parameter): name for name, parameter in cfg.optimizer.params.model.named_parameters()}
+    groups = instantiate(cfg.optimizer).param_groups
+    decay = {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert decay["backbone.bottom_up.net.net.bn1.weight"] == 0
+    assert decay["backbone.bottom_up.net.net.conv_stem.weight"] == 0.1
 
 
 def guesses(images: Images) -> list[Detections]:
@@ -317,11 +414,12 @@ def test_voc_ap_is_that_of_detectron2s_evaluator(make_config: Make, voc: Path, t
     assert 0 < min(seen) < 0.9
 
 
-@pytest.mark.parametrize("changes", [{"norm": "frozen"}, {"frozen": True, "steps": 3}])
+@pytest.mark.parametrize("changes", [{"norm": "frozen"}, {"frozen": True, "steps": 3}, {"norm": "bn", "lr": 0.1}])
 def test_two_processes_train_one_net(make: Make, in_two_processes: Callable, changes: dict) -> None:
     config = make(**({"steps": 2, "batch_size": 4, "rois": 4} | changes))
     assert in_two_processes(lambda: str(finetune(config))) == [str(config.out)] * 2
     assert read_results(config.out).datasets["test"].count == 4
+    assert_predicted_as_measured(config)
 
 
 def test_a_yaml_of_detectron2_names_our_backbone() -> None:
@@ -394,11 +492,28 @@ def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path
     file.write_text(OWN.format(root=str(boxed), strides=True))
     with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours has not: say stride_in_1x1=False"):
         finetune(replace(config, out=tmp_path / "c"))
+    file.write_text("model = = 1")
+    with pytest.raises(ValueError, match=r"own.py cannot be read as a LazyConfig: invalid syntax"):
+        finetune(replace(config, out=tmp_path / "f"))
     file.write_text("model = 1")
     with pytest.raises(ValueError, match=r"own.py has no model: a LazyConfig of Detectron2 was expected"):
         finetune(replace(config, out=tmp_path / "d"))
     with pytest.raises(ValueError, match=r"there is no .*absent.py"):
         finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))
+
+
+def test_records_of_several_folders_keep_their_masks(tmp_path: Path) -> None:
+    mask = [[1, 1, 8, 1, 8, 8]]
+    entry = {"bbox": [1, 1, 8, 8], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": mask}
+    size = {"width": 20, "height": 10}
+    records = [
+        {"file_name": f"{tmp_path}/{folder}/a.png", "image_id": place, **size, "annotations": [entry]}
+        for place, folder in enumerate("AB")
+    ]
+    found = from_records(records)
+    assert found.root == tmp_path and found.has_masks
+    with pytest.raises(ValueError, match="the config's data set has no images"):
+        from_records([])
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-9])

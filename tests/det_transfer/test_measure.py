@@ -52,7 +52,13 @@ def by_pycocotools(truth: Path, results: list[dict], kind: str, folder: Path) ->
 def test_coco_ap_equals_pycocotools_on_files(
     make_config: Callable[..., DetectConfig], boxed: Path, tmp_path: Path, seed: int
 ) -> None:
-    data = read_data(make_config())
+    truth = boxed / "annotations" / "val.json"
+    content = json.loads(truth.read_text())
+    content["annotations"][0].update(iscrowd=1)  # what is found in it counts nothing
+    for entry in content["annotations"][2:]:
+        entry["area"] = 1100.0  # a middle-sized object, whatever its box
+    truth.write_text(json.dumps(content))
+    data = read_data(make_config(detector="mask-rcnn"))
     found = guesses(data.val, seed, masks=True)
     measured = measure(data.val, found, data.classes)
     results = [
@@ -62,7 +68,6 @@ def test_coco_ap_equals_pycocotools_on_files(
         for (x0, y0, x1, y1), score, label, mask in zip(
             one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), one.masks or (), strict=True)
     ]  # fmt: skip
-    truth = boxed / "annotations" / "val.json"
     for kind, prefix in (("bbox", ""), ("segm", "mask")):
         expected = by_pycocotools(truth, results, kind, tmp_path)
         assert 0.05 < expected[0] < 1, "it is neither nothing nor everything"
@@ -81,6 +86,14 @@ def test_nothing_found_is_zero(make_config: Callable[..., DetectConfig]) -> None
     measured = measure(data.val, [nothing] * len(data.val), data.classes)
     assert measured.metrics["AP"] == measured.metrics["VOC_AP50"] == measured.metrics["VOC07_AP50"] == 0
     assert measured.per_class == {"blue": 0, "red": 0}
+
+
+def test_masks_are_measured_where_a_detector_knows_them_found_or_not(make_config: Callable[..., DetectConfig]) -> None:
+    data = read_data(make_config(detector="mask-rcnn"))
+    nothing = Detections(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, dtype=int), masks=())
+    assert measure(data.val, [nothing] * len(data.val), data.classes).metrics["maskAP"] == 0
+    blind = guesses(data.val, 0)
+    assert "maskAP" not in measure(data.val, blind, data.classes).metrics
 
 
 def image(number: int, *boxes: tuple[float, float, float, float, bool]) -> Annotated:
@@ -141,7 +154,7 @@ def test_scores_are_ranked_over_all_images() -> None:
 def test_pictures_are_drawn(make_config: Callable[..., DetectConfig], tmp_path: Path) -> None:
     from stillroom.det_transfer.sheet import draw_precision, draw_sheet
 
-    data = read_data(make_config())
+    data = read_data(make_config(detector="mask-rcnn"))
     found = guesses(data.val, 0, masks=True)
     draw_sheet(tmp_path / "sheet.png", data.val, found, data.classes, "a sheet")
     draw_precision(tmp_path / "curve.png", measure(data.val, found, data.classes), "a curve")

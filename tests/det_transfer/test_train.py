@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from predicted import assert_predicted_as_measured
 from safetensors.torch import load_file
 
 from stillroom.backbone import (
@@ -24,10 +25,13 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.run import STATE, DivergedError, read_metrics
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
+from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.data import read_data
+from stillroom.det_transfer.levels import sync_norms
+from stillroom.det_transfer.measure import index
 from stillroom.det_transfer.schedule import factor
 from stillroom.det_transfer.with_torchvision.images import BoxedImages
-from stillroom.det_transfer.with_torchvision.nets import build_detector
+from stillroom.det_transfer.with_torchvision.nets import answer_in_float, autocast, build_detector
 from stillroom.det_transfer.with_torchvision.train import build_optimizer, find
 from twins import assert_bit_equal, in_a_process
 
@@ -77,6 +81,13 @@ def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config:
     assert Image.open(found / "overlays" / "00.png").size == (64, 48)
     again = [row["score"] for row in content["annotations"] if row["image_id"] == 1]
     assert again == [row["score"] for row in predictions if row["image_id"] == 100], "as it was when measured"
+    (read, names), middle = read_coco(found / "detections.json", config.data / "images" / "val", "skip"), 0.5
+    assert read.num_boxes and names == {1: "blue", 2: "red"}, "in COCO's format: others can read it"
+    assert len(index(content).anns) == len(content["annotations"])
+    middle = float(np.median([row["score"] for row in content["annotations"]]))
+    likely = predict(out, config.data / "images" / "val", config.out.parent / "likely", score=middle, device="cpu")
+    kept = [row["score"] for row in json.loads((likely / "detections.json").read_text())["annotations"]]
+    assert kept == [row["score"] for row in content["annotations"] if row["score"] >= middle]
     with pytest.raises(ValueError, match="found exists: choose another --out"):
         predict(out, config.data / "images" / "val", found, device="cpu")
     with pytest.raises(ValueError, match=r"is no run that is done: it has no results.json"):
@@ -175,7 +186,7 @@ def test_a_sweep_makes_one_table_and_keeps_what_is_done(make_config: Make, stude
         finetune(config)
 
 
-@pytest.mark.parametrize("changes", [{"norm": "frozen"}, {"frozen": True, "steps": 3}])
+@pytest.mark.parametrize("changes", [{"norm": "frozen"}, {"frozen": True, "steps": 3}, {"norm": "bn", "lr": 0.1}])
 def test_two_processes_train_one_net(make_config: Make, in_two_processes: Callable, changes: dict) -> None:
     config = make_config(**({"steps": 2, "batch_size": 4, "rois": 4} | changes))
 
@@ -186,6 +197,7 @@ def test_two_processes_train_one_net(make_config: Make, in_two_processes: Callab
     results = read_results(config.out)
     assert results.datasets["test"].count == 4
     assert [row["step"] for row in read_metrics(config.out)] == list(range(1, config.steps + 1))
+    assert_predicted_as_measured(config)
 
 
 def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, tmp_path: Path) -> None:
@@ -203,7 +215,7 @@ def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, 
 
 
 def test_views_are_mirrored_with_their_boxes_and_masks(make_config: Make) -> None:
-    images = read_data(make_config()).train
+    images = read_data(make_config(detector="mask-rcnn")).train
     pixels, row = np.asarray(Image.open(images.rows[0].file)), images.rows[0]
     dataset = BoxedImages(images, InputSpec(), seed=0, masks=True)
     turned = []
@@ -256,6 +268,46 @@ def test_norms_are_not_decayed(make_config: Make) -> None:
     assert decay["backbone.fpn.inner_blocks.0.1.weight"] == 0
 
 
+def test_batch_norms_that_count_over_all_gpus_keep_their_activations(make_config: Make, lively: Callable) -> None:
+    model, _ = build_detector(make_config(), lively("timm/mobilenetv2_100"), 2)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        before = model.eval().backbone(images)
+        sync_norms(model)
+        after = model.eval().backbone(images)
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("detector", ["faster-rcnn", "retinanet"])
+def test_boxes_of_mixed_precision_lie_between_its_steps(make_config: Make, detector: str) -> None:
+    config = make_config(detector=detector, amp="bf16", rois=64)
+    torch.manual_seed(0)
+    model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
+    answer_in_float(model)
+    target = [{"boxes": torch.tensor([[100.0, 100, 200, 200]]), "labels": torch.tensor([1])}]
+    seen: list[torch.Tensor] = []
+    if detector == "faster-rcnn":
+        model.roi_heads.register_forward_pre_hook(lambda _, given: seen.extend(given[1]))
+    else:
+        model.head.register_forward_hook(lambda _, __, answer: seen.append(answer["bbox_regression"]))
+    with autocast(config, torch.device("cpu")):
+        model.train()([torch.rand(3, 300, 500)], target)
+    assert seen and all(part.dtype == torch.float32 for part in seen), "what is learned from"
+    found = find(model, config, torch.randint(0, 256, (3, 300, 500), dtype=torch.uint8), torch.device("cpu"))
+    if len(found.boxes):
+        boxes = torch.from_numpy(found.boxes).float()
+        assert not torch.equal(boxes, boxes.bfloat16().float()), "what is measured"
+
+
+def test_a_class_that_is_never_learned_is_never_found(make_config: Make) -> None:
+    config = make_config(detector="retinanet")
+    model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
+    torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, 2.0)  # all is found, class 0 too
+    found = find(model, config, torch.zeros(3, 48, 64, dtype=torch.uint8), torch.device("cpu"))
+    assert {*found.labels.tolist()} == {0, 1}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make) -> None:
     with pytest.raises(DivergedError, match=r"the loss is \w+ at one of the steps \d+ to \d+: lower"):
         finetune(make_config(steps=8, lr=1e20, warmup=0, save_every=1))
@@ -285,11 +337,43 @@ def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path)
         ({"batch_size": 64}, "batch size 64 is larger than the data: 9 images"),
         ({"checkpoint": ()}, "--checkpoint is empty: give at least one"),
         ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
+        ({"seeds": (0, -1)}, "--seeds holds -1: seeds are 0 or more"),
+        (
+            {"checkpoint": ("random:timm/vit_tiny_patch16_224",), "detector": "retinanet"},
+            "retinanet takes maps of several strides",
+        ),
+        ({"checkpoint": ("random:timm/vit_small_patch14_dinov2",)}, "has maps of stride 14: a detector wants powers"),
+        ({"checkpoint": ("random:timm/swin_tiny_patch4_window7_224",)}, "takes no images of 96 x 64 px"),
+        (
+            {"checkpoint": ("random:torchvision/resnet18", "random:torchvision/mobilenet_v2"), "neck": "c4"},
+            "--neck c4 wants the four stages of a ResNet",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make_config: Make, changes: dict, words: str) -> None:
+    config = make_config(**changes)
     with pytest.raises(ValueError, match=words):
-        finetune(make_config(**changes))
+        finetune(config)
+    assert not config.out.exists(), "nothing was begun"
+
+
+def test_images_to_predict_are_looked_at_first(make_config: Make, boxed: Path, tmp_path: Path) -> None:
+    out = finetune(make_config(steps=1))
+    (tmp_path / "twins").mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.open(boxed / "images" / "val" / "00.png").save(tmp_path / "twins" / name)
+    with pytest.raises(ValueError, match=r"would share the picture a.png: rename one of them"):
+        predict(out, tmp_path / "twins", tmp_path / "found", device="cpu")
+    image = Image.open(tmp_path / "twins" / "a.jpg")
+    tags = image.getexif()
+    tags[ExifTags.Base.Orientation] = 6
+    image.save(tmp_path / "twins" / "b.jpg", exif=tags)
+    with pytest.raises(ValueError, match=r"b.jpg is turned by its EXIF tag"):
+        predict(out, tmp_path / "twins" / "b.jpg", tmp_path / "found", device="cpu")
+    (tmp_path / "twins" / "c.png").write_text("no image")
+    with pytest.raises(BrokenImageError, match=r"c.png cannot be read as an image"):
+        predict(out, tmp_path / "twins" / "c.png", tmp_path / "found", device="cpu")
+    assert not (tmp_path / "found").exists()
 
 
 def test_masks_are_asked_for_where_there_are_none(make_config: Make, boxed: Path) -> None:
@@ -303,11 +387,10 @@ def test_masks_are_asked_for_where_there_are_none(make_config: Make, boxed: Path
         finetune(make_config(detector="mask-rcnn"))
 
 
-def test_the_rate_rises_and_falls_as_detectron2s_does(make_config: Make) -> None:
-    config = make_config(steps=90, warmup=10, drops=(2 / 3, 8 / 9))
-    assert [factor(config, step) for step in (0, 5, 10, 59, 60, 79, 80, 89)] == pytest.approx(
-        [0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01]
-    )
+def test_the_rate_rises_and_falls_as_detectron2s_does() -> None:
+    rates = [factor(step, steps=90, warmup=10, drops=(2 / 3, 8 / 9)) for step in (0, 5, 10, 59, 60, 79, 80, 89)]
+    assert rates == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert factor(70, steps=90, warmup=100, drops=(2 / 3,)) == pytest.approx(0.7003), "the rise knows of no drop"
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-9])

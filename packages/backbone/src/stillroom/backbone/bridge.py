@@ -87,9 +87,16 @@ class Bridge:
         return backbone
 
     def count(self, model: nn.Module) -> str:
-        """How many of the model's tensors in our places are ours, counters of batches aside."""
+        """How many of the model's tensors in our places are ours, counters of batches aside, and where all are not."""
         names = [n for n in model.state_dict() if n.startswith(self.places) and not n.endswith("num_batches_tracked")]
-        return f"{sum(map(self.owns, names))} of {len(names)} tensors of the backbone come from the checkpoint"
+        counts = {}
+        for place in self.places:
+            own = [name for name in names if name.startswith(place)]
+            counts[place.rstrip(".")] = (sum(map(self.owns, own)), len(own))
+        ours, total = map(sum, zip(*counts.values(), strict=True))
+        parts = ", ".join(f"{place}: {some} of {all_}" for place, (some, all_) in counts.items() if some < all_)
+        more = f" ({parts})" if parts and len(counts) > 1 else ""
+        return f"{ours} of {total} tensors of the backbone come from the checkpoint{more}"
 
 
 def assert_same(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -94,6 +94,25 @@ def listed(paths: Sequence[Path]) -> ImageFiles:
     return ImageFiles(Path(os.path.commonpath([path.parent for path in paths])), tuple(paths))
 
 
+def read_some(images: Path) -> ImageFiles:
+    """One image, or those of a folder or of a file list; see `read_unlabelled`."""
+    alone = images.is_file() and images.suffix != ".txt"
+    return listed([images.resolve()]) if alone else read_unlabelled(images)
+
+
+def picture_names(files: ImageFiles) -> list[Path]:
+    """Where the PNG that is made of each image goes, below a folder.
+
+    Raises:
+        ValueError: two images would share one.
+    """
+    names = [file.relative_to(files.root).with_suffix(".png") for file in files.paths]
+    if len({*names}) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"two images of {files.root} would share the picture {twice}: rename one of them")
+    return names
+
+
 def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> ImageFiles:
     """An image folder: one subfolder per class, images in it.
 
@@ -172,8 +191,10 @@ def load_image(path: Path) -> Image.Image:
 
 
 def is_turned(opened: Image.Image) -> bool:
-    """Whether a JPEG's EXIF tag turns it: some libraries obey the tag, others do not. Only the header is read."""
-    return opened.format in ("JPEG", "MPO") and opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    """Whether an image's EXIF tag turns it: some libraries obey the tag, others do not. Only the header is read."""
+    if opened.format == "PNG" and "exif" not in opened.info:  # it may stand behind the pixels, where nobody looks
+        return False
+    return opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 class EvaluationView:

@@ -62,12 +62,14 @@ def split(config: F) -> list[F]:
     """The single runs: the config itself, or one for each initialisation and seed, in directories of their own.
 
     Raises:
-        ValueError: nothing to combine, or the same twice.
+        ValueError: nothing to combine, the same twice, or a seed below 0.
     """
     for name in ("checkpoint", "seeds"):
         if not getattr(config, name):
             raise ValueError(f"--{name} is empty: give at least one")
         refuse_twice(getattr(config, name), f"--{name}")
+    if min(config.seeds) < 0:
+        raise ValueError(f"--seeds holds {min(config.seeds)}: seeds are 0 or more")
     if len(config.checkpoint) == len(config.seeds) == 1:
         return [config]
     like = config.like or other_than_bare(config.checkpoint)

@@ -132,6 +132,18 @@ def encode(mask: Any, width: int, height: int) -> dict[str, Any]:
     return rle.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
 
 
+def fault_of_mask(mask: Any, width: int, height: int) -> str | None:
+    """What is wrong with a mask in COCO's format, or None."""
+    if isinstance(mask, list):
+        good = all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in mask)
+        return None if good else "is no list of polygons, each of three points or more"
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list | str | bytes):
+        return "is neither a list of polygons nor an RLE"
+    if mask.get("size") != [height, width]:
+        return f"is an RLE of {mask.get('size')}, the image is {height} px high and {width} px wide"
+    return None
+
+
 def refuse_doubles(values: Iterable[object], what: str, source: Path) -> None:
     """Refuse an id or a name that stands twice.
 

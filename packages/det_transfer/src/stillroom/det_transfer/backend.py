@@ -42,6 +42,9 @@ class Backend(Protocol):
     def read(self, config: DetectConfig) -> DetectionData:
         """The images of a run."""
 
+    def look_ahead(self, config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone) -> None:
+        """Refuse, before anything is written, a backbone that the detector does not take."""
+
     def train(self, config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone, go_on: bool) -> Trained:
         """From the beginning, or from the run's last state."""
 

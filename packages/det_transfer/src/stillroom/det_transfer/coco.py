@@ -12,18 +12,23 @@ from stillroom.det_transfer.annotations import (
     check_boxes,
     check_files,
     encode,
+    fault_of_mask,
     refuse_doubles,
 )
 from stillroom.det_transfer.config import OnBadBox
 
+KINDS: dict[str, type] = {"file_name": str, "name": str, "bbox": list}
+"""What a value must be; the others are whole numbers."""
 
-def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox) -> tuple[Images, dict[int, str]]:
+
+def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox, masks: bool = False) -> tuple[Images, dict[int, str]]:
     """The images of a JSON, with their boxes.
 
     Args:
         file: the JSON.
         folder: of its images.
         on_bad_box: refuse or leave out boxes without area or outside of their image.
+        masks: read the masks too.
 
     Returns:
         The images, and the classes: name by category id.
@@ -35,13 +40,13 @@ def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox) -> tuple[Images, d
     content = load(file)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}, where the images of {file} were looked for")
-    names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+    names = {category["id"]: category["name"] for category in content["categories"]}
     for what in ("images", "annotations", "categories"):
         refuse_doubles((entry["id"] for entry in content[what]), f"ids of {what}", file)
-    refuse_doubles((str(category["name"]) for category in content["categories"]), "names of categories", file)
+    refuse_doubles((category["name"] for category in content["categories"]), "names of categories", file)
     refuse_doubles((image["file_name"] for image in content["images"]), "images", file)
     labels = {category: label for label, category in enumerate(sorted(names))}
-    boxes = read_boxes(content["annotations"], {image["id"]: image for image in content["images"]}, labels, file)
+    boxes = read_boxes(content["annotations"], {image["id"]: image for image in content["images"]}, labels, file, masks)
     rows = [
         Annotated(
             id=image["id"], file=folder / image["file_name"], width=image["width"], height=image["height"],
@@ -78,6 +83,8 @@ def load(file: Path) -> Mapping[str, Any]:
         for place, entry in enumerate(entries):
             if lacks := next((key for key in keys if key not in entry), None):
                 raise ValueError(f"{file}: entry {place} of its {what} has no {lacks}")
+            if odd := next((key for key in keys if not isinstance(entry[key], KINDS.get(key, int))), None):
+                raise ValueError(f"{file}: entry {place} of its {what} has {entry[odd]!r} as {odd}")
     for what in ("images", "categories"):
         if not content[what]:
             raise ValueError(f"{file} lists no {what}")
@@ -89,11 +96,12 @@ def read_boxes(
     images: Mapping[int, Mapping[str, Any]],
     labels: Mapping[int, int],
     file: Path,
+    masks: bool,
 ) -> dict[int, list[Box]]:
     """The boxes by image id.
 
     Raises:
-        ValueError: boxes of an image or a category that nobody lists, or that are no four numbers.
+        ValueError: boxes of an image or a category that nobody lists, or that are no four numbers; masks that are none.
     """
     found: dict[int, list[Box]] = {}
     for key, known, what in (("image_id", images, "image"), ("category_id", labels, "category")):
@@ -105,14 +113,17 @@ def read_boxes(
     for entry in annotations:
         image = images[entry["image_id"]]
         bbox = entry["bbox"]
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
+        if len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
             raise ValueError(f"{file}: box {entry['id']} is {bbox}: left, upper edge, width, height were expected")
         x, y, width, height = map(float, bbox)
-        mask = entry.get("segmentation") or None
+        mask = entry.get("segmentation") if masks else None
+        if mask and (fault := fault_of_mask(mask, image["width"], image["height"])):
+            raise ValueError(f"{file}: the mask of box {entry['id']} {fault}")
+        area = entry.get("area")
         box = Box(
             x=x, y=y, width=width, height=height, label=labels[entry["category_id"]],
-            crowd=bool(entry.get("iscrowd", 0)), area=float(entry.get("area", width * height)),
-            mask=None if mask is None else encode(mask, image["width"], image["height"]), name=f"box {entry['id']}",
+            crowd=bool(entry.get("iscrowd", 0)), area=float(width * height if area is None else area),
+            mask=encode(mask, image["width"], image["height"]) if mask else None, name=f"box {entry['id']}",
         )  # fmt: skip
         found.setdefault(entry["image_id"], []).append(box)
     return found

@@ -49,8 +49,8 @@ class DetectConfig:
     like: str | None = None
     """Whose net and input `random` and `pretrained` take; None: those of the first other checkpoint."""
     framework_config: Path | None = None
-    """A config of Detectron2's own (LazyConfig .py, or .yaml): its model, data and schedule count instead of all flags
-    below; only the backbone's weights, the seed and the run directory are replaced."""
+    """A LazyConfig of Detectron2's own (.py, or .yaml as LazyConfig.save writes it): its model, data and schedule count
+    instead of all flags below; only the backbone's weights, the seed and the run directory are replaced."""
     detector: DetectorName = "faster-rcnn"
     """mask-rcnn needs a polygon or an RLE mask with every box."""
     neck: Neck = "fpn"

@@ -1,15 +1,20 @@
 """What a run learns from and is measured on."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
+from stillroom.backbone import BrokenImageError
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox
 from stillroom.det_transfer.voc import VOC_CLASSES, Listed, find_classes, read_voc
+
+Sample = TypeVar("Sample")
 
 PUBLISHED: dict[Layout, tuple[int, int]] = {"coco2017": (118_287, 5000), "voc0712": (16_551, 4952)}
 """Training and test images of each."""
@@ -43,16 +48,40 @@ def read_data(config: DetectConfig) -> DetectionData:
         ValueError: see `read_coco` and `read_voc`; classes that differ, nothing to learn from; masks that are missing.
     """
     found = _read(
-        config.data, config.layout, config.splits, config.train, config.val, config.partial, config.on_bad_box
-    )
+        config.data, config.layout, config.splits, config.train, config.val, config.partial, config.on_bad_box,
+        config.detector == "mask-rcnn",
+    )  # fmt: skip
     train = found.train if config.keep_empty else found.train.filled()
-    if not any(row.wanted for row in train.rows):
-        raise ValueError(f"none of the {len(found.train)} training images in {found.train.root} has a box")
-    if not any(row.wanted for row in found.val.rows):
-        raise ValueError(f"none of the {len(found.val)} images in {found.val.root} to be measured on has a box")
+    refuse_empty(found)
     if config.detector == "mask-rcnn" and not (train.has_masks and found.val.has_masks):
         raise ValueError(f"--detector mask-rcnn needs a mask with every box, which {found.train.root} does not have")
     return DetectionData(classes=found.classes, train=train, val=found.val, words=found.words)
+
+
+def refuse_empty(data: DetectionData) -> None:
+    """Refuse data without boxes.
+
+    Raises:
+        ValueError: nothing to learn from, or nothing to be found.
+    """
+    if not any(row.wanted for row in data.train.rows):
+        raise ValueError(f"none of the {len(data.train)} training images in {data.train.root} has a box")
+    if not any(row.wanted for row in data.val.rows):
+        raise ValueError(f"none of the {len(data.val)} images in {data.val.root} to be measured on has a box")
+
+
+def readable(batch: Sequence[Sample | str]) -> list[Sample]:
+    """A batch, where all of it could be read.
+
+    Args:
+        batch: samples; in place of one that could not be read, the sentence that says why.
+
+    Raises:
+        BrokenImageError: with the first that could not.
+    """
+    if broken := [sample for sample in batch if isinstance(sample, str)]:
+        raise BrokenImageError(broken[0])
+    return [sample for sample in batch if not isinstance(sample, str)]
 
 
 def forget() -> None:
@@ -69,11 +98,12 @@ def _read(
     val: tuple[Path, Path] | None,
     partial: bool,
     on_bad_box: OnBadBox,
+    masks: bool,
 ) -> DetectionData:
     if (train is None) != (val is None):
         raise ValueError("give --train and --val both, or --data")
     if train is not None and val is not None:
-        found = _both(train, val, on_bad_box)
+        found = _both(train, val, on_bad_box, masks)
         say_left_out(found)
         return found
     if data is None:
@@ -83,12 +113,12 @@ def _read(
     match layout:
         case "coco":
             parts = [(data / "annotations" / f"{part}.json", data / "images" / part) for part in splits]
-            found = _both(parts[0], parts[1], on_bad_box)
+            found = _both(parts[0], parts[1], on_bad_box, masks)
         case "coco2017":
             parts = [
                 (data / "annotations" / f"instances_{part}2017.json", data / f"{part}2017") for part in ("train", "val")
             ]
-            found = _both(parts[0], parts[1], on_bad_box)
+            found = _both(parts[0], parts[1], on_bad_box, masks)
         case "voc":
             lists = [Listed(data, name) for name in splits]
             classes = find_classes(lists)
@@ -115,9 +145,9 @@ def _read(
     return DetectionData(classes=found.classes, train=found.train, val=found.val, words=words)
 
 
-def _both(train: tuple[Path, Path], val: tuple[Path, Path], on_bad_box: OnBadBox) -> DetectionData:
+def _both(train: tuple[Path, Path], val: tuple[Path, Path], on_bad_box: OnBadBox, masks: bool) -> DetectionData:
     """Two JSONs of the same classes."""
-    (learn, names), (measure, others) = (read_coco(file, folder, on_bad_box) for file, folder in (train, val))
+    (learn, names), (measure, others) = (read_coco(file, folder, on_bad_box, masks) for file, folder in (train, val))
     if names != others:
         differ = sorted({*names.items()} ^ {*others.items()})
         raise ValueError(f"{train[0]} and {val[0]} have other categories, such as {differ[0][1]!r} ({differ[0][0]})")
@@ -125,9 +155,12 @@ def _both(train: tuple[Path, Path], val: tuple[Path, Path], on_bad_box: OnBadBox
 
 
 def say_left_out(found: DetectionData) -> None:
-    """Name the boxes that were left out, the first ten of each part."""
+    """Name the boxes that were left out, the first ten of each part, and count the images without any."""
     for part in (found.train, found.val):
         for sentence in part.left_out[:10]:
             print(f"left out: {sentence}", file=sys.stderr)
         if len(part.left_out) > 10:
             print(f"left out: {len(part.left_out) - 10} more of {part.root}", file=sys.stderr)
+    if empty := len(found.train) - len(found.train.filled()):
+        print(f"{empty} of {len(found.train)} training images have no box: --keep-empty learns from them too",
+              file=sys.stderr)  # fmt: skip

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from stillroom.backbone import BackboneSpec, Level
+from stillroom.backbone import BackboneSpec, Level, Run
 from stillroom.det_transfer.config import DetectConfig
 
 Hold = Literal["nothing", "norms", "all"]
@@ -116,3 +118,15 @@ def held(config: DetectConfig) -> Hold:
 def batch_norms(net: nn.Module) -> Sequence[Any]:
     """The batch norms of a net, timm's with an activation inside too."""
     return [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def sync_norms(net: nn.Module) -> None:
+    """Let the batch norms of a net count over all processes, in place."""
+    convert_sync_batchnorm(net)  # timm's: torch's would drop the activation inside a BatchNormAct2d
+
+
+def share_statistics(model: nn.Module, run: Run) -> None:
+    """Give every process the main one's batch norm statistics, which are those that are written and measured."""
+    if run.world_size > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)

@@ -46,7 +46,7 @@ def measure(images: Images, found: Sequence[Detections], classes: Sequence[str])
     truth, rows = as_coco(images, classes), as_results(images, found)
     measured = coco_ap(truth, rows, "bbox")
     metrics = dict(measured.metrics)
-    if rows and "segmentation" in rows[0]:
+    if images.has_masks and any(one.masks is not None for one in found):
         metrics |= {f"mask{name}": value for name, value in coco_ap(truth, rows, "segm").metrics.items()}
     by_class = [voc_ap(images, found, label) for label in range(len(classes))]
     for name, values in (("VOC_AP50", [p.area for p in by_class]), ("VOC07_AP50", [p.eleven for p in by_class])):
@@ -90,8 +90,8 @@ def index(content: Mapping[str, Any]) -> COCO:
     return coco
 
 
-def as_annotations(rows: Sequence[Mapping[str, Any]], kind: IouType) -> list[dict[str, Any]]:
-    """Results as pycocotools wants them: with ids and areas."""
+def as_annotations(rows: Sequence[Mapping[str, Any]], kind: IouType = "bbox") -> list[dict[str, Any]]:
+    """Results as annotations in COCO's format: with ids, and areas of boxes or of masks."""
     return [
         {
             **row, "id": number, "iscrowd": 0,

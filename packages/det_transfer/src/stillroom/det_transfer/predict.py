@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from stillroom.backbone import Run, load_checkpoint, read_results, read_unlabelled
+from PIL import Image
+
+from stillroom.backbone import BrokenImageError, Run, load_checkpoint, read_results
 from stillroom.backbone.configs import reread_config
 from stillroom.backbone.files import replace_directory
-from stillroom.backbone.images import listed
+from stillroom.backbone.images import is_turned, picture_names, read_some
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import DeviceName
 from stillroom.det_transfer.backend import find_backend
 from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.measure import as_annotations
 from stillroom.det_transfer.record import INITIAL
 from stillroom.det_transfer.sheet import draw_overlay
 
@@ -30,8 +34,8 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
         `out`.
 
     Raises:
-        ValueError: no finished run, no images, one that cannot be read, or `out` exists; Detectron2, which trained it,
-            is not installed.
+        ValueError: no finished run, no images, one that cannot be read or is turned by its EXIF tag, or `out` exists;
+            Detectron2, which trained it, is not installed.
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out")
@@ -39,28 +43,43 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
         raise ValueError(f"--score is {score}: it must lie in [0, 1]")
     if not (run_directory / RESULTS).exists():
         raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
-    alone = images.is_file() and images.suffix != ".txt"
-    files = listed([images.resolve()]) if alone else read_unlabelled(images)
+    files = read_some(images)
+    names = picture_names(files)
+    listing = [as_entry(number, file, files.root) for number, file in enumerate(files.paths, start=1)]
     run = Run.start(device)
     classes = list(read_results(run_directory).extra["classes"])
     config = reread_config(run_directory, DetectConfig)
     backbone, _ = load_checkpoint(run_directory / INITIAL)
     find_in = find_backend(config.backend).load_finder(config, backbone, len(classes), run)
-    listing = [
-        {"id": number, "file_name": file.relative_to(files.root).as_posix()}
-        for number, file in enumerate(files.paths, start=1)
-    ]
-    rows = []
+    rows: list[dict[str, Any]] = []
     progress = Progress(len(files), run, "predict")
     with replace_directory(out) as aside:
-        for number, file in enumerate((p for batch in progress.over([p] for p in files.paths) for p in batch), start=1):
+        pairs = zip(listing, names, files.paths, strict=True)
+        for ((entry, name, file),) in progress.over([pair] for pair in pairs):
             found = find_in(file).above(score)
-            rows += found.rows(number)
-            name = aside / "overlays" / file.relative_to(files.root).with_suffix(".png")
-            name.parent.mkdir(parents=True, exist_ok=True)
-            draw_overlay(name, file, found, classes)
+            rows += found.rows(entry["id"])
+            picture = aside / "overlays" / name
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw_overlay(picture, file, found, classes)
         categories = [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
-        content = {"images": listing, "annotations": rows, "categories": categories}
+        content = {"images": listing, "annotations": as_annotations(rows), "categories": categories}
         (aside / "detections.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     run.close()
     return out
+
+
+def as_entry(number: int, file: Path, root: Path) -> dict[str, Any]:
+    """An image in COCO's format.
+
+    Raises:
+        ValueError: it is turned by its EXIF tag.
+        BrokenImageError: it is none.
+    """
+    try:
+        with Image.open(file) as opened:
+            if is_turned(opened):
+                raise ValueError(f"{file} is turned by its EXIF tag, which one backend obeys only: save it upright")
+            name = file.relative_to(root).as_posix()
+            return {"id": number, "file_name": name, "width": opened.width, "height": opened.height}
+    except OSError as error:
+        raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error

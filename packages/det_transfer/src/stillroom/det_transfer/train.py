@@ -3,10 +3,13 @@
 from hashlib import sha256
 from pathlib import Path
 
+import torch
+
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
 from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
+from stillroom.backbone.loading import TrainingBatches
 from stillroom.backbone.registry import checkpoint_method
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run import CONFIG, DeviceName
@@ -44,7 +47,32 @@ def prepare(config: DetectConfig, run: Run) -> tuple[DetectionData, Backbone]:
         ValueError: bad input, each in one sentence.
     """
     check(config, run.world_size, run.device.type == "cpu")
-    return find_backend(config.backend).read(config), first_backbone(config.name, config.like, config.seed)
+    backend = find_backend(config.backend)
+    data, backbone = backend.read(config), first_backbone(config.name, config.like, config.seed)
+    if config.framework_config is None:
+        TrainingBatches(len(data.train), config.batch_size, 1, config.seed, run)  # does the batch fit the data?
+        try_sizes(backbone)
+        backend.look_ahead(config, run, data, backbone)
+    return data, backbone
+
+
+@torch.no_grad()
+def try_sizes(backbone: Backbone) -> None:
+    """Look before the run whether a net takes images of any size: some take their own alone.
+
+    Raises:
+        ValueError: with what the net says.
+    """
+    strides = [level.stride for level in backbone.spec.levels]
+    if odd := [stride for stride in strides if stride & (stride - 1)]:
+        raise ValueError(f"{backbone.spec.name} has maps of stride {odd[0]}: a detector wants powers of two")
+    side = max([32, *strides])
+    try:
+        backbone.eval()(torch.zeros(1, 3, 2 * side, 3 * side))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"{backbone.spec.name} takes no images of {3 * side} x {2 * side} px ({error}): a detector's have any size"
+        ) from error
 
 
 def fixed(config: DetectConfig, data: DetectionData) -> dict[str, DatasetRecord]:

@@ -1,5 +1,6 @@
 """Pascal VOC's format: one XML per image, and lists of them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ class Listed:
         for path in (self.root / "JPEGImages", self.root / "Annotations", self.file):
             if not path.exists():
                 raise ValueError(f"there is no {path}: {self.root} is not laid out as VOC is")
-        names = [line.split()[0] for line in self.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = self.file.read_text(encoding="utf-8-sig").splitlines()
+        names = [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
         if not names:
             raise ValueError(f"{self.file} lists no image")
         refuse_doubles(names, "images", self.file)
@@ -101,7 +103,8 @@ def read_one(root: Path, name: str, number: int, classes: Sequence[str]) -> Anno
             )
         )  # fmt: skip
     images = root / "JPEGImages"
-    suffixes = [s for s in (".jpg", *sorted(EXTENSIONS)) if (images / f"{name}{s}").is_file()]
+    known = [form for suffix in (".jpg", *sorted(EXTENSIONS)) for form in (suffix, suffix.upper())]
+    suffixes = [suffix for suffix in known if (images / f"{name}{suffix}").is_file()]
     file = images / f"{name}{suffixes[0] if suffixes else '.jpg'}"
     sides = [int(number_of(parsed, f"size/{key}", xml)) for key in ("width", "height")]
     return Annotated(id=number, file=file, width=sides[0], height=sides[1], boxes=tuple(boxes))
@@ -117,7 +120,7 @@ def parse(xml: Path) -> ElementTree.Element:
         raise ValueError(f"there is no {xml}, though its image is listed")
     try:
         return ElementTree.parse(xml).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:  # the latter of an encoding that nobody knows
         raise ValueError(f"{xml} is no XML: {error}") from error
 
 

@@ -8,9 +8,9 @@ from mmengine.config import Config
 from mmseg.apis import init_model
 from PIL import Image
 
-from stillroom.backbone import Run, read_results, read_unlabelled
+from stillroom.backbone import Run, read_results
 from stillroom.backbone.files import replace_directory
-from stillroom.backbone.images import listed
+from stillroom.backbone.images import picture_names, read_some
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import DeviceName
@@ -42,12 +42,8 @@ def predict(run_directory: Path, images: Path, out: Path, *, device: DeviceName 
     weights = latest_weights(run_directory) if (run_directory / RESULTS).exists() else None
     if weights is None:
         raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
-    alone = images.is_file() and images.suffix != ".txt"
-    files = listed([images.resolve()]) if alone else read_unlabelled(images)
-    names = [file.relative_to(files.root).with_suffix(".png") for file in files.paths]
-    if len({*names}) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise ValueError(f"two images of {files.root} would share the mask {twice}: rename one of them")
+    files = read_some(images)
+    names = picture_names(files)
     run = Run.start(device)
     resolved = Config.fromfile(str(run_directory / RESOLVED))
     resolved.model.backbone.init_cfg = None

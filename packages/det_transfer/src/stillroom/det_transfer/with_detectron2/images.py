@@ -16,7 +16,7 @@ from stillroom.backbone.loading import TrainingBatches
 from stillroom.backbone.run import mix_seed
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.data import DetectionData, read_data
+from stillroom.det_transfer.data import DetectionData, read_data, readable
 
 Record = dict[str, Any]
 
@@ -50,8 +50,8 @@ def as_records(images: Images) -> list[Record]:
     ]  # fmt: skip
 
 
-class SteadyRecords(Dataset[Record]):
-    """Records behind a mapper whose augmentations are seeded by (seed, epoch, index).
+class SteadyRecords(Dataset[Any]):
+    """Records behind a mapper whose augmentations are seeded by (seed, epoch, index); a sentence for a broken image.
 
     Args:
         records: in Detectron2's format.
@@ -65,12 +65,15 @@ class SteadyRecords(Dataset[Record]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> Record:
+    def __getitem__(self, key: tuple[int, int]) -> Record | str:
         epoch, index = key
         seed = mix_seed(self.seed, epoch, index)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        return self.mapper(self.records[index])
+        try:
+            return self.mapper(self.records[index])
+        except OSError as error:  # raised in the main process, without a worker's words around it
+            return f"{self.records[index]['file_name']} cannot be read as an image: {error}"
 
 
 class SteadyLoader:
@@ -87,7 +90,7 @@ class SteadyLoader:
         num_workers: processes that decode.
 
     Raises:
-        ValueError: a batch larger than the data.
+        ValueError: a batch larger than the data; an image that cannot be read, while it goes on.
     """
 
     def __init__(
@@ -115,9 +118,8 @@ class SteadyLoader:
 
     def __iter__(self) -> Iterator[list[Record]]:
         batches: Any = self.batches()
-        return iter(
-            DataLoader(
-                self.records, batch_sampler=batches, num_workers=self.num_workers, collate_fn=list,
-                generator=torch.Generator(),
-            )
+        loader = DataLoader(
+            self.records, batch_sampler=batches, num_workers=self.num_workers, collate_fn=list,
+            generator=torch.Generator(),
         )  # fmt: skip
+        return map(readable, loader)

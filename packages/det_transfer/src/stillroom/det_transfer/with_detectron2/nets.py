@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stillroom.backbone import BackboneSpec, build_backbone
 from stillroom.backbone.bridge import ASIDE
 from stillroom.backbone.keys import Rule
-from stillroom.det_transfer.levels import Held, Hold, power
+from stillroom.det_transfer.levels import Held, Hold, power, sync_norms
 
 DEPTHS = (18, 34, 50, 101, 152)
 PATCH = "patch"
@@ -28,13 +28,21 @@ class StillroomBackbone(Held, Backbone):
         arguments: of the library's constructor.
         out_features: names of the maps that are given; level N has stride 2^N, and `patch` is the last map of a ViT.
         hold: of it.
+        synced: its batch norms count over all processes.
     """
 
     def __init__(
-        self, name: str, arguments: Mapping[str, Any], out_features: Sequence[str], hold: Hold = "nothing"
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        out_features: Sequence[str],
+        hold: Hold = "nothing",
+        synced: bool = False,
     ) -> None:
         super().__init__(hold)
         self.net = build_backbone(name, arguments=dict(arguments))
+        if synced:
+            sync_norms(self.net)
         levels = self.net.spec.levels
         places = {f"level{power(level.stride)}": place for place, level in enumerate(levels)}
         places[PATCH] = len(levels) - 1

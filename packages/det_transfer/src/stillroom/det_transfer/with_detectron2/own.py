@@ -15,10 +15,11 @@ from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
 from stillroom.backbone.bridge import ASIDE, Bridge
+from stillroom.backbone.images import listed
 from stillroom.backbone.keys import Rule, rename
-from stillroom.det_transfer.annotations import Annotated, Box, Images
+from stillroom.det_transfer.annotations import Annotated, Box, Images, encode
 from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.data import DetectionData
+from stillroom.det_transfer.data import DetectionData, refuse_empty
 from stillroom.det_transfer.record import INITIAL
 from stillroom.det_transfer.with_detectron2.nets import StillroomBackbone, native_depth, resnet_rules
 
@@ -33,7 +34,10 @@ def load_own(file: Path) -> DictConfig:
     """
     if not file.is_file():
         raise ValueError(f"there is no {file}")
-    cfg = LazyConfig.load(str(file))
+    try:
+        cfg = LazyConfig.load(str(file))
+    except (SyntaxError, ImportError) as error:
+        raise ValueError(f"{file} cannot be read as a LazyConfig: {error}") from error
     if lacks := [part for part in PARTS if part not in cfg]:
         raise ValueError(f"{file} has no {lacks[0]}: a LazyConfig of Detectron2 was expected, with {', '.join(PARTS)}")
     return cfg
@@ -94,7 +98,7 @@ def read_own(cfg: DictConfig) -> DetectionData:
     """The images that a LazyConfig names.
 
     Raises:
-        ValueError: files that are not there, or classes that nobody names.
+        ValueError: files that are not there, classes that nobody names, no boxes.
     """
     parts = {}
     for role in ("train", "test"):
@@ -107,26 +111,36 @@ def read_own(cfg: DictConfig) -> DetectionData:
     classes = None if names is None else MetadataCatalog.get(names).get("thing_classes", None)
     if classes is None:
         raise ValueError("the config's test data set has no names of classes (thing_classes)")
-    return DetectionData(classes=tuple(classes), train=parts["train"], val=parts["test"])
+    data = DetectionData(classes=tuple(classes), train=parts["train"], val=parts["test"])
+    refuse_empty(data)
+    return data
 
 
 def from_records(records: list[dict[str, Any]]) -> Images:
-    """Detectron2's records as images of ours."""
+    """Detectron2's records as images of ours.
+
+    Raises:
+        ValueError: none.
+    """
+    if not records:
+        raise ValueError("the config's data set has no images")
     rows = []
     for record in records:
         boxes = []
         for entry in record["annotations"]:
+            mask = entry.get("segmentation")
             x, y, width, height = BoxMode.convert(list(entry["bbox"]), entry["bbox_mode"], BoxMode.XYWH_ABS)
             boxes.append(
                 Box(
                     x=float(x), y=float(y), width=float(width), height=float(height), label=entry["category_id"],
-                    crowd=bool(entry.get("iscrowd", 0)), area=float(entry.get("area", width * height)), name="",
+                    crowd=bool(entry.get("iscrowd", 0)), area=float(entry.get("area", width * height)),
+                    mask=encode(mask, record["width"], record["height"]) if mask else None, name="",
                 )
             )  # fmt: skip
-        file = Path(record["file_name"])
+        file = Path(record["file_name"]).absolute()
         rows.append(
             Annotated(
                 id=record["image_id"], file=file, width=record["width"], height=record["height"], boxes=tuple(boxes)
             )
         )
-    return Images(root=rows[0].file.parent, rows=tuple(rows))
+    return Images(root=listed([row.file for row in rows]).root, rows=tuple(rows))

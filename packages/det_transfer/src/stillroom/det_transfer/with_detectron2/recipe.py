@@ -120,7 +120,7 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
             raise ValueError(f"retinanet takes maps of several strides, {spec.name} has one: say faster-rcnn-fpn")
         strides = pyramid_strides(spec, config)[:-1]
         pyramid = L(PaddedPyramid)(
-            net=wrapper(spec, [PATCH], config), in_feature=PATCH, out_channels=config.fpn_dim,
+            net=wrapper(spec, [PATCH], config, norm), in_feature=PATCH, out_channels=config.fpn_dim,
             scale_factors=[spec.levels[0].stride / stride for stride in strides],
             top_block=L(OneMoreLevel)(in_feature=f"p{power(strides[-1])}"), norm="LN",
         )  # fmt: skip
@@ -129,7 +129,7 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
     depth = native_depth(spec)
     if depth is None:
         features = [f"level{power(stride)}" for stride in strides]
-        bottom_up, bridge = wrapper(spec, features, config), wrapper_bridge(spec, "backbone.bottom_up.")
+        bottom_up, bridge = wrapper(spec, features, config, norm), wrapper_bridge(spec, "backbone.bottom_up.")
     else:
         features = [f"res{power(stride)}" for stride in strides]
         bottom_up = resnet(depth, norm, features)
@@ -232,11 +232,12 @@ def resnet(depth: int, norm: str, features: list[str]) -> DictConfig:
     )
 
 
-def wrapper(spec: BackboneSpec, features: list[str], config: DetectConfig) -> DictConfig:
+def wrapper(spec: BackboneSpec, features: list[str], config: DetectConfig, norm: str) -> DictConfig:
     """Any net of ours."""
     return L(StillroomBackbone)(
-        name=spec.name, arguments=dict(spec.arguments), out_features=features, hold=held(config)
-    )
+        name=spec.name, arguments=dict(spec.arguments), out_features=features, hold=held(config),
+        synced=norm == "SyncBN",
+    )  # fmt: skip
 
 
 def wrapper_bridge(spec: BackboneSpec, place: str) -> Bridge:

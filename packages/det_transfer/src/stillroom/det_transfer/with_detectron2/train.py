@@ -1,5 +1,6 @@
 """Detectron2's loop on our backbone: its trainer, hooks, checkpoints and evaluation loop, from its LazyConfig."""
 
+import json
 import logging
 import time
 import warnings
@@ -11,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from stillroom.backbone import Backbone, Run
+from stillroom.backbone import Backbone, BrokenImageError, Run
 from stillroom.backbone.bridge import Bridge
-from stillroom.backbone.images import load_image
+from stillroom.backbone.files import write_file
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.det_transfer import with_detectron2  # noqa: F401  # first: it says in one sentence what is not installed
 from stillroom.det_transfer.annotations import Images
@@ -21,9 +22,10 @@ from stillroom.det_transfer.backend import Finder, Trained
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data
 from stillroom.det_transfer.detections import Detections, encode_plane
+from stillroom.det_transfer.levels import held, share_statistics
 from stillroom.det_transfer.measure import measure
 from stillroom.det_transfer.record import INITIAL
-from stillroom.det_transfer.schedule import GAMMA, START, milestones
+from stillroom.det_transfer.schedule import factor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of pkg_resources and TorchScript: nothing that a user can change
@@ -32,13 +34,13 @@ with warnings.catch_warnings():
     from detectron2.config import LazyCall as L
     from detectron2.config import LazyConfig, instantiate
     from detectron2.data import DatasetMapper, build_detection_test_loader
+    from detectron2.data.detection_utils import read_image
     from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, default_writers, hooks
     from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-    from detectron2.solver import WarmupParamScheduler
     from detectron2.solver.build import get_default_optimizer_params
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
-    from fvcore.common.param_scheduler import MultiStepParamScheduler
+    from fvcore.common.param_scheduler import ParamScheduler
     from omegaconf import DictConfig, OmegaConf
 
     from stillroom.det_transfer.with_detectron2.images import SteadyLoader, as_records, read_records, read_run
@@ -47,11 +49,20 @@ with warnings.catch_warnings():
 
 RESOLVED = "config.yaml"
 """Detectron2's LazyConfig of the run."""
+METRICS = "metrics.json"
+"""Detectron2's, a line each time."""
+PRECISE_BATCHES = 200
+LOGGERS = ("detectron2", "fvcore")
 
 
 def read(config: DetectConfig) -> DetectionData:
     """The images of a run; see `read_data` and `read_own`."""
     return read_data(config) if config.framework_config is None else read_own(load_own(config.framework_config))
+
+
+def look_ahead(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone) -> None:
+    """Describe the detector; see `build_model`."""
+    build_config(config, run, backbone, len(data.classes))
 
 
 def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone, go_on: bool) -> Trained:
@@ -67,8 +78,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     Raises:
         ValueError: a backbone that the neck does not fit, a batch larger than the data, a loss that is not finite.
     """
-    setup_logger(str(config.out), distributed_rank=run.rank)
-    setup_logger(str(config.out), distributed_rank=run.rank, name="fvcore")
+    begin_log(config.out, run)
     if run.world_size > 1 and comm._LOCAL_PROCESS_GROUP is None:
         comm.create_local_process_group(run.world_size)
     seed_everything(config.seed)
@@ -87,6 +97,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     net.to(run.device).train()  # before it is wrapped: what is held wants no gradient
     cfg.optimizer.params.model = net
     optimizer = instantiate(cfg.optimizer)
+    period = cfg.train.checkpointer.period
     loader = instantiate(cfg.dataloader.train)
     model = create_ddp_model(net, **cfg.train.ddp)
     trainer = build_trainer(cfg, model, loader, optimizer)
@@ -98,6 +109,8 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
             ClipGradients(net, config.clip) if config.clip and config.framework_config is None else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            precise(model, cfg, config),
+            RefuseDiverged(net, period),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if run.is_main else None,
             hooks.PeriodicWriter(default_writers(str(config.out), cfg.train.max_iter), cfg.train.log_period)
             if run.is_main
@@ -108,6 +121,8 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     if go_on and checkpointer.has_checkpoint():
         checkpointer.resume_or_load("", resume=True)
         first = trainer.iter + 1
+        if run.is_main:
+            cut_metrics(config.out / METRICS, first)
     if isinstance(loader, SteadyLoader):
         loader.start = first
     try:
@@ -116,6 +131,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
         kept = "the last good state is kept" if checkpointer.has_checkpoint() else "no state had been saved yet"
         raise DivergedError(f"the loss is not finite at step {trainer.iter + 1}: lower --lr; {kept}") from error
     trainer.reset_data_loader(list)  # its workers end before those of the evaluation begin
+    share_statistics(net, run)
     return Trained(
         model=net,
         bridge=bridge,
@@ -135,7 +151,7 @@ def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes
         L(T.RandomFlip)(horizontal=True),
     ]
     fixed = [L(T.ResizeShortestEdge)(short_edge_length=config.test_size, max_size=config.max_size)]
-    own = str(config.out)
+    own = str(config.out.absolute())
     cfg = OmegaConf.create(
         {
             "model": model,
@@ -160,13 +176,7 @@ def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes
                 params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
                 lr=config.lr, momentum=0.9, weight_decay=config.weight_decay,
             ),
-            "lr_multiplier": L(WarmupParamScheduler)(
-                scheduler=L(MultiStepParamScheduler)(
-                    values=[GAMMA**drop for drop in range(len(milestones(config)) + 1)],
-                    milestones=milestones(config), num_updates=config.steps,
-                ),
-                warmup_length=min(1.0, config.warmup / config.steps), warmup_method="linear", warmup_factor=START,
-            ),
+            "lr_multiplier": L(Rate)(steps=config.steps, warmup=config.warmup, drops=list(config.drops)),
             "train": {
                 "output_dir": own, "init_checkpoint": str(initial_file(config.out)), "max_iter": config.steps,
                 "amp": {"enabled": config.amp != "none"},
@@ -188,6 +198,40 @@ def build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any
         return SimpleTrainer(model, loader, optimizer, gather_metric_period=every)
     whole = torch.amp.GradScaler("cuda", enabled=False)  # bfloat16 reaches as far as float32
     return AMPTrainer(model, loader, optimizer, gather_metric_period=every, grad_scaler=whole, precision=torch.bfloat16)
+
+
+def precise(model: nn.Module, cfg: DictConfig, config: DetectConfig) -> HookBase | None:
+    """KDEP's C4 detectors measure with batch norm statistics of the last weights, averaged over 200 batches."""
+    if config.legacy == "none" or config.neck != "c4" or held(config) != "nothing":
+        return None
+    return hooks.PreciseBN(0, model, instantiate(cfg.dataloader.train), min(PRECISE_BATCHES, config.steps))
+
+
+class Rate(ParamScheduler):
+    """The multiple of the base learning rate, by the share of the steps that is done; see `factor`."""
+
+    def __init__(self, steps: int, warmup: int, drops: Sequence[float]) -> None:
+        self.steps, self.warmup, self.drops = steps, warmup, drops
+
+    def __call__(self, where: float) -> float:
+        return factor(round(where * self.steps), steps=self.steps, warmup=self.warmup, drops=self.drops)
+
+
+class RefuseDiverged(HookBase):
+    """Stop before weights that are not finite are saved, every `period` steps and at the end.
+
+    Detectron2 itself looks at the losses, and only where a line is logged.
+    """
+
+    def __init__(self, net: nn.Module, period: int) -> None:
+        self.net, self.period = net, period
+
+    def after_step(self) -> None:
+        """Look where a state is due."""
+        step = self.trainer.iter + 1
+        due = step % self.period == 0 or step == self.trainer.max_iter
+        if due and not all(parameter.isfinite().all() for parameter in self.net.parameters()):
+            raise FloatingPointError("weights are not finite")
 
 
 class SteadySteps(HookBase):
@@ -303,12 +347,14 @@ def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run:
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     DetectionCheckpointer(net).load(str(config.out / "model_final.pth"))
     resize = instantiate(cfg.dataloader.test.mapper.augmentations[0])
-    order = str(cfg.model.input_format)
+    order = str(cfg.dataloader.test.mapper.image_format)
 
     def find_in(file: Path) -> Detections:
-        pixels = np.asarray(load_image(file))
+        try:
+            pixels = read_image(str(file), order)  # as its mapper reads what is learned from and measured on
+        except OSError as error:
+            raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error
         height, width = pixels.shape[:2]
-        pixels = pixels[:, :, ::-1] if order == "BGR" else pixels
         scaled = resize.get_transform(pixels).apply_image(pixels)
         tensor = torch.as_tensor(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
         with torch.no_grad():
@@ -316,6 +362,23 @@ def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run:
         return as_detections(output["instances"])
 
     return find_in
+
+
+def begin_log(out: Path, run: Run) -> None:
+    """Detectron2's words, on the screen and in OUT/log.txt, and no longer in that of the process's run before."""
+    setup_logger.cache_clear()  # it would keep quiet the second time
+    for name in LOGGERS:
+        for handler in [*logging.getLogger(name).handlers]:
+            logging.getLogger(name).removeHandler(handler)
+            handler.close()
+        setup_logger(str(out), distributed_rank=run.rank, name=name)
+
+
+def cut_metrics(file: Path, first: int) -> None:
+    """Leave out the lines behind the state that a run goes on from: they will be written again."""
+    if file.exists():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        write_file(file, "".join(f"{line}\n" for line in lines if json.loads(line)["iteration"] < first))
 
 
 def initial_file(out: Path) -> Path:

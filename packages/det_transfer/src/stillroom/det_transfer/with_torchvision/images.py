@@ -90,14 +90,3 @@ def build(images: BoxedImages, batches: Any, workers: int) -> DataLoader:
         images, batch_sampler=batches, num_workers=workers, collate_fn=list, pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )  # fmt: skip
-
-
-def readable(batch: list[Sample | str]) -> list[Sample]:
-    """The batch, where all of it could be read.
-
-    Raises:
-        BrokenImageError: with the first that could not.
-    """
-    if broken := [sample for sample in batch if isinstance(sample, str)]:
-        raise BrokenImageError(broken[0])
-    return [sample for sample in batch if not isinstance(sample, str)]

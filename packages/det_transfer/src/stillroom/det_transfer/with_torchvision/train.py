@@ -17,17 +17,17 @@ from stillroom.backbone.run import STATE, DivergedError, seed_everything
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backend import Finder, Trained
 from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.data import DetectionData, read_data
+from stillroom.det_transfer.data import DetectionData, read_data, readable
 from stillroom.det_transfer.detections import Detections, encode_plane
+from stillroom.det_transfer.levels import held, share_statistics, sync_norms
 from stillroom.det_transfer.schedule import factor
 from stillroom.det_transfer.with_torchvision.images import (
     BoxedImages,
     Sample,
     build_evaluation,
     build_training,
-    readable,
 )
-from stillroom.det_transfer.with_torchvision.nets import autocast, build_detector, sized
+from stillroom.det_transfer.with_torchvision.nets import answer_in_float, autocast, build_detector, sized
 
 MASK_THRESHOLD = 0.5
 
@@ -35,6 +35,12 @@ MASK_THRESHOLD = 0.5
 def read(config: DetectConfig) -> DetectionData:
     """The images of a run; see `read_data`."""
     return read_data(config)
+
+
+def look_ahead(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone) -> None:
+    """Build the detector, without memory for its weights; see `build_detector`."""
+    with torch.device("meta"):
+        build_detector(config, copy.deepcopy(backbone), len(data.classes))
 
 
 def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone, go_on: bool) -> Trained:
@@ -56,8 +62,10 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     seed_everything(config.seed)
     model, bridge = build_detector(config, copy.deepcopy(backbone), len(data.classes))
     bridge.load(model, backbone)
-    if run.world_size > 1 and run.device.type == "cuda" and config.norm == "bn":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.amp == "bf16":
+        answer_in_float(model)
+    if run.world_size > 1 and run.device.type == "cuda" and held(config) == "nothing":
+        sync_norms(model)
     model.to(run.device)
     optimizer = build_optimizer(model, config)
     step, seconds = 0, 0.0
@@ -81,7 +89,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     for batch in progress.over(islice(loader, config.steps - step)):
         pixels, targets = to_device(readable(batch), run.device)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * factor(config, step)
+            group["lr"] = config.lr * factor(step, steps=config.steps, warmup=config.warmup, drops=config.drops)
         seed_everything(config.seed, step, run.rank)  # for what draws: sizes, anchors, boxes
         with autocast(config, run.device):
             losses: dict[str, Tensor] = learn(pixels, targets)
@@ -135,13 +143,6 @@ def to_device(batch: list[Sample], device: torch.device) -> tuple[list[Tensor], 
     return pixels, [{name: tensor.to(device) for name, tensor in target.items()} for _, _, target in batch]
 
 
-def share_statistics(model: nn.Module, run: Run) -> None:
-    """Batch norm counts per process: measure and save what the first one counted."""
-    if run.world_size > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
-
-
 def find_all(model: nn.Module, config: DetectConfig, spec: InputSpec, images: Images, run: Run) -> list[Detections]:
     """What a detector finds in every image; all processes get all of it."""
     dataset = BoxedImages(images, spec)
@@ -167,9 +168,9 @@ def find(model: nn.Module, config: DetectConfig, pixels: Tensor, device: torch.d
     mode = model.training
     model.eval()
     sized(model, (config.test_size,))
-    with autocast(config, device):
-        (out,) = model([pixels.to(device).float() / 255])
+    (out,) = model([pixels.to(device).float() / 255])  # in float32, whatever it was trained in, as Detectron2 does
     model.train(mode)
+    out = {name: tensor[out["labels"] > 0] for name, tensor in out.items()}  # RetinaNet's class 0 is never learned
     masks = None
     if "masks" in out:
         masks = tuple(encode_plane(plane) for plane in (out["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy())

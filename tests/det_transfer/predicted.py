@@ -1,0 +1,17 @@
+"""Is what a run predicts what it was measured on?"""
+
+import json
+
+from stillroom.det_transfer import DetectConfig, predict
+
+
+def assert_predicted_as_measured(config: DetectConfig) -> None:
+    """The detector that was saved finds in every image what was found when it was measured, by whichever process."""
+    measured = json.loads((config.out / "predictions.json").read_text())
+    out = predict(config.out, config.data / "images" / "val", config.out.parent / "again", score=0.0, device="cpu")
+    rows = json.loads((out / "detections.json").read_text())["annotations"]
+    for number in range(4):
+        first = [row["score"] for row in measured if row["image_id"] == 100 + number]
+        again = [row["score"] for row in rows if row["image_id"] == 1 + number]
+        assert len(first) == len(again)
+        assert max((abs(a - b) for a, b in zip(first, again, strict=True)), default=0) < 1e-5, number
