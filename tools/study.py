@@ -251,23 +251,8 @@ class Segment(FromFirstWeights):
              "--out", sweep)  # fmt: skip
         self.keep.mkdir(parents=True, exist_ok=True)
         shutil.copy(sweep / "table.json", self.keep / f"lr-{self.lr:g}.json")
-        self.draw(sweep)
-
-    def draw(self, sweep: Path) -> None:
-        """Bars of the IoU of each class: mean over the seeds, and where each seed lies."""
-        rows = json.loads((sweep / "table.json").read_text())["rows"]
-        figure = Figure(figsize=(9, 3.5))
-        axes = figure.add_subplot(ylabel="IoU, %", title=f"PSPNet on ccp8, backbone's rate {self.lr:g}")
-        for place, (net, row) in enumerate(rows.items()):
-            by_class = row["iou_per_class"]
-            left = [number + 0.2 * place for number in range(len(by_class))]
-            means = [100 * statistics.mean(values) for values in by_class.values()]
-            axes.bar(left, means, 0.18, label=f"{Path(net).parent.name or net}: mIoU {100 * row['mean']:.1f} %")
-            for x, values in zip(left, by_class.values(), strict=True):
-                axes.plot([x] * len(values), [100 * value for value in values], "k_", markersize=4)
-        axes.set_xticks([number + 0.3 for number in range(len(by_class))], list(by_class))
-        axes.legend(fontsize=8)
-        save(figure, self.keep / f"lr-{self.lr:g}.png")
+        title = f"PSPNet on ccp8, backbone's rate {self.lr:g}"
+        draw_classes(sweep, "iou_per_class", "IoU, %", title, self.keep / f"lr-{self.lr:g}.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +277,29 @@ class Detect(FromFirstWeights):
              *self.seeds, "--out", sweep)  # fmt: skip
         self.keep.mkdir(parents=True, exist_ok=True)
         shutil.copy(sweep / "table.json", self.keep / f"{name}.json")
+        title = f"Faster R-CNN of {self.backend} on bccd"
+        draw_classes(sweep, "ap_per_class", "AP, %", title, self.keep / f"{name}.png")
+        rows = json.loads((sweep / "table.json").read_text())["rows"]
+        best = max(rows.values(), key=lambda row: row["mean"])
+        shutil.copy(sweep / best["runs"][0] / "figures" / "sheet.png", self.keep / f"{name}-sheet.png")
+
+
+def draw_classes(sweep: Path, per_class: str, label: str, title: str, file: Path) -> None:
+    """Bars of a metric of each class, for each net: mean over the seeds, and where each seed lies."""
+    table = json.loads((sweep / "table.json").read_text())
+    metric, rows = table["metric"], table["rows"]
+    figure = Figure(figsize=(9, 3.5))
+    axes = figure.add_subplot(ylabel=label, title=title)
+    for place, (net, row) in enumerate(rows.items()):
+        by_class = row[per_class]
+        left = [number + 0.2 * place for number in range(len(by_class))]
+        means = [100 * statistics.mean(values) for values in by_class.values()]
+        axes.bar(left, means, 0.18, label=f"{Path(net).parent.name or net}: {metric} {100 * row['mean']:.1f} %")
+        for x, values in zip(left, by_class.values(), strict=True):
+            axes.plot([x] * len(values), [100 * value for value in values], "k_", markersize=4)
+    axes.set_xticks([number + 0.3 for number in range(len(by_class))], list(by_class))
+    axes.legend(fontsize=8)
+    save(figure, file)
 
 
 def supervise(out: Path, imagenette: Path, *recipe: object) -> None:

@@ -493,7 +493,7 @@ def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path
     with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours has not: say stride_in_1x1=False"):
         finetune(replace(config, out=tmp_path / "c"))
     file.write_text("model = = 1")
-    with pytest.raises(ValueError, match=r"own.py cannot be read as a LazyConfig: invalid syntax"):
+    with pytest.raises(ValueError, match=r"own.py cannot be read as a LazyConfig: "):
         finetune(replace(config, out=tmp_path / "f"))
     file.write_text("model = 1")
     with pytest.raises(ValueError, match=r"own.py has no model: a LazyConfig of Detectron2 was expected"):

@@ -97,7 +97,6 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     net.to(run.device).train()  # before it is wrapped: what is held wants no gradient
     cfg.optimizer.params.model = net
     optimizer = instantiate(cfg.optimizer)
-    period = cfg.train.checkpointer.period
     loader = instantiate(cfg.dataloader.train)
     model = create_ddp_model(net, **cfg.train.ddp)
     trainer = build_trainer(cfg, model, loader, optimizer)
@@ -110,19 +109,18 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             precise(model, cfg, config),
-            RefuseDiverged(net, period),
+            RefuseDiverged(net, cfg.train.checkpointer.period),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if run.is_main else None,
-            hooks.PeriodicWriter(default_writers(str(config.out), cfg.train.max_iter), cfg.train.log_period)
-            if run.is_main
-            else None,
         ]
     )
     first = 0
     if go_on and checkpointer.has_checkpoint():
         checkpointer.resume_or_load("", resume=True)
         first = trainer.iter + 1
-        if run.is_main:
-            cut_metrics(config.out / METRICS, first)
+    if run.is_main:
+        cut_metrics(config.out / METRICS, first)  # before it is opened
+        writers = default_writers(str(config.out), cfg.train.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, cfg.train.log_period)])
     if isinstance(loader, SteadyLoader):
         loader.start = first
     try:
