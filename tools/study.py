@@ -22,6 +22,7 @@ from typing import Literal
 
 import tyro
 from matplotlib.figure import Figure
+from PIL import Image
 
 from stillroom.backbone import read_results
 from stillroom.backbone.command import Command, plainly
@@ -281,7 +282,8 @@ class Detect(FromFirstWeights):
         draw_classes(sweep, "ap_per_class", "AP, %", title, self.keep / f"{name}.png")
         rows = json.loads((sweep / "table.json").read_text())["rows"]
         best = max(rows.values(), key=lambda row: row["mean"])
-        shutil.copy(sweep / best["runs"][0] / "figures" / "sheet.png", self.keep / f"{name}-sheet.png")
+        with Image.open(sweep / best["runs"][0] / "figures" / "sheet.png") as sheet:
+            sheet.convert("RGB").reduce(2).save(self.keep / f"{name}-sheet.jpg", quality=85)
 
 
 def draw_classes(sweep: Path, per_class: str, label: str, title: str, file: Path) -> None:
