@@ -1,20 +1,16 @@
 """The command line, and what it says where Detectron2 is missing."""
 
 import importlib.util
-import sys
+from functools import partial
 from pathlib import Path
 
-import jaxtyping
 import pytest
 
+from commands import run_main
 from stillroom.det_transfer import cli
 from stillroom.det_transfer.presets import PRESETS
 
-
-def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
-    monkeypatch.setattr(sys, "argv", ["stillroom-det-transfer", *words])
-    cli.main()
+run_cli = partial(run_main, cli.main)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -2,19 +2,16 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import jaxtyping
 import pytest
 
+from commands import run_main
 from stillroom.seg_transfer import cli, framework
 from stillroom.seg_transfer.presets import PRESETS
 
-
-def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
-    monkeypatch.setattr(sys, "argv", ["stillroom-seg-transfer", *words])
-    cli.main()
+run_cli = partial(run_main, cli.main)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
