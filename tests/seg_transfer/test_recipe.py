@@ -13,6 +13,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
@@ -28,6 +29,7 @@ from stillroom.seg_transfer.presets import PRESETS
 from stillroom.seg_transfer.recipe import build_preprocessor, build_test
 from stillroom.seg_transfer.record import RESOLVED, protocol
 from stillroom.seg_transfer.train import build_plan
+from stillroom.seg_transfer.transforms import LoadPicture
 
 Make = Callable[..., SegmentConfig]
 
@@ -161,6 +163,16 @@ def answer(model: Any, images: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """Probabilities (1, k, h, w) of a whole image."""
     meta = [{"img_shape": tuple(size), "ori_shape": tuple(size)}]
     return model.encode_decode(images, meta).softmax(dim=1)
+
+
+def test_images_are_read_as_mmcv_reads_them(masked: Path) -> None:
+    for file in (masked / "images" / "val").iterdir():
+        with Image.open(file) as image:
+            image.save(lossless := file.with_suffix(".png"))
+        results = {"img_path": str(lossless)}
+        ours, theirs = LoadPicture()(dict(results)), LoadImageFromFile()(dict(results))
+        assert ours.keys() == theirs.keys() and ours["img"].flags["C_CONTIGUOUS"]
+        assert (ours.pop("img") == theirs.pop("img")).all() and ours == theirs
 
 
 def test_scaling_and_blur_change_pixels_and_keep_masks() -> None:

@@ -16,7 +16,14 @@ from mmengine.runner import CheckpointLoader
 from PIL import Image
 from safetensors.torch import load_file
 
-from stillroom.backbone import CheckpointError, build_backbone, load_checkpoint, read_results, save_checkpoint
+from stillroom.backbone import (
+    BrokenImageError,
+    CheckpointError,
+    build_backbone,
+    load_checkpoint,
+    read_results,
+    save_checkpoint,
+)
 from stillroom.backbone.run import DivergedError
 from stillroom.seg_transfer import SegmentConfig, finetune, predict, resume
 from twins import assert_bit_equal, in_a_process
@@ -197,6 +204,16 @@ def test_weights_that_did_not_arrive_stop_the_run(make_config: Make, monkeypatch
     monkeypatch.setattr("mmengine.model.weight_init.PretrainedInit.__call__", lambda self, module: None)
     with pytest.raises(CheckpointError, match="of 120 tensors of the model's backbone are not the"):
         finetune(make_config())
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_cut_short_is_named(make_config: Make, masked: Path, part: str, workers: int) -> None:
+    """Its header can be read, so nobody sees it before; MMCV would give what there is, grey from there on."""
+    for file in (masked / "images" / part).iterdir():
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(BrokenImageError, match=rf"^/[^\n]*/{part}/\d\d\.jpg cannot be read as an image: [^\n]*$"):
+        finetune(make_config(workers=workers, steps=1))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(make_config: Make) -> None:

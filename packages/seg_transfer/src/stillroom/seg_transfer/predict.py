@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmseg.apis import init_model
@@ -10,7 +9,7 @@ from PIL import Image
 
 from stillroom.backbone import Run, read_results
 from stillroom.backbone.files import replace_directory
-from stillroom.backbone.images import picture_names, read_some
+from stillroom.backbone.images import load_image, picture_names, read_some
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import DeviceName
@@ -55,7 +54,7 @@ def predict(run_directory: Path, images: Path, out: Path, *, device: DeviceName 
         (aside / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
         for ((name, file),) in progress.over([pair] for pair in zip(names, files.paths, strict=True)):
             mask = segment(net, resolved, file)
-            pixels = mmcv.imread(str(file), channel_order="rgb")
+            pixels = np.asarray(load_image(file))
             overlay = ((1 - OPACITY) * pixels + OPACITY * colours[mask]).astype(np.uint8)
             for folder, picture in (("masks", mask), ("overlays", overlay)):
                 (aside / folder / name).parent.mkdir(parents=True, exist_ok=True)

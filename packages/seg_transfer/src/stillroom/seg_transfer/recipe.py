@@ -159,7 +159,7 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
     """How images are read, `share` of them by each process in a step, and how they are measured on."""
     turn = {"prob": 0.5, "degree": config.rotate, "seg_pad_val": IGNORED}
     train: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
+        {"type": "LoadPicture"},
         {"type": "LoadAnnotations"},
         {"type": "ScaleBy", "factors": config.scale},
         *([{"type": "RandomRotate", **turn}] if config.rotate else []),
@@ -169,7 +169,7 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
         {"type": "PhotoMetricDistortion"},
         {"type": "PackSegInputs"},
     ]
-    read = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, {"type": "PackSegInputs"}]
+    read = [{"type": "LoadPicture"}, {"type": "LoadAnnotations"}, {"type": "PackSegInputs"}]
     dataset = with_pipeline(data.train.config, train)
     workers = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
     evaluate: dict[str, Any] = {
@@ -201,7 +201,7 @@ def build_average(config: SegmentConfig) -> dict[str, Any]:
             [{"type": "PackSegInputs"}],
         ],
     }
-    return {"tta_model": {"type": "SegTTAModel"}, "tta_pipeline": [{"type": "LoadImageFromFile"}, views]}
+    return {"tta_model": {"type": "SegTTAModel"}, "tta_pipeline": [{"type": "LoadPicture"}, views]}
 
 
 def with_pipeline(dataset: Mapping[str, Any], pipeline: list[dict[str, Any]]) -> dict[str, Any]:

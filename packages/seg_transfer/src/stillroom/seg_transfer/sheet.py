@@ -16,7 +16,9 @@ from mmseg.apis import inference_model
 from torch import nn
 
 from stillroom.backbone.figures import plain, save
+from stillroom.backbone.images import load_image
 from stillroom.seg_transfer.data import IGNORED, SegmentationData
+from stillroom.seg_transfer.transforms import read_bgr
 
 Mask = UInt8[np.ndarray, "h w"]
 ROWS = 6  # images on a sheet
@@ -41,14 +43,11 @@ def segment(net: nn.Module, resolved: Config, image: Path) -> Mask:
         image: file.
 
     Raises:
-        ValueError: an image that cannot be read.
+        BrokenImageError: an image that cannot be read.
     """
-    pixels = mmcv.imread(str(image))
-    if pixels is None:
-        raise ValueError(f"{image} cannot be read as an image")
     net.cfg = resolved
     mode = net.training
-    found: Any = inference_model(net.eval(), pixels)
+    found: Any = inference_model(net.eval(), read_bgr(image))
     net.train(mode)
     return found.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
 
@@ -64,7 +63,7 @@ def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationD
         if data.zero_ignored:
             truth = np.where(truth == IGNORED, IGNORED, truth - 1).astype(np.uint8)  # 0 turns to 255
         answer = segment(net, resolved, image)
-        pixels = mmcv.imread(str(image), channel_order="rgb")
+        pixels = np.asarray(load_image(image))
         wrong = (truth != answer) & (truth != IGNORED)
         error = (0.35 * pixels).astype(np.uint8)
         error[wrong] = (230, 30, 30)

@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import RUNNERS
 from PIL import Image
 
-from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
+from stillroom.backbone import Backbone, BrokenImageError, Run, load_checkpoint, save_checkpoint
 from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
@@ -149,12 +151,14 @@ def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on
     run.wait()
     average = config.framework_config is None and needs_average(config)
     runner = build_runner(plan.resolved, run, go_on, average)
-    model: Any = runner.train()
+    with in_one_sentence():
+        model: Any = runner.train()
     measured = time.perf_counter()
     net = model.module if is_model_wrapper(model) else model
     if average:
         runner.model = SegTTAModel(module=net)
-    metrics = runner.test()
+    with in_one_sentence():
+        metrics = runner.test()
     if run.is_main:
         trained = plan.bridge.from_framework(net.backbone.state_dict(), backbone)
         seconds = runner.message_hub.get_info(SECONDS, 0.0) + time.perf_counter() - measured
@@ -183,6 +187,15 @@ def build_runner(resolved: Config, run: Run, go_on: bool, average: bool = False)
         settings.test_dataloader.dataset.pipeline = settings.tta_pipeline
     kind = settings.get("runner_type", "Runner")
     return RUNNERS.get(kind).from_cfg(settings)
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Of an image that breaks in a worker process, the sentence alone, without the worker's words around it."""
+    try:
+        yield
+    except BrokenImageError as error:
+        raise BrokenImageError(str(error).strip().rpartition(f"{BrokenImageError.__name__}: ")[2]) from error
 
 
 def initial_file(out: Path) -> Path:

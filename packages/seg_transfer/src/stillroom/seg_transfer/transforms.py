@@ -1,9 +1,37 @@
-"""Augmentations of KDEP's segmentation recipe that MMSegmentation does not have."""
+"""How images are read, and augmentations of KDEP's segmentation recipe that MMSegmentation does not have."""
+
+from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from mmcv.transforms import BaseTransform, Resize
 from mmseg.registry import TRANSFORMS
+
+from stillroom.backbone.images import load_image
+
+
+def read_bgr(file: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image, in OpenCV's order.
+
+    Raises:
+        BrokenImageError: it cannot be read, or not to its end.
+    """
+    return np.asarray(load_image(file))[:, :, ::-1].copy()
+
+
+@TRANSFORMS.register_module()
+class LoadPicture(BaseTransform):
+    """Read an image, and refuse one that is cut short: MMCV's reader gives what there is, grey from there on."""
+
+    def transform(self, results: dict) -> dict:
+        """Read `img_path`.
+
+        Raises:
+            BrokenImageError: it cannot be read, or not to its end.
+        """
+        image = read_bgr(Path(results["img_path"]))
+        return results | {"img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
 
 
 @TRANSFORMS.register_module()
