@@ -110,11 +110,16 @@ def build_stillroom_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StillroomB
     return StillroomBackbone(own.NAME, {}, cfg.MODEL.FPN.IN_FEATURES, "norms" if own.FREEZE_NORMS else "nothing")
 
 
-class ExtraNorm(nn.Sequential):
+class ExtraNorm(nn.Module):
     """A stage and one norm behind it, as KDEP's C4 head has (MoCo's too)."""
 
     def __init__(self, stage: list[nn.Module], norm: nn.Module) -> None:
-        super().__init__(*stage, norm)
+        super().__init__()
+        self.stage = nn.Sequential(*stage)
+        self.norm = norm
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.norm(self.stage(maps))
 
 
 def native_depth(spec: BackboneSpec) -> int | None:

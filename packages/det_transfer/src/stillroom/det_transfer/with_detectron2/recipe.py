@@ -192,9 +192,10 @@ def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: s
         roi_heads=heads,
         **pixels(config, spec),
     )
-    rules = resnet_rules("backbone.", "roi_heads.res5.", norm == "FrozenBN", legacy)
-    fresh = r"roi_heads\.res5\.(?:[23]\..*|\d\.conv3\..*|\d\.conv1\.weight)" if legacy else None
-    return model, Bridge(spec=spec, rules=rules, places=("backbone.", "roi_heads.res5."), fresh=fresh)
+    head = "roi_heads.res5.stage." if legacy else "roi_heads.res5."
+    rules = resnet_rules("backbone.", head, norm == "FrozenBN", legacy)
+    fresh = r"roi_heads\.res5\.stage\.(?:2\..*|\d\.conv3\..*|\d\.conv1\.weight)" if legacy else None
+    return model, Bridge(spec=spec, rules=rules, places=("backbone.", head), fresh=fresh)
 
 
 def build_retinanet(
