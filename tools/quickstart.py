@@ -48,9 +48,9 @@ class Tour:
     """Passes of the teacher over the labelled images."""
     epochs: int = 2
     """Passes of each student over the images."""
-    segmentation_steps: int = 200
+    segmentation_steps: int = 120
     """Steps of each linear probe of pixels."""
-    detection_steps: int = 100
+    detection_steps: int = 80
     """Steps of each detector."""
 
 
@@ -98,7 +98,6 @@ def main_path(tour: Tour) -> None:
         lr=0.1,
         loss_weight=10.0,
         schedule=Cosine(),
-        amp="bf16",
     )
     once(kdep, distill.distill, distill.resume)
 
