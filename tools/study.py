@@ -266,16 +266,20 @@ class Detect(FromFirstWeights):
     """Folder of the tables."""
     lr: float = 0.01
     """Of everything."""
+    size: int = 240
+    """Short side of the photographs, 3 to 4, in pixels."""
+    measure: Literal["test", "val"] = "test"
+    """Part that is measured: val to choose a rate, test to report."""
 
     def run(self) -> None:
-        name = f"{self.backend}-lr-{self.lr:g}"
+        name = f"{self.backend}-{self.size}px-{self.measure}-lr-{self.lr:g}"
         sweep = self.out / f"detect-{name}"
         cells = unpack(self.data / "bccd.zip", self.out) / "BCCD"
         tool("det_transfer", "faster-rcnn-fpn", "--backend", self.backend, "--checkpoint", *self.first_weights(),
-             "--data", cells, "--layout", "voc", "--splits", "train", "test", "--on-bad-box", "skip", "--fpn-dim", 64,
-             "--box-dim", 256, "--rois", 64, "--anchor-scale", 7, "--train-sizes", 160, "--test-size", 160,
-             "--max-size", 240, "--steps", 256, "--batch-size", 4, "--warmup", 50, "--lr", self.lr, "--seeds",
-             *self.seeds, "--out", sweep)  # fmt: skip
+             "--data", cells, "--layout", "voc", "--splits", "train", self.measure, "--on-bad-box", "skip", "--fpn-dim",
+             64, "--box-dim", 256, "--rois", 64, "--anchor-scale", 7 * self.size / 160, "--train-sizes", self.size,
+             "--test-size", self.size, "--max-size", 2 * self.size, "--steps", 256, "--batch-size", 4, "--warmup", 50,
+             "--lr", self.lr, "--seeds", *self.seeds, "--out", sweep)  # fmt: skip
         self.keep.mkdir(parents=True, exist_ok=True)
         shutil.copy(sweep / "table.json", self.keep / f"{name}.json")
         title = f"Faster R-CNN of {self.backend} on bccd"
