@@ -110,7 +110,8 @@ class Seg:
                 "ratio_range": config.scale,
                 "keep_ratio": True,
             }
-            pipeline = [resize if view["type"] == "ScaleBy" else view for view in dataset["pipeline"]]
+            theirs = {"LoadPicture": {"type": "LoadImageFromFile"}, "ScaleBy": resize}
+            pipeline = [theirs.get(view["type"], view) for view in dataset["pipeline"]]
             loader |= {"sampler": {"type": "InfiniteSampler"}, "dataset": {**dataset, "pipeline": pipeline}}
         runner = build_runner(Config(settings), run, go_on=False)
         runner.train()

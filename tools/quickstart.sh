@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a distilled student and proof that it helped: installs into .venv, draws a toy data set, trains a
 # teacher on its labelled classes, distils a small student from it without labels, and compares on held-out classes.
-# Under 6 minutes on two CPU cores after installation. Run it again and it goes on where it stopped.
+# About 10 minutes on two CPU cores after installation. Run it again and it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -17,7 +17,7 @@ def read_bgr(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         BrokenImageError: it cannot be read, or not to its end.
     """
-    return np.asarray(load_image(file))[:, :, ::-1].copy()
+    return cv2.cvtColor(np.asarray(load_image(file)), cv2.COLOR_RGB2BGR)
 
 
 @TRANSFORMS.register_module()
