@@ -118,6 +118,7 @@ def test_anchors_are_those_of_the_papers(make_config: Make) -> None:
         ("cifar/resnet20", {"detector": "retinanet"}, "takes maps of stride 8 and more, cifar/resnet20 ends at 4"),
         ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 wants the four stages of a ResNet"),
         ("timm/vit_tiny_patch16_224", {"detector": "retinanet"}, "retinanet takes maps of several strides"),
+        ("timm/vit_tiny_patch16_224", {"fpn_norm": "gn"}, "a net of one stride, has layer norms: leave --fpn-norm out"),
         ("torchvision/resnet18", {"neck": "c4", "detector": "mask-rcnn"}, "takes a pyramid under torchvision"),
     ],
 )

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as rle
 
 from stillroom.det_transfer import DetectConfig
+from stillroom.det_transfer.annotations import fault_of_mask, run_lengths
 from stillroom.det_transfer.data import PUBLISHED, forget, read_data
 
 Make = Callable[..., DetectConfig]
@@ -80,6 +81,11 @@ def first(content: dict) -> dict:
         (lambda c: first(c).update(image_id=9), r"1 boxes are of no image, such as 1, of image 9"),
         (lambda c: first(c).update(bbox=[3, 3, 0, 9]), r"1 bad boxes: box 1 of 00.png has no area: 0 x 9 px.*skip"),
         (lambda c: first(c).update(bbox=[50, 3, 20, 9]), r"1 bad boxes: box 1 of 00.png reaches 6 px beyond the image"),
+        (lambda c: first(c).update(bbox=[64, 3, 1, 9]), r"1 bad boxes: box 1 of 00.png lies beyond the image's edge"),
+        (lambda c: first(c).update(bbox=[3, -1, 9, 1]), r"1 bad boxes: box 1 of 00.png lies beyond the image's edge"),
+        (lambda c: first(c).update(area=-4), r"train.json: box 1 has an area of -4"),
+        (lambda c: first(c).update(area=float("nan")), r"box 1 has an area of nan"),
+        (lambda c: first(c).update(area="7"), r"box 1 has an area of '7'"),
         (lambda c: first(c).update(bbox=[1, 2, float("nan"), 9]), r"box 1 of 00.png is no box"),
         (lambda c: first(c).update(bbox=[1, 2, 3]), r"box 1 is \[1, 2, 3\]: left, upper edge, width, height"),
         (lambda c: c["images"][3].update(file_name=7), r"entry 3 of its images has 7 as file_name"),
@@ -125,6 +131,13 @@ def test_the_fingerprint_knows_boxes_and_masks(make_config: Make, change: Change
         ([1, 2, 5, 2, 5, 9], "is no list of polygons, each of three points or more"),
         ([[1, 2, 5, 2]], "is no list of polygons"),
         ([[]], "is no list of polygons"),
+        ([[1, 2, 5, 2, 5, float("nan")]], "is no list of polygons"),
+        ([[1, 2, 5, 2, 5, "9"]], "is no list of polygons"),
+        ({"counts": [0, 3071], "size": [48, 64]}, "is an RLE whose runs do not fill 64 x 48 px"),
+        ({"counts": [-8, 3080], "size": [48, 64]}, "is an RLE whose runs do not fill"),
+        ({"counts": [0.5, 3071.5], "size": [48, 64]}, "is an RLE whose runs do not fill"),
+        ({"counts": "f02", "size": [48, 64]}, "is an RLE whose runs do not fill"),
+        ({"counts": "", "size": [48, 64]}, "is an RLE whose runs do not fill"),
         ("a string", "is neither a list of polygons nor an RLE"),
         ({"counts": [0, 3072]}, "is an RLE of None, the image is 48 px high and 64 px wide"),
         ({"counts": [0, 3072], "size": [64, 48]}, r"is an RLE of \[64, 48\], the image is 48 px high"),
@@ -137,6 +150,18 @@ def test_masks_that_are_none_are_named_where_they_are_learned(
     assert read_data(make_config()).train.rows[0].boxes[0].mask is None
     with pytest.raises(ValueError, match=rf"train.json: the mask of box 1 {words}"):
         read_data(make_config(detector="mask-rcnn"))
+
+
+def test_runs_of_a_compressed_mask_are_those_that_were_compressed() -> None:
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        drawn = np.asfortranarray(rng.random((37, 300)) < rng.random(), dtype=np.uint8)
+        drawn[:, : 10 * number] = number % 2  # long runs, whose differences are negative
+        compressed = rle.encode(drawn)
+        changes = np.flatnonzero(np.diff(drawn.ravel(order="F"), prepend=0))
+        assert run_lengths(compressed["counts"]) == np.diff([0, *changes, drawn.size]).tolist()
+        assert fault_of_mask(compressed, 300, 37) is None
+        assert fault_of_mask({**compressed, "counts": compressed["counts"][:-1].decode()}, 300, 37)
 
 
 def test_areas_are_those_of_the_json_or_of_the_box(make_config: Make, change: Change) -> None:

@@ -29,6 +29,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from predicted import assert_predicted_as_measured
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from stillroom.backbone import (
     Backbone,
@@ -41,15 +42,17 @@ from stillroom.backbone import (
     replace_input,
     save_checkpoint,
 )
+from stillroom.backbone.images import load_image
 from stillroom.backbone.run import DivergedError
 from stillroom.det_transfer import DetectConfig, finetune, measure, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.schedule import factor
+from stillroom.det_transfer.with_detectron2.images import PictureMapper
 from stillroom.det_transfer.with_detectron2.own import from_records
 from stillroom.det_transfer.with_detectron2.recipe import build_model
-from stillroom.det_transfer.with_detectron2.train import build_config
+from stillroom.det_transfer.with_detectron2.train import build_config, cut_metrics
 from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2
@@ -156,6 +159,7 @@ def test_what_does_not_fit_is_named(make: Make, lively: Lively) -> None:
         ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 wants the four stages of a ResNet"),
         ("torchvision/resnet50", {"neck": "c4", "legacy": "std-1"}, "--legacy under c4 is KDEP's ResNet-18"),
         ("timm/vit_tiny_patch16_224", {"detector": "retinanet"}, "retinanet takes maps of several strides"),
+        ("timm/vit_tiny_patch16_224", {"fpn_norm": "gn"}, "a net of one stride, has layer norms: leave --fpn-norm out"),
     ):
         with pytest.raises(ValueError, match=words):
             build_model(make(**changes), build_backbone(name).spec, 2, synced=False)
@@ -298,11 +302,34 @@ def test_lines_behind_the_state_are_cut_on_resume(make: Make) -> None:
     assert steps == sorted({*steps}) == [json.loads(line)["iteration"] for line in lines.splitlines()]
 
 
-def test_an_image_that_breaks_under_way_is_named(make: Make, boxed: Path) -> None:
-    for file in (boxed / "images" / "train").iterdir():
+def test_a_line_that_was_cut_in_the_middle_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2}\n{"itera')
+    cut_metrics(tmp_path / "metrics.json", 9)
+    assert (tmp_path / "metrics.json").read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
+    cut_metrics(tmp_path / "metrics.json", 2)
+    assert (tmp_path / "metrics.json").read_text() == '{"iteration": 1}\n'
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_under_way_is_named(make: Make, boxed: Path, part: str, workers: int) -> None:
+    for file in (boxed / "images" / part).iterdir():
         file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(BrokenImageError, match=r"^/.*\.png cannot be read as an image: [^\n]*$"):
-        finetune(make(workers=1))
+    with pytest.raises(BrokenImageError, match=r"^/[^\n]*\.png cannot be read as an image: [^\n]*$"):
+        finetune(make(workers=workers, steps=1))
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_images_of_any_kind_are_read_as_by_the_other_backend(tmp_path: Path, order: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 65536, (9, 8), dtype=np.uint16)
+    clear = np.random.default_rng(0).integers(0, 256, (9, 8, 4), dtype=np.uint8)
+    mapper = PictureMapper(is_train=False, augmentations=[], image_format=order)
+    for name, image in (("grey.png", Image.fromarray(grey)), ("clear.png", Image.fromarray(clear))):
+        image.save(tmp_path / name)
+        expected = pil_to_tensor(load_image(tmp_path / name))
+        found = mapper({"file_name": str(tmp_path / name)})
+        assert torch.equal(found["image"], expected if order == "RGB" else expected.flip(0))
+        assert (found["height"], found["width"]) == (9, 8)
 
 
 def test_kdeps_c4_is_measured_with_precise_statistics(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,6 +375,17 @@ def test_norms_are_not_decayed(make: Make, lively: Lively, run: Run) -> None:
     decay = {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
     assert decay["backbone.bottom_up.net.net.bn1.weight"] == 0
     assert decay["backbone.bottom_up.net.net.conv_stem.weight"] == 0.1
+
+
+def test_norms_of_a_pyramid_of_one_map_are_not_decayed(make: Make, run: Run) -> None:
+    cfg, _ = build_config(make(weight_decay=0.1), run, build_backbone("timm/vit_tiny_patch16_224"), 2)
+    cfg.optimizer.params.model = instantiate(cfg.model)
+    groups = instantiate(cfg.optimizer).param_groups
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    levels = {n: p for n, p in cfg.optimizer.params.model.named_parameters() if n.startswith("backbone.simfp")}
+    norms = [decay[id(p)] for n, p in levels.items() if ".norm." in n or n == "backbone.simfp_2.1.weight"]
+    assert len(norms) == 17 and set(norms) == {0}
+    assert all(decay[id(p)] == 0.1 for p in levels.values() if p.ndim == 4)
 
 
 def guesses(images: Images) -> list[Detections]:
@@ -492,9 +530,14 @@ def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path
     file.write_text(OWN.format(root=str(boxed), strides=True))
     with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours has not: say stride_in_1x1=False"):
         finetune(replace(config, out=tmp_path / "c"))
-    file.write_text("model = = 1")
-    with pytest.raises(ValueError, match=r"own.py cannot be read as a LazyConfig: "):
-        finetune(replace(config, out=tmp_path / "f"))
+    for words in ("model = = 1", "model = absent", "import absent", "assert 1 > 2"):
+        file.write_text(words)
+        with pytest.raises(ValueError, match=r"own.py cannot be read as a LazyConfig: "):
+            finetune(replace(config, out=tmp_path / "f"))
+    for words, fault in (("{a: [", "cannot be read as a LazyConfig: "), ("", "has no model: a LazyConfig of")):
+        (tmp_path / "own.yaml").write_text(words)
+        with pytest.raises(ValueError, match=f"own.yaml {fault}"):
+            finetune(replace(config, framework_config=tmp_path / "own.yaml", out=tmp_path / "g"))
     file.write_text("model = 1")
     with pytest.raises(ValueError, match=r"own.py has no model: a LazyConfig of Detectron2 was expected"):
         finetune(replace(config, out=tmp_path / "d"))

@@ -27,11 +27,13 @@ from stillroom.backbone.run import STATE, DivergedError, read_metrics
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
 from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.data import read_data
+from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.levels import sync_norms
 from stillroom.det_transfer.measure import index
 from stillroom.det_transfer.schedule import factor
+from stillroom.det_transfer.sheet import draw_overlay
 from stillroom.det_transfer.with_torchvision.images import BoxedImages
-from stillroom.det_transfer.with_torchvision.nets import answer_in_float, autocast, build_detector
+from stillroom.det_transfer.with_torchvision.nets import autocast, boxes_in_float, build_detector
 from stillroom.det_transfer.with_torchvision.train import build_optimizer, find
 from twins import assert_bit_equal, in_a_process
 
@@ -284,13 +286,15 @@ def test_boxes_of_mixed_precision_lie_between_its_steps(make_config: Make, detec
     config = make_config(detector=detector, amp="bf16", rois=64)
     torch.manual_seed(0)
     model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
-    answer_in_float(model)
+    boxes_in_float(model)
     target = [{"boxes": torch.tensor([[100.0, 100, 200, 200]]), "labels": torch.tensor([1])}]
     seen: list[torch.Tensor] = []
     if detector == "faster-rcnn":
         model.roi_heads.register_forward_pre_hook(lambda _, given: seen.extend(given[1]))
     else:
         model.head.register_forward_hook(lambda _, __, answer: seen.append(answer["bbox_regression"]))
+    anchors = (model.rpn if detector == "faster-rcnn" else model).anchor_generator
+    anchors.register_forward_hook(lambda _, __, answer: seen.extend(answer))
     with autocast(config, torch.device("cpu")):
         model.train()([torch.rand(3, 300, 500)], target)
     assert seen and all(part.dtype == torch.float32 for part in seen), "what is learned from"
@@ -330,6 +334,7 @@ def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path)
         ({"train_sizes": ()}, r"--train-sizes holds \[\]: sides of 1 pixel or more"),
         ({"drops": (0.8, 0.5)}, r"--drops holds \[0.8, 0.5\]: rising shares of the steps"),
         ({"detector": "retinanet", "neck": "c4"}, "retinanet has no second stage for --neck c4"),
+        ({"fpn_norm": "gn", "neck": "c4"}, "--fpn-norm is of a pyramid, --neck c4 has none"),
         ({"fpn_norm": "gn"}, "--fpn-dim is 16: --fpn-norm gn wants a multiple of 32"),
         ({"frozen": True, "neck": "c4"}, "--frozen keeps the whole backbone"),
         ({"legacy": "std-1"}, "--legacy repeats what KDEP did in Detectron2"),
@@ -355,6 +360,15 @@ def test_settings_that_cannot_work_are_refused(make_config: Make, changes: dict,
     with pytest.raises(ValueError, match=words):
         finetune(config)
     assert not config.out.exists(), "nothing was begun"
+
+
+def test_classes_may_be_called_as_formulas_are(tmp_path: Path) -> None:
+    """matplotlib reads dollar signs as mathematics."""
+    file = tmp_path / "a.png"
+    Image.new("RGB", (64, 48)).save(file)
+    one = Detections(boxes=np.array([[1.0, 2, 30, 40]]), scores=np.array([0.9]), labels=np.array([0]))
+    draw_overlay(tmp_path / "b.png", file, one, ["$_$^"])
+    assert Image.open(tmp_path / "b.png").size == (64, 48)
 
 
 def test_images_to_predict_are_looked_at_first(make_config: Make, boxed: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Images in batches: which of them a process sees in which step, and how they are read."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -92,6 +93,19 @@ def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Bat
         [why for _, why in broken],
         tuple(index for index, _ in broken),
     )
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Of an image that breaks in a worker process of somebody else's loop, the sentence alone.
+
+    Raises:
+        BrokenImageError: without the words that torch's DataLoader puts around it.
+    """
+    try:
+        yield
+    except BrokenImageError as error:
+        raise BrokenImageError(str(error).strip().rpartition(f"{BrokenImageError.__name__}: ")[2]) from error
 
 
 class TrainingBatches:

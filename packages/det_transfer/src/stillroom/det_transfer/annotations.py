@@ -1,5 +1,6 @@
 """Images with boxes, in memory as COCO's format says it, and what can be wrong with them."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -136,12 +137,39 @@ def fault_of_mask(mask: Any, width: int, height: int) -> str | None:
     """What is wrong with a mask in COCO's format, or None."""
     if isinstance(mask, list):
         good = all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in mask)
+        good = good and all(isinstance(v, int | float) and math.isfinite(v) for part in mask for v in part)
         return None if good else "is no list of polygons, each of three points or more"
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list | str | bytes):
         return "is neither a list of polygons nor an RLE"
     if mask.get("size") != [height, width]:
         return f"is an RLE of {mask.get('size')}, the image is {height} px high and {width} px wide"
+    counts = mask["counts"]
+    lengths = counts if isinstance(counts, list) else run_lengths(counts)
+    if not all(isinstance(length, int) and length >= 0 for length in lengths) or sum(lengths) != height * width:
+        return f"is an RLE whose runs do not fill {width} x {height} px"
     return None
+
+
+def run_lengths(counts: str | bytes) -> list[int]:
+    """The lengths that COCO's compressed RLE says.
+
+    Each is a number of 5 bits a character, the lowest first, less 48; bit 6 says that more follow, the highest of the
+    last five is the sign. From the fourth on it is the difference to the length two before (COCO API, maskApi.c).
+    pycocotools reads a string that ends early as what memory holds by chance.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    return lengths
 
 
 def refuse_doubles(values: Iterable[object], what: str, source: Path) -> None:
@@ -211,7 +239,8 @@ def fault_of(box: Box, image: Annotated) -> str | None:
     right, lower = box.x + box.width - image.width, box.y + box.height - image.height
     if max(-box.x, -box.y, right, lower) > TOLERANCE:
         return f"reaches {max(-box.x, -box.y, right, lower):g} px beyond the image"
-    return None
+    inside = cut(box, image)
+    return None if inside.width > 0 and inside.height > 0 else "lies beyond the image's edge"
 
 
 def cut(box: Box, image: Annotated) -> Box:

@@ -1,6 +1,7 @@
 """COCO's format: one JSON, and a folder of images."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ def read_boxes(
         if mask and (fault := fault_of_mask(mask, image["width"], image["height"])):
             raise ValueError(f"{file}: the mask of box {entry['id']} {fault}")
         area = entry.get("area")
+        if area is not None and not (isinstance(area, int | float) and 0 <= area < math.inf):
+            raise ValueError(f"{file}: box {entry['id']} has an area of {area!r}")
         box = Box(
             x=x, y=y, width=width, height=height, label=labels[entry["category_id"]],
             crowd=bool(entry.get("iscrowd", 0)), area=float(width * height if area is None else area),

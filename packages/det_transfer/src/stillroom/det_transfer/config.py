@@ -152,6 +152,8 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         raise ValueError(f"--batch-size is {config.batch_size}: {world_size} processes cannot share it evenly")
     if config.detector == "retinanet" and config.neck == "c4":
         raise ValueError("retinanet has no second stage for --neck c4: say --neck fpn")
+    if config.fpn_norm == "gn" and config.neck == "c4":
+        raise ValueError("--fpn-norm is of a pyramid, --neck c4 has none: leave it out")
     if config.fpn_norm == "gn" and config.fpn_dim % 32:
         raise ValueError(f"--fpn-dim is {config.fpn_dim}: --fpn-norm gn wants a multiple of 32")
     if config.frozen and config.neck == "c4":

@@ -33,6 +33,18 @@ def is_flat(spec: BackboneSpec) -> bool:
     return len({level.stride for level in spec.levels}) == 1
 
 
+def check_flat(spec: BackboneSpec, config: DetectConfig) -> None:
+    """Refuse what the pyramid of one map (`is_flat`) does not have.
+
+    Raises:
+        ValueError: RetinaNet, whose levels want maps of their own; group norm, where layer norms stand.
+    """
+    if config.detector == "retinanet":
+        raise ValueError(f"retinanet takes maps of several strides, {spec.name} has one: say faster-rcnn-fpn")
+    if config.fpn_norm != "none":
+        raise ValueError(f"the pyramid of {spec.name}, a net of one stride, has layer norms: leave --fpn-norm out")
+
+
 def taken_levels(spec: BackboneSpec, config: DetectConfig) -> tuple[int, ...]:
     """The places of the maps that a detector's pyramid takes.
 

@@ -89,7 +89,7 @@ def draw_overlay(path: Path, file: Path, found: Detections, classes: Sequence[st
     figure = Figure(figsize=(pixels.width / dpi, pixels.height / dpi), dpi=dpi)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    boxes = [(*box[:5], f"{classes[box[4]]} {box[5]}", box[6]) for box in drawable(found)]
+    boxes = [(*box[:5], plain(f"{classes[box[4]]} {box[5]}"), box[6]) for box in drawable(found)]
     draw_boxes(axes, pixels, boxes, palette(len(classes)))
     axes.set_xlim(0, pixels.width)
     axes.set_ylim(pixels.height, 0)

@@ -2,8 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import RUNNERS
 from PIL import Image
 
-from stillroom.backbone import Backbone, BrokenImageError, Run, load_checkpoint, save_checkpoint
+from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
 from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
+from stillroom.backbone.loading import in_one_sentence
 from stillroom.backbone.registry import checkpoint_method
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run import CONFIG, DeviceName
@@ -187,15 +186,6 @@ def build_runner(resolved: Config, run: Run, go_on: bool, average: bool = False)
         settings.test_dataloader.dataset.pipeline = settings.tta_pipeline
     kind = settings.get("runner_type", "Runner")
     return RUNNERS.get(kind).from_cfg(settings)
-
-
-@contextmanager
-def in_one_sentence() -> Iterator[None]:
-    """Of an image that breaks in a worker process, the sentence alone, without the worker's words around it."""
-    try:
-        yield
-    except BrokenImageError as error:
-        raise BrokenImageError(str(error).strip().rpartition(f"{BrokenImageError.__name__}: ")[2]) from error
 
 
 def initial_file(out: Path) -> Path:

@@ -1,5 +1,6 @@
 """Images with boxes as Detectron2 takes them, in an order and with views that go on where a run was stopped."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import check_image_size
+from detectron2.data.transforms import AugInput
 from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader, Dataset
 
-from stillroom.backbone import Run
+from stillroom.backbone import BrokenImageError, Run
 from stillroom.backbone.configs import reread_config
+from stillroom.backbone.images import load_image
 from stillroom.backbone.loading import TrainingBatches
 from stillroom.backbone.run import mix_seed
 from stillroom.det_transfer.annotations import Images
@@ -50,6 +55,31 @@ def as_records(images: Images) -> list[Record]:
     ]  # fmt: skip
 
 
+class PictureMapper(DatasetMapper):
+    """Detectron2's mapper of boxes and masks, on images read as all our packages read them: to their end, as 8-bit RGB.
+
+    Detectron2's own reader cuts 16 bits off at 255, puts transparent pixels on black, and names no file that is broken.
+    """
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """An image, changed with its boxes.
+
+        Raises:
+            BrokenImageError: it cannot be read, or not to its end.
+        """
+        record = copy.deepcopy(dataset_dict)
+        pixels = np.asarray(load_image(Path(record["file_name"])))
+        given = AugInput(pixels[:, :, ::-1] if self.image_format == "BGR" else pixels)
+        check_image_size(record, given.image)
+        transforms = self.augmentations(given)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
+        if self.is_train:
+            self._transform_annotations(record, transforms, given.image.shape[:2])
+        else:
+            record.pop("annotations", None)
+        return record
+
+
 class SteadyRecords(Dataset[Any]):
     """Records behind a mapper whose augmentations are seeded by (seed, epoch, index); a sentence for a broken image.
 
@@ -72,8 +102,8 @@ class SteadyRecords(Dataset[Any]):
         np.random.seed(seed % 2**32)
         try:
             return self.mapper(self.records[index])
-        except OSError as error:  # raised in the main process, without a worker's words around it
-            return f"{self.records[index]['file_name']} cannot be read as an image: {error}"
+        except BrokenImageError as error:  # raised in the main process, without a worker's words around it
+            return str(error)
 
 
 class SteadyLoader:

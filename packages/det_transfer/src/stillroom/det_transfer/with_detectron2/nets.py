@@ -1,6 +1,7 @@
 """Our backbones as Detectron2 sees them: its own ResNet where the layers are the same, else one wrapper of any net."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -9,6 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, SimpleFeaturePyramid
 from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
 from stillroom.backbone import BackboneSpec, build_backbone
 from stillroom.backbone.bridge import ASIDE
@@ -76,8 +78,12 @@ class OneMoreLevel(LastLevelMaxPool):
 class PaddedPyramid(SimpleFeaturePyramid):
     """Detectron2's pyramid of a ViT's map, for images of any size: it says itself that they must be padded.
 
-    Detectron2's own says so under a misspelt name (`size_divisiblity`), and fails on what is no square.
+    Detectron2's own says so under a misspelt name (`size_divisiblity`), and fails on what is no square. Its layer norms
+    are of a class that its optimizer does not know for one, and decays.
     """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, norm=partial(LayerNorm2d, eps=1e-6))
 
     @property
     def size_divisibility(self) -> int:

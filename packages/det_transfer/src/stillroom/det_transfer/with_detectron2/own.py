@@ -36,9 +36,9 @@ def load_own(file: Path) -> DictConfig:
         raise ValueError(f"there is no {file}")
     try:
         cfg = LazyConfig.load(str(file))
-    except (SyntaxError, ImportError) as error:
+    except Exception as error:  # it may be any program
         raise ValueError(f"{file} cannot be read as a LazyConfig: {error}") from error
-    if lacks := [part for part in PARTS if part not in cfg]:
+    if lacks := [part for part in PARTS if part not in (cfg or {})]:
         raise ValueError(f"{file} has no {lacks[0]}: a LazyConfig of Detectron2 was expected, with {', '.join(PARTS)}")
     return cfg
 

@@ -31,6 +31,7 @@ from stillroom.det_transfer.levels import (
     RATIOS,
     anchor_sides,
     check_c4,
+    check_flat,
     held,
     is_flat,
     power,
@@ -116,13 +117,12 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
     """A feature pyramid on Detectron2's own ResNet, or on the wrapper of our net."""
     retina = config.detector == "retinanet"
     if is_flat(spec):
-        if retina:
-            raise ValueError(f"retinanet takes maps of several strides, {spec.name} has one: say faster-rcnn-fpn")
+        check_flat(spec, config)
         strides = pyramid_strides(spec, config)[:-1]
         pyramid = L(PaddedPyramid)(
             net=wrapper(spec, [PATCH], config, norm), in_feature=PATCH, out_channels=config.fpn_dim,
             scale_factors=[spec.levels[0].stride / stride for stride in strides],
-            top_block=L(OneMoreLevel)(in_feature=f"p{power(strides[-1])}"), norm="LN",
+            top_block=L(OneMoreLevel)(in_feature=f"p{power(strides[-1])}"),
         )  # fmt: skip
         return pyramid, wrapper_bridge(spec, "backbone.net.")
     strides = tuple(spec.levels[place].stride for place in taken_levels(spec, config))

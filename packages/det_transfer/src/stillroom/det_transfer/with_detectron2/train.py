@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from stillroom.backbone import Backbone, BrokenImageError, Run
 from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.files import write_file
+from stillroom.backbone.loading import in_one_sentence
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.det_transfer import with_detectron2  # noqa: F401  # first: it says in one sentence what is not installed
 from stillroom.det_transfer.annotations import Images
@@ -33,8 +33,7 @@ with warnings.catch_warnings():
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import LazyCall as L
     from detectron2.config import LazyConfig, instantiate
-    from detectron2.data import DatasetMapper, build_detection_test_loader
-    from detectron2.data.detection_utils import read_image
+    from detectron2.data import build_detection_test_loader
     from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, default_writers, hooks
     from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
     from detectron2.solver.build import get_default_optimizer_params
@@ -43,7 +42,13 @@ with warnings.catch_warnings():
     from fvcore.common.param_scheduler import ParamScheduler
     from omegaconf import DictConfig, OmegaConf
 
-    from stillroom.det_transfer.with_detectron2.images import SteadyLoader, as_records, read_records, read_run
+    from stillroom.det_transfer.with_detectron2.images import (
+        PictureMapper,
+        SteadyLoader,
+        as_records,
+        read_records,
+        read_run,
+    )
     from stillroom.det_transfer.with_detectron2.own import adopt_bridge, adopt_config, load_own, read_own
     from stillroom.det_transfer.with_detectron2.recipe import build_model
 
@@ -156,7 +161,7 @@ def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes
             "dataloader": {
                 "train": L(SteadyLoader)(
                     dataset=L(read_records)(run=own, part="train"),
-                    mapper=L(DatasetMapper)(
+                    mapper=L(PictureMapper)(
                         is_train=True, augmentations=views, image_format=order, use_instance_mask=masks,
                         instance_mask_format="bitmask",
                     ),
@@ -165,7 +170,7 @@ def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes
                 ),
                 "test": L(build_detection_test_loader)(
                     dataset=L(read_records)(run=own, part="val"),
-                    mapper=L(DatasetMapper)(is_train=False, augmentations=fixed, image_format=order),
+                    mapper=L(PictureMapper)(is_train=False, augmentations=fixed, image_format=order),
                     num_workers=config.workers,
                 ),
                 "evaluator": L(Collector)(run=own),
@@ -313,7 +318,8 @@ def find_all(net: nn.Module, config: DetectConfig, cfg: DictConfig, images: Imag
         dataset=as_records(images), mapper=instantiate(cfg.dataloader.test.mapper), num_workers=config.workers
     )
     collector = Collector()
-    inference_on_dataset(net, loader, collector)
+    with in_one_sentence():
+        inference_on_dataset(net, loader, collector)
     return [collector.found[row.id] for row in images.rows]
 
 
@@ -344,19 +350,15 @@ def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run:
     net = instantiate(cfg.model).to(run.device).eval()
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     DetectionCheckpointer(net).load(str(config.out / "model_final.pth"))
-    resize = instantiate(cfg.dataloader.test.mapper.augmentations[0])
-    order = str(cfg.dataloader.test.mapper.image_format)
+    mapper = instantiate(cfg.dataloader.test.mapper)
 
     def find_in(file: Path) -> Detections:
         try:
-            pixels = read_image(str(file), order)  # as its mapper reads what is learned from and measured on
-        except OSError as error:
+            given = mapper({"file_name": str(file)})
+        except OSError as error:  # of a user's own mapper
             raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error
-        height, width = pixels.shape[:2]
-        scaled = resize.get_transform(pixels).apply_image(pixels)
-        tensor = torch.as_tensor(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
         with torch.no_grad():
-            (output,) = net([{"image": tensor, "height": height, "width": width}])
+            (output,) = net([given])
         return as_detections(output["instances"])
 
     return find_in
@@ -373,10 +375,10 @@ def begin_log(out: Path, run: Run) -> None:
 
 
 def cut_metrics(file: Path, first: int) -> None:
-    """Leave out the lines behind the state that a run goes on from: they will be written again."""
+    """Leave out the lines behind the state that a run goes on from, and a half one: they will be written again."""
     if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        write_file(file, "".join(f"{line}\n" for line in lines if json.loads(line)["iteration"] < first))
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        write_file(file, "".join(line for line in lines if json.loads(line)["iteration"] < first))
 
 
 def initial_file(out: Path) -> Path:

@@ -24,6 +24,7 @@ from stillroom.det_transfer.levels import (
     Hold,
     anchor_sides,
     check_c4,
+    check_flat,
     held,
     is_flat,
     pyramid_strides,
@@ -155,8 +156,7 @@ def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -
     channels = [spec.levels[place].channels for place in taken]
     retina = config.detector == "retinanet"
     if is_flat(spec):
-        if retina:
-            raise ValueError(f"retinanet takes maps of several strides, {spec.name} has one: say faster-rcnn-fpn")
+        check_flat(spec, config)
         scales = tuple(spec.levels[0].stride / stride for stride in strides[:-1])
         fpn: nn.Module = SimplePyramid(channels[0], config.fpn_dim, scales)
     else:
@@ -240,11 +240,18 @@ def sized(model: Any, sizes: tuple[int, ...]) -> None:
     model.transform.min_size = sizes
 
 
-def answer_in_float(model: Any) -> None:
-    """Let the layers that boxes are made of answer in float32: from 512 px on bfloat16 knows every fourth pixel."""
-    layers = [model.head] if isinstance(model, RetinaNet) else [model.rpn.head, model.roi_heads.box_predictor]
-    for layer in layers:
+def boxes_in_float(model: Any) -> None:
+    """Let anchors, and the layers that move them, be float32: from 512 px on bfloat16 knows every fourth pixel."""
+    one_stage = isinstance(model, RetinaNet)
+    anchors = (model if one_stage else model.rpn).anchor_generator
+    anchors.register_forward_pre_hook(lambda _anchors, given: (given[0], as_float(given[1])))
+    for layer in [model.head] if one_stage else [model.rpn.head, model.roi_heads.box_predictor]:
         layer.register_forward_hook(lambda _layer, _given, answer: in_float(answer))
+
+
+def as_float(maps: list[Tensor]) -> list[Tensor]:
+    """Maps of the same shape in float32, without their values: anchors are made of shape, type and device alone."""
+    return [torch.empty_like(map_, dtype=torch.float32) for map_ in maps]
 
 
 def in_float(answer: Any) -> Any:

@@ -27,7 +27,7 @@ from stillroom.det_transfer.with_torchvision.images import (
     build_evaluation,
     build_training,
 )
-from stillroom.det_transfer.with_torchvision.nets import answer_in_float, autocast, build_detector, sized
+from stillroom.det_transfer.with_torchvision.nets import autocast, boxes_in_float, build_detector, sized
 
 MASK_THRESHOLD = 0.5
 
@@ -63,7 +63,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     model, bridge = build_detector(config, copy.deepcopy(backbone), len(data.classes))
     bridge.load(model, backbone)
     if config.amp == "bf16":
-        answer_in_float(model)
+        boxes_in_float(model)
     if run.world_size > 1 and run.device.type == "cuda" and held(config) == "nothing":
         sync_norms(model)
     model.to(run.device)
