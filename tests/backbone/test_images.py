@@ -363,7 +363,7 @@ def test_resize_batch_filters_before_it_shrinks() -> None:
     assert (resize_batch(checkers, 2) - 0.5).abs().max() < 0.02  # without a filter it would be all 0 or 1
 
 
-@pytest.mark.parametrize(("orientation", "turned"), [(None, False), (1, False), (3, True), (6, True)])
+@pytest.mark.parametrize(("orientation", "turned"), [(None, False), (0, False), (1, False), (3, True), (6, True)])
 def test_a_jpeg_that_its_tag_turns_is_told(tmp_path: Path, orientation: int | None, turned: bool) -> None:
     image = Image.new("RGB", (8, 6))
     tags = image.getexif()

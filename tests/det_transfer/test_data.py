@@ -81,8 +81,13 @@ def first(content: dict) -> dict:
         (lambda c: first(c).update(image_id=9), r"1 boxes are of no image, such as 1, of image 9"),
         (lambda c: first(c).update(bbox=[3, 3, 0, 9]), r"1 bad boxes: box 1 of 00.png has no area: 0 x 9 px.*skip"),
         (lambda c: first(c).update(bbox=[50, 3, 20, 9]), r"1 bad boxes: box 1 of 00.png reaches 6 px beyond the image"),
-        (lambda c: first(c).update(bbox=[64, 3, 1, 9]), r"1 bad boxes: box 1 of 00.png lies beyond the image's edge"),
-        (lambda c: first(c).update(bbox=[3, -1, 9, 1]), r"1 bad boxes: box 1 of 00.png lies beyond the image's edge"),
+        (lambda c: first(c).update(bbox=[64, 3, 1, 9]), r"1 bad boxes: box 1 of 00.png has no area inside the image"),
+        (lambda c: first(c).update(bbox=[3, -1, 9, 1]), r"1 bad boxes: box 1 of 00.png has no area inside the image"),
+        (lambda c: first(c).update(bbox=[40, 3, 1e-7, 9]), r"1 bad boxes: box 1 of 00.png has no area inside the im"),
+        (lambda c: c["images"][1].update(file_name="./00.png"), r"has 1 images twice, the first is '00.png'"),
+        (lambda c: c["images"][1].update(file_name="../a.png"), r"lists 1 images outside of .*, the first is ../a.png"),
+        (lambda c: c["images"][1].update(file_name="/a.png"), r"lists 1 images outside of .*, the first is /a.png"),
+        (lambda c: first(c).update(iscrowd="0"), r"box 1 has '0' as iscrowd: 0 or 1 was expected"),
         (lambda c: first(c).update(area=-4), r"train.json: box 1 has an area of -4"),
         (lambda c: first(c).update(area=float("nan")), r"box 1 has an area of nan"),
         (lambda c: first(c).update(area="7"), r"box 1 has an area of '7'"),
@@ -118,11 +123,12 @@ def test_the_fingerprint_knows_boxes_and_masks(make_config: Make, change: Change
         lambda c: first(c).update(category_id=7),
         lambda c: first(c).update(segmentation=[[40, 5, 50, 5, 50, 9]]),
         lambda c: first(c).update(bbox=[36, 4, 8, 8]),
+        lambda c: first(c).update(area=60),
     ):
         change(how)
         forget()
         seen.add(read_data(config).train.record.fingerprint)
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 @pytest.mark.parametrize(
@@ -216,6 +222,12 @@ def test_an_image_that_its_tag_turns_is_named(make_config: Make, voc: Path) -> N
         read_data(make_config(data=voc, layout="voc"))
 
 
+def test_an_image_of_too_many_pixels_is_named(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"9 of 9 images do not fit; .*00.png cannot be read as an image: Image size"):
+        read_data(make_config())
+
+
 def test_a_png_that_its_tag_turns_is_named(make_config: Make, boxed: Path) -> None:
     file = boxed / "images" / "train" / "02.png"
     image = Image.open(file)
@@ -230,14 +242,14 @@ def test_voc_as_it_is_found_in_the_wild(make_config: Make, voc: Path) -> None:
     """A list of a class with its marks and a byte order mark, names with spaces, capital suffixes, nobody difficult."""
     (voc / "JPEGImages" / "001.jpg").rename(voc / "JPEGImages" / "001.JPG")
     for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
-        (voc / folder / f"002.{suffix}").rename(voc / folder / f"image 2.{suffix}")
+        (voc / folder / f"002.{suffix}").rename(voc / folder / f"image 1.{suffix}")
     xml = voc / "Annotations" / "000.xml"
     xml.write_text(xml.read_text().replace("<difficult>0</difficult>", ""))
     xml = voc / "Annotations" / "001.xml"
     xml.write_text(xml.read_text().replace("<difficult>0</difficult>", "<difficult>1</difficult>"))
-    (voc / "ImageSets" / "Main" / "train.txt").write_text("\ufeff000  1\n001 -1\nimage 2\n", encoding="utf-8")
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("\ufeff000  1\n001 -1\nimage 1\n", encoding="utf-8")
     rows = read_data(make_config(data=voc, layout="voc")).train.rows
-    assert [row.file.name for row in rows] == ["000.jpg", "001.JPG", "image 2.jpg"]
+    assert [row.file.name for row in rows] == ["000.jpg", "001.JPG", "image 1.jpg"]
     assert [{box.difficult for box in row.boxes} for row in rows] == [{False}, {True}, {False}]
 
 
@@ -248,6 +260,11 @@ def test_voc_as_it_is_found_in_the_wild(make_config: Make, voc: Path) -> None:
         ("Annotations/002.xml", "<annotation>", r"002.xml is no XML"),
         ("Annotations/002.xml", "<?xml version='1.0' encoding='klingon'?><a/>", r"002.xml is no XML: unknown encoding"),
         ("Annotations/002.xml", "<annotation><size/></annotation>", r"holds None as size/width: a number was expected"),
+        (
+            "Annotations/002.xml",
+            "<annotation><size><width>inf</width><height>9</height></size></annotation>",
+            r"holds 'inf' as size/width: a number was expected",
+        ),
         ("ImageSets/Main/train.txt", "", r"train.txt lists no image"),
         ("ImageSets/Main/train.txt", "001\n001\n", r"has 1 images twice, the first is '001'"),
         ("ImageSets/Main/train.txt", None, r"there is no .*train.txt: .* is not laid out as VOC is"),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.schedule import factor
+from stillroom.det_transfer.with_detectron2 import train as d2_train
 from stillroom.det_transfer.with_detectron2.images import PictureMapper
 from stillroom.det_transfer.with_detectron2.own import from_records
 from stillroom.det_transfer.with_detectron2.recipe import build_model
@@ -527,6 +529,19 @@ def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path
     assert not any(key.startswith(("conv1", "bn1", "layer1")) for key in moved), "as far as the config freezes"
     with pytest.raises(ValueError, match=r"the config's backbone is a ResNet, which has no rules for timm/convnext"):
         finetune(replace(config, checkpoint=("random:timm/convnext_atto",), out=tmp_path / "b"))
+    own = OWN.format(root=str(boxed), strides=False)
+    lists = "dataloader.test.dataset.names = [dataloader.test.dataset.names]"
+    for more, words in (
+        ("model.num_classes = 80", "the config's model tells 80 classes apart, its data have 2"),
+        ("model.backbone.out_channels = 'x'", "the model of .*own.py cannot be built: "),
+        ("train.amp.enabled = True", "train.amp.enabled needs a GPU"),
+        ("del train.checkpointer", "own.py has no train.checkpointer.period: a LazyConfig of Detectron2 was expected"),
+        (f"{lists}; model.num_classes = 80", "the config's model tells 80 classes apart, its data have 2"),
+    ):
+        file.write_text(f"{own}\n{more}\n")
+        with pytest.raises(ValueError, match=words):
+            finetune(replace(config, out=tmp_path / "early"))
+        assert not (tmp_path / "early").exists(), "as if nothing had been asked"
     file.write_text(OWN.format(root=str(boxed), strides=True))
     with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours has not: say stride_in_1x1=False"):
         finetune(replace(config, out=tmp_path / "c"))
@@ -543,6 +558,22 @@ def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path
         finetune(replace(config, out=tmp_path / "d"))
     with pytest.raises(ValueError, match=r"there is no .*absent.py"):
         finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))
+
+
+def test_a_config_of_ones_own_counts_as_it_was_read(make: Make, boxed: Path, tmp_path: Path) -> None:
+    """It may be edited, or go, while its run is under way; what KDEP did is not done to it."""
+    file, second = tmp_path / "own.py", "dataloader.test.mapper.augmentations.append(L(T.RandomBrightness)({}, {}))"
+    bright = second.format("intensity_min=0.2", "intensity_max=0.2")
+    head = "import detectron2.data.transforms as T\nfrom detectron2.config import LazyCall as L\n"
+    file.write_text(f"{head}{OWN.format(root=str(boxed), strides=False)}\n{bright}\n")
+    config = make(checkpoint=("random:torchvision/resnet50",), framework_config=file, data=None, legacy="std-1")
+    digest = sha256(file.read_bytes()).hexdigest()[:12]
+    with pytest.MonkeyPatch.context() as patch:
+        begin = d2_train.find_all
+        patch.setattr(d2_train, "find_all", lambda *given: (file.unlink(), begin(*given))[1])
+        out = finetune(replace(config, neck="c4"))
+    assert read_results(out).protocol.endswith(f"framework-config=own.py sha256={digest} weights=last")
+    assert_predicted_as_measured(replace(config, data=boxed))
 
 
 def test_records_of_several_folders_keep_their_masks(tmp_path: Path) -> None:

@@ -371,7 +371,9 @@ def test_classes_may_be_called_as_formulas_are(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "b.png").size == (64, 48)
 
 
-def test_images_to_predict_are_looked_at_first(make_config: Make, boxed: Path, tmp_path: Path) -> None:
+def test_images_to_predict_are_looked_at_first(
+    make_config: Make, boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = finetune(make_config(steps=1))
     (tmp_path / "twins").mkdir()
     for name in ("a.png", "a.jpg"):
@@ -387,6 +389,9 @@ def test_images_to_predict_are_looked_at_first(make_config: Make, boxed: Path, t
     (tmp_path / "twins" / "c.png").write_text("no image")
     with pytest.raises(BrokenImageError, match=r"c.png cannot be read as an image"):
         predict(out, tmp_path / "twins" / "c.png", tmp_path / "found", device="cpu")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BrokenImageError, match=r"a.png cannot be read as an image: Image size"):
+        predict(out, tmp_path / "twins" / "a.png", tmp_path / "found", device="cpu")
     assert not (tmp_path / "found").exists()
 
 

@@ -194,7 +194,7 @@ def is_turned(opened: Image.Image) -> bool:
     """Whether an image's EXIF tag turns it: some libraries obey the tag, others do not. Only the header is read."""
     if opened.format == "PNG" and "exif" not in opened.info:  # it may stand behind the pixels, where nobody looks
         return False
-    return opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
 class EvaluationView:

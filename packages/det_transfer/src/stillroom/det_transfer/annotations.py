@@ -105,7 +105,7 @@ class Images:
         """For results.json; the fingerprint is that of the images and of their boxes."""
         digest = ImageFiles(self.root, tuple(row.file for row in self.rows)).fingerprint
         boxes = [
-            (row.id, b.label, b.x, b.y, b.width, b.height, b.crowd, b.difficult, b.mask and b.mask["counts"])
+            (row.id, b.label, b.x, b.y, b.width, b.height, b.area, b.crowd, b.difficult, b.mask and b.mask["counts"])
             for row in self.rows
             for b in row.boxes
         ]
@@ -200,7 +200,7 @@ def check_files(rows: Sequence[Annotated], source: Path) -> None:
                 elif opened.size != (row.width, row.height):
                     found = f"{opened.width} x {opened.height}"
                     wrong.append(f"{row.file} is {found} px, {source} says {row.width} x {row.height}")
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             wrong.append(f"{row.file} cannot be read as an image: {error}")
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(rows)} images do not fit; {wrong[0]}")
@@ -239,8 +239,8 @@ def fault_of(box: Box, image: Annotated) -> str | None:
     right, lower = box.x + box.width - image.width, box.y + box.height - image.height
     if max(-box.x, -box.y, right, lower) > TOLERANCE:
         return f"reaches {max(-box.x, -box.y, right, lower):g} px beyond the image"
-    inside = cut(box, image)
-    return None if inside.width > 0 and inside.height > 0 else "lies beyond the image's edge"
+    left, upper, right, lower = replace(image, boxes=(replace(cut(box, image), crowd=False),)).corners[0]
+    return None if left < right and upper < lower else "has no area inside the image"
 
 
 def cut(box: Box, image: Annotated) -> Box:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,15 @@ def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox, masks: bool = Fals
     for what in ("images", "annotations", "categories"):
         refuse_doubles((entry["id"] for entry in content[what]), f"ids of {what}", file)
     refuse_doubles((category["name"] for category in content["categories"]), "names of categories", file)
-    refuse_doubles((image["file_name"] for image in content["images"]), "images", file)
+    places = {image["id"]: os.path.normpath(image["file_name"]) for image in content["images"]}
+    if outside := [place for place in places.values() if Path(place).is_absolute() or place.startswith("..")]:
+        raise ValueError(f"{file} lists {len(outside)} images outside of {folder}, the first is {outside[0]}")
+    refuse_doubles(places.values(), "images", file)
     labels = {category: label for label, category in enumerate(sorted(names))}
     boxes = read_boxes(content["annotations"], {image["id"]: image for image in content["images"]}, labels, file, masks)
     rows = [
         Annotated(
-            id=image["id"], file=folder / image["file_name"], width=image["width"], height=image["height"],
+            id=image["id"], file=folder / places[image["id"]], width=image["width"], height=image["height"],
             boxes=tuple(boxes.get(image["id"], ())),
         )
         for image in content["images"]
@@ -123,6 +127,8 @@ def read_boxes(
         area = entry.get("area")
         if area is not None and not (isinstance(area, int | float) and 0 <= area < math.inf):
             raise ValueError(f"{file}: box {entry['id']} has an area of {area!r}")
+        if entry.get("iscrowd", 0) not in (0, 1):
+            raise ValueError(f"{file}: box {entry['id']} has {entry['iscrowd']!r} as iscrowd: 0 or 1 was expected")
         box = Box(
             x=x, y=y, width=width, height=height, label=labels[entry["category_id"]],
             crowd=bool(entry.get("iscrowd", 0)), area=float(width * height if area is None else area),

@@ -28,17 +28,20 @@ class DetectionData:
         classes: names, in the order of the labels.
         train, val: the images.
         words: what they are, for the protocol id.
+        own: the user's own config that names them, and more.
     """
 
     classes: tuple[str, ...]
     train: Images
     val: Images
     words: str = ""
+    own: DatasetRecord | None = None
 
     @property
     def records(self) -> dict[str, DatasetRecord]:
-        """For results.json, by role."""
-        return {"train": self.train.record, "test": self.val.record}
+        """For results.json, by role; none of it may change while a run goes on."""
+        own = {} if self.own is None else {"framework_config": self.own}
+        return {"train": self.train.record, "test": self.val.record, **own}
 
 
 def read_data(config: DetectConfig) -> DetectionData:

@@ -81,5 +81,5 @@ def as_entry(number: int, file: Path, root: Path) -> dict[str, Any]:
                 raise ValueError(f"{file} is turned by its EXIF tag, which one backend obeys only: save it upright")
             name = file.relative_to(root).as_posix()
             return {"id": number, "file_name": name, "width": opened.width, "height": opened.height}
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error

@@ -1,6 +1,5 @@
 """What a run leaves: a checkpoint of the trained backbone, predictions, pictures, results.json."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,7 +52,7 @@ def finish(
         config.out,
         Results(
             task="detection",
-            protocol=protocol(config, data.words),
+            protocol=protocol(config, data),
             datasets=data.records,
             checkpoint=CheckpointRecord(
                 path=str(config.out / CHECKPOINT), sha256=manifest.weights.sha256, method=method
@@ -74,14 +73,13 @@ def finish(
     )
 
 
-def protocol(config: DetectConfig, words: str) -> str:
+def protocol(config: DetectConfig, data: DetectionData) -> str:
     """The versioned id: backend, detector, training, and how images were measured on."""
-    if config.framework_config is not None:
-        digest = hashlib.sha256(config.framework_config.read_bytes()).hexdigest()[:12]
-        name = config.framework_config.name
+    if data.own is not None:
+        name, digest = Path(data.own.path).name, data.own.fingerprint[:12]
         return f"{PROTOCOL} detectron2 framework-config={name} sha256={digest} weights=last"
     parts = [
-        PROTOCOL, words, config.backend, f"{config.detector}-{config.neck}", f"norm={config.norm}",
+        PROTOCOL, data.words, config.backend, f"{config.detector}-{config.neck}", f"norm={config.norm}",
         "fpn-norm=gn" if config.fpn_norm == "gn" else "",
         "frozen" if config.frozen else "",
         f"legacy={config.legacy}" if config.legacy != "none" else "",

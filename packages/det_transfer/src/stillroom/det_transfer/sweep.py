@@ -11,7 +11,7 @@ from stillroom.det_transfer.backend import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import forget
 from stillroom.det_transfer.record import PER_CLASS
-from stillroom.det_transfer.train import fixed, prepare, resume_one, train_one
+from stillroom.det_transfer.train import prepare, resume_one, train_one
 
 
 def finetune(config: DetectConfig) -> Path:
@@ -42,7 +42,7 @@ def refuse_stale(cell: DetectConfig) -> None:
         ValueError: with what changed.
     """
     refuse_other_weights(cell.out, cell.name, read_results(cell.out).extra["initial_sha256"])
-    refuse_changed(cell.out, fixed(cell, find_backend(cell.backend).read(cell)))
+    refuse_changed(cell.out, find_backend(cell.backend).read(cell).records)
 
 
 def resume(

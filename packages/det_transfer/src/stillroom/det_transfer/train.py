@@ -1,6 +1,5 @@
 """The way of a run: images, first weights, the backend's detector and loop, what is found, what leaves."""
 
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -11,7 +10,6 @@ from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
 from stillroom.backbone.loading import TrainingBatches
 from stillroom.backbone.registry import checkpoint_method
-from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run import CONFIG, DeviceName
 from stillroom.backbone.sweep import keep_fingerprints, refuse_changed
 from stillroom.det_transfer.backend import find_backend
@@ -31,10 +29,11 @@ def train_one(config: DetectConfig, run: Run) -> None:
         ValueError: bad input, each in one sentence.
     """
     data, backbone = prepare(config, run)
+    records = data.records
     run.wait()  # every process has looked for config.json before the first one writes it
     if run.is_main:
         save_checkpoint(config.out / INITIAL, backbone, method=checkpoint_method(config.name), package=PACKAGE)
-        keep_fingerprints(config.out, fixed(config, data))
+        keep_fingerprints(config.out, records)
         write_file(config.out / CONFIG, config_to_json(config))  # last: a run that has it can go on
     run.wait()
     train(config, run, data, backbone, go_on=False)
@@ -52,7 +51,7 @@ def prepare(config: DetectConfig, run: Run) -> tuple[DetectionData, Backbone]:
     if config.framework_config is None:
         TrainingBatches(len(data.train), config.batch_size, 1, config.seed, run)  # does the batch fit the data?
         try_sizes(backbone)
-        backend.look_ahead(config, run, data, backbone)
+    backend.look_ahead(config, run, data, backbone)
     return data, backbone
 
 
@@ -73,15 +72,6 @@ def try_sizes(backbone: Backbone) -> None:
         raise ValueError(
             f"{backbone.spec.name} takes no images of {3 * side} x {2 * side} px ({error}): a detector's have any size"
         ) from error
-
-
-def fixed(config: DetectConfig, data: DetectionData) -> dict[str, DatasetRecord]:
-    """What must not change while a run goes on: images, boxes, and a config of the user's own."""
-    if config.framework_config is None:
-        return data.records
-    digest = sha256(config.framework_config.read_bytes()).hexdigest()
-    own = DatasetRecord(path=str(config.framework_config), count=1, fingerprint=digest)
-    return {**data.records, "framework_config": own}
 
 
 def resume_one(
@@ -106,7 +96,7 @@ def resume_one(
     here = Run.start(config.device) if run is None else run
     check(config, here.world_size, here.device.type == "cpu")
     data = find_backend(config.backend).read(config)
-    refuse_changed(path, fixed(config, data))
+    refuse_changed(path, data.records)
     backbone, _ = load_checkpoint(path / INITIAL)
     train(config, here, data, backbone, go_on=True)
     if run is None:

@@ -1,5 +1,6 @@
 """Pascal VOC's format: one XML per image, and lists of them."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,11 +38,16 @@ class Listed:
             if not path.exists():
                 raise ValueError(f"there is no {path}: {self.root} is not laid out as VOC is")
         lines = self.file.read_text(encoding="utf-8-sig").splitlines()
-        names = [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
+        names = [self.name_of(line.strip()) for line in lines if line.strip()]
         if not names:
             raise ValueError(f"{self.file} lists no image")
         refuse_doubles(names, "images", self.file)
         return names
+
+    def name_of(self, line: str) -> str:
+        """The image of a line; the lists of one class say behind it whether it is there: 1, 0 or -1."""
+        whole = (self.root / "Annotations" / f"{line}.xml").is_file()
+        return line if whole else re.sub(r"\s+-?[01]$", "", line)
 
 
 def find_classes(lists: Sequence[Listed]) -> tuple[str, ...]:
@@ -132,6 +138,9 @@ def number_of(element: ElementTree.Element, path: str, xml: Path) -> float:
     """
     text = element.findtext(path)
     try:
-        return float(text or "")
-    except ValueError as error:
-        raise ValueError(f"{xml} holds {text!r} as {path}: a number was expected") from error
+        number = float(text or "")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{xml} holds {text!r} as {path}: a number was expected")
+    return number

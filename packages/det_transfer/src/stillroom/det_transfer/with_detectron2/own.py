@@ -1,6 +1,8 @@
 """A user's own LazyConfig: its model, data and schedule, our backbone's weights."""
 
 import re
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,25 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.structures import BoxMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
 from stillroom.backbone.bridge import ASIDE, Bridge
 from stillroom.backbone.images import listed
 from stillroom.backbone.keys import Rule, rename
+from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import Annotated, Box, Images, encode
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, refuse_empty
 from stillroom.det_transfer.record import INITIAL
 from stillroom.det_transfer.with_detectron2.nets import StillroomBackbone, native_depth, resnet_rules
 
-PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+PARTS = (
+    "model", "dataloader.train.dataset", "dataloader.test.dataset", "dataloader.test.mapper", "optimizer.params",
+    "lr_multiplier", "train.max_iter", "train.log_period", "train.checkpointer.period", "train.amp.enabled",
+    "train.ddp",
+)  # fmt: skip
 
 
 def load_own(file: Path) -> DictConfig:
@@ -38,7 +45,8 @@ def load_own(file: Path) -> DictConfig:
         cfg = LazyConfig.load(str(file))
     except Exception as error:  # it may be any program
         raise ValueError(f"{file} cannot be read as a LazyConfig: {error}") from error
-    if lacks := [part for part in PARTS if part not in (cfg or {})]:
+    settings = OmegaConf.create({}) if cfg is None else cfg
+    if lacks := [part for part in PARTS if OmegaConf.select(settings, part) is None]:
         raise ValueError(f"{file} has no {lacks[0]}: a LazyConfig of Detectron2 was expected, with {', '.join(PARTS)}")
     return cfg
 
@@ -94,26 +102,42 @@ def uncounted(spec: BackboneSpec, rules: tuple[Rule, ...], known: set[str]) -> t
     return tuple(Rule(f"({re.escape(name)})", rf"{ASIDE}\1") for name in absent)
 
 
-def read_own(cfg: DictConfig) -> DetectionData:
+def read_own(file: Path) -> DetectionData:
     """The images that a LazyConfig names.
 
     Raises:
         ValueError: files that are not there, classes that nobody names, no boxes.
     """
-    parts = {}
+    cfg, parts = load_own(file), {}
+    own = DatasetRecord(path=str(file), count=1, fingerprint=sha256(file.read_bytes()).hexdigest())
     for role in ("train", "test"):
         try:
             records = instantiate(cfg.dataloader[role].dataset)
         except (FileNotFoundError, AssertionError, KeyError) as error:
             raise ValueError(f"the {role} images of the config cannot be read: {error}") from error
         parts[role] = from_records(records)
-    names = cfg.dataloader.test.dataset.get("names", None)
+    named = cfg.dataloader.test.dataset.get("names", None)
+    names = named[0] if isinstance(named, ListConfig) else named
     classes = None if names is None else MetadataCatalog.get(names).get("thing_classes", None)
     if classes is None:
         raise ValueError("the config's test data set has no names of classes (thing_classes)")
-    data = DetectionData(classes=tuple(classes), train=parts["train"], val=parts["test"])
+    data = DetectionData(classes=tuple(classes), train=parts["train"], val=parts["test"], own=own)
     refuse_empty(data)
     return data
+
+
+def check_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Refuse a model that tells apart more classes than the data have, or fewer.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    parts: Any = model
+    own = getattr(getattr(parts, "roi_heads", parts), "num_classes", len(classes))
+    if own != len(classes):
+        raise ValueError(
+            f"the config's model tells {own} classes apart, its data have {len(classes)}: {', '.join(classes)}"
+        )
 
 
 def from_records(records: list[dict[str, Any]]) -> Images:

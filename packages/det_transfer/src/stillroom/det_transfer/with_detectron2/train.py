@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ with warnings.catch_warnings():
         read_records,
         read_run,
     )
-    from stillroom.det_transfer.with_detectron2.own import adopt_bridge, adopt_config, load_own, read_own
+    from stillroom.det_transfer.with_detectron2.own import adopt_bridge, adopt_config, check_classes, load_own, read_own
     from stillroom.det_transfer.with_detectron2.recipe import build_model
 
 RESOLVED = "config.yaml"
@@ -62,12 +63,23 @@ LOGGERS = ("detectron2", "fvcore")
 
 def read(config: DetectConfig) -> DetectionData:
     """The images of a run; see `read_data` and `read_own`."""
-    return read_data(config) if config.framework_config is None else read_own(load_own(config.framework_config))
+    return read_data(config) if config.framework_config is None else read_own(config.framework_config)
 
 
 def look_ahead(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone) -> None:
-    """Describe the detector; see `build_model`."""
-    build_config(config, run, backbone, len(data.classes))
+    """Describe the detector, or build a user's own, and throw it away; see `build_model`, `adopt_bridge`."""
+    if config.framework_config is None:
+        build_config(config, run, backbone, len(data.classes))
+        return
+    cfg = load_own(config.framework_config)
+    if cfg.train.amp.enabled and run.device.type == "cpu":
+        raise ValueError("the config's train.amp.enabled needs a GPU: Detectron2's mixed precision refuses the CPU")
+    try:
+        net = instantiate(cfg.model)
+    except Exception as error:  # it may be of any class
+        raise ValueError(f"the model of {config.framework_config} cannot be built: {error}") from error
+    adopt_bridge(backbone.spec, net).load(net, backbone)
+    check_classes(net, data.classes)
 
 
 def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone, go_on: bool) -> Trained:
@@ -85,7 +97,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     """
     begin_log(config.out, run)
     if run.world_size > 1 and comm._LOCAL_PROCESS_GROUP is None:
-        comm.create_local_process_group(run.world_size)
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", run.world_size)))
     seed_everything(config.seed)
     if config.framework_config is None:
         cfg, bridge = build_config(config, run, backbone, len(data.classes))
@@ -205,7 +217,8 @@ def build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any
 
 def precise(model: nn.Module, cfg: DictConfig, config: DetectConfig) -> HookBase | None:
     """KDEP's C4 detectors measure with batch norm statistics of the last weights, averaged over 200 batches."""
-    if config.legacy == "none" or config.neck != "c4" or held(config) != "nothing":
+    own = config.framework_config is not None
+    if own or config.legacy == "none" or config.neck != "c4" or held(config) != "nothing":
         return None
     return hooks.PreciseBN(0, model, instantiate(cfg.dataloader.train), min(PRECISE_BATCHES, config.steps))
 
