@@ -137,6 +137,7 @@ def test_the_fingerprint_knows_boxes_and_masks(make_config: Make, change: Change
         ([1, 2, 5, 2, 5, 9], "is no list of polygons, each of three points or more"),
         ([[1, 2, 5, 2]], "is no list of polygons"),
         ([[]], "is no list of polygons"),
+        ([[1, 2, 5, 2, 5, 9, 3]], "is no list of polygons"),
         ([[1, 2, 5, 2, 5, float("nan")]], "is no list of polygons"),
         ([[1, 2, 5, 2, 5, "9"]], "is no list of polygons"),
         ({"counts": [0, 3071], "size": [48, 64]}, "is an RLE whose runs do not fill 64 x 48 px"),
@@ -171,9 +172,12 @@ def test_runs_of_a_compressed_mask_are_those_that_were_compressed() -> None:
 
 
 def test_areas_are_those_of_the_json_or_of_the_box(make_config: Make, change: Change) -> None:
-    change(lambda c: (first(c).update(area=None), c["annotations"][1].update(area=7.5)))
+    change(
+        lambda c: (first(c).update(area=None), c["annotations"][1].update(area=7.5), c["annotations"][2].update(area=0))
+    )
     boxes = [box for row in read_data(make_config()).train.rows for box in row.boxes]
     assert boxes[0].area == boxes[0].width * boxes[0].height and boxes[1].area == 7.5
+    assert boxes[2].area == 0, "as COCO's own small crowds have it"
 
 
 def test_bad_boxes_may_be_left_out_by_name(
@@ -188,6 +192,20 @@ def test_bad_boxes_may_be_left_out_by_name(
 def test_a_box_that_rounding_put_beyond_its_image_is_cut(make_config: Make, change: Change) -> None:
     change(lambda c: first(c).update(bbox=[-0.5, 3, 65.2, 9]))
     assert read_data(make_config()).train.rows[0].corners[0].tolist() == [0, 3, 64, 12]
+    change(lambda c: first(c).update(bbox=[-1, 3, 66, 9]))
+    forget()
+    assert read_data(make_config()).train.rows[0].corners[0].tolist() == [0, 3, 64, 12], "by up to one whole pixel"
+
+
+@pytest.mark.parametrize("edge", ["xmax", "ymax"])
+def test_a_line_is_no_box_in_voc(make_config: Make, voc: Path, edge: str) -> None:
+    xml = voc / "Annotations" / "002.xml"
+    tree = ElementTree.parse(xml)
+    box = next(tree.iter("bndbox"))
+    box.find(edge).text = box.find(edge.replace("max", "min")).text
+    tree.write(xml)
+    with pytest.raises(ValueError, match=r"1 bad boxes: \w+ 1 of 002.jpg has no area: 0 x 0 px"):
+        read_data(make_config(data=voc, layout="voc"))
 
 
 def test_nothing_is_learned_from_crowds_and_empty_images(

@@ -51,10 +51,11 @@ from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.schedule import factor
 from stillroom.det_transfer.with_detectron2 import train as d2_train
-from stillroom.det_transfer.with_detectron2.images import PictureMapper
+from stillroom.det_transfer.with_detectron2.images import PictureMapper, as_records
+from stillroom.det_transfer.with_detectron2.nets import ExtraNorm
 from stillroom.det_transfer.with_detectron2.own import from_records
 from stillroom.det_transfer.with_detectron2.recipe import build_model
-from stillroom.det_transfer.with_detectron2.train import build_config, cut_metrics
+from stillroom.det_transfer.with_detectron2.train import ClipGradients, build_config, cut_metrics
 from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2
@@ -276,9 +277,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(make: Make) -> None:
         finetune(make(steps=8, lr=1e20, warmup=0, save_every=1))
 
 
-def test_weights_that_are_not_finite_are_not_saved(make: Make) -> None:
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_weights_that_are_not_finite_are_not_saved(make: Make, save_every: int) -> None:
     """Though no line was logged that would have shown the loss."""
-    config = make(steps=6, lr=1e12, warmup=0, save_every=1, log_every=20, detector="retinanet")
+    config = make(steps=6, lr=1e12, warmup=0, save_every=save_every, log_every=20, detector="retinanet")
     with pytest.raises(DivergedError, match=r"not finite at step \d+: lower --lr"):
         finetune(config)
     for file in config.out.glob("model_*.pth"):
@@ -340,6 +342,9 @@ def test_kdeps_c4_is_measured_with_precise_statistics(make: Make, monkeypatch: p
     out = finetune(config)
     assert "(roi_heads.res5.stage: 23 of 50)" in read_results(out).extra["loaded"]
     precise = trained(out)["backbone.stem.conv1.norm.running_mean"]
+    cfg, model = LazyConfig.load(str(out / "config.yaml")), torch.nn.BatchNorm2d(3)
+    assert d2_train.precise(model, cfg, replace(config, steps=1000))._num_iter == 200, "batches"
+    assert d2_train.precise(model, cfg, replace(config, legacy="none")) is None
     monkeypatch.setattr(hooks.PreciseBN, "update_stats", lambda self: None)
     plain = trained(finetune(replace(config, out=out.parent / "plain")))["backbone.stem.conv1.norm.running_mean"]
     share = 1 - 0.9**3  # of what momentum 0.1 has forgotten of the first 0 in three steps
@@ -584,10 +589,30 @@ def test_records_of_several_folders_keep_their_masks(tmp_path: Path) -> None:
         {"file_name": f"{tmp_path}/{folder}/a.png", "image_id": place, **size, "annotations": [entry]}
         for place, folder in enumerate("AB")
     ]
+    records[1]["annotations"] = [{**entry, "iscrowd": 1}, entry]
     found = from_records(records)
+    assert [[box.crowd for box in row.boxes] for row in found.rows] == [[False], [True, False]]
+    assert [len(record["annotations"]) for record in as_records(found)] == [1, 1], "nothing is learned from crowds"
     assert found.root == tmp_path and found.has_masks
     with pytest.raises(ValueError, match="the config's data set has no images"):
         from_records([])
+
+
+def test_gradients_are_clipped_by_their_norm() -> None:
+    net = torch.nn.Linear(4, 3)
+    net(torch.arange(4.0)).sum().backward()
+    direction = torch.nn.functional.normalize(net.weight.grad, dim=None)
+    ClipGradients(net, 0.5).after_backward()
+    assert sum(float(parameter.grad.square().sum()) for parameter in net.parameters()) == pytest.approx(0.25, rel=1e-4)
+    assert torch.allclose(torch.nn.functional.normalize(net.weight.grad, dim=None), direction)
+
+
+def test_kdeps_head_has_a_norm_behind() -> None:
+    torch.manual_seed(0)
+    head = ExtraNorm([torch.nn.Conv2d(3, 4, 1)], torch.nn.BatchNorm2d(4))
+    maps = head(10 + 5 * torch.randn(8, 3, 6, 6))
+    assert torch.allclose(maps.mean((0, 2, 3)), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(maps.std((0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-9])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -17,7 +18,7 @@ from stillroom.det_transfer import DetectConfig
 from stillroom.det_transfer.annotations import Annotated, Box, Images
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
-from stillroom.det_transfer.measure import NAMES, measure, voc_ap
+from stillroom.det_transfer.measure import NAMES, as_annotations, measure, voc_ap
 
 
 def guesses(images: Images, seed: int, masks: bool = False) -> list[Detections]:
@@ -109,6 +110,19 @@ def image(number: int, *boxes: tuple[float, float, float, float, bool]) -> Annot
 def seen(*boxes: tuple[float, float, float, float, float]) -> Detections:
     rows = np.asarray(boxes, dtype=float).reshape(-1, 5)
     return Detections(boxes=rows[:, :4], scores=rows[:, 4], labels=np.zeros(len(rows), dtype=int))
+
+
+def test_areas_of_results_are_those_of_what_is_measured() -> None:
+    plane = np.zeros((20, 20), np.uint8)
+    plane[2:5, 3:7] = 1
+    row = {
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [3.0, 2.0, 10.0, 5.0],
+        "segmentation": rle.encode(np.asfortranarray(plane)),
+    }
+    assert as_annotations([row])[0]["area"] == 50
+    assert as_annotations([row], "segm")[0]["area"] == 12
 
 
 def test_voc_ap_worked_by_hand() -> None:

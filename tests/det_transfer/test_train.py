@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import ExifTags, Image
 from predicted import assert_predicted_as_measured
 from safetensors.torch import load_file
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from stillroom.backbone import (
     BrokenImageError,
@@ -119,6 +121,22 @@ def test_detectors_and_backbones_train(make_config: Make, name: str, changes: di
         assert not any("running" in key for key in moved), "no statistics"
         assert not any(key.startswith("features.18.") for key in moved), "no detector uses the last 1x1 convolution"
     assert ("maskAP" in read_results(out).metrics) == (changes.get("detector") == "mask-rcnn")
+
+
+def test_a_run_of_mixed_precision_makes_its_anchors_in_float32(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+    grid = AnchorGenerator.grid_anchors
+
+    def watch(self: AnchorGenerator, *given: Any) -> list[torch.Tensor]:
+        anchors = grid(self, *given)
+        seen.update(anchor.dtype for anchor in anchors)
+        return anchors
+
+    monkeypatch.setattr(AnchorGenerator, "grid_anchors", watch)
+    finetune(make_config(amp="bf16", steps=1))
+    assert seen == {torch.float32}
 
 
 def test_two_blocks_are_learned(make_config: Make) -> None:
@@ -293,12 +311,17 @@ def test_boxes_of_mixed_precision_lie_between_its_steps(make_config: Make, detec
         model.roi_heads.register_forward_pre_hook(lambda _, given: seen.extend(given[1]))
     else:
         model.head.register_forward_hook(lambda _, __, answer: seen.append(answer["bbox_regression"]))
+    if detector == "faster-rcnn":
+        model.roi_heads.box_predictor.register_forward_hook(lambda _, __, answer: seen.extend(answer))
     anchors = (model.rpn if detector == "faster-rcnn" else model).anchor_generator
     anchors.register_forward_hook(lambda _, __, answer: seen.extend(answer))
     with autocast(config, torch.device("cpu")):
         model.train()([torch.rand(3, 300, 500)], target)
     assert seen and all(part.dtype == torch.float32 for part in seen), "what is learned from"
+    maps: list[torch.dtype] = []
+    model.backbone.register_forward_hook(lambda _, __, answer: maps.extend(map_.dtype for map_ in answer.values()))
     found = find(model, config, torch.randint(0, 256, (3, 300, 500), dtype=torch.uint8), torch.device("cpu"))
+    assert set(maps) == {torch.float32}, "all that is measured"
     if len(found.boxes):
         boxes = torch.from_numpy(found.boxes).float()
         assert not torch.equal(boxes, boxes.bfloat16().float()), "what is measured"
@@ -329,7 +352,8 @@ def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path)
     [
         ({"steps": 0}, "--steps is 0: it must be at least 1"),
         ({"warmup": -1}, "--warmup is -1: it must be at least 0"),
-        ({"lr": float("nan")}, "--lr is nan: it must be at least 0"),
+        ({"lr": float("nan")}, "--lr is nan: it must be at least 0, and finite"),
+        ({"weight_decay": float("inf")}, "--weight-decay is inf: it must be at least 0, and finite"),
         ({"anchor_scale": 0.0}, "--anchor-scale is 0.0: it must be above 0"),
         ({"train_sizes": ()}, r"--train-sizes holds \[\]: sides of 1 pixel or more"),
         ({"drops": (0.8, 0.5)}, r"--drops holds \[0.8, 0.5\]: rising shares of the steps"),

@@ -1,5 +1,6 @@
 """The command line, and what it says where MMSegmentation is missing or old."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -58,6 +59,19 @@ def test_what_is_not_installed_is_said_in_one_sentence(monkeypatch: pytest.Monke
     monkeypatch.setattr(framework.util, "find_spec", lambda asked: None if asked == name else object())
     with pytest.raises(ImportError, match=f"needs {name}, which comes with onedl-mm.*: pip install onedl-mmseg"):
         framework.find_framework()
+
+
+def test_the_tool_says_it_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name == 'mmseg' else find(name, *more)\n"
+    )
+    tool = Path(__file__).parents[2] / "tools" / "seg_transfer.py"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, tool, "--help"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: stillroom.seg_transfer needs mmseg, which comes")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_abandoned_release_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

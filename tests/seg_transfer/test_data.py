@@ -56,6 +56,7 @@ def test_a_mark_of_the_encoding_is_no_letter_of_a_class(make_config: Make, maske
         (lambda r: (r / "classes.txt").unlink(), "there is no .*classes.txt: it names the classes, one per line"),
         (lambda r: (r / "classes.txt").write_text("one\n"), "names 1 classes: 2 to 255 were expected"),
         (lambda r: (r / "classes.txt").write_text("a\nb\na\n"), "names a twice"),
+        (lambda r: (r / "classes.txt").write_bytes("a\nö\n".encode("latin-1")), "classes.txt is no text in UTF-8"),
         (lambda r: (r / "labels/train/03.png").unlink(), r"1 images have no mask in .* \(train\), the first is 03"),
         (lambda r: (r / "images/val/01.jpg").unlink(), r"1 masks have no image in .* \(val\), the first is 01"),
         (
@@ -100,6 +101,19 @@ def test_what_is_wrong_with_a_folder_is_named(
     change(masked)
     with pytest.raises(ValueError, match=message):
         read_data(make_config())
+
+
+def test_suffixes_may_be_capitals(make_config: Make, masked: Path) -> None:
+    for folder, suffix in (("images", "jpg"), ("labels", "png")):
+        (masked / folder / "train" / f"03.{suffix}").rename(masked / folder / "train" / f"03.{suffix.upper()}")
+    assert [file.name for file in read_data(make_config()).train.pairs[3]] == ["03.JPG", "03.PNG"]
+
+
+def test_images_to_be_measured_on_are_not_learned(tmp_path: Path) -> None:
+    write_published(tmp_path, "voc2012aug", 3, 2)
+    (tmp_path / "ImageSets/Segmentation/aug.txt").write_text("train_001\nval_001\n")
+    with pytest.raises(ValueError, match=r"learns from 1 images that it is measured on, the first is .*val_001.jpg"):
+        read_published("voc2012aug", tmp_path, partial=True)
 
 
 def test_a_folder_that_is_not_there_and_none_at_all_are_refused(make_config: Make, tmp_path: Path) -> None:

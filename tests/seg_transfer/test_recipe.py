@@ -196,7 +196,8 @@ def test_the_protocol_says_what_was_run(make_config: Make, run: Run) -> None:
     assert "psp stride=4 " in protocol(config, plan.data, plan.bridge.strides[-1]), "of the net, not of the flag"
     legacy = PRESETS["legacy-kdep-mnv2"](checkpoint=("x",), out=Path("x"))
     said = protocol(legacy, plan.data, 32)
-    assert "main-weight=1.4 align-corners" in said
+    assert "main-weight=1.4 align-corners" in said and "channels" not in said
+    assert "channels=8" in protocol(config, plan.data, 32), "what is not the recipe's"
 
 
 def test_legacy_presets_count_the_images_that_kdep_saw() -> None:
@@ -207,6 +208,10 @@ def test_legacy_presets_count_the_images_that_kdep_saw() -> None:
             assert config.steps == images * epochs // 16
             assert config.layout == (data.strip("-") or "voc2012aug") and config.align_corners and config.flip
             assert config.scale == ((0.5, 2.0) if data else (0.5, 1.5))
+            plain = PRESETS[f"pspnet{data or '-voc'}"](checkpoint=("x",), out=Path("x"))
+            assert (plain.steps, plain.layout, plain.scale) == (config.steps, config.layout, config.scale)
+            assert (plain.atrous, plain.output_stride, plain.aux_weight) == ("exact", 8, 0.4), "without the quirks"
+            assert plain.evaluation == "slide" and plain.flip and not plain.align_corners and plain.lr == 0.01
 
 
 def test_a_vit_is_measured_on_images_of_any_size(make_config: Make) -> None:

@@ -198,6 +198,29 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
         resume(out)
     with pytest.raises(ValueError, match=r"there is no .*none.py"):
         finetune(replace(config, framework_config=plain / "none.py", out=plain.parent / "other"))
+    whole = file.read_text()
+    for more, words in (
+        ("x = = 1", r"theirs.py cannot be read as a config of MMEngine: "),
+        ("x = absent", r"theirs.py cannot be read as a config of MMEngine: name 'absent' is not defined"),
+        ("model = 'x'", r"theirs.py has no model.backbone with a type"),
+        ("model['backbone'].pop('type')", r"theirs.py has no model.backbone with a type"),
+        (
+            "model['decode_head']['type'] = 'Absent'",
+            r"the model of .*theirs.py cannot be built: .*Absent",
+        ),
+        ("model['decode_head']['num_classes'] = 2", r"the model of .*theirs.py tells 2 classes apart, its data have 3"),
+        ("model['backbone']['depth'] = 50", r"tensors of the model's backbone do not fit the checkpoint's"),
+        ("optim_wrapper['optimizer']['type'] = 'Absent'", r"the optim_wrapper of .*theirs.py cannot be built: "),
+        ("test_evaluator['type'] = 'Absent'", r"the test_evaluator of .*theirs.py cannot be built: "),
+        ("train_dataloader['dataset']['type'] = 'Absent'", r"the train images of .*theirs.py cannot be read: .*Absent"),
+    ):
+        file.write_text(f"{whole}\n{more}\n")
+        with pytest.raises(ValueError, match=words):
+            finetune(replace(config, out=plain.parent / "early"))
+        assert not (plain.parent / "early").exists(), "as if nothing had been asked"
+    (plain.parent / "bytes.py").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"bytes.py cannot be read as a config of MMEngine: "):
+        finetune(replace(config, framework_config=plain.parent / "bytes.py", out=plain.parent / "early"))
 
 
 def test_weights_that_did_not_arrive_stop_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,11 +241,34 @@ def test_an_image_that_is_cut_short_is_named(make_config: Make, masked: Path, pa
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(make_config: Make) -> None:
     config = make_config(lr=1e18, steps=8)
-    with pytest.raises(DivergedError, match=r"the loss is nan at step \d: lower --lr; (the last good|no state)"):
+    with pytest.raises(
+        DivergedError, match=r"(loss is nan|not finite) at step \d: lower --lr; (the last good|no state)"
+    ):
         finetune(config)
     for file in config.out.glob("iter_*.pth"):
         state = trained_model(config.out, int(file.stem.removeprefix("iter_")))
         assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+@pytest.mark.parametrize("changes", [{"lr": 100.0, "weight_decay": 1e38}, {"lr": 100.0, "head_lr": 1e38}])
+def test_weights_that_are_not_finite_are_not_kept(make_config: Make, changes: dict) -> None:
+    """Though the only loss was."""
+    config = make_config(steps=1, **changes)
+    with pytest.raises(DivergedError, match="weights are not finite at step 1: lower --lr; no state had been saved"):
+        finetune(config)
+    assert not list(config.out.glob("iter_*.pth")) and not (config.out / "results.json").exists()
+
+
+def test_a_run_goes_on_from_its_last_whole_state(make_config: Make) -> None:
+    """MMEngine's note of it may be lost, and a state may be cut short."""
+    out = finetune(make_config(steps=4))
+    whole = trained_model(out, 4)
+    for note in ("", str(out / "iter_9.pth")):
+        (out / "results.json").unlink()
+        (out / "last_checkpoint").write_text(note)
+        (out / "iter_4.pth").write_bytes((out / "iter_4.pth").read_bytes()[:-1000])
+        resume(out)
+        assert_bit_equal(trained_model(out, 4), whole)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +277,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(m
         ({"steps": 0}, "--steps is 0: it must be at least 1"),
         ({"aux_weight": -1.0}, "--aux-weight is -1.0: it must be at least 0"),
         ({"momentum": 1.5}, r"--momentum is 1.5: it must lie in \[0, 1\)"),
-        ({"scale": (2.0, 0.5)}, "--scale is 2.0 0.5: the smallest factor, above 0, then the largest"),
-        ({"scales": (0.0,)}, r"--scales holds \[0.0\]: factors above 0"),
+        ({"lr": float("inf")}, "--lr is inf: it must be at least 0, and finite"),
+        ({"scale": (2.0, 0.5)}, "--scale is 2.0 0.5: the smallest factor, then the largest, from 0.1 to 10"),
+        ({"scale": (0.5, float("inf"))}, "--scale is 0.5 inf: the smallest factor, then the largest"),
+        ({"scales": (0.0,)}, r"--scales holds \[0.0\]: factors from 0.1 to 10"),
         ({"batch_size": 1}, "--batch-size leaves one image to a process"),
         ({"amp": "bf16"}, "--amp bf16 needs a GPU: MMEngine's mixed precision refuses the CPU"),
         ({"frozen": True}, "--frozen features take one decoder: say --aux-weight 0"),

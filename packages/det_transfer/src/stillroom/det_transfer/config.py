@@ -1,5 +1,6 @@
 """What a detection run is. The words under each field are its `--help`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -140,9 +141,11 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
     for name in ("workers", "warmup", "lr", "weight_decay", "clip"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0")
-    if not config.anchor_scale > 0:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0, and finite"
+            )
+    if not 0 < config.anchor_scale < math.inf:
         raise ValueError(f"--anchor-scale is {config.anchor_scale}: it must be above 0")
     if not config.train_sizes or min(config.train_sizes) < 1:
         raise ValueError(f"--train-sizes holds {list(config.train_sizes)}: sides of 1 pixel or more")

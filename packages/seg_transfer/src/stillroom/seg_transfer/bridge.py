@@ -163,7 +163,7 @@ def _wrapped(spec: BackboneSpec, output_stride: int, frozen: bool) -> SegBridge:
         levels = build_backbone(spec.name, arguments=arguments).spec.levels
     except (TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(
-            f"{spec.name} cannot be dilated to stride {output_stride} ({error}): say --output-stride {coarsest}"
+            f"{spec.name} cannot be dilated to stride {output_stride}: say --output-stride {coarsest}"
         ) from error
     config = {"type": "StillroomBackbone", "name": spec.name, "arguments": arguments, "frozen": frozen}
     return SegBridge(

@@ -160,7 +160,11 @@ def read_framework_config(file: Path) -> Config:
     """
     if not file.is_file():
         raise ValueError(f"there is no {file}")
-    own = Config.fromfile(str(file))
+    try:
+        own = Config.fromfile(str(file))
+    except Exception as error:  # it may be any program
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{file} cannot be read as a config of MMEngine: {said[-1]}") from error
     parts = (
         "model",
         "train_dataloader",
@@ -173,8 +177,8 @@ def read_framework_config(file: Path) -> Config:
     for name in parts:
         if own.get(name) is None:
             raise ValueError(f"{file} has no {name}: a whole config of MMSegmentation was expected")
-    if own.model.get("backbone") is None:
-        raise ValueError(f"{file} has no model.backbone: a whole config of MMSegmentation was expected")
+    if not isinstance(own.model, dict) or not (own.model.get("backbone") or {}).get("type"):
+        raise ValueError(f"{file} has no model.backbone with a type: a whole config of MMSegmentation was expected")
     if not isinstance(own.test_evaluator, dict) or own.test_evaluator.get("prefix"):
         raise ValueError(f"{file} needs one test_evaluator without prefix: an IoUMetric")
     return own
@@ -199,8 +203,9 @@ def read_framework(resolved: Config) -> SegmentationData:
         settings = resolved[f"{role}_dataloader"].dataset
         try:
             dataset = DATASETS.build(settings)
-        except (FileNotFoundError, AssertionError) as error:
-            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {error}") from error
+        except Exception as error:  # it may be of any class
+            said = str(error).splitlines()[0]
+            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {said}") from error
         rows = [dataset.get_data_info(index) for index in range(len(dataset))]
         pairs = [(Path(row["img_path"]), Path(row["seg_map_path"])) for row in rows]
         if not pairs:
@@ -208,8 +213,9 @@ def read_framework(resolved: Config) -> SegmentationData:
         root = Path(os.path.commonpath([file.parent for both in pairs for file in both]))
         found[role] = Masked(config=dict(settings), root=root, pairs=pairs)
         classes, zero_ignored = tuple(dataset.metainfo["classes"]), bool(rows[0]["reduce_zero_label"])
+    words = f"framework-config={Path(resolved.filename).name} sha256={digest(resolved)[:12]}"
     return SegmentationData(
-        classes=classes, train=found["train"], val=found["test"], words="", zero_ignored=zero_ignored
+        classes=classes, train=found["train"], val=found["test"], words=words, zero_ignored=zero_ignored
     )
 
 
@@ -239,7 +245,11 @@ def read_classes(file: Path) -> tuple[str, ...]:
     """
     if not file.is_file():
         raise ValueError(f"there is no {file}: it names the classes, one per line, the first is index 0 of the masks")
-    classes = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error}") from error
+    classes = tuple(line.strip() for line in lines if line.strip())
     if not 2 <= len(classes) <= IGNORED:
         raise ValueError(f"{file} names {len(classes)} classes: 2 to {IGNORED} were expected")
     if twice := next((name for name in classes if classes.count(name) > 1), None):
@@ -263,7 +273,8 @@ def pair(root: Path, part: str) -> list[tuple[Path, Path]]:
         if name in found:
             raise ValueError(f"{found[name]} and {file} would share one mask: rename one of them")
         found[name] = file
-    known = {f.relative_to(masks).with_suffix("").as_posix(): f for f in masks.rglob("*.png")}
+    drawn = [f for f in masks.rglob("*") if f.suffix.lower() == ".png"]
+    known = {f.relative_to(masks).with_suffix("").as_posix(): f for f in drawn}
     if not found:
         raise ValueError(f"{images} holds no image ({', '.join(SUFFIXES)})")
     for one, other, words in ((found, known, "images have no mask"), (known, found, "masks have no image")):
@@ -320,6 +331,8 @@ def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationDat
             f"{root} holds {counts[0]} training and {counts[1]} validation images of {layout}, "
             f"{published.counts[0]} and {published.counts[1]} were published: complete it, or say --partial"
         )
+    if both := {image for image, _ in train} & {image for image, _ in val}:
+        raise ValueError(f"{root} learns from {len(both)} images that it is measured on, the first is {min(both)}")
     classes = tuple(published.dataset.METAINFO["classes"])
     for pairs in (train, val):
         check_masks(pairs, len(classes) + (layout == "ade20k"))  # its index 0 is no class

@@ -7,8 +7,10 @@ from typing import Any
 
 from stillroom.seg_transfer.config import SegmentConfig
 
+VOC: dict[str, Any] = {"layout": "voc2012aug", "steps": 33_068, "scale": (0.5, 1.5)}
 CITYSCAPES: dict[str, Any] = {"layout": "cityscapes", "steps": 37_187, "scale": (0.5, 2.0)}
 ADE20K: dict[str, Any] = {"layout": "ade20k", "steps": 126_312, "scale": (0.5, 2.0)}
+WINDOWS: dict[str, Any] = {"evaluation": "slide", "flip": True}
 
 
 def pspnet(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
@@ -17,6 +19,21 @@ def pspnet(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
     SGD, lr 0.01 (head x10), poly 0.9, weight decay 1e-4, batch 16, crop 512: KDEP's setting (He et al., CVPR 2022).
     """
     return SegmentConfig(checkpoint=checkpoint, out=out)
+
+
+def pspnet_voc(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """pspnet on VOC 2012 (aug): 50 epochs of 10,582 images, scales 0.5 to 1.5; measured in windows, and mirrored."""
+    return replace(pspnet(checkpoint=checkpoint, out=out), **VOC, **WINDOWS)
+
+
+def pspnet_cityscapes(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """pspnet on Cityscapes: 200 epochs of 2,975 images; measured in windows, and mirrored."""
+    return replace(pspnet(checkpoint=checkpoint, out=out), **CITYSCAPES, **WINDOWS)
+
+
+def pspnet_ade20k(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+    """pspnet on ADE20K: 100 epochs of 20,210 images; measured in windows, and mirrored."""
+    return replace(pspnet(checkpoint=checkpoint, out=out), **ADE20K, **WINDOWS)
 
 
 def fcn(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
@@ -50,10 +67,7 @@ def legacy_kdep_r18(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
     resizing aligns corners, windows overlap by a third, mirrored images are averaged in. The decoder is
     MMSegmentation's PSPHead, whose pooled branches are 512 wide; KDEP's are 128 wide.
     """
-    return SegmentConfig(
-        checkpoint=checkpoint, out=out, layout="voc2012aug", atrous="second", align_corners=True,
-        steps=33_068, scale=(0.5, 1.5), evaluation="slide", flip=True,
-    )  # fmt: skip
+    return SegmentConfig(checkpoint=checkpoint, out=out, atrous="second", align_corners=True, **VOC, **WINDOWS)
 
 
 def legacy_kdep_mnv2(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
@@ -63,8 +77,8 @@ def legacy_kdep_mnv2(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig
     legacy-kdep-r18.
     """
     return SegmentConfig(
-        checkpoint=checkpoint, out=out, layout="voc2012aug", output_stride=32, aux_weight=0.0,
-        main_weight=1.4, align_corners=True, steps=33_068, scale=(0.5, 1.5), evaluation="slide", flip=True,
+        checkpoint=checkpoint, out=out, output_stride=32, aux_weight=0.0, main_weight=1.4, align_corners=True, **VOC,
+        **WINDOWS,
     )  # fmt: skip
 
 
@@ -98,6 +112,9 @@ def smoke(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
 
 PRESETS: dict[str, Callable[..., SegmentConfig]] = {
     "pspnet": pspnet,
+    "pspnet-voc": pspnet_voc,
+    "pspnet-cityscapes": pspnet_cityscapes,
+    "pspnet-ade20k": pspnet_ade20k,
     "fcn": fcn,
     "deeplabv3plus": deeplabv3plus,
     "upernet": upernet,

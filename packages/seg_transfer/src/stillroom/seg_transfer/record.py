@@ -1,11 +1,12 @@
 """What a run leaves: a checkpoint of the trained backbone, a sheet of pictures, results.json."""
 
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
@@ -18,7 +19,7 @@ from stillroom.backbone.results import CheckpointRecord, percent, read_results
 from stillroom.backbone.spec import inherit_licence
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
-from stillroom.seg_transfer.data import SegmentationData, digest, read_framework_config
+from stillroom.seg_transfer.data import SegmentationData
 from stillroom.seg_transfer.measure import IOU
 from stillroom.seg_transfer.recipe import needs_average
 from stillroom.seg_transfer.sheet import draw_sheet
@@ -35,9 +36,15 @@ RESOLVED = "config.py"
 
 
 def latest_weights(out: Path) -> Path | None:
-    """MMEngine's last checkpoint in a run directory, which may have been moved: MMEngine keeps where it first was."""
-    found = find_latest_checkpoint(str(out))
-    return None if found is None else out / Path(found).name
+    """MMEngine's last whole checkpoint in a run directory.
+
+    MMEngine itself keeps a path, which is wrong where the run was moved, and a state that was cut short would stop it.
+    """
+    states = sorted(
+        (file for file in out.glob("*.pth") if re.fullmatch(r"(iter|epoch)_\d+", file.stem)),
+        key=lambda file: int(file.stem.partition("_")[2]),
+    )
+    return next((file for file in reversed(states) if zipfile.is_zipfile(file)), None)
 
 
 def finish(
@@ -87,8 +94,7 @@ def finish(
 def protocol(config: SegmentConfig, data: SegmentationData, stride: int) -> str:
     """The versioned id: decoder on a last map of this stride, training, and how images were measured on."""
     if config.framework_config is not None:
-        whole = digest(read_framework_config(config.framework_config))[:12]
-        return f"{PROTOCOL} framework-config={config.framework_config.name} sha256={whole} weights=last"
+        return f"{PROTOCOL} {data.words} weights=last"
     window = f"slide={config.crop}" if config.evaluation == "slide" else "whole"
     parts = [
         PROTOCOL, data.words, f"{config.head} stride={stride}",
@@ -97,6 +103,7 @@ def protocol(config: SegmentConfig, data: SegmentationData, stride: int) -> str:
         f"aux-weight={config.aux_weight:g}" if config.aux_weight not in (0.4, 0) else "",
         "align-corners" if config.align_corners else "",
         f"steps={config.steps} batch={config.batch_size} crop={config.crop} weights=last", window,
+        f"channels={config.channels}" if config.channels != 512 and config.head != "linear" else "",
         "flip" if config.flip else "", f"scales={config.scales}" if config.scales != (1.0,) else "",
     ]  # fmt: skip
     return " ".join(part for part in parts if part)

@@ -99,7 +99,7 @@ class SteadySteps(Hook):
 
 @HOOKS.register_module()
 class StopDiverged(Hook):
-    """Stop when the loss is not finite, before a state with it is written.
+    """Stop when the loss or a weight is not finite, before a state with it is written.
 
     Args:
         every: steps between two looks, and at every state that is saved.
@@ -114,7 +114,7 @@ class StopDiverged(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Read the loss back.
+        """Read the loss back, and the weights where a state is due.
 
         Raises:
             DivergedError: with the step.
@@ -123,7 +123,10 @@ class StopDiverged(Hook):
         if step % self.every and step % self.save_every and step != runner.max_iters:
             return
         loss = float((outputs or {})["loss"].detach())
-        if not math.isfinite(loss):
+        due = step % self.save_every == 0 or step == runner.max_iters
+        whole = not due or all(parameter.isfinite().all() for parameter in runner.model.parameters())
+        if not math.isfinite(loss) or not whole:
             found = find_latest_checkpoint(runner.work_dir)
             kept = "the last good state is kept" if found else "no state had been saved yet"
-            raise DivergedError(f"the loss is {loss} at step {step}: lower --lr; {kept}")
+            what = f"the loss is {loss}" if whole else "weights are not finite"
+            raise DivergedError(f"{what} at step {step}: lower --lr; {kept}")

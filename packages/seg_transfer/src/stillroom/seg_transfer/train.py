@@ -1,5 +1,6 @@
 """The way of a run: images, first weights, bridge, MMEngine's Runner, what is measured, what leaves."""
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from uuid import uuid4
 import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from mmseg.models.segmentors import SegTTAModel
-from mmseg.registry import RUNNERS
+from mmseg.registry import METRICS, MODELS, RUNNERS
 from PIL import Image
+from torch import nn
 
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
 from stillroom.backbone.configs import config_to_json, reread_config
@@ -30,6 +33,9 @@ from stillroom.seg_transfer.data import SegmentationData, digest, read_data, rea
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
 from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish, latest_weights
 from stillroom.seg_transfer.steady import SECONDS
+
+SMALLEST = 0.1
+"""Factor of an image's size."""
 
 
 def train_one(config: SegmentConfig, run: Run) -> None:
@@ -108,6 +114,7 @@ def build_plan(config: SegmentConfig, run: Run, backbone: Backbone) -> Plan:
     if config.framework_config is not None:
         own = read_framework_config(config.framework_config)
         data, bridge = read_framework(own), adopt_bridge(backbone.spec, own.model.backbone)
+        try_model(own, bridge, backbone, data)
         record = DatasetRecord(path=str(config.framework_config), count=1, fingerprint=digest(own))
         resolved = adopt_config(config, own, initial, run.world_size)
         return Plan(data, bridge, resolved, {**data.records, "framework_config": record})
@@ -116,6 +123,31 @@ def build_plan(config: SegmentConfig, run: Run, backbone: Backbone) -> Plan:
     try_sizes(config, backbone, bridge, data)
     norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
     return Plan(data, bridge, build_config(config, bridge, data, initial, norm, run.world_size), data.records)
+
+
+def try_model(own: Config, bridge: SegBridge, backbone: Backbone, data: SegmentationData) -> None:
+    """Build a user's own model, optimiser and metric before the run, and throw them away.
+
+    Raises:
+        ValueError: what MMSegmentation says of them; a net that does not fit; other classes than the data have.
+    """
+    settings = own.to_dict()
+    settings["model"]["backbone"].pop("init_cfg", None)
+    part = "model"
+    try:
+        net: Any = MODELS.build(settings[part])
+        part = "optim_wrapper"
+        build_optim_wrapper(net, settings[part])
+        part = "test_evaluator"
+        METRICS.build(settings[part])
+    except Exception as error:  # it may be of any class
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"the {part} of {own.filename} cannot be built: {said[0]}") from error
+    bridge.load(net.backbone, backbone)
+    heads = net.decode_head if isinstance(net.decode_head, nn.ModuleList) else [net.decode_head]
+    told = heads[-1].num_classes
+    if told != len(data.classes):
+        raise ValueError(f"the model of {own.filename} tells {told} classes apart, its data have {len(data.classes)}")
 
 
 @torch.no_grad()
@@ -173,9 +205,9 @@ def build_runner(resolved: Config, run: Run, go_on: bool, average: bool = False)
     """
     if run.device.type == "cpu" and torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    own: dict[str, Any] = {"resume": go_on, "experiment_name": uuid4().hex[:8]}
+    own: dict[str, Any] = {"resume": False, "experiment_name": uuid4().hex[:8]}
     if go_on and (latest := latest_weights(Path(resolved.work_dir))) is not None:
-        own["load_from"] = str(latest)
+        own |= {"resume": True, "load_from": str(latest)}
     if run.device.type == "cpu" and run.world_size > 1:
         unused = resolved.get("find_unused_parameters", False)
         own["model_wrapper_cfg"] = {
@@ -203,17 +235,19 @@ def check(config: SegmentConfig, run: Run) -> None:
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
     for name in ("workers", "val_every", "rotate", "aux_weight", "main_weight", "lr", "head_lr", "weight_decay"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0")
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0, and finite"
+            )
     if not 0 <= config.blur <= 1:
         raise ValueError(f"--blur is {config.blur}: it must lie in [0, 1]")
     if not 0 <= config.momentum < 1:
         raise ValueError(f"--momentum is {config.momentum}: it must lie in [0, 1)")
     low, high = config.scale
-    if not 0 < low <= high:
-        raise ValueError(f"--scale is {low} {high}: the smallest factor, above 0, then the largest")
-    if not config.scales or not all(scale > 0 for scale in config.scales):
-        raise ValueError(f"--scales holds {list(config.scales)}: factors above 0")
+    if not SMALLEST <= low <= high <= 1 / SMALLEST:
+        raise ValueError(f"--scale is {low} {high}: the smallest factor, then the largest, from {SMALLEST} to 10")
+    if not config.scales or not all(SMALLEST <= scale <= 1 / SMALLEST for scale in config.scales):
+        raise ValueError(f"--scales holds {list(config.scales)}: factors from {SMALLEST} to 10")
     if config.framework_config is not None:
         if config.data is not None:
             raise ValueError(f"--data is {config.data}, but --framework-config names images of its own: leave one out")
