@@ -48,9 +48,9 @@ class Tour:
     """Passes of the teacher over the labelled images."""
     epochs: int = 2
     """Passes of each student over the images."""
-    segmentation_steps: int = 120
+    segmentation_steps: int = 100
     """Steps of each linear probe of pixels."""
-    detection_steps: int = 80
+    detection_steps: int = 50
     """Steps of each detector."""
 
 

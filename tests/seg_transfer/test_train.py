@@ -250,10 +250,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(m
         assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
-@pytest.mark.parametrize("changes", [{"lr": 100.0, "weight_decay": 1e38}, {"lr": 100.0, "head_lr": 1e38}])
-def test_weights_that_are_not_finite_are_not_kept(make_config: Make, changes: dict) -> None:
+def test_weights_that_are_not_finite_are_not_kept(make_config: Make) -> None:
     """Though the only loss was."""
-    config = make_config(steps=1, **changes)
+    config = make_config(steps=1, lr=100.0, weight_decay=1e38)
     with pytest.raises(DivergedError, match="weights are not finite at step 1: lower --lr; no state had been saved"):
         finetune(config)
     assert not list(config.out.glob("iter_*.pth")) and not (config.out / "results.json").exists()
