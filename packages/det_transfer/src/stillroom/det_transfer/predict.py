@@ -78,7 +78,7 @@ def as_entry(number: int, file: Path, root: Path) -> dict[str, Any]:
     try:
         with Image.open(file) as opened:
             if is_turned(opened):
-                raise ValueError(f"{file} is turned by its EXIF tag, which one backend obeys only: save it upright")
+                raise ValueError(f"{file} is turned by its EXIF tag: save it upright")
             name = file.relative_to(root).as_posix()
             return {"id": number, "file_name": name, "width": opened.width, "height": opened.height}
     except (OSError, Image.DecompressionBombError) as error:
