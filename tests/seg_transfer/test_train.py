@@ -43,7 +43,8 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
     out = finetune(config)
     results = read_results(out)
     assert (results.task, results.seed) == ("segmentation", 0)
-    assert results.protocol == ("segmentation/v1 psp stride=8 steps=4 batch=2 crop=32 weights=last slide=32 channels=8 flip")
+    words = "segmentation/v1 psp stride=8 steps=4 batch=2 crop=32 weights=last slide=32 channels=8 flip"
+    assert results.protocol == words
     assert 0 <= results.metrics["mIoU"] <= 1
     per_class = results.extra["iou_per_class"]
     assert set(per_class) == {"background", "left", "right"}
