@@ -240,6 +240,12 @@ def test_an_image_that_its_tag_turns_is_named(make_config: Make, voc: Path) -> N
         read_data(make_config(data=voc, layout="voc"))
 
 
+def test_a_name_may_begin_with_dots(make_config: Make, change: Change, boxed: Path) -> None:
+    change(lambda c: c["images"][1].update(file_name="./..a.png"))
+    (boxed / "images" / "train" / "01.png").rename(boxed / "images" / "train" / "..a.png")
+    assert read_data(make_config()).train.rows[1].file.name == "..a.png"
+
+
 def test_an_image_of_too_many_pixels_is_named(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"9 of 9 images do not fit; .*00.png cannot be read as an image: Image size"):

@@ -47,7 +47,7 @@ def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox, masks: bool = Fals
         refuse_doubles((entry["id"] for entry in content[what]), f"ids of {what}", file)
     refuse_doubles((category["name"] for category in content["categories"]), "names of categories", file)
     places = {image["id"]: os.path.normpath(image["file_name"]) for image in content["images"]}
-    if outside := [place for place in places.values() if Path(place).is_absolute() or place.startswith("..")]:
+    if outside := [place for place in places.values() if Path(place).is_absolute() or ".." in Path(place).parts]:
         raise ValueError(f"{file} lists {len(outside)} images outside of {folder}, the first is {outside[0]}")
     refuse_doubles(places.values(), "images", file)
     labels = {category: label for label, category in enumerate(sorted(names))}
