@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.backbone.configs import config_from_json, config_to_dict, config_to_json
+from stillroom.backbone.configs import config_from_json, config_to_dict, config_to_json, refuse_beside
 from stillroom.backbone.schedule import Cosine, Schedule, Step
 
 
@@ -60,3 +60,12 @@ def broken(**changes: object) -> str:
 def test_a_config_of_another_version_is_refused_with_the_field(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"this config does not fit the installed version: .*{reason}"):
         config_from_json(text, Config, (Schedule,))
+
+
+def test_what_would_not_count_is_refused() -> None:
+    config = Config(data=Path("a"), out=Path("b"), mean=(0.1, 0.2))
+    refuse_beside(config, "out", ["mean"])
+    with pytest.raises(
+        ValueError, match=r"^--mean is \(0.1, 0.2\), by a flag or the preset, and would not count beside"
+    ):
+        refuse_beside(config, "out", ["names"])

@@ -518,10 +518,18 @@ optimizer.lr, train.max_iter, train.log_period = 0.001, 2, 1
 """
 
 
-def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path: Path) -> None:
+def adopt(file: Path) -> DetectConfig:
+    """A run by a config of one's own."""
+    out = file.parent / "run"
+    return DetectConfig(
+        checkpoint=("random:torchvision/resnet50",), framework_config=file, out=out, device="cpu", workers=0
+    )
+
+
+def test_a_config_of_ones_own_gets_our_weights(boxed: Path, tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(OWN.format(root=str(boxed), strides=False))
-    config = make(checkpoint=("random:torchvision/resnet50",), framework_config=file, data=None)
+    config = adopt(file)
     out = finetune(config)
     results = read_results(out)
     assert results.protocol.startswith("detection/v1 detectron2 framework-config=own.py sha256=")
@@ -563,20 +571,24 @@ def test_a_config_of_ones_own_gets_our_weights(make: Make, boxed: Path, tmp_path
         finetune(replace(config, out=tmp_path / "d"))
     with pytest.raises(ValueError, match=r"there is no .*absent.py"):
         finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))
+    with pytest.raises(
+        ValueError, match=r"--data is .*boxed, .* would not count beside --framework-config: leave it out"
+    ):
+        finetune(replace(config, data=boxed, out=tmp_path / "h"))
 
 
-def test_a_config_of_ones_own_counts_as_it_was_read(make: Make, boxed: Path, tmp_path: Path) -> None:
-    """It may be edited, or go, while its run is under way; what KDEP did is not done to it."""
+def test_a_config_of_ones_own_counts_as_it_was_read(boxed: Path, tmp_path: Path) -> None:
+    """It may be edited, or go, while its run is under way."""
     file, second = tmp_path / "own.py", "dataloader.test.mapper.augmentations.append(L(T.RandomBrightness)({}, {}))"
     bright = second.format("intensity_min=0.2", "intensity_max=0.2")
     head = "import detectron2.data.transforms as T\nfrom detectron2.config import LazyCall as L\n"
     file.write_text(f"{head}{OWN.format(root=str(boxed), strides=False)}\n{bright}\n")
-    config = make(checkpoint=("random:torchvision/resnet50",), framework_config=file, data=None, legacy="std-1")
+    config = adopt(file)
     digest = sha256(file.read_bytes()).hexdigest()[:12]
     with pytest.MonkeyPatch.context() as patch:
         begin = d2_train.find_all
         patch.setattr(d2_train, "find_all", lambda *given: (file.unlink(), begin(*given))[1])
-        out = finetune(replace(config, neck="c4"))
+        out = finetune(config)
     assert read_results(out).protocol.endswith(f"framework-config=own.py sha256={digest} weights=last")
     assert_predicted_as_measured(replace(config, data=boxed))
 

@@ -174,7 +174,12 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
     theirs.test_evaluator.type = "IoUMetric"
     file = plain.parent / "theirs.py"
     theirs.dump(str(file))
-    config = make_config(checkpoint=(str(student),), data=None, framework_config=file, out=plain.parent / "adopted")
+    config = SegmentConfig(
+        checkpoint=(str(student),), framework_config=file, out=plain.parent / "adopted", device="cpu"
+    )
+    for change in ({"data": plain}, {"steps": 7}):
+        with pytest.raises(ValueError, match=r"--(data|steps) is .*, and would not count beside --framework-config"):
+            finetune(replace(config, **change))
     out = finetune(config)
     resolved = Config.fromfile(str(out / "config.py"))
     assert resolved.optim_wrapper.optimizer.lr == 0.123 and resolved.train_cfg.max_iters == 2

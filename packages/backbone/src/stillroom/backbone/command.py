@@ -1,18 +1,62 @@
-"""What every command line of ours does: bad input is one sentence on stderr and a non-zero exit."""
+"""What every command line of ours does: presets and commands, and bad input is one sentence and a non-zero exit."""
 
 import functools
+import inspect
+import operator
 import os
 import sys
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
 
 from stillroom.backbone.progress import close_bars
+from stillroom.backbone.run import DeviceName
 
 
 class Command(Protocol):
     """A subcommand: a dataclass of its flags, and what it does."""
 
     def run(self) -> object: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeFlags:
+    """Go on with a run that was stopped, from its last state."""
+
+    path: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    device: DeviceName | None = None
+    """None keeps what the run began with."""
+    workers: int | None = None
+    """Processes that decode images; None keeps what the run began with."""
+    log_every: int | None = None
+    """Steps between two log lines; None keeps what the run began with."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The flags that take the place of the run's own, by name."""
+        return {"device": self.device, "workers": self.workers, "log_every": self.log_every}
+
+
+def one_of(presets: Mapping[str, Callable[..., Any]], commands: Mapping[str, type]) -> Any:
+    """Presets and commands as one union for tyro.
+
+    Args:
+        presets: functions that make a config; the docstring is the help, and what has no default is asked for.
+        commands: dataclasses of flags.
+    """
+    configs = {}
+    for name, preset in presets.items():
+        needed = [p.name for p in inspect.signature(preset).parameters.values() if p.default is p.empty]
+        configs[name] = preset(**dict.fromkeys(needed, tyro.MISSING))
+    notes = {name: preset.__doc__ or "" for name, preset in presets.items()}
+    members: list[Any] = [tyro.extras.subcommand_type_from_defaults(configs, descriptions=notes)]
+    members += [Annotated[kind, subcommand(name)] for name, kind in commands.items()]
+    return functools.reduce(operator.or_, members)
 
 
 def say(text: str) -> None:

@@ -1,7 +1,8 @@
 """Run configurations: frozen dataclasses to JSON and back, so that `resume` reads what the run began with."""
 
 import json
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,26 @@ def reread_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **cha
     """
     config: Any = config_from_json(read_config(path), kind, unions)
     return replace(config, out=path, **{name: value for name, value in changes.items() if value is not None})
+
+
+def refuse_beside(config: Any, flag: str, kept: Collection[str]) -> None:
+    """Refuse settings that would not count, because another one decides in their place.
+
+    Args:
+        config: a dataclass; its fields without a default always count.
+        flag: name of the field that decides.
+        kept: names of those that count beside it.
+
+    Raises:
+        ValueError: with the first that is not at its default.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.default not in (MISSING, value) and field.name not in (flag, *kept):
+            name, leader = (f"--{word.replace('_', '-')}" for word in (field.name, flag))
+            raise ValueError(
+                f"{name} is {value}, by a flag or the preset, and would not count beside {leader}: leave it out"
+            )
 
 
 def config_from_json(text: str, kind: type[C], unions: tuple[Any, ...] = ()) -> C:

@@ -36,7 +36,9 @@ def legacy_kdep(*, checkpoint: tuple[str, ...], out: Path) -> ClassifyConfig:
     )  # fmt: skip
 
 
-def smoke(*, checkpoint: tuple[str, ...], out: Path) -> ClassifyConfig:
+def smoke(
+    *, checkpoint: tuple[str, ...] = ("random:cifar/resnet20",), out: Path = Path("runs/smoke-cls")
+) -> ClassifyConfig:
     """One epoch of a small net, by default on the toy data: seconds, and proves only that it works."""
     toy = Path("data/toy/heldout-shapes")
     return ClassifyConfig(

@@ -1,15 +1,13 @@
 """`stillroom-det-transfer faster-rcnn-fpn | faster-rcnn-c4 | retinanet-fpn | ... | smoke | resume | predict`."""
 
-import functools
-import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import arg
 
-from stillroom.backbone.command import plainly, say
+from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
 from stillroom.backbone.run import DeviceName
 from stillroom.backbone.table import report
 from stillroom.det_transfer.config import DetectConfig
@@ -19,22 +17,11 @@ from stillroom.det_transfer.record import summary
 from stillroom.det_transfer.sweep import finetune, resume
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resume:
+class Resume(ResumeFlags):
     """Go on with a run that was stopped, from its last state."""
 
-    path: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Run directory."""
-    device: DeviceName | None = None
-    """None keeps what the run began with."""
-    workers: int | None = None
-    """Processes that decode images; None keeps what the run began with."""
-    log_every: int | None = None
-    """Steps between two log lines; None keeps what the run began with."""
-
     def run(self) -> str:
-        path = resume(self.path, device=self.device, workers=self.workers, log_every=self.log_every)
-        return report(path, summary)
+        return report(resume(self.path, **self.changes), summary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +57,5 @@ def main() -> None:
 
 
 def command_type() -> Any:
-    """The presets, `resume` and `predict` as one union for tyro; a preset's docstring is its help."""
-    given: Any = {name: tyro.MISSING for name in ("checkpoint", "out")}
-    small = {"checkpoint": ("random:torchvision/resnet18",), "out": Path("runs/smoke-det")}
-    presets = {name: preset(**(small if name == "smoke" else given)) for name, preset in PRESETS.items()}
-    notes = {name: preset.__doc__ or "" for name, preset in PRESETS.items()}
-    members: list[Any] = [tyro.extras.subcommand_type_from_defaults(presets, descriptions=notes)]
-    members += [Annotated[Resume, subcommand("resume")], Annotated[Predict, subcommand("predict")]]
-    return functools.reduce(operator.or_, members)
+    """The presets, `resume` and `predict` as one union for tyro."""
+    return one_of(PRESETS, {"resume": Resume, "predict": Predict})

@@ -30,6 +30,10 @@ class DetectConfig:
     """Run directory to make; of a sweep one in it for each run, and those that are done are kept."""
     backend: BackendName = "detectron2"
     """Whose detector and loop. Detectron2 is installed as its own documentation says; torchvision is always there."""
+    framework_config: Path | None = None
+    """A LazyConfig of Detectron2's own (.py, or .yaml as LazyConfig.save writes it), with the preset faster-rcnn-fpn:
+    its model, data and schedule count, and flags that would say otherwise are refused; only the backbone's weights, the
+    seed, the device and the run directory are replaced."""
     data: Path | None = None
     """Folder of the data set."""
     layout: Layout = "coco"
@@ -49,9 +53,6 @@ class DetectConfig:
     """Learn from images without boxes too."""
     like: str | None = None
     """Whose net and input `random` and `pretrained` take; None: those of the first other checkpoint."""
-    framework_config: Path | None = None
-    """A LazyConfig of Detectron2's own (.py, or .yaml as LazyConfig.save writes it): its model, data and schedule count
-    instead of all flags below; only the backbone's weights, the seed and the run directory are replaced."""
     detector: DetectorName = "faster-rcnn"
     """mask-rcnn needs a polygon or an RLE mask with every box."""
     neck: Neck = "fpn"
@@ -119,6 +120,10 @@ class DetectConfig:
         """Of a single run's first weights."""
         (name,) = self.checkpoint
         return name
+
+
+BESIDE_OWN = ("backend", "like", "seeds", "device", "workers", "data_licence")
+"""Fields that count beside a user's own config; `workers` where images are measured on."""
 
 
 def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:

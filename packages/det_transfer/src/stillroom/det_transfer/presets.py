@@ -76,7 +76,9 @@ def legacy_kdep_mnv2_fpn_coco(*, checkpoint: tuple[str, ...], out: Path) -> Dete
     return DetectConfig(checkpoint=checkpoint, out=out, norm="frozen", legacy="std-1", layout="coco2017")
 
 
-def smoke(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
+def smoke(
+    *, checkpoint: tuple[str, ...] = ("random:torchvision/resnet18",), out: Path = Path("runs/smoke-det")
+) -> DetectConfig:
     """A few steps of a small net on the toy scenes, with torchvision: seconds, and proves only that it works."""
     return DetectConfig(
         checkpoint=checkpoint, data=Path("data/toy/scenes"), out=out, backend="torchvision", fpn_dim=32, box_dim=64,

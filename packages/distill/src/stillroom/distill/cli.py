@@ -1,17 +1,14 @@
 """`stillroom-distill kdep | fit-alignment | import-alignment | resume | smoke`."""
 
-import functools
-import inspect
-import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import arg
 
 from stillroom.backbone import Run, read_labelled, read_unlabelled
-from stillroom.backbone.command import plainly, say
+from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
 from stillroom.backbone.files import write_file
 from stillroom.backbone.loading import OnBroken
 from stillroom.backbone.run import DeviceName
@@ -90,21 +87,11 @@ class ImportAlignment:
         print(f"{self.out}: {self.dim} components")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resume:
+class Resume(ResumeFlags):
     """Go on with a run that was stopped, from its last state."""
 
-    path: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Run directory."""
-    device: DeviceName | None = None
-    """None keeps what the run began with."""
-    workers: int | None = None
-    """Processes that decode images; None keeps what the run began with."""
-    log_every: int | None = None
-    """Steps between two log lines; None keeps what the run began with."""
-
     def run(self, knn: KnnMonitor | None = None) -> None:
-        resume(self.path, knn=knn, device=self.device, workers=self.workers, log_every=self.log_every)
+        resume(self.path, knn=knn, **self.changes)
         say(summary(self.path))
 
 
@@ -139,12 +126,5 @@ def run_command(knn: KnnMonitor | None) -> None:
 
 
 def command_type() -> Any:
-    """The presets and the commands as one union for tyro; a preset's docstring is its help."""
-    presets = {}
-    for name, preset in PRESETS.items():
-        needed = [p.name for p in inspect.signature(preset).parameters.values() if p.default is p.empty]
-        presets[name] = preset(**dict.fromkeys(needed, tyro.MISSING))
-    notes = {name: preset.__doc__ or "" for name, preset in PRESETS.items()}
-    members: list[Any] = [tyro.extras.subcommand_type_from_defaults(presets, descriptions=notes)]
-    members += [Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()]
-    return functools.reduce(operator.or_, members)
+    """The presets and the commands as one union for tyro."""
+    return one_of(PRESETS, COMMANDS)

@@ -13,6 +13,10 @@ HeadName = Literal["psp", "fcn", "deeplabv3plus", "upernet", "linear"]
 Amp = Literal["none", "bf16"]
 
 
+BESIDE_OWN = ("like", "seeds", "device", "data_licence")
+"""Fields that count beside a user's own config."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
     """Train a backbone with a segmentation head; several checkpoints or seeds: a sweep."""
@@ -21,6 +25,9 @@ class SegmentConfig:
     """First weights: checkpoint directory, a name with its pretrained weights, random:NAME, random or pretrained."""
     out: Path
     """Run directory to make; of a sweep one in it for each run, and those that are done are kept."""
+    framework_config: Path | None = None
+    """A config file of MMSegmentation's own, with the preset pspnet: its model, data and schedule count, and flags that
+    would say otherwise are refused; only the backbone's weights, the seed and the run directory are replaced."""
     data: Path | None = None
     """Folder of the data set."""
     layout: Layout = "folder"
@@ -30,9 +37,6 @@ class SegmentConfig:
     """Take what is there of a published data set that is not whole; the protocol then says so."""
     like: str | None = None
     """Whose net and input `random` and `pretrained` take; None: those of the first other checkpoint."""
-    framework_config: Path | None = None
-    """A config file of MMSegmentation's own: its model, data and schedule count instead of all flags below; only the
-    backbone's weights, the seed and the run directory are replaced."""
     head: HeadName = "psp"
     """Decoder, MMSegmentation's; linear: a 1x1 convolution behind batch norm."""
     channels: int = 512

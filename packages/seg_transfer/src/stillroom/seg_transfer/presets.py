@@ -102,7 +102,9 @@ def legacy_kdep_mnv2_ade20k(*, checkpoint: tuple[str, ...], out: Path) -> Segmen
     return replace(legacy_kdep_mnv2(checkpoint=checkpoint, out=out), **ADE20K)
 
 
-def smoke(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
+def smoke(
+    *, checkpoint: tuple[str, ...] = ("random:torchvision/resnet18",), out: Path = Path("runs/smoke-seg")
+) -> SegmentConfig:
     """A few steps of a small net, by default on the toy scenes: seconds, and proves only that it works."""
     return SegmentConfig(
         checkpoint=checkpoint, data=Path("data/toy/scenes"), out=out, channels=32, steps=4, batch_size=4, crop=96,

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
-from stillroom.backbone.configs import config_to_json, reread_config
+from stillroom.backbone.configs import config_to_json, refuse_beside, reread_config
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
 from stillroom.backbone.loading import in_one_sentence
@@ -28,7 +28,7 @@ from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run import CONFIG, DeviceName
 from stillroom.backbone.sweep import keep_fingerprints, refuse_changed
 from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
-from stillroom.seg_transfer.config import SegmentConfig
+from stillroom.seg_transfer.config import BESIDE_OWN, SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
 from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish, latest_weights
@@ -65,6 +65,8 @@ def prepare(config: SegmentConfig, run: Run) -> tuple[Backbone, "Plan"]:
         ValueError: bad input, each in one sentence.
     """
     check(config, run)
+    if config.framework_config is not None:
+        refuse_beside(config, "framework_config", BESIDE_OWN)
     backbone = first_backbone(config.name, config.like, config.seed)
     return backbone, build_plan(config, run, backbone)
 
@@ -180,7 +182,7 @@ def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on
         torch.save(plan.bridge.to_framework(backbone)[0], initial_file(config.out))
         plan.resolved.dump(config.out / RESOLVED)
     run.wait()
-    average = config.framework_config is None and needs_average(config)
+    average = needs_average(config)
     runner = build_runner(plan.resolved, run, go_on, average)
     with in_one_sentence():
         model: Any = runner.train()
@@ -249,8 +251,6 @@ def check(config: SegmentConfig, run: Run) -> None:
     if not config.scales or not all(SMALLEST <= scale <= 1 / SMALLEST for scale in config.scales):
         raise ValueError(f"--scales holds {list(config.scales)}: factors from {SMALLEST} to 10")
     if config.framework_config is not None:
-        if config.data is not None:
-            raise ValueError(f"--data is {config.data}, but --framework-config names images of its own: leave one out")
         return  # what follows is of our own recipe
     if config.batch_size % run.world_size:
         raise ValueError(f"--batch-size is {config.batch_size}: {run.world_size} processes cannot share it evenly")

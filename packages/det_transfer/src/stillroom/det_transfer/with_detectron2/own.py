@@ -144,7 +144,7 @@ def from_records(records: list[dict[str, Any]]) -> Images:
     """Detectron2's records as images of ours.
 
     Raises:
-        ValueError: none.
+        ValueError: there are none.
     """
     if not records:
         raise ValueError("the config's data set has no images")

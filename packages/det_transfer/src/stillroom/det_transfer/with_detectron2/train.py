@@ -122,7 +122,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     trainer.register_hooks(
         [
             steady,
-            ClipGradients(net, config.clip) if config.clip and config.framework_config is None else None,
+            ClipGradients(net, config.clip) if config.clip else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             precise(model, cfg, config),
@@ -217,8 +217,7 @@ def build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any
 
 def precise(model: nn.Module, cfg: DictConfig, config: DetectConfig) -> HookBase | None:
     """KDEP's C4 detectors measure with batch norm statistics of the last weights, averaged over 200 batches."""
-    own = config.framework_config is not None
-    if own or config.legacy == "none" or config.neck != "c4" or held(config) != "nothing":
+    if config.legacy == "none" or config.neck != "c4" or held(config) != "nothing":
         return None
     return hooks.PreciseBN(0, model, instantiate(cfg.dataloader.train), min(PRECISE_BATCHES, config.steps))
 
