@@ -64,11 +64,11 @@ class Det:
         """Steps of a trainer, seconds of each; the reference has Detectron2's loader, and no hook of ours."""
         from detectron2.config import LazyCall as L  # noqa: PLC0415  # only this benchmark needs it
         from detectron2.config import instantiate  # noqa: PLC0415
-        from detectron2.data import build_detection_train_loader  # noqa: PLC0415
+        from detectron2.data import DatasetMapper, build_detection_train_loader  # noqa: PLC0415
         from detectron2.engine import SimpleTrainer, hooks  # noqa: PLC0415
         from detectron2.utils.events import EventStorage  # noqa: PLC0415
 
-        from stillroom.det_transfer.with_detectron2.train import SteadySteps, build_config  # noqa: PLC0415
+        from stillroom.det_transfer.with_detectron2 import train as ours  # noqa: PLC0415
 
         out = folder / ("ours" if own else "reference")
         config = DetectConfig(
@@ -78,22 +78,23 @@ class Det:
         write_file(out / CONFIG, config_to_json(config))
         run = Run.start()
         backbone = first_backbone(NET, None, seed=0)
-        cfg, bridge = build_config(config, run, backbone, 1)
+        cfg, bridge = ours.build_config(config, run, backbone, 1)
         model = instantiate(cfg.model).to(run.device)
         if own:
             bridge.load(model, backbone)
         else:
             theirs = cfg.dataloader.train
             cfg.dataloader.train = L(build_detection_train_loader)(
-                dataset=theirs.dataset, mapper=theirs.mapper, total_batch_size=self.batch, num_workers=0,
-                aspect_ratio_grouping=False,
+                dataset=theirs.dataset, mapper={**theirs.mapper, "_target_": DatasetMapper},
+                total_batch_size=self.batch, num_workers=0, aspect_ratio_grouping=False,
             )  # fmt: skip
         cfg.optimizer.params.model = model
         trainer = SimpleTrainer(
             model, instantiate(cfg.dataloader.train), instantiate(cfg.optimizer), gather_metric_period=20
         )
+        own_hooks = [ours.SteadySteps(0, 0), ours.RefuseDiverged(model, cfg.train.checkpointer.period)] if own else []
         schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
-        trainer.register_hooks([*([SteadySteps(0, 0)] if own else []), schedule])
+        trainer.register_hooks([*own_hooks, schedule])
         trainer.iter, trainer.start_iter, trainer.max_iter = 0, 0, config.steps
         with EventStorage(0) as trainer.storage:
             trainer.before_train()

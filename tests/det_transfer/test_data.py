@@ -191,7 +191,9 @@ def test_bad_boxes_may_be_left_out_by_name(
 
 def test_a_box_that_rounding_put_beyond_its_image_is_cut(make_config: Make, change: Change) -> None:
     change(lambda c: first(c).update(bbox=[-0.5, 3, 65.2, 9]))
-    assert read_data(make_config()).train.rows[0].corners[0].tolist() == [0, 3, 64, 12]
+    row = read_data(make_config()).train.rows[0]
+    assert row.corners[0].tolist() == [0, 3, 64, 12], "to be learned from"
+    assert (row.boxes[0].x, row.boxes[0].width) == (-0.5, 65.2), "it is measured as it stands, as by anybody"
     change(lambda c: first(c).update(bbox=[-1, 3, 66, 9]))
     forget()
     assert read_data(make_config()).train.rows[0].corners[0].tolist() == [0, 3, 64, 12], "by up to one whole pixel"
@@ -262,6 +264,13 @@ def test_a_png_that_its_tag_turns_is_named(make_config: Make, boxed: Path) -> No
         read_data(make_config())
 
 
+def test_a_class_that_no_training_image_has_is_named(make_config: Make, voc: Path) -> None:
+    xml = voc / "Annotations" / "007.xml"
+    xml.write_text(xml.read_text().replace(">blue<", ">bleu<"))
+    with pytest.raises(ValueError, match=r"007.xml holds a 'bleu', which is no class: blue, red"):
+        read_data(make_config(data=voc, layout="voc"))
+
+
 def test_voc_as_it_is_found_in_the_wild(make_config: Make, voc: Path) -> None:
     """A list of a class with its marks and a byte order mark, names with spaces, capital suffixes, nobody difficult."""
     (voc / "JPEGImages" / "001.jpg").rename(voc / "JPEGImages" / "001.JPG")
@@ -319,6 +328,18 @@ def test_published_data_is_counted(make_config: Make, boxed: Path, voc: Path, tm
         read_data(config)
     found = read_data(replace(config, partial=True))
     assert found.words == "coco2017 partial" and len(found.train) == 9
+    file = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    first(content).update(id=918, bbox=[3, 3, 1.03, 0])
+    file.write_text(json.dumps(content))
+    forget()
+    found = read_data(replace(config, partial=True))
+    assert found.train.left_out == ("box 918 of 00.png has no area: 1.03 x 0 px",), "COCO's own, as published"
+    content["annotations"][1].update(bbox=[3, 3, 0, 9])
+    file.write_text(json.dumps(content))
+    forget()
+    with pytest.raises(ValueError, match=r"has 1 bad boxes: box 2 of \d\d.png has no area: 0 x 9 px"):
+        read_data(replace(config, partial=True))
     assert PUBLISHED["voc0712"] == (2501 + 2510 + 5717 + 5823, 4952)
     with pytest.raises(ValueError, match=r"there is no .*VOC2007"):
         read_data(make_config(data=voc, layout="voc0712"))

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from stillroom.det_transfer import DetectConfig
 from stillroom.det_transfer.annotations import Annotated, Box, Images
 from stillroom.det_transfer.data import read_data
-from stillroom.det_transfer.detections import Detections
+from stillroom.det_transfer.detections import Detections, as_results
 from stillroom.det_transfer.measure import NAMES, as_annotations, measure, voc_ap
 
 
@@ -58,17 +58,14 @@ def test_coco_ap_equals_pycocotools_on_files(
     content["annotations"][0].update(iscrowd=1)  # what is found in it counts nothing
     for entry in content["annotations"][2:]:
         entry["area"] = 1100.0  # a middle-sized object, whatever its box
+    content["annotations"][1]["bbox"][0] = 64.9 - content["annotations"][1]["bbox"][2]  # beyond the image
     truth.write_text(json.dumps(content))
     data = read_data(make_config(detector="mask-rcnn"))
     found = guesses(data.val, seed, masks=True)
     measured = measure(data.val, found, data.classes)
-    results = [
-        {"image_id": row.id, "category_id": (3, 7)[label], "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score,
-         "segmentation": {**mask, "counts": mask["counts"].decode()}}
-        for row, one in zip(data.val.rows, found, strict=True)
-        for (x0, y0, x1, y1), score, label, mask in zip(
-            one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), one.masks or (), strict=True)
-    ]  # fmt: skip
+    results = as_results(data.val, found, data.category_ids)
+    for row in results:
+        row["segmentation"] = {**row["segmentation"], "counts": row["segmentation"]["counts"].decode()}
     for kind, prefix in (("bbox", ""), ("segm", "mask")):
         expected = by_pycocotools(truth, results, kind, tmp_path)
         assert 0.05 < expected[0] < 1, "it is neither nothing nor everything"
@@ -139,6 +136,20 @@ def test_voc_ap_worked_by_hand() -> None:
     # recall 1/3 at precision 1, recall 2/3 at 2/4
     assert ap.area == pytest.approx(1 / 3 * 1 + 1 / 3 * 0.5)
     assert ap.eleven == pytest.approx((4 * 1 + 3 * 0.5) / 11)  # recalls 0 to 0.3, then 0.4 to 0.6
+
+
+def test_vocs_numbers_are_means_over_classes_and_overlaps(make_config: Callable[..., DetectConfig]) -> None:
+    data = read_data(make_config())
+    found = guesses(data.val, 0)
+    metrics = measure(data.val, found, data.classes).metrics
+    for prefix, kind in (("VOC", "area"), ("VOC07", "eleven")):
+        table = {
+            percent: np.mean([getattr(voc_ap(data.val, found, label, percent / 100), kind) for label in (0, 1)])
+            for percent in range(50, 100, 5)
+        }
+        assert metrics[f"{prefix}_AP"] == pytest.approx(np.mean(list(table.values())), abs=1e-12)
+        assert (metrics[f"{prefix}_AP50"], metrics[f"{prefix}_AP75"]) == (table[50], table[75])
+        assert 0 < table[75] < table[50] < 1
 
 
 def test_difficult_objects_count_neither_way() -> None:

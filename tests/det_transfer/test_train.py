@@ -53,7 +53,8 @@ def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config:
     results = read_results(out)
     assert (results.task, results.seed) == ("detection", 0)
     assert results.protocol == (
-        "detection/v1 torchvision faster-rcnn-fpn norm=bn steps=4 batch=2 rois=8 size=48 weights=last"
+        "detection/v1 torchvision faster-rcnn-fpn norm=bn fpn-dim=16 box-dim=32 max-size=96 "
+        "steps=4 batch=2 rois=8 size=48 weights=last"
     )
     assert set(results.extra["ap_per_class"]) == {"blue", "red"}
     assert results.metrics["AP"] == pytest.approx(np.mean(list(results.extra["ap_per_class"].values())))
@@ -73,6 +74,7 @@ def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config:
     assert rows[1]["lr"] == pytest.approx(config.lr * (0.001 + 0.999 / 2))
     predictions = json.loads((out / "predictions.json").read_text())
     assert {row["image_id"] for row in predictions} <= {100, 101, 102, 103}
+    assert {row["category_id"] for row in predictions} <= {3, 7}, "the ids of the data set's own JSON"
     for name in ("sheet.png", "precision_recall.png"):
         assert Image.open(out / "figures" / name).size[0] > 300
     with pytest.raises(ValueError, match="exists: choose another --out, or go on with it by `resume"):
@@ -426,7 +428,7 @@ def test_masks_are_asked_for_where_there_are_none(make_config: Make, boxed: Path
         for entry in content["annotations"]:
             del entry["segmentation"]
         file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="--detector mask-rcnn needs a mask with every box"):
+    with pytest.raises(ValueError, match=r"needs a mask with every box: \d+ have none, the first is box 1 of .*00.png"):
         finetune(make_config(detector="mask-rcnn"))
 
 

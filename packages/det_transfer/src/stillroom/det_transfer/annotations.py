@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -20,7 +20,7 @@ from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
 
 TOLERANCE = 1.0
-"""How far a box may reach beyond its image, pixels: rounding of other tools. It is cut there."""
+"""How far a box may reach beyond its image, pixels: rounding of other tools. It is cut there to be learned from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,8 @@ class Annotated:
 
     @property
     def wanted(self) -> tuple[Box, ...]:
-        """What is learned from: all but crowds."""
-        return tuple(box for box in self.boxes if not box.crowd)
+        """What is learned from: all but crowds, as far as the image goes."""
+        return tuple(cut(box, self) for box in self.boxes if not box.crowd)
 
     @property
     def corners(self) -> Float[np.ndarray, "n 4"]:
@@ -117,9 +117,9 @@ class Images:
         return sum(len(row.boxes) for row in self.rows)
 
     @property
-    def has_masks(self) -> bool:
-        """Whether every box has one."""
-        return all(box.mask is not None for row in self.rows for box in row.boxes)
+    def without_masks(self) -> list[str]:
+        """What an error calls the boxes that have none."""
+        return [f"{box.name} of {row.file}" for row in self.rows for box in row.boxes if box.mask is None]
 
     def filled(self) -> "Images":
         """Without the images that have nothing to learn from."""
@@ -206,8 +206,16 @@ def check_files(rows: Sequence[Annotated], source: Path) -> None:
         raise ValueError(f"{len(wrong)} of {len(rows)} images do not fit; {wrong[0]}")
 
 
-def check_boxes(rows: Sequence[Annotated], source: Path, on_bad_box: OnBadBox) -> tuple[list[Annotated], list[str]]:
-    """Find boxes without area or outside of their image; what reaches less than a pixel beyond is cut.
+def check_boxes(
+    rows: Sequence[Annotated], source: Path, on_bad_box: OnBadBox, known: Collection[str] = ()
+) -> tuple[list[Annotated], list[str]]:
+    """Find boxes without area or outside of their image, by more than a pixel.
+
+    Args:
+        rows: the images.
+        source: of the boxes.
+        on_bad_box: refuse or leave out such boxes.
+        known: names of those that are left out in any case.
 
     Returns:
         The images, and a sentence for every box that was left out.
@@ -215,17 +223,19 @@ def check_boxes(rows: Sequence[Annotated], source: Path, on_bad_box: OnBadBox) -
     Raises:
         ValueError: such a box, where they are refused, and how many there are.
     """
-    kept, bad = [], []
+    kept, bad, strange = [], [], []
     for row in rows:
         boxes = []
         for box in row.boxes:
             if fault := fault_of(box, row):
                 bad.append(f"{box.name} of {row.file.name} {fault}")
+                strange += [] if box.name in known else [bad[-1]]
             else:
-                boxes.append(cut(box, row))
+                boxes.append(box)
         kept.append(replace(row, boxes=tuple(boxes)))
-    if bad and on_bad_box == "refuse":
-        raise ValueError(f"{source} has {len(bad)} bad boxes: {'; '.join(bad[:3])}: mend it, or say --on-bad-box skip")
+    if strange and on_bad_box == "refuse":
+        words = "; ".join(strange[:3])
+        raise ValueError(f"{source} has {len(strange)} bad boxes: {words}: mend it, or say --on-bad-box skip")
     return kept, bad
 
 
@@ -239,7 +249,7 @@ def fault_of(box: Box, image: Annotated) -> str | None:
     right, lower = box.x + box.width - image.width, box.y + box.height - image.height
     if max(-box.x, -box.y, right, lower) > TOLERANCE:
         return f"reaches {max(-box.x, -box.y, right, lower):g} px beyond the image"
-    left, upper, right, lower = replace(image, boxes=(replace(cut(box, image), crowd=False),)).corners[0]
+    left, upper, right, lower = replace(image, boxes=(replace(box, crowd=False),)).corners[0]
     return None if left < right and upper < lower else "has no area inside the image"
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ KINDS: dict[str, type] = {"file_name": str, "name": str, "bbox": list}
 """What a value must be; the others are whole numbers."""
 
 
-def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox, masks: bool = False) -> tuple[Images, dict[int, str]]:
+def read_coco(
+    file: Path, folder: Path, on_bad_box: OnBadBox, masks: bool = False, known: Collection[int] = ()
+) -> tuple[Images, dict[int, str]]:
     """The images of a JSON, with their boxes.
 
     Args:
@@ -31,6 +33,7 @@ def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox, masks: bool = Fals
         folder: of its images.
         on_bad_box: refuse or leave out boxes without area or outside of their image.
         masks: read the masks too.
+        known: ids of boxes without area that are left out in any case.
 
     Returns:
         The images, and the classes: name by category id.
@@ -60,8 +63,13 @@ def read_coco(file: Path, folder: Path, on_bad_box: OnBadBox, masks: bool = Fals
         for image in content["images"]
     ]  # fmt: skip
     check_files(rows, file)
-    kept, left_out = check_boxes(rows, file, on_bad_box)
+    kept, left_out = check_boxes(rows, file, on_bad_box, [box_name(number) for number in known])
     return Images(root=folder, rows=tuple(kept), left_out=tuple(left_out)), names
+
+
+def box_name(number: int) -> str:
+    """What an error calls a box."""
+    return f"box {number}"
 
 
 def load(file: Path) -> Mapping[str, Any]:
@@ -132,7 +140,7 @@ def read_boxes(
         box = Box(
             x=x, y=y, width=width, height=height, label=labels[entry["category_id"]],
             crowd=bool(entry.get("iscrowd", 0)), area=float(width * height if area is None else area),
-            mask=encode(mask, image["width"], image["height"]) if mask else None, name=f"box {entry['id']}",
+            mask=encode(mask, image["width"], image["height"]) if mask else None, name=box_name(entry["id"]),
         )  # fmt: skip
         found.setdefault(entry["image_id"], []).append(box)
     return found

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,8 @@ Sample = TypeVar("Sample")
 
 PUBLISHED: dict[Layout, tuple[int, int]] = {"coco2017": (118_287, 5000), "voc0712": (16_551, 4952)}
 """Training and test images of each."""
+FLAT = (918, 2206849)
+"""Ids of the two boxes of COCO's training images that are 0 pixels high, as published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class DetectionData:
 
     Args:
         classes: names, in the order of the labels.
+        category_ids: of the classes in the JSON that they come from; None: 1 and up.
         train, val: the images.
         words: what they are, for the protocol id.
         own: the user's own config that names them, and more.
@@ -34,6 +37,7 @@ class DetectionData:
     classes: tuple[str, ...]
     train: Images
     val: Images
+    category_ids: tuple[int, ...] | None = None
     words: str = ""
     own: DatasetRecord | None = None
 
@@ -56,9 +60,11 @@ def read_data(config: DetectConfig) -> DetectionData:
     )  # fmt: skip
     train = found.train if config.keep_empty else found.train.filled()
     refuse_empty(found)
-    if config.detector == "mask-rcnn" and not (train.has_masks and found.val.has_masks):
-        raise ValueError(f"--detector mask-rcnn needs a mask with every box, which {found.train.root} does not have")
-    return DetectionData(classes=found.classes, train=train, val=found.val, words=found.words)
+    if config.detector == "mask-rcnn" and (bare := found.train.without_masks + found.val.without_masks):
+        raise ValueError(
+            f"--detector mask-rcnn needs a mask with every box: {len(bare)} have none, the first is {bare[0]}"
+        )
+    return replace(found, train=train)
 
 
 def refuse_empty(data: DetectionData) -> None:
@@ -121,10 +127,10 @@ def _read(
             parts = [
                 (data / "annotations" / f"instances_{part}2017.json", data / f"{part}2017") for part in ("train", "val")
             ]
-            found = _both(parts[0], parts[1], on_bad_box, masks)
+            found = _both(parts[0], parts[1], on_bad_box, masks, FLAT)
         case "voc":
             lists = [Listed(data, name) for name in splits]
-            classes = find_classes(lists)
+            classes = find_classes(lists[0])  # what is in no training image cannot be learned
             train_, val_ = (read_voc([one], classes, on_bad_box) for one in lists)
             found = DetectionData(classes=classes, train=train_, val=val_)
         case "voc0712":
@@ -145,16 +151,20 @@ def _read(
             f"{PUBLISHED[layout][0]} and {PUBLISHED[layout][1]} were published: complete it, or say --partial"
         )
     words = layout + (" partial" if counts != PUBLISHED[layout] else "")
-    return DetectionData(classes=found.classes, train=found.train, val=found.val, words=words)
+    return replace(found, words=words)
 
 
-def _both(train: tuple[Path, Path], val: tuple[Path, Path], on_bad_box: OnBadBox, masks: bool) -> DetectionData:
-    """Two JSONs of the same classes."""
-    (learn, names), (measure, others) = (read_coco(file, folder, on_bad_box, masks) for file, folder in (train, val))
+def _both(
+    train: tuple[Path, Path], val: tuple[Path, Path], on_bad_box: OnBadBox, masks: bool, known: tuple[int, ...] = ()
+) -> DetectionData:
+    """Two JSONs of the same classes; see `read_coco`."""
+    learn, names = read_coco(*train, on_bad_box, masks, known)
+    measure, others = read_coco(*val, on_bad_box, masks)
     if names != others:
         differ = sorted({*names.items()} ^ {*others.items()})
         raise ValueError(f"{train[0]} and {val[0]} have other categories, such as {differ[0][1]!r} ({differ[0][0]})")
-    return DetectionData(classes=tuple(names[key] for key in sorted(names)), train=learn, val=measure)
+    ids = tuple(sorted(names))
+    return DetectionData(classes=tuple(names[key] for key in ids), category_ids=ids, train=learn, val=measure)
 
 
 def say_left_out(found: DetectionData) -> None:

@@ -33,12 +33,18 @@ class Detections:
         masks = None if self.masks is None else tuple(self.masks[place] for place in kept)
         return Detections(boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], masks=masks)
 
-    def rows(self, image_id: int) -> list[dict[str, Any]]:
-        """In COCO's format of results; the category of label 0 is 1."""
+    def rows(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """In COCO's format of results.
+
+        Args:
+            image_id: of the image.
+            category_ids: of the labels; None: 1 and up.
+        """
         found: list[dict[str, Any]] = []
         for place, (left, upper, right, lower) in enumerate(self.boxes.tolist()):
+            label = int(self.labels[place])
             row: dict[str, Any] = {
-                "image_id": image_id, "category_id": int(self.labels[place]) + 1,
+                "image_id": image_id, "category_id": label + 1 if category_ids is None else category_ids[label],
                 "bbox": [left, upper, right - left, lower - upper], "score": float(self.scores[place]),
             }  # fmt: skip
             if self.masks is not None:
@@ -53,6 +59,8 @@ def encode_plane(plane: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     return {**found, "counts": found["counts"].decode("ascii")}
 
 
-def as_results(images: Images, found: Sequence[Detections]) -> list[dict[str, Any]]:
-    """All of them in COCO's format of results; `category_id` is the label plus 1."""
-    return [row for image, one in zip(images.rows, found, strict=True) for row in one.rows(image.id)]
+def as_results(
+    images: Images, found: Sequence[Detections], category_ids: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """All of them in COCO's format of results; see `Detections.rows`."""
+    return [row for image, one in zip(images.rows, found, strict=True) for row in one.rows(image.id, category_ids)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -18,6 +18,8 @@ from stillroom.det_transfer.detections import Detections, as_results
 IouType = Literal["bbox", "segm"]
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers in pycocotools' order: s, m, l are objects below 32 x 32, up to 96 x 96, and larger, pixels."""
+IOUS = range(50, 100, 5)
+"""Percent at which boxes must overlap, as Detectron2 measures VOC."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +48,9 @@ def measure(images: Images, found: Sequence[Detections], classes: Sequence[str])
     truth, rows = as_coco(images, classes), as_results(images, found)
     measured = coco_ap(truth, rows, "bbox")
     metrics = dict(measured.metrics)
-    if images.has_masks and any(one.masks is not None for one in found):
+    if not images.without_masks and any(one.masks is not None for one in found):
         metrics |= {f"mask{name}": value for name, value in coco_ap(truth, rows, "segm").metrics.items()}
-    by_class = [voc_ap(images, found, label) for label in range(len(classes))]
-    for name, values in (("VOC_AP50", [p.area for p in by_class]), ("VOC07_AP50", [p.eleven for p in by_class])):
-        if not np.isnan(values).all():
-            metrics[name] = float(np.nanmean(values))
+    metrics |= voc_metrics([rank(images, found, label) for label in range(len(classes))])
     return Measured(metrics=metrics, per_class=measured.per_class, precision=measured.precision)
 
 
@@ -103,13 +102,28 @@ def as_annotations(rows: Sequence[Mapping[str, Any]], kind: IouType = "bbox") ->
 
 @dataclass(frozen=True)
 class VocAp:
-    """A class's average precision at IoU 0.5: the area under its curve (VOC 2010 on), and at eleven recalls (VOC 2007).
+    """A class's average precision: the area under its curve (VOC 2010 on), and at eleven recalls (VOC 2007).
 
     nan where there is no object of the class.
     """
 
     area: float
     eleven: float
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The detections of a class, the likeliest first.
+
+    Args:
+        objects: which one each overlaps most, of all images together; -1 where its image has none.
+        overlaps: intersection over union with it.
+        counted: of every object, whether it must be found.
+    """
+
+    objects: Int[np.ndarray, " n"]
+    overlaps: Float[np.ndarray, " n"]
+    counted: Bool[np.ndarray, " m"]
 
 
 def voc_ap(images: Images, found: Sequence[Detections], label: int, iou: float = 0.5) -> VocAp:
@@ -126,25 +140,58 @@ def voc_ap(images: Images, found: Sequence[Detections], label: int, iou: float =
 
     Reference: Everingham et al., The Pascal Visual Object Classes Challenge: A Retrospective, IJCV 2015, section 2.2.
     """
+    return judge(rank(images, found, label), iou)
+
+
+def voc_metrics(ranked: Sequence[Ranked]) -> dict[str, float]:
+    """VOC's AP over the classes that occur, by both averages: at IoU 0.5, 0.75, and the mean of 0.5, 0.55, ... 0.95.
+
+    Args:
+        ranked: of each class.
+    """
+    metrics: dict[str, float] = {}
+    occurring = [one for one in ranked if one.counted.any()]
+    if not occurring:
+        return metrics
+    table = [[judge(one, percent / 100) for one in occurring] for percent in IOUS]
+    for prefix, kind in (("VOC_", "area"), ("VOC07_", "eleven")):
+        means = {at: float(np.mean([getattr(ap, kind) for ap in row])) for at, row in zip(IOUS, table, strict=True)}
+        metrics |= {
+            f"{prefix}AP": float(np.mean([*means.values()])), f"{prefix}AP50": means[50], f"{prefix}AP75": means[75]
+        }  # fmt: skip
+    return metrics
+
+
+def rank(images: Images, found: Sequence[Detections], label: int) -> Ranked:
+    """See `Ranked` and `voc_ap`."""
     wanted = [tuple(box for box in row.boxes if box.label == label) for row in images.rows]
-    total = sum(counts(box) for boxes in wanted for box in boxes)
-    if total == 0:
-        return VocAp(float("nan"), float("nan"))
+    first = np.cumsum([0, *map(len, wanted)])
     places = [np.flatnonzero(one.labels == label) for one in found]
     of_image = np.repeat(np.arange(len(found)), [len(own) for own in places])
     scores = np.concatenate([one.scores[own] for one, own in zip(found, places, strict=True)])
     boxes = np.concatenate([one.boxes[own] for one, own in zip(found, places, strict=True)])
-    taken: list[Bool[np.ndarray, " n"]] = [np.zeros(len(own), dtype=bool) for own in wanted]
-    right, wrong = np.zeros(len(scores)), np.zeros(len(scores))
-    for rank, place in enumerate(np.argsort(-scores, kind="stable")):
-        image = of_image[place]
-        overlaps = overlap(boxes[place], wanted[image])
-        best = int(overlaps.argmax()) if len(overlaps) else -1
-        if best < 0 or overlaps[best] <= iou:
-            wrong[rank] = 1
-        elif counts(wanted[image][best]):
-            right[rank], wrong[rank] = not taken[image][best], taken[image][best]
-            taken[image][best] = True
+    objects, overlaps = np.full(len(scores), -1), np.zeros(len(scores))
+    order = np.argsort(-scores, kind="stable")
+    for place, (image, box) in enumerate(zip(of_image[order], boxes[order], strict=True)):
+        if wanted[image]:
+            own = overlap(box, wanted[image])
+            objects[place], overlaps[place] = first[image] + own.argmax(), own.max()
+    counted = np.asarray([counts(box) for own in wanted for box in own], dtype=bool)
+    return Ranked(objects, overlaps, counted)
+
+
+def judge(ranked: Ranked, iou: float) -> VocAp:
+    """See `voc_ap`."""
+    total = int(ranked.counted.sum())
+    if total == 0:
+        return VocAp(float("nan"), float("nan"))
+    over = ranked.overlaps > iou
+    claims = np.flatnonzero(over)
+    claims = claims[ranked.counted[ranked.objects[claims]]]
+    right, wrong = np.zeros(len(over)), (~over).astype(float)
+    wrong[claims] = 1
+    taken = claims[np.unique(ranked.objects[claims], return_index=True)[1]]
+    right[taken], wrong[taken] = 1, 0
     rights, wrongs = right.cumsum(), wrong.cumsum()
     return average(rights / total, rights / np.maximum(rights + wrongs, 1))
 

@@ -15,7 +15,7 @@ from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import DeviceName
 from stillroom.det_transfer.backend import find_backend
 from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.measure import as_annotations
+from stillroom.det_transfer.measure import IouType, as_annotations
 from stillroom.det_transfer.record import INITIAL
 from stillroom.det_transfer.sheet import draw_overlay
 
@@ -61,8 +61,9 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
             picture = aside / "overlays" / name
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw_overlay(picture, file, found, classes)
+        kind: IouType = "segm" if any("segmentation" in row for row in rows) else "bbox"
         categories = [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
-        content = {"images": listing, "annotations": as_annotations(rows), "categories": categories}
+        content = {"images": listing, "annotations": as_annotations(rows, kind), "categories": categories}
         (aside / "detections.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     run.close()
     return out

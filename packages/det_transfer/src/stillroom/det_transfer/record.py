@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
@@ -43,7 +43,7 @@ def finish(
         data=Data(count=train.count, fingerprint=train.fingerprint),
     )  # fmt: skip
     measured = measure(data.val, found, data.classes)
-    write_file(config.out / PREDICTIONS, json.dumps(as_results(data.val, found)) + "\n")
+    write_file(config.out / PREDICTIONS, json.dumps(as_results(data.val, found, data.category_ids)) + "\n")
     title = f"{config.out.name}: {100 * measured.metrics['AP']:.1f} % AP"
     with replace_directory(config.out / "figures") as aside:
         draw_sheet(aside / "sheet.png", data.val, found, data.classes, title)
@@ -83,9 +83,18 @@ def protocol(config: DetectConfig, data: DetectionData) -> str:
         "fpn-norm=gn" if config.fpn_norm == "gn" else "",
         "frozen" if config.frozen else "",
         f"legacy={config.legacy}" if config.legacy != "none" else "",
+        *unusual(config),
         f"steps={config.steps} batch={config.batch_size} rois={config.rois} size={config.test_size} weights=last",
     ]  # fmt: skip
     return " ".join(part for part in parts if part)
+
+
+def unusual(config: DetectConfig) -> list[str]:
+    """Settings that are not the recipe's, for the protocol id; a box that is left out is in no number."""
+    usual = {field.name: field.default for field in fields(config)}
+    names = ("fpn_dim", "box_dim", "anchor_scale", "max_size", "keep_empty", "on_bad_box")
+    told = {name: getattr(config, name) for name in names}
+    return [f"{name.replace('_', '-')}={value}" for name, value in told.items() if value != usual[name]]
 
 
 def summary(path: Path) -> str:
@@ -93,7 +102,7 @@ def summary(path: Path) -> str:
     found = read_results(path)
     rows = [[name, f"{100 * value:.1f}"] for name, value in found.extra[PER_CLASS].items()]
     more = ", ".join(
-        f"{name} {percent(found.metrics, name)}" for name in found.metrics if name.startswith(("AP", "VOC"))
+        f"{name} {percent(found.metrics, name)}" for name in found.metrics if name.startswith(("AP", "maskAP", "VOC"))
     )
     return (
         f"{found.protocol}\n{found.extra['loaded']}\n{format_table(['class', 'AP, %'], rows)}\n{more}\n"

@@ -50,19 +50,18 @@ class Listed:
         return line if whole else re.sub(r"\s+-?[01]$", "", line)
 
 
-def find_classes(lists: Sequence[Listed]) -> tuple[str, ...]:
-    """The names of all objects, sorted.
+def find_classes(listed: Listed) -> tuple[str, ...]:
+    """The names of all objects of a list, sorted.
 
     Raises:
         ValueError: see `parse`; none.
     """
     found = set()
-    for listed in lists:
-        for name in listed.names():
-            root = parse(listed.root / "Annotations" / f"{name}.xml")
-            found |= {(entry.findtext("name") or "").strip() for entry in root.iter("object")}
+    for name in listed.names():
+        root = parse(listed.root / "Annotations" / f"{name}.xml")
+        found |= {(entry.findtext("name") or "").strip() for entry in root.iter("object")}
     if not found - {""}:
-        raise ValueError(f"the XML files of {lists[0].root} name no object")
+        raise ValueError(f"the XML files of {listed.file} name no object")
     return tuple(sorted(found - {""}))
 
 

@@ -1,18 +1,20 @@
 """A user's own LazyConfig: its model, data and schedule, our backbone's weights."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.structures import BoxMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from pycocotools import mask as rle
 from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
@@ -111,19 +113,39 @@ def read_own(file: Path) -> DetectionData:
     cfg, parts = load_own(file), {}
     own = DatasetRecord(path=str(file), count=1, fingerprint=sha256(file.read_bytes()).hexdigest())
     for role in ("train", "test"):
+        dataset = cfg.dataloader[role].dataset
         try:
-            records = instantiate(cfg.dataloader[role].dataset)
+            parts[role] = from_records(instantiate(dataset), areas_of(dataset))
         except (FileNotFoundError, AssertionError, KeyError) as error:
-            raise ValueError(f"the {role} images of the config cannot be read: {error}") from error
-        parts[role] = from_records(records)
-    named = cfg.dataloader.test.dataset.get("names", None)
-    names = named[0] if isinstance(named, ListConfig) else named
-    classes = None if names is None else MetadataCatalog.get(names).get("thing_classes", None)
+            raise ValueError(f"the {role} images of the config cannot be read: {error!r}") from error
+    told = next(iter(metadata_of(cfg.dataloader.test.dataset)), Metadata())
+    classes = told.get("thing_classes", None)
     if classes is None:
         raise ValueError("the config's test data set has no names of classes (thing_classes)")
-    data = DetectionData(classes=tuple(classes), train=parts["train"], val=parts["test"], own=own)
+    labels = told.get("thing_dataset_id_to_contiguous_id", None)
+    data = DetectionData(
+        classes=tuple(classes), train=parts["train"], val=parts["test"], own=own,
+        category_ids=None if labels is None else tuple(sorted(labels, key=labels.__getitem__)),
+    )  # fmt: skip
     refuse_empty(data)
     return data
+
+
+def metadata_of(dataset: Mapping[str, Any]) -> list[Metadata]:
+    """What Detectron2 knows of the data sets that a part of the config names, in their order."""
+    names = dataset.get("names", ())
+    return [MetadataCatalog.get(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def areas_of(dataset: Mapping[str, Any]) -> dict[tuple[int | float, ...], float]:
+    """Areas of objects by image id and box, where a JSON in COCO's format says them: Detectron2's records do not."""
+    areas = {}
+    for metadata in metadata_of(dataset):
+        if (file := metadata.get("json_file", None)) is not None:
+            for entry in json.loads(Path(file).read_text(encoding="utf-8"))["annotations"]:
+                if "area" in entry:
+                    areas[entry["image_id"], *entry["bbox"]] = float(entry["area"])
+    return areas
 
 
 def check_classes(model: nn.Module, classes: Sequence[str]) -> None:
@@ -140,8 +162,12 @@ def check_classes(model: nn.Module, classes: Sequence[str]) -> None:
         )
 
 
-def from_records(records: list[dict[str, Any]]) -> Images:
+def from_records(records: list[dict[str, Any]], areas: Mapping[tuple[int | float, ...], float]) -> Images:
     """Detectron2's records as images of ours.
+
+    Args:
+        records: as its catalog has them.
+        areas: of objects by image id and box; those of others are those of their masks or boxes.
 
     Raises:
         ValueError: there are none.
@@ -151,14 +177,16 @@ def from_records(records: list[dict[str, Any]]) -> Images:
     rows = []
     for record in records:
         boxes = []
-        for entry in record["annotations"]:
-            mask = entry.get("segmentation")
+        for entry in record.get("annotations", []):
             x, y, width, height = BoxMode.convert(list(entry["bbox"]), entry["bbox_mode"], BoxMode.XYWH_ABS)
+            mask = entry.get("segmentation")
+            mask = encode(mask, record["width"], record["height"]) if mask else None
+            own = rle.area(mask) if mask else width * height
             boxes.append(
                 Box(
                     x=float(x), y=float(y), width=float(width), height=float(height), label=entry["category_id"],
-                    crowd=bool(entry.get("iscrowd", 0)), area=float(entry.get("area", width * height)),
-                    mask=encode(mask, record["width"], record["height"]) if mask else None, name="",
+                    crowd=bool(entry.get("iscrowd", 0)), mask=mask, name="",
+                    area=float(areas.get((record["image_id"], *entry["bbox"]), own)),
                 )
             )  # fmt: skip
         file = Path(record["file_name"]).absolute()

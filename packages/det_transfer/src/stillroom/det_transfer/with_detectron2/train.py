@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ with warnings.catch_warnings():
     from detectron2.data import build_detection_test_loader
     from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, default_writers, hooks
     from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+    from detectron2.modeling.poolers import ROIPooler
     from detectron2.solver.build import get_default_optimizer_params
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
@@ -116,7 +118,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
     model = create_ddp_model(net, **cfg.train.ddp)
-    trainer = build_trainer(cfg, model, loader, optimizer)
+    trainer = build_trainer(cfg, model, loader, optimizer, own=config.framework_config is not None)
     checkpointer = DetectionCheckpointer(model, str(config.out), trainer=trainer)
     steady = SteadySteps(config.seed, run.rank)
     trainer.register_hooks(
@@ -206,13 +208,29 @@ def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes
     return cfg, bridge
 
 
-def build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any) -> SimpleTrainer:
-    """Detectron2's trainer, whose losses are read back when a line is logged."""
+def build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any, *, own: bool) -> SimpleTrainer:
+    """Detectron2's trainer, whose losses are read back when a line is logged.
+
+    Args:
+        cfg: of the run.
+        model, loader, optimizer: as it says.
+        own: the user's own; its mixed precision is Detectron2's, in float16.
+    """
     every = cfg.train.log_period
     if not cfg.train.amp.enabled:
         return SimpleTrainer(model, loader, optimizer, gather_metric_period=every)
+    if own:
+        return AMPTrainer(model, loader, optimizer, gather_metric_period=every)
+    boxes_in_float(model)
     whole = torch.amp.GradScaler("cuda", enabled=False)  # bfloat16 reaches as far as float32
     return AMPTrainer(model, loader, optimizer, gather_metric_period=every, grad_scaler=whole, precision=torch.bfloat16)
+
+
+def boxes_in_float(model: nn.Module) -> None:
+    """Let boxes be cut out of float32 maps: Detectron2 rounds their corners to the maps' type, bfloat16 to 8 pixels."""
+    for pooler in model.modules():
+        if isinstance(pooler, ROIPooler):
+            pooler.register_forward_pre_hook(lambda _, given: ([map_.float() for map_ in given[0]], *given[1:]))
 
 
 def precise(model: nn.Module, cfg: DictConfig, config: DetectConfig) -> HookBase | None:
@@ -358,7 +376,7 @@ def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run:
         num_classes: without background.
         run: this process.
     """
-    cfg = LazyConfig.load(str(config.out / RESOLVED))
+    cfg = load_resolved(config.out)
     net = instantiate(cfg.model).to(run.device).eval()
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     DetectionCheckpointer(net).load(str(config.out / "model_final.pth"))
@@ -374,6 +392,14 @@ def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run:
         return as_detections(output["instances"])
 
     return find_in
+
+
+def load_resolved(out: Path) -> DictConfig:
+    """The LazyConfig of a run; LazyConfig.save pickles one that YAML cannot hold, such as a user's with a lambda."""
+    pickled = out / f"{RESOLVED}.pkl"
+    if pickled.exists():
+        return pickle.loads(pickled.read_bytes())  # noqa: S301  # as much a program as the .yaml, which is read with tags
+    return LazyConfig.load(str(out / RESOLVED))
 
 
 def begin_log(out: Path, run: Run) -> None:
