@@ -190,7 +190,7 @@ def test_a_run_leaves_a_config_that_detectron2_runs(make: Make, lively: Lively, 
     config = make()
     out = finetune(config)
     results = read_results(out)
-    assert results.protocol.startswith("detection/v1 detectron2 faster-rcnn-fpn norm=bn steps=4")
+    assert results.protocol.startswith("detection/v1 detectron2 faster-rcnn-fpn norm=bn fpn-dim=16")
     assert results.seconds > 0
     assert set(results.extra["ap_per_class"]) == {"blue", "red"}
     last, manifest = load_checkpoint(out / "checkpoint")
