@@ -42,9 +42,9 @@ def test_a_package_imports_backbone_and_nothing_else_of_ours(package: str) -> No
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_only_cli_and_config_import_tyro(package: str) -> None:
+def test_only_command_lines_and_configs_import_tyro(package: str) -> None:
     users = {file.name for file in sources(package) if any(n.split(".")[0] == "tyro" for n in imported_modules(file))}
-    assert users <= {"cli.py", "config.py"}
+    assert users <= {"cli.py", "command.py", "config.py"}
 
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name != "backbone"])
