@@ -111,7 +111,7 @@ class Det:
 
 
 def own_microseconds() -> float:
-    """What our hook takes in a step, alone."""
+    """What the hook that seeds a step takes, alone."""
     from types import SimpleNamespace  # noqa: PLC0415
 
     from stillroom.det_transfer.with_detectron2.train import SteadySteps  # noqa: PLC0415

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as rle
 
 from stillroom.det_transfer import DetectConfig
-from stillroom.det_transfer.annotations import fault_of_mask, run_lengths
+from stillroom.det_transfer.annotations import Annotated, Box, cut, fault_of_mask, run_lengths
 from stillroom.det_transfer.data import PUBLISHED, forget, read_data
 
 Make = Callable[..., DetectConfig]
@@ -197,6 +197,14 @@ def test_a_box_that_rounding_put_beyond_its_image_is_cut(make_config: Make, chan
     change(lambda c: first(c).update(bbox=[-1, 3, 66, 9]))
     forget()
     assert read_data(make_config()).train.rows[0].corners[0].tolist() == [0, 3, 64, 12], "by up to one whole pixel"
+
+
+def test_a_box_inside_its_image_is_left_as_it_is() -> None:
+    """Its right edge less its left one is not its width, to the last bit."""
+    image = Annotated(id=1, file=Path("a.png"), width=64, height=48)
+    box = Box(x=10.1, y=3.3, width=20.2, height=9.9, label=0, area=1.0, name="a box")
+    assert (box.x + box.width) - box.x != box.width
+    assert cut(box, image) is box
 
 
 @pytest.mark.parametrize("edge", ["xmax", "ymax"])

@@ -49,6 +49,7 @@ from stillroom.backbone.images import load_image
 from stillroom.backbone.run import DivergedError
 from stillroom.det_transfer import DetectConfig, finetune, measure, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
+from stillroom.det_transfer.config import check
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.schedule import factor
@@ -573,6 +574,7 @@ def test_a_config_of_ones_own_gets_our_weights(boxed: Path, tmp_path: Path) -> N
         finetune(replace(config, out=tmp_path / "d"))
     with pytest.raises(ValueError, match=r"there is no .*absent.py"):
         finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))
+    check(config, world_size=3, on_cpu=True)  # the config's own batch is shared, not ours
     with pytest.raises(
         ValueError, match=r"--data is .*boxed, .* would not count beside --framework-config: leave it out"
     ):

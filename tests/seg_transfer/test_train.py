@@ -196,6 +196,8 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
         load_file(student / "model.safetensors")["conv1.weight"],
     )
     (out / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"^--log-every is 7, .* would not count beside --framework-config: leave"):
+        resume(out, log_every=7)
     resume(out)
     assert read_results(out).metrics == results.metrics
     (out / "results.json").unlink()

@@ -65,7 +65,8 @@ def refuse_beside(config: Any, flag: str, kept: Collection[str]) -> None:
         if field.default not in (MISSING, value) and field.name not in (flag, *kept):
             name, leader = (f"--{word.replace('_', '-')}" for word in (field.name, flag))
             raise ValueError(
-                f"{name} is {value}, by a flag or the preset, and would not count beside {leader}: leave it out"
+                f"{name} is {value}, by a flag or the preset, and would not count beside {leader}: "
+                "leave it out, or take a preset without it"
             )
 
 

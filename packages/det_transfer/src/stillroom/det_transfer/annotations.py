@@ -123,7 +123,7 @@ class Images:
 
     def filled(self) -> "Images":
         """Without the images that have nothing to learn from."""
-        return replace(self, rows=tuple(row for row in self.rows if row.wanted))
+        return replace(self, rows=tuple(row for row in self.rows if not all(box.crowd for box in row.boxes)))
 
 
 def encode(mask: Any, width: int, height: int) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def cut(box: Box, image: Annotated) -> Box:
     """A box as far as its image goes."""
     left, upper = max(box.x, 0.0), max(box.y, 0.0)
     right, lower = min(box.x + box.width, image.width), min(box.y + box.height, image.height)
-    if (left, upper, right - left, lower - upper) == (box.x, box.y, box.width, box.height):
+    if (left, upper, right, lower) == (box.x, box.y, box.x + box.width, box.y + box.height):
         return box
     return replace(box, x=left, y=upper, width=right - left, height=lower - upper)
 

@@ -33,7 +33,7 @@ def read_coco(
         folder: of its images.
         on_bad_box: refuse or leave out boxes without area or outside of their image.
         masks: read the masks too.
-        known: ids of boxes without area that are left out in any case.
+        known: ids of bad boxes that are left out in any case.
 
     Returns:
         The images, and the classes: name by category id.

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg  # names of flags
 
+from stillroom.backbone.configs import refuse_beside
 from stillroom.backbone.run import DeviceName
 
 BackendName = Literal["detectron2", "torchvision"]
@@ -156,7 +157,7 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         raise ValueError(f"--train-sizes holds {list(config.train_sizes)}: sides of 1 pixel or more")
     if list(config.drops) != sorted(config.drops) or not all(0 < drop < 1 for drop in config.drops):
         raise ValueError(f"--drops holds {list(config.drops)}: rising shares of the steps, between 0 and 1")
-    if config.batch_size % world_size:
+    if config.framework_config is None and config.batch_size % world_size:
         raise ValueError(f"--batch-size is {config.batch_size}: {world_size} processes cannot share it evenly")
     if config.detector == "retinanet" and config.neck == "c4":
         raise ValueError("retinanet has no second stage for --neck c4: say --neck fpn")
@@ -170,5 +171,7 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         raise ValueError("--legacy repeats what KDEP did in Detectron2: say --backend detectron2")
     if config.framework_config is not None and config.backend != "detectron2":
         raise ValueError("--framework-config is a config of Detectron2's: say --backend detectron2")
+    if config.framework_config is not None:
+        refuse_beside(config, "framework_config", BESIDE_OWN)
     if config.backend == "detectron2" and config.amp != "none" and on_cpu:
         raise ValueError("--amp bf16 needs a GPU under Detectron2: its mixed precision refuses the CPU")

@@ -73,9 +73,9 @@ def refuse_empty(data: DetectionData) -> None:
     Raises:
         ValueError: nothing to learn from, or nothing to be found.
     """
-    if not any(row.wanted for row in data.train.rows):
+    if not data.train.filled().rows:
         raise ValueError(f"none of the {len(data.train)} training images in {data.train.root} has a box")
-    if not any(row.wanted for row in data.val.rows):
+    if not data.val.filled().rows:
         raise ValueError(f"none of the {len(data.val)} images in {data.val.root} to be measured on has a box")
 
 

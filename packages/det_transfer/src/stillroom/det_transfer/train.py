@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
-from stillroom.backbone.configs import config_to_json, refuse_beside, reread_config
+from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
 from stillroom.backbone.loading import TrainingBatches
@@ -13,7 +13,7 @@ from stillroom.backbone.registry import checkpoint_method
 from stillroom.backbone.run import CONFIG, DeviceName
 from stillroom.backbone.sweep import keep_fingerprints, refuse_changed
 from stillroom.det_transfer.backend import find_backend
-from stillroom.det_transfer.config import BESIDE_OWN, DetectConfig, check
+from stillroom.det_transfer.config import DetectConfig, check
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.record import INITIAL, PACKAGE, finish
 
@@ -46,8 +46,6 @@ def prepare(config: DetectConfig, run: Run) -> tuple[DetectionData, Backbone]:
         ValueError: bad input, each in one sentence.
     """
     check(config, run.world_size, run.device.type == "cpu")
-    if config.framework_config is not None:
-        refuse_beside(config, "framework_config", BESIDE_OWN)
     backend = find_backend(config.backend)
     data, backbone = backend.read(config), first_backbone(config.name, config.like, config.seed)
     if config.framework_config is None:

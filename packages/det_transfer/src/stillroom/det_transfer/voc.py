@@ -96,7 +96,8 @@ def read_one(root: Path, name: str, number: int, classes: Sequence[str]) -> Anno
     for place, entry in enumerate(parsed.iter("object"), start=1):
         kind = (entry.findtext("name") or "").strip()
         if kind not in classes:
-            raise ValueError(f"{xml} holds a {kind!r}, which is no class: {', '.join(classes)}")
+            told = ", ".join(classes)
+            raise ValueError(f"{xml} holds a {kind!r}, which is no class: {told} (--layout voc: of the training list)")
         left, upper, right, lower = (number_of(entry, f"bndbox/{key}", xml) for key in ("xmin", "ymin", "xmax", "ymax"))
         x, y, width, height = left - 1, upper - 1, right - left + 1, lower - upper + 1
         if right <= left or lower <= upper:  # a point or a line in VOC's own count, though one pixel is inside

@@ -65,8 +65,6 @@ def prepare(config: SegmentConfig, run: Run) -> tuple[Backbone, "Plan"]:
         ValueError: bad input, each in one sentence.
     """
     check(config, run)
-    if config.framework_config is not None:
-        refuse_beside(config, "framework_config", BESIDE_OWN)
     backbone = first_backbone(config.name, config.like, config.seed)
     return backbone, build_plan(config, run, backbone)
 
@@ -251,6 +249,7 @@ def check(config: SegmentConfig, run: Run) -> None:
     if not config.scales or not all(SMALLEST <= scale <= 1 / SMALLEST for scale in config.scales):
         raise ValueError(f"--scales holds {list(config.scales)}: factors from {SMALLEST} to 10")
     if config.framework_config is not None:
+        refuse_beside(config, "framework_config", BESIDE_OWN)
         return  # what follows is of our own recipe
     if config.batch_size % run.world_size:
         raise ValueError(f"--batch-size is {config.batch_size}: {run.world_size} processes cannot share it evenly")

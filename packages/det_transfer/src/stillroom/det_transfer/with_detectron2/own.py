@@ -1,6 +1,7 @@
 """A user's own LazyConfig: its model, data and schedule, our backbone's weights."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -13,6 +14,7 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 from pycocotools import mask as rle
 from torch import nn
@@ -115,7 +117,7 @@ def read_own(file: Path) -> DetectionData:
     for role in ("train", "test"):
         dataset = cfg.dataloader[role].dataset
         try:
-            parts[role] = from_records(instantiate(dataset), areas_of(dataset))
+            parts[role] = from_records(instantiate(dataset), areas_of(dataset) if role == "test" else {})
         except (FileNotFoundError, AssertionError, KeyError) as error:
             raise ValueError(f"the {role} images of the config cannot be read: {error!r}") from error
     told = next(iter(metadata_of(cfg.dataloader.test.dataset)), Metadata())
@@ -141,10 +143,14 @@ def areas_of(dataset: Mapping[str, Any]) -> dict[tuple[int | float, ...], float]
     """Areas of objects by image id and box, where a JSON in COCO's format says them: Detectron2's records do not."""
     areas = {}
     for metadata in metadata_of(dataset):
-        if (file := metadata.get("json_file", None)) is not None:
-            for entry in json.loads(Path(file).read_text(encoding="utf-8"))["annotations"]:
-                if "area" in entry:
-                    areas[entry["image_id"], *entry["bbox"]] = float(entry["area"])
+        if (file := metadata.get("json_file", None)) is None:
+            continue
+        with PathManager.open(file) as opened:
+            content = json.load(opened)
+        for entry in content.get("annotations", []) if isinstance(content, dict) else []:
+            area = entry.get("area")
+            if isinstance(area, int | float) and 0 <= area < math.inf:
+                areas[entry["image_id"], *entry["bbox"]] = float(area)
     return areas
 
 
