@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Each package installs beside backbone alone, into an empty environment, and its command answers there.
+# Each package installs beside backbone alone, into an empty environment, and its command answers there; two at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-uv=$PWD/.venv/bin/uv
+export uv=$PWD/.venv/bin/uv
 folder=$(mktemp -d)
+export folder
 trap 'rm -rf "$folder"' EXIT
 
-for package in distill cls_transfer seg_transfer det_transfer eval_ssl; do
+alone() {
+  local package=$1 python=$folder/$1/bin/python
   "$uv" venv --quiet --python .venv/bin/python "$folder/$package"
-  python=$folder/$package/bin/python
   "$uv" pip install --quiet --python "$python" --constraint constraints.txt packages/backbone "packages/$package"
   (
     cd "$folder" # away from the sources: what is imported is what was installed
@@ -29,4 +30,7 @@ PY
   )
   rm -rf "${folder:?}/$package"
   echo "stillroom-${package//_/-} installs and answers alone"
-done
+}
+export -f alone
+printf '%s\n' distill cls_transfer seg_transfer det_transfer eval_ssl |
+  xargs -P 2 -I {} bash -euo pipefail -c 'alone {}'
