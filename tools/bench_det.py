@@ -68,7 +68,8 @@ class Det:
         from detectron2.engine import SimpleTrainer, hooks  # noqa: PLC0415
         from detectron2.utils.events import EventStorage  # noqa: PLC0415
 
-        from stillroom.det_transfer.with_detectron2 import train as ours  # noqa: PLC0415
+        from stillroom.det_transfer.with_detectron2.hooks import RefuseDiverged, SteadySteps  # noqa: PLC0415
+        from stillroom.det_transfer.with_detectron2.train import build_config  # noqa: PLC0415
 
         out = folder / ("ours" if own else "reference")
         config = DetectConfig(
@@ -78,7 +79,7 @@ class Det:
         write_file(out / CONFIG, config_to_json(config))
         run = Run.start()
         backbone = first_backbone(NET, None, seed=0)
-        cfg, bridge = ours.build_config(config, run, backbone, 1)
+        cfg, bridge = build_config(config, run, backbone, 1)
         model = instantiate(cfg.model).to(run.device)
         if own:
             bridge.load(model, backbone)
@@ -92,7 +93,7 @@ class Det:
         trainer = SimpleTrainer(
             model, instantiate(cfg.dataloader.train), instantiate(cfg.optimizer), gather_metric_period=20
         )
-        own_hooks = [ours.SteadySteps(0, 0), ours.RefuseDiverged(model, cfg.train.checkpointer.period)] if own else []
+        own_hooks = [SteadySteps(0, 0), RefuseDiverged(model, cfg.train.checkpointer.period)] if own else []
         schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
         trainer.register_hooks([*own_hooks, schedule])
         trainer.iter, trainer.start_iter, trainer.max_iter = 0, 0, config.steps
@@ -114,7 +115,7 @@ def own_microseconds() -> float:
     """What the hook that seeds a step takes, alone."""
     from types import SimpleNamespace  # noqa: PLC0415
 
-    from stillroom.det_transfer.with_detectron2.train import SteadySteps  # noqa: PLC0415
+    from stillroom.det_transfer.with_detectron2.hooks import SteadySteps  # noqa: PLC0415
 
     hook, times = SteadySteps(0, 0), []
     hook.trainer = SimpleNamespace(iter=0)

@@ -54,11 +54,12 @@ from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.schedule import factor
 from stillroom.det_transfer.with_detectron2 import train as d2_train
+from stillroom.det_transfer.with_detectron2.hooks import ClipGradients
 from stillroom.det_transfer.with_detectron2.images import PictureMapper, as_records
 from stillroom.det_transfer.with_detectron2.nets import ExtraNorm
 from stillroom.det_transfer.with_detectron2.own import from_records, read_own
 from stillroom.det_transfer.with_detectron2.recipe import build_model
-from stillroom.det_transfer.with_detectron2.train import ClipGradients, boxes_in_float, build_config, cut_metrics
+from stillroom.det_transfer.with_detectron2.train import boxes_in_float, build_config, cut_metrics
 from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 from predicted import assert_predicted_as_measured
+from pycocotools import mask as rle
 from safetensors.torch import load_file
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -32,6 +33,7 @@ from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.levels import sync_norms
 from stillroom.det_transfer.measure import index
+from stillroom.det_transfer.record import summary
 from stillroom.det_transfer.schedule import factor
 from stillroom.det_transfer.sheet import draw_overlay
 from stillroom.det_transfer.with_torchvision.images import BoxedImages
@@ -113,7 +115,7 @@ def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config:
         ("cifar/resnet20", {"anchor_scale": 4.0, "frozen": True, "fpn_norm": "gn", "fpn_dim": 32}),
     ],
 )
-def test_detectors_and_backbones_train(make_config: Make, name: str, changes: dict) -> None:
+def test_detectors_and_backbones_train(make_config: Make, boxed: Path, name: str, changes: dict) -> None:
     out = finetune(make_config(checkpoint=(f"random:{name}",), steps=2, **changes))
     first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
     assert first.keys() == last.keys()
@@ -122,7 +124,12 @@ def test_detectors_and_backbones_train(make_config: Make, name: str, changes: di
     if changes.get("norm") == "frozen":
         assert not any("running" in key for key in moved), "no statistics"
         assert not any(key.startswith("features.18.") for key in moved), "no detector uses the last 1x1 convolution"
-    assert ("maskAP" in read_results(out).metrics) == (changes.get("detector") == "mask-rcnn")
+    masks = changes.get("detector") == "mask-rcnn"
+    assert ("maskAP" in read_results(out).metrics) == ("maskAP " in summary(out)) == masks
+    if masks:
+        found = predict(out, boxed / "images" / "val", out.parent / "found", score=0.0, device="cpu")
+        rows = json.loads((found / "detections.json").read_text())["annotations"]
+        assert rows and all(row["area"] == rle.area(row["segmentation"]) for row in rows), "not those of their boxes"
 
 
 def test_a_run_of_mixed_precision_makes_its_anchors_in_float32(

@@ -3,31 +3,23 @@
 import json
 import logging
 import os
-import pickle
-import time
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from stillroom.backbone import Backbone, BrokenImageError, Run
+from stillroom.backbone import Backbone, Run
 from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.files import write_file
-from stillroom.backbone.loading import in_one_sentence
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.det_transfer import with_detectron2  # noqa: F401  # first: it says in one sentence what is not installed
-from stillroom.det_transfer.annotations import Images
-from stillroom.det_transfer.backend import Finder, Trained
+from stillroom.det_transfer.backend import Trained
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data
-from stillroom.det_transfer.detections import Detections, encode_plane
 from stillroom.det_transfer.levels import held, share_statistics
-from stillroom.det_transfer.measure import measure
 from stillroom.det_transfer.record import INITIAL
-from stillroom.det_transfer.schedule import factor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of pkg_resources and TorchScript: nothing that a user can change
@@ -37,26 +29,18 @@ with warnings.catch_warnings():
     from detectron2.config import LazyConfig, instantiate
     from detectron2.data import build_detection_test_loader
     from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, default_writers, hooks
-    from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
     from detectron2.modeling.poolers import ROIPooler
     from detectron2.solver.build import get_default_optimizer_params
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
-    from fvcore.common.param_scheduler import ParamScheduler
     from omegaconf import DictConfig, OmegaConf
 
-    from stillroom.det_transfer.with_detectron2.images import (
-        PictureMapper,
-        SteadyLoader,
-        as_records,
-        read_records,
-        read_run,
-    )
+    from stillroom.det_transfer.with_detectron2.find import RESOLVED, Collector, find_all, load_finder  # noqa: F401  # `Backend`
+    from stillroom.det_transfer.with_detectron2.hooks import ClipGradients, Rate, RefuseDiverged, SteadySteps
+    from stillroom.det_transfer.with_detectron2.images import PictureMapper, SteadyLoader, read_records
     from stillroom.det_transfer.with_detectron2.own import adopt_bridge, adopt_config, check_classes, load_own, read_own
     from stillroom.det_transfer.with_detectron2.recipe import build_model
 
-RESOLVED = "config.yaml"
-"""Detectron2's LazyConfig of the run."""
 METRICS = "metrics.json"
 """Detectron2's, a line each time."""
 PRECISE_BATCHES = 200
@@ -153,7 +137,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
         model=net,
         bridge=bridge,
         seconds=steady.seconds,
-        find=lambda images: find_all(net, config, cfg, images, data.classes),
+        find=lambda images: find_all(net, config, cfg, images),
     )
 
 
@@ -238,168 +222,6 @@ def precise(model: nn.Module, cfg: DictConfig, config: DetectConfig) -> HookBase
     if config.legacy == "none" or config.neck != "c4" or held(config) != "nothing":
         return None
     return hooks.PreciseBN(0, model, instantiate(cfg.dataloader.train), min(PRECISE_BATCHES, config.steps))
-
-
-class Rate(ParamScheduler):
-    """The multiple of the base learning rate, by the share of the steps that is done; see `factor`."""
-
-    def __init__(self, steps: int, warmup: int, drops: Sequence[float]) -> None:
-        self.steps, self.warmup, self.drops = steps, warmup, drops
-
-    def __call__(self, where: float) -> float:
-        return factor(round(where * self.steps), steps=self.steps, warmup=self.warmup, drops=self.drops)
-
-
-class RefuseDiverged(HookBase):
-    """Stop before weights that are not finite are saved, every `period` steps and at the end.
-
-    Detectron2 itself looks at the losses, and only where a line is logged.
-    """
-
-    def __init__(self, net: nn.Module, period: int) -> None:
-        self.net, self.period = net, period
-
-    def after_step(self) -> None:
-        """Look where a state is due."""
-        step = self.trainer.iter + 1
-        due = step % self.period == 0 or step == self.trainer.max_iter
-        if due and not all(parameter.isfinite().all() for parameter in self.net.parameters()):
-            raise FloatingPointError("weights are not finite")
-
-
-class SteadySteps(HookBase):
-    """Seed what the net draws, such as the boxes it learns from, by (seed, step, process) before each step.
-
-    Attributes:
-        seconds: of training, over all lives of the run.
-    """
-
-    def __init__(self, seed: int, rank: int) -> None:
-        self.seed, self.rank = seed, rank
-        self.seconds, self.marked = 0.0, time.perf_counter()
-
-    def before_train(self) -> None:
-        """The clock begins."""
-        self.marked = time.perf_counter()
-
-    def before_step(self) -> None:
-        """As it says."""
-        seed_everything(self.seed, self.trainer.iter, self.rank)
-
-    def after_step(self) -> None:
-        """The clock goes on."""
-        now = time.perf_counter()
-        self.seconds, self.marked = self.seconds + now - self.marked, now
-
-    def state_dict(self) -> dict[str, float]:
-        """For the next life."""
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Of an earlier life."""
-        self.seconds = state["seconds"]
-
-
-class ClipGradients(HookBase):
-    """Shorten a gradient that is longer than `norm`, as the other backend does."""
-
-    def __init__(self, net: nn.Module, norm: float) -> None:
-        self.net, self.norm = net, norm
-
-    def after_backward(self) -> None:
-        """As it says."""
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.norm)
-
-
-class Collector(DatasetEvaluator):
-    """Detectron2's evaluator that keeps what was found, and measures it as every backend of ours does.
-
-    Args:
-        run: directory of the run, for its images; None: `found` is all that is wanted.
-    """
-
-    def __init__(self, run: str | None = None) -> None:
-        self.run = run
-        self.reset()
-
-    def reset(self) -> None:
-        """Nothing was found yet."""
-        self.found: dict[int, Detections] = {}
-
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Keep what was found in each image."""
-        for given, output in zip(inputs, outputs, strict=True):
-            self.found[given["image_id"]] = as_detections(output["instances"])
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics in percent, as Detectron2 prints them."""
-        parts = comm.all_gather(self.found)
-        self.found = {key: found for part in parts for key, found in part.items()}
-        if self.run is None or not comm.is_main_process():
-            return None
-        data = read_run(self.run)
-        measured = measure(data.val, [self.found[row.id] for row in data.val.rows], data.classes)
-        return {"bbox": {name: 100 * value for name, value in measured.metrics.items()}}
-
-
-def find_all(net: nn.Module, config: DetectConfig, cfg: DictConfig, images: Images, classes: Sequence[str]) -> Any:
-    """What a detector finds in every image, by Detectron2's evaluation loop; all processes get all of it."""
-    loader = build_detection_test_loader(
-        dataset=as_records(images), mapper=instantiate(cfg.dataloader.test.mapper), num_workers=config.workers
-    )
-    collector = Collector()
-    with in_one_sentence():
-        inference_on_dataset(net, loader, collector)
-    return [collector.found[row.id] for row in images.rows]
-
-
-def as_detections(instances: Any) -> Detections:
-    """Detectron2's instances, likeliest first."""
-    instances = instances.to("cpu")
-    order = instances.scores.argsort(descending=True, stable=True)
-    masks = None
-    if instances.has("pred_masks"):
-        masks = tuple(encode_plane(plane) for plane in instances.pred_masks[order].numpy())
-    return Detections(
-        boxes=instances.pred_boxes.tensor[order].float().numpy().astype(float),
-        scores=instances.scores[order].float().numpy().astype(float),
-        labels=instances.pred_classes[order].numpy(), masks=masks,
-    )  # fmt: skip
-
-
-def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Finder:
-    """A detector that was trained, image file -> what it finds.
-
-    Args:
-        config: of its run.
-        backbone: that it began with.
-        num_classes: without background.
-        run: this process.
-    """
-    cfg = load_resolved(config.out)
-    net = instantiate(cfg.model).to(run.device).eval()
-    logging.getLogger("fvcore").setLevel(logging.WARNING)
-    DetectionCheckpointer(net).load(str(config.out / "model_final.pth"))
-    mapper = instantiate(cfg.dataloader.test.mapper)
-
-    def find_in(file: Path) -> Detections:
-        try:
-            given = mapper({"file_name": str(file)})
-        except OSError as error:  # of a user's own mapper
-            raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error
-        with torch.no_grad():
-            (output,) = net([given])
-        return as_detections(output["instances"])
-
-    return find_in
-
-
-def load_resolved(out: Path) -> DictConfig:
-    """The LazyConfig of a run; LazyConfig.save pickles one that YAML cannot hold, such as a user's with a lambda."""
-    pickled = out / f"{RESOLVED}.pkl"
-    if pickled.exists():
-        return pickle.loads(pickled.read_bytes())  # noqa: S301  # as much a program as the .yaml, which is read with tags
-    return LazyConfig.load(str(out / RESOLVED))
 
 
 def begin_log(out: Path, run: Run) -> None:
