@@ -1,4 +1,4 @@
-"""`stillroom-distill kdep | fit-alignment | import-alignment | resume | smoke`."""
+"""`stillroom-distill auto | kdep | fit-alignment | import-alignment | resume | smoke`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from stillroom.backbone.files import write_file
 from stillroom.backbone.loading import OnBroken
 from stillroom.backbone.run import DeviceName
 from stillroom.distill.alignment_file import encode_alignments, import_kdep_alignment
-from stillroom.distill.config import DistillConfig, Net
+from stillroom.distill.auto import plan
+from stillroom.distill.config import AutoConfig, DistillConfig, Net
 from stillroom.distill.fit import DrawnView, FitPass, alignment_inputs, describe, fit_alignment
 from stillroom.distill.monitor import KnnMonitor
 from stillroom.distill.presets import PRESETS
@@ -95,7 +96,7 @@ class Resume(ResumeFlags):
         say(summary(self.path))
 
 
-COMMANDS = {"fit-alignment": FitAlignment, "import-alignment": ImportAlignment, "resume": Resume}
+COMMANDS = {"auto": AutoConfig, "fit-alignment": FitAlignment, "import-alignment": ImportAlignment, "resume": Resume}
 
 
 @plainly
@@ -119,6 +120,8 @@ def run_command(knn: KnnMonitor | None) -> None:
     match command:
         case DistillConfig():
             say(summary(distill(command, knn=knn)))
+        case AutoConfig():
+            say(summary(distill(plan(command), knn=knn)))
         case Resume():
             command.run(knn)
         case _:

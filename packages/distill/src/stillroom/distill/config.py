@@ -161,6 +161,8 @@ class Monitor:
     """Share of the images, at most 512, that is not trained on but shows the distance to the target; 0: none."""
     patience: int = 0
     """Stop after this many measurements without a better one; 0: never."""
+    hours: float | None = None
+    """Stop after this long, hours of training over all lives of the run; None: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +225,60 @@ class DistillConfig:
     """Licence of the images; a restricted one goes into the student's manifest."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoConfig:
+    """A KDEP or SimReg run whose settings are chosen from the images, the nets and the device.
+
+    docs/recipes.md states the table and the study behind each line. What is chosen is printed with its reason and
+    written into config.json; a flag that is given takes its place. Everything else is a flag of `kdep` and `simreg`.
+    """
+
+    teacher: Annotated[tuple[str, ...], arg(metavar="NAME|DIR")]
+    """Checkpoint directories, or backbone names with their pretrained weights."""
+    student: Annotated[tuple[str, ...], arg(metavar="NAME|DIR")]
+    """Backbone names (random weights) or checkpoint directories to start from."""
+    data: Path
+    """Folder of images, labels not needed, subfolders are read too; or a file list, one path per line."""
+    out: Path
+    """Run directory to make."""
+    method: Literal["kdep", "simreg"] = "kdep"
+    """Whose target, head and distance."""
+    hours: float | None = None
+    """Train for this long at most; None: as long as the table says."""
+    knn: Annotated[Path | None, arg(name="monitor.knn")] = None
+    """Labelled image folder: its k-NN accuracy picks the best student and says when to stop, in place of the agreement
+    with the teacher on held-out images."""
+    teacher_size: Annotated[int | None, arg(name="teacher.size")] = None
+    """Input side of the teachers, pixels; None as each net's specification says."""
+    student_size: Annotated[int | None, arg(name="student.size")] = None
+    """Input side of the students, pixels; None as each net's specification says."""
+    batch_size: int | None = None
+    """Images per step, over all processes; None: chosen, like all below."""
+    epochs: int | None = None
+    """Passes over the data."""
+    lr: float | None = None
+    """Base learning rate."""
+    loss_weight: float | None = None
+    """Times the distance."""
+    min_scale: Annotated[float | None, arg(name="view.min-scale")] = None
+    """Smallest crop, fraction of the image's area."""
+    warmup_epochs: Annotated[float | None, arg(name="schedule.warmup-epochs")] = None
+    """Epochs of linear warm-up before the cosine."""
+    amp: Literal["none", "bf16"] | None = None
+    """bf16: forward passes in bfloat16 autocast."""
+    cache_views: Annotated[int | None, arg(name="cache.views")] = None
+    """Views of each image whose teacher outputs are kept on disk; 0: no cache."""
+    workers: int | None = None
+    """Processes that decode images."""
+    seed: int = 0
+    device: DeviceName = "auto"
+    on_broken: OnBroken = "refuse"
+    """An image that cannot be read stops the run, or is skipped, named and counted."""
+    data_licence: str | None = None
+    """Licence of the images; a restricted one goes into the student's manifest."""
+
+
 UNIONS = (Alignment, Schedule, HeadConfig, Distance, Optimizer, View, TeacherView)
 """The fields of several variants, for config.json."""
 
-__all__ = ["UNIONS", "Cosine", "DistillConfig", "Step"]
+__all__ = ["UNIONS", "AutoConfig", "Cosine", "DistillConfig", "Step"]

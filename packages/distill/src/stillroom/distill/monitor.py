@@ -1,6 +1,7 @@
-"""What is watched while a student trains: held-out distance, effective rank and spread, k-NN, collapse."""
+"""What is watched while a student trains: distance to and agreement with the teacher, rank, spread, k-NN, collapse."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Run, read_labelled
 from stillroom.backbone.loading import EvaluationBatches, build_loader
+from stillroom.distill.agreement import neighbour_agreement
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.distances import distance
@@ -21,6 +23,12 @@ from stillroom.distill.teacher import FrozenTeacher
 KnnMonitor = Callable[[Backbone, Path, Run], dict[str, float]]
 """(student, labelled folder, this process) -> metrics, the first of them the one that picks the best student."""
 
+AGREEMENT = "neighbour_agreement"
+"""The label-free figure of how much was learned; see `stillroom.distill.agreement`."""
+LEAST_LEARNED = 0.02
+"""Agreement that a student must gain to have learned anything; docs/recipes.md shows where it comes from."""
+MIN_STEPS_JUDGED = 200
+"""Steps that no student has learned much in, whatever its recipe."""
 MAX_HELD_OUT = 512
 MIN_HELD_OUT = 8
 CHECK_COLLAPSE_EVERY = 50
@@ -60,6 +68,17 @@ def collapse(features: Float[Tensor, "b d"]) -> str | None:
         f"the student collapses: its features take {rank:.1f} directions and vary by {100 * spread:.2f} % "
         f"over a batch; lower --lr, or warm up"
     )
+
+
+def nothing_learned(measured: Mapping[str, float], untrained: Mapping[str, float]) -> list[str]:
+    """One sentence for each student whose agreement with the teacher has hardly risen since before the first step."""
+    return [
+        f"about nothing was learned: the student shares {100 * value:.1f} % of the teacher's nearest neighbours beyond "
+        f"chance, {100 * untrained[name]:.1f} % before the first step; try --lr three times higher or lower, another "
+        f"--loss-weight, more steps (--epochs, or a smaller --batch-size), or no PTS (alignment:svd)"
+        for name, value in measured.items()
+        if name.startswith(AGREEMENT) and name in untrained and value < untrained[name] + LEAST_LEARNED
+    ]
 
 
 def split_held_out(files: ImageFiles, share: float, seed: int) -> tuple[ImageFiles, ImageFiles | None]:
@@ -120,6 +139,7 @@ class Watch:
         held_out: images that nobody trains on, or None.
         teachers: as they teach.
         targets: [teacher][student].
+        steps_per_epoch: of the run.
         knn: see `KnnMonitor`.
     """
 
@@ -128,13 +148,25 @@ class Watch:
     held_out: ImageFiles | None
     teachers: Sequence[FrozenTeacher]
     targets: Sequence[Sequence[AlignedTarget]]
+    steps_per_epoch: int
     knn: KnnMonitor | None = None
-    _wanted: list[list[Tensor]] = field(default_factory=list)
+    _outputs: list[Tensor] = field(default_factory=list)
+
+    @property
+    def first_judged(self) -> int:
+        """The epoch after which a run is first asked whether it learns: a tenth of it, and at least 200 steps."""
+        epochs = max(round(self.config.epochs / 10), math.ceil(MIN_STEPS_JUDGED / self.steps_per_epoch), 1)
+        return min(epochs, self.config.epochs)
+
+    @property
+    def has_something(self) -> bool:
+        """Whether there is anything to measure on."""
+        return self.held_out is not None or self.config.monitor.knn is not None
 
     def due(self, epoch: int) -> bool:
         """Whether the students are measured after this many epochs."""
-        something = self.held_out is not None or self.config.monitor.knn is not None
-        return something and (epoch % self.config.monitor.every == 0 or epoch == self.config.epochs)
+        of_these = epoch % self.config.monitor.every == 0 or epoch in (self.first_judged, self.config.epochs)
+        return self.has_something and of_these
 
     @torch.no_grad()
     def measure(self, learners: Sequence[Learner]) -> tuple[float, dict[str, float]]:
@@ -150,8 +182,8 @@ class Watch:
             measured: dict[str, float] = {}
             score = 0.0
             if self.held_out is not None:
-                measured |= self._distance(place, learner, self.held_out)
-                score = -measured["held_out_loss"]
+                measured |= self._compare(place, learner, self.held_out)
+                score = measured[AGREEMENT]
             if self.config.monitor.knn is not None:
                 assert self.knn is not None, "the run was refused without it"
                 found = self.knn(learner.backbone, self.config.monitor.knn, self.run)
@@ -163,22 +195,19 @@ class Watch:
             values |= {f"{name}{end}": value for name, value in measured.items()}
         return self.run.gather((sum(scores) / len(scores), values))[0]  # one decision for all processes
 
-    def _distance(self, place: int, learner: Learner, files: ImageFiles) -> dict[str, float]:
-        if not self._wanted:
-            outputs = [self._pass(files, teacher.backbone, teacher) for teacher in self.teachers]
-            self._wanted = [
-                [target(output.to(self.run.device)).cpu() for target in own]
-                for own, output in zip(self.targets, outputs, strict=True)
-            ]
+    def _compare(self, place: int, learner: Learner, files: ImageFiles) -> dict[str, float]:
+        """A student beside its teachers on held-out images; over several teachers the means by their weights."""
+        self._outputs = self._outputs or [self._pass(files, teacher.backbone, teacher) for teacher in self.teachers]
         pooled = self._pass(files, learner.backbone, learner)
-        predictions = [head(pooled.to(self.run.device)).cpu() for head in learner.heads]
         weights = normalised([net.weight for net in self.config.teacher.each()])
-        losses = [
-            weight * float(distance(self.config.distance, prediction, wanted[place]))
-            for weight, prediction, wanted in zip(weights, predictions, self._wanted, strict=True)
-        ]
+        loss = agreement = 0.0
+        for weight, own, output, head in zip(weights, self.targets, self._outputs, learner.heads, strict=True):
+            target, prediction = own[place](output.to(self.run.device)), head(pooled.to(self.run.device))
+            loss += weight * float(distance(self.config.distance, prediction, target))
+            agreement += weight * neighbour_agreement(pooled, output)
         return {
-            "held_out_loss": sum(losses),
+            "held_out_loss": loss,
+            AGREEMENT: agreement,
             "effective_rank": effective_rank(pooled),
             "relative_spread": relative_spread(pooled),
         }

@@ -17,6 +17,7 @@ from stillroom.backbone.spec import Licence, inherit_licence
 from stillroom.distill.alignment import ScaledSvd
 from stillroom.distill.alignment_file import encode_alignments
 from stillroom.distill.config import UNIONS, DistillConfig
+from stillroom.distill.monitor import AGREEMENT, nothing_learned
 from stillroom.distill.parts import Parts
 from stillroom.distill.state import TrainState
 from stillroom.distill.student import Learner
@@ -104,6 +105,8 @@ def finish(config: DistillConfig, run: Run, parts: Parts, state: TrainState, bro
         ],
         "steps": state.step,
         "best": asdict(state.best) if state.measured else None,
+        "untrained": state.untrained,
+        "warnings": nothing_learned(state.measured, state.untrained),
         "students": [manifest.weights.sha256 for manifest in manifests],
         "broken": broken,
     }
@@ -133,5 +136,9 @@ def summary(path: Path) -> str:
     accuracy = [name for name in results.metrics if name.startswith("monitor_")]
     if accuracy:
         return f"{path}: {100 * results.metrics[accuracy[0]]:.1f} % {accuracy[0].removeprefix('monitor_')}"
-    held_out = f", held out {results.metrics['held_out_loss']:.4f}" if "held_out_loss" in results.metrics else ""
-    return f"{path}: loss {results.metrics['loss']:.4f}{held_out}"
+    shown = f"{path}: loss {results.metrics['loss']:.4f}"
+    if "held_out_loss" in results.metrics:
+        shown += f", held out {results.metrics['held_out_loss']:.4f}"
+    if AGREEMENT in results.metrics:
+        shown += f", {100 * results.metrics[AGREEMENT]:.1f} % of the teacher's neighbours"
+    return shown

@@ -25,7 +25,9 @@ class TrainState:
         step: steps done.
         losses: the means of the last log line.
         measured: what the monitors last saw.
+        untrained: what they saw before the first step; nothing in a run that an older version began.
         best: their best measurement.
+        seconds: of training, over all lives of the run, at the last log line.
     """
 
     def __init__(self, config: DistillConfig, learners: list[Learner]) -> None:
@@ -35,7 +37,9 @@ class TrainState:
         self.step = 0
         self.losses = {"loss": float("nan")}
         self.measured: dict[str, float] = {}
+        self.untrained: dict[str, float] = {}
         self.best = Best()
+        self.seconds = 0.0
 
     def advance(self, total: Tensor, lr: float) -> None:
         """One step of the optimiser at this learning rate, down the gradient of a loss."""
@@ -63,7 +67,9 @@ class TrainState:
             "step": self.step,
             "losses": self.losses,
             "measured": self.measured,
+            "untrained": self.untrained,
             "best": asdict(self.best),
+            "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -74,6 +80,7 @@ class TrainState:
             mean.load_state_dict(kept)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.losses, self.measured = state["step"], state["losses"], state["measured"]
+        self.untrained, self.seconds = state.get("untrained", {}), state.get("seconds", 0.0)  # new in 0.3.0
         self.best = Best(**state["best"])
 
 

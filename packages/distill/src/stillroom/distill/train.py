@@ -20,12 +20,14 @@ from stillroom.distill.cache import CachedTeacher, fill_cache
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.distances import dense_distance, distance
 from stillroom.distill.monitor import (
+    AGREEMENT,
     CHECK_COLLAPSE_EVERY,
     KnnMonitor,
     Watch,
     check_labelled,
     collapse,
     normalised,
+    nothing_learned,
     split_held_out,
 )
 from stillroom.distill.parts import Parts, build_nets, check_widths, prepare, read_files
@@ -115,11 +117,19 @@ def train(
     learn: list[Any] = [wrap(learner, config, run) for learner in parts.learners]
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
     watch = Watch(
-        config=config, run=run, held_out=parts.held_out, teachers=parts.teachers, targets=parts.targets, knn=knn
+        config=config,
+        run=run,
+        held_out=parts.held_out,
+        teachers=parts.teachers,
+        targets=parts.targets,
+        steps_per_epoch=feed.steps_per_epoch,
+        knn=knn,
     )
 
+    if saved is None and watch.has_something:
+        state.untrained = watch.measure(state.leaving())[1]
     progress = Progress(len(parts.files) * config.epochs, run, config.method, done=state.step * config.batch_size)
-    meter, stop, warned = Meter(), False, False
+    meter, stale, late, warned, seconds_before = Meter(), False, False, False, state.seconds
     for batch in progress.over(feed.loader):
         progress.skip(batch.broken)
         if not len(batch):
@@ -146,18 +156,27 @@ def train(
             refuse_infinite(state.losses, step)
             lap = {**progress.lap(), "lr": state.optimizer.param_groups[0]["lr"], "epoch": done}
             directory.log(step, {**state.losses, **lap, "broken": len(progress.broken)})
-            progress.show(loss=state.losses["loss"], wait=lap["data_wait_share"])
+            agreed = {name: value for name, value in state.measured.items() if name.startswith(AGREEMENT)}
+            progress.show(loss=state.losses["loss"], **agreed, wait=lap["data_wait_share"])
+            state.seconds = run.gather(seconds_before + progress.seconds)[0]  # one clock for all processes
+            late = config.monitor.hours is not None and state.seconds >= 3600 * config.monitor.hours
         if done.is_integer() and watch.due(int(done)):
             score, state.measured = watch.measure(share_buffers(state.leaving(), run))
             directory.log(step, state.measured)
             progress.note(f"epoch {int(done)}", state.measured)
+            if int(done) in (watch.first_judged, config.epochs):
+                for sentence in nothing_learned(state.measured, state.untrained):
+                    progress.note(f"warning: after epoch {int(done)} {sentence}")
             if state.best.beats(score, step):
                 write_students(config, run, parts, state.leaving(), best=True)
-            stop = state.best.gives_up(config.monitor.patience)
-        if step % config.save_every == 0 or stop:
+            stale = state.best.gives_up(config.monitor.patience)
+        if step % config.save_every == 0 or stale or late:
             directory.save_state({**state.state_dict(), "data_fingerprint": parts.files.fingerprint})
-        if stop:
+        if stale:
             progress.note(f"stopped at step {step}: no better measurement since step {state.best.step}")
+            break
+        if late:
+            progress.note(f"stopped at step {step}: --monitor.hours {config.monitor.hours:g} are over")
             break
 
     progress.close()
@@ -196,7 +215,8 @@ def build_feed(config: DistillConfig, run: Run, parts: Parts, state: TrainState)
     cycle = len(cached[0].stores) if cached and not isinstance(config.teacher_view, FixedView) else 0
     dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
     batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run, start=state.step)
-    ended = state.best.gives_up(config.monitor.patience)
+    hours = config.monitor.hours
+    ended = state.best.gives_up(config.monitor.patience) or (hours is not None and state.seconds >= 3600 * hours)
     loader: Iterable[Batch] = [] if ended else build_loader(dataset, batches, config.workers)
     return Feed(loader=loader, views=views, cached=cached, steps_per_epoch=batches.steps_per_epoch)
 
@@ -288,6 +308,8 @@ def check(config: DistillConfig, files: ImageFiles, run: Run, knn: KnnMonitor | 
         )
     if config.monitor.knn is not None:
         check_labelled(config.monitor.knn)
+    if config.monitor.hours is not None and not config.monitor.hours > 0:
+        raise ValueError(f"--monitor.hours is {config.monitor.hours}: it must be above 0")
     if config.cache.views and config.dense.weight:
         raise ValueError("the dense term needs the teacher's maps, which are not cached: leave out --cache.views")
     if config.dense.weight and not isinstance(config.teacher_view, SameView):

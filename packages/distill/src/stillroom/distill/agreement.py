@@ -1,0 +1,41 @@
+"""How much of a teacher's view of the world a student has, without labels."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+NEIGHBOURS = 10
+
+
+def neighbour_agreement(student: Float[Tensor, "n d"], teacher: Float[Tensor, "n D"], k: int = NEIGHBOURS) -> float:
+    """Share of each image's k nearest neighbours that two nets agree on, above what chance gives.
+
+    Neighbours are by cosine, the image itself left out, k at most half of the others. The shared fraction m is
+    corrected for the fraction c = k / (n - 1) that unrelated nets share: (m - c) / (1 - c).
+
+    Args:
+        student: features of n images, 3 or more.
+        teacher: features of the same images, in the same order.
+        k: neighbours.
+
+    Returns:
+        1 where every neighbourhood is the same, about 0 for unrelated features.
+
+    Reference: mutual k-nearest-neighbour metric of Huh et al., "The Platonic Representation Hypothesis", ICML 2024,
+    section 2; the correction for chance is ours.
+    """
+    n = len(student)
+    assert n == len(teacher) and n >= 3
+    k = min(k, (n - 1) // 2)
+    shared = nearest(student, k) & nearest(teacher, k)
+    chance = k / (n - 1)
+    return (float(shared.sum()) / (n * k) - chance) / (1 - chance)
+
+
+def nearest(features: Float[Tensor, "n d"], k: int) -> Tensor:
+    """(n, n) True where the column is one of the row's k nearest by cosine."""
+    unit = F.normalize(features.double(), dim=1)
+    similarity = unit @ unit.T
+    similarity.fill_diagonal_(-2)  # below every cosine
+    return torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, similarity.topk(k).indices, True)
