@@ -18,7 +18,7 @@ from stillroom.backbone import Run
 from stillroom.backbone.configs import config_to_json
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
-from stillroom.backbone.run import CONFIG
+from stillroom.backbone.run_files import CONFIG
 from stillroom.det_transfer import DetectConfig
 from stillroom.det_transfer.backend import find_backend
 

@@ -16,7 +16,7 @@ import tyro
 from stillroom.backbone import ImageFiles, read_labelled, read_unlabelled
 from stillroom.backbone.command import plainly
 from stillroom.backbone.files import replace_directory, write_file
-from stillroom.backbone.images import listed, shuffled_by_class
+from stillroom.backbone.image_files import listed, shuffled_by_class
 
 _CLASSES_SEED = 1234  # of SimReg's ImageNet-100
 

@@ -21,12 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from matplotlib.figure import Figure
-from PIL import Image
 
 from stillroom.backbone import read_results
 from stillroom.backbone.command import Command, plainly
-from stillroom.backbone.figures import save
 from stillroom.backbone.results import format_table
 
 TOOLS = Path(__file__).parent
@@ -286,12 +283,18 @@ class Detect(FromFirstWeights):
         draw_classes(sweep, "ap_per_class", "AP, %", title, self.keep / f"{name}.png")
         rows = json.loads((sweep / "table.json").read_text())["rows"]
         best = max(rows.values(), key=lambda row: row["mean"])
+        from PIL import Image  # noqa: PLC0415  # a picture is drawn at a study's end alone
+
         with Image.open(sweep / best["runs"][0] / "figures" / "sheet.png") as sheet:
             sheet.convert("RGB").reduce(2).save(self.keep / f"{name}-sheet.jpg", quality=85)
 
 
 def draw_classes(sweep: Path, per_class: str, label: str, title: str, file: Path) -> None:
     """Bars of a metric of each class, for each net: mean over the seeds, and where each seed lies."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  # a picture is drawn at a study's end alone
+
+    from stillroom.backbone.figures import save  # noqa: PLC0415
+
     table = json.loads((sweep / "table.json").read_text())
     metric, rows = table["metric"], table["rows"]
     figure = Figure(figsize=(9, 3.5))

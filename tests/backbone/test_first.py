@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stillroom.backbone import build_backbone, replace_input, save_checkpoint
-from stillroom.backbone.first import first_backbone, other_than_bare, trained_method
+from stillroom.backbone.first import first_backbone
+from stillroom.backbone.names import other_than_bare, trained_method
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from stillroom.backbone import (
     read_labelled,
     read_unlabelled,
 )
-from stillroom.backbone.images import EXTENSIONS, is_turned, load_image, resize_batch
+from stillroom.backbone.image_files import EXTENSIONS
+from stillroom.backbone.images import is_turned, load_image, resize_batch
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from stillroom.backbone import (
     weights_sha256,
 )
 from stillroom.backbone.families.timm import published
-from stillroom.backbone.registry import checkpoint_method, is_checkpoint
+from stillroom.backbone.names import checkpoint_method, is_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.backbone import Run, RunDirectory
-from stillroom.backbone.run import mix_seed, read_config, read_metrics, seed_everything
+from stillroom.backbone.run import mix_seed, seed_everything
+from stillroom.backbone.run_files import read_config, read_metrics
 
 OTHER = Run(device=torch.device("cpu"), rank=1, world_size=1)  # a process that is not the main one, and waits for none
 

@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from stillroom.backbone.features import Backbone, weights_sha256
 from stillroom.backbone.files import replace_directory
 from stillroom.backbone.manifest import (
+    ALIGNMENT,
+    HEADS,
+    MANIFEST,
+    MODEL,
     CheckpointError,
     Data,
     FileRecord,
@@ -19,16 +22,12 @@ from stillroom.backbone.manifest import (
     Manifest,
     Teacher,
     WeightsRecord,
-    read_manifest,
+    verify_checkpoint,
 )
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.registry import build_backbone
 from stillroom.backbone.spec import BackboneSpec
 
-MANIFEST = "manifest.json"
-MODEL = "model.safetensors"
-HEADS = "heads.safetensors"
-ALIGNMENT = "alignment.safetensors"
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -161,39 +160,6 @@ def load_heads(path: str | Path, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"checkpoint {path} keeps no head named {name!r}; it keeps {sorted(manifest.heads)}")
     tensors = load_file(Path(path) / HEADS)
     return {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
-
-
-def verify_checkpoint(path: str | Path) -> Manifest:
-    """Check a checkpoint's manifest, and each file's presence, size and hash, without building the net.
-
-    Raises:
-        CheckpointError: not a checkpoint, newer schema, damaged manifest, or a file that is missing, truncated,
-            altered or not listed.
-    """
-    path = Path(path)
-    manifest = read_manifest(path / MANIFEST)
-    if MODEL not in manifest.files:
-        raise CheckpointError(f"{path / MANIFEST} does not list {MODEL}: copy or make the checkpoint again")
-    for name, record in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"checkpoint {path} lacks {name}: copy it again")
-        size = file.stat().st_size
-        if size != record.bytes:
-            raise CheckpointError(f"{file} has {size} bytes, its manifest says {record.bytes}: copy it again")
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != record.sha256:
-                raise CheckpointError(f"{file} does not have the hash in its manifest: it was altered, copy it again")
-    unlisted = sorted(f.name for f in path.glob("*.safetensors") if f.name not in manifest.files)
-    if unlisted:
-        raise CheckpointError(f"checkpoint {path} holds {', '.join(unlisted)}, which its manifest does not list")
-    try:
-        tensors = load_file(path / MODEL)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path / MODEL} is not a safetensors file: {error}") from error
-    if len(tensors) != manifest.weights.tensors:
-        raise CheckpointError(f"{path / MODEL} has {len(tensors)} tensors, expected {manifest.weights.tensors}")
-    return manifest
 
 
 def _briefly(spec: BackboneSpec) -> str:

@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from stillroom.backbone import exchange
-from stillroom.backbone.checkpoint import verify_checkpoint
 from stillroom.backbone.command import Command, plainly
-from stillroom.backbone.manifest import Manifest
+from stillroom.backbone.flags import Source, Target
+from stillroom.backbone.manifest import Manifest, verify_checkpoint
 from stillroom.backbone.spec import Licence
 
 
@@ -45,7 +44,7 @@ class Import:
 
     file: Positional[Path]
     """.safetensors, .pth or .pt (read with weights_only=True)."""
-    source: exchange.Source
+    source: Source
     """Whose key names the file uses: torchvision, timm, kdep (robustness files), or a self-supervised method's."""
     backbone: Annotated[str, arg(metavar="NAME")]
     """The net, for instance timm/mobilenetv2_100."""
@@ -69,6 +68,8 @@ class Import:
     """Order the net expects."""
 
     def run(self) -> None:
+        from stillroom.backbone import exchange
+
         changes: dict[str, Any] = {
             "size": self.size,
             "crop_fraction": self.crop_fraction,
@@ -95,7 +96,7 @@ class Export:
 
     checkpoint: Positional[Path]
     """Checkpoint directory."""
-    to: exchange.Target
+    to: Target
     """Whose key names to write, or which format: huggingface is timm's hub layout."""
     out: Path
     """File to write: .safetensors or .pth, .onnx for onnx, a folder for huggingface. OUT.json beside it carries input
@@ -104,6 +105,8 @@ class Export:
     """Refuse weights that are not under a permissive licence."""
 
     def run(self) -> None:
+        from stillroom.backbone import exchange
+
         exchange.export_file(self.checkpoint, self.out, target=self.to, require_permissive=self.require_permissive)
         print(self.out)
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Protocol
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from stillroom.backbone.progress import close_bars
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.bars import close_bars
+from stillroom.backbone.flags import DeviceName
 
 
 class Command(Protocol):

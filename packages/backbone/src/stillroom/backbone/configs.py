@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import cattrs
 from cattrs.strategies import configure_tagged_union
 
-from stillroom.backbone.run import read_config
+from stillroom.backbone.run_files import read_config
 
 C = TypeVar("C")
 

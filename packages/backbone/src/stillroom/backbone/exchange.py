@@ -8,24 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cattrs
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stillroom.backbone import keys
-from stillroom.backbone.checkpoint import HEADS, MODEL, load_checkpoint, load_strictly, save_checkpoint
+from stillroom.backbone import families, keys
+from stillroom.backbone.checkpoint import load_checkpoint, load_strictly, save_checkpoint
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.files import write_file
+from stillroom.backbone.flags import Source, Target
 from stillroom.backbone.heads import describe_tensors
-from stillroom.backbone.manifest import CheckpointError, Manifest
+from stillroom.backbone.manifest import HEADS, MODEL, CheckpointError, Manifest
 from stillroom.backbone.portable import write_hub_directory, write_onnx
 from stillroom.backbone.registry import open_net
 from stillroom.backbone.spec import BackboneSpec, Licence
 
-Source = Literal["torchvision", "timm", "kdep", "simreg", "moco", "swav", "dino"]
-Target = Literal["torchvision", "timm", "huggingface", "onnx"]
 _LIBRARIES = ("torchvision", "timm")
 _FAMILIES = {"torchvision": ("torchvision/", "simclr/"), "timm": ("timm/",)}  # whose nets have these key names
 CLASSIFIER = "classifier"
@@ -214,7 +212,7 @@ def _classifier_prefix(name: str) -> str:
     """Where the net's library keeps its classifier, `fc.` or `head.fc.` for instance."""
     library, _, short = name.partition("/")
     if library == "timm":
-        return f"{timm.get_pretrained_cfg(short).classifier}."
+        return f"{families.timm.configuration(short).classifier}."
     if short.startswith("convnext"):
         return "classifier.2."
     return "fc." if short.startswith(("resn", "wide_resnet", "regnet")) else "classifier."

@@ -8,6 +8,27 @@ from pathlib import Path
 from uuid import uuid4
 
 
+def refuse_existing(out: Path) -> None:
+    """Refuse a place that is taken.
+
+    Raises:
+        ValueError: something is there.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another --out")
+
+
+def existing_file(file: Path) -> Path:
+    """The file itself.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no {file}")
+    return file
+
+
 @contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
     """A temporary sibling to write into; it takes the place of `path` when the block ends well, else it goes."""

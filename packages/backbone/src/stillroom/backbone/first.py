@@ -1,11 +1,9 @@
 """The first weights of a run, as its `--checkpoint` names them."""
 
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.registry import RANDOM, build_backbone, load_backbone, replace_input
+from stillroom.backbone.names import BARE, RANDOM
+from stillroom.backbone.registry import build_backbone, load_backbone, replace_input
 from stillroom.backbone.run import seed_everything
-
-BARE = ("random", "pretrained")
-"""First weights that say nothing of the net: it is another checkpoint's."""
 
 
 def first_backbone(name: str, like: str | None, seed: int) -> Backbone:
@@ -32,13 +30,3 @@ def first_backbone(name: str, like: str | None, seed: int) -> Backbone:
     if name == "random":
         built = replace_input(built, **{key: getattr(other.input, key) for key in vars(other.input)})
     return replace_input(built, size=other.input.size, crop_fraction=other.input.crop_fraction)
-
-
-def other_than_bare(names: tuple[str, ...]) -> str | None:
-    """Whose net `random` and `pretrained` take where nobody says it: the first one that names a net."""
-    return next((name for name in names if name not in BARE), None)
-
-
-def trained_method(name: str) -> str:
-    """How weights that were trained with labels from `name` came to be, for their manifest."""
-    return "supervised" if name == "random" or name.startswith(RANDOM) else "finetune"

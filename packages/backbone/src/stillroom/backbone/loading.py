@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stillroom.backbone.images import BrokenImageError, ImageFiles, load_image
+from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.image_files import ImageFiles
+from stillroom.backbone.images import BrokenImageError, load_image
 from stillroom.backbone.run import Run, mix_seed
-
-OnBroken = Literal["refuse", "skip"]
-"""What an image that cannot be decoded does: stop the run with its name, or be left out, named and counted."""
 
 View = Callable[[Image.Image], Tensor | tuple[Tensor, ...]]
 """PIL image -> uint8 (3, h, w), or several of them."""

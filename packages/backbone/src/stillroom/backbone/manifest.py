@@ -1,5 +1,6 @@
 """`manifest.json`: schema 1 of a checkpoint, as data, with its reading, writing and upgrading."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
+from safetensors import SafetensorError, safe_open
 
 from stillroom.backbone.spec import BackboneSpec, Licence
+
+MANIFEST = "manifest.json"
+MODEL = "model.safetensors"
+HEADS = "heads.safetensors"
+ALIGNMENT = "alignment.safetensors"
 
 SCHEMA = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -134,3 +141,37 @@ def read_manifest(file: Path) -> Manifest:
     except (cattrs.BaseValidationError, KeyError, TypeError, AttributeError) as error:
         reasons = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [repr(error)]
         raise CheckpointError(f"{file} does not fit schema {SCHEMA}: {'; '.join(reasons)}") from error
+
+
+def verify_checkpoint(path: str | Path) -> Manifest:
+    """Check a checkpoint's manifest, and each file's presence, size and hash, without building the net.
+
+    Raises:
+        CheckpointError: not a checkpoint, newer schema, damaged manifest, or a file that is missing, truncated,
+            altered or not listed.
+    """
+    path = Path(path)
+    manifest = read_manifest(path / MANIFEST)
+    if MODEL not in manifest.files:
+        raise CheckpointError(f"{path / MANIFEST} does not list {MODEL}: copy or make the checkpoint again")
+    for name, record in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {path} lacks {name}: copy it again")
+        size = file.stat().st_size
+        if size != record.bytes:
+            raise CheckpointError(f"{file} has {size} bytes, its manifest says {record.bytes}: copy it again")
+        with file.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != record.sha256:
+                raise CheckpointError(f"{file} does not have the hash in its manifest: it was altered, copy it again")
+    unlisted = sorted(f.name for f in path.glob("*.safetensors") if f.name not in manifest.files)
+    if unlisted:
+        raise CheckpointError(f"checkpoint {path} holds {', '.join(unlisted)}, which its manifest does not list")
+    try:
+        with safe_open(path / MODEL, "np") as opened:
+            tensors = opened.keys()
+    except SafetensorError as error:
+        raise CheckpointError(f"{path / MODEL} is not a safetensors file: {error}") from error
+    if len(tensors) != manifest.weights.tensors:
+        raise CheckpointError(f"{path / MODEL} has {len(tensors)} tensors, expected {manifest.weights.tensors}")
+    return manifest

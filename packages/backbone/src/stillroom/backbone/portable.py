@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from stillroom.backbone import families
 from stillroom.backbone.features import Backbone, PooledOnly
 from stillroom.backbone.files import replace_directory, write_file
 from stillroom.backbone.manifest import CheckpointError
@@ -38,7 +38,7 @@ def write_hub_directory(
     given = spec.input
     if given.channel_order != "rgb" or given.value_range != (0.0, 1.0):
         raise CheckpointError(f"{name} takes {given.channel_order} in {given.value_range}: timm's layout cannot say so")
-    timms = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    timms = families.timm.configuration(name.removeprefix("timm/"))
     config = {
         "architecture": name.removeprefix("timm/").split(".")[0],
         "num_classes": num_classes,

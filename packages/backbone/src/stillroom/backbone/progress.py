@@ -4,20 +4,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import TypeVar
-from weakref import WeakSet
 
 from tqdm import tqdm
 
+from stillroom.backbone.bars import standing
 from stillroom.backbone.run import Run
-
-_bars: WeakSet[tqdm] = WeakSet()
-
-
-def close_bars() -> None:
-    """End every bar that stands, so that what is said next has a line of its own."""
-    for bar in list(_bars):
-        bar.close()
-
 
 B = TypeVar("B", bound=Sized)
 
@@ -38,7 +29,7 @@ class Progress:
         self._bar = tqdm(
             total=total, initial=done, desc=label, unit="img", disable=not run.is_main, smoothing=0.1, mininterval=every
         )
-        _bars.add(self._bar)
+        standing.add(self._bar)
         self._world_size = run.world_size
         self._began = self._marked = time.perf_counter()
         self._waited = 0.0

@@ -5,26 +5,21 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import torch
 from torch import nn
 
-from stillroom.backbone.families import cifar, simclr
-from stillroom.backbone.families import timm as timm_nets
-from stillroom.backbone.families import torchvision as torchvision_nets
+from stillroom.backbone import families  # its modules, and with them the libraries, are imported when they are used
 from stillroom.backbone.features import Anatomy, Backbone
-from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.names import RANDOM, is_checkpoint, no_backbone, refuse_missing_checkpoint
 from stillroom.backbone.spec import BackboneSpec, FeaturePoint, InputSpec, Licence
-
-RANDOM = "random:"
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
     """The names that `build_backbone` knows, filtered by a shell pattern such as `timm/vit_*`."""
-    names = [*cifar.list_names(), *simclr.list_names(), *torchvision_nets.list_names(), *timm_nets.list_names()]
+    modules = (families.cifar, families.simclr, families.torchvision, families.timm)
+    names = [name for module in modules for name in module.list_names()]
     return [name for name in names if fnmatch(name, pattern)]
 
 
@@ -59,18 +54,6 @@ def build_backbone(
     return Backbone(anatomy, spec).at(feature)
 
 
-def is_checkpoint(name: str) -> bool:
-    """Whether `name` is a checkpoint directory rather than the name of a net."""
-    return (Path(name) / "manifest.json").exists()
-
-
-def checkpoint_method(name: str) -> str:
-    """How the weights behind `name` came to be, for a results file: a checkpoint's method, `random` or `pretrained`."""
-    if is_checkpoint(name):
-        return read_manifest(Path(name) / "manifest.json").method
-    return "random" if name == "random" or name.startswith(RANDOM) else "pretrained"
-
-
 def load_backbone(initialisation: str, feature: FeaturePoint | None = None) -> Backbone:
     """The backbone a person names: a checkpoint directory, a name with its pretrained weights, or `random:NAME`.
 
@@ -80,6 +63,7 @@ def load_backbone(initialisation: str, feature: FeaturePoint | None = None) -> B
     """
     from stillroom.backbone.checkpoint import load_checkpoint  # noqa: PLC0415  # it rebuilds backbones by name
 
+    refuse_missing_checkpoint(initialisation)
     if initialisation.startswith(RANDOM):
         return build_backbone(initialisation.removeprefix(RANDOM), feature=feature)
     if is_checkpoint(initialisation):
@@ -92,22 +76,23 @@ def open_net(
 ) -> tuple[Anatomy, nn.Module | None, InputSpec, Licence]:
     """The opened net, its classifier where it has one, and the input and licence its library states."""
     library, _, short = name.partition("/")
-    if library == "cifar" and name in cifar.list_names():
+    if library == "cifar" and name in families.cifar.list_names():
         if pretrained:
             raise ValueError(f"{name} has no published weights: say {RANDOM}{name} or give a checkpoint directory")
-        return cifar.build(int(short.removeprefix("resnet"))), None, cifar.INPUT, Licence()
-    if library == "simclr" and name in simclr.list_names():
+        return families.cifar.build(int(short.removeprefix("resnet"))), None, families.cifar.INPUT, Licence()
+    if library == "simclr" and name in families.simclr.list_names():
         if pretrained:
             raise ValueError(f"{name} is published as a file only: import it, or say {RANDOM}{name}")
         if arguments:
             raise ValueError(f"{name} takes no constructor arguments, {', '.join(arguments)} came")
-        anatomy, classifier = simclr.build(short)
-        return anatomy, classifier, simclr.INPUT, Licence()
-    if library == "torchvision" and name in torchvision_nets.list_names():
-        return _open(torchvision_nets.build, torchvision_nets.published, name, short, pretrained, arguments)
-    if library == "timm" and f"timm/{short.split('.')[0]}" in timm_nets.list_names():
-        return _open(timm_nets.build, timm_nets.published, name, short, pretrained, arguments)
-    raise ValueError(_unknown(name))
+        anatomy, classifier = families.simclr.build(short)
+        return anatomy, classifier, families.simclr.INPUT, Licence()
+    if library == "torchvision" and name in families.torchvision.list_names():
+        return _open(families.torchvision.build, families.torchvision.published, name, short, pretrained, arguments)
+    if library == "timm" and f"timm/{short.split('.')[0]}" in families.timm.list_names():
+        return _open(families.timm.build, families.timm.published, name, short, pretrained, arguments)
+    closest = difflib.get_close_matches(name.removeprefix(RANDOM), list_backbones(), n=3, cutoff=0.5)
+    raise no_backbone(name, closest)
 
 
 def _open(
@@ -122,6 +107,8 @@ def _open(
     try:
         anatomy, classifier = build(short, arguments, pretrained)
     except OSError as error:  # URLError, and the hub's errors, are all of them
+        import huggingface_hub.constants  # noqa: PLC0415  # timm has imported it, nothing else needs it
+
         raise ValueError(
             f"the pretrained weights of {name} cannot be downloaded ({error.__class__.__name__}): they are looked for "
             f"in {torch.hub.get_dir()}/checkpoints (torchvision) and {huggingface_hub.constants.HF_HUB_CACHE} (timm); "
@@ -129,16 +116,6 @@ def _open(
             f"or say {RANDOM}{name}"
         ) from error
     return anatomy, classifier, input_spec, licence if pretrained else Licence()
-
-
-def _unknown(name: str) -> str:
-    known = list_backbones()
-    close = difflib.get_close_matches(name.removeprefix(RANDOM), known, n=3, cutoff=0.5)
-    hint = f"the closest names are {', '.join(close)}" if close else "names look like torchvision/resnet18"
-    return (
-        f"there is no backbone named {name!r}, nor a checkpoint directory: {hint}; "
-        f"a net of your own is wrapped with Backbone.from_module"
-    )
 
 
 def replace_input(backbone: Backbone, **changes: Any) -> Backbone:

@@ -9,7 +9,7 @@ from typing import Any
 import cattrs
 
 from stillroom.backbone.files import write_file
-from stillroom.backbone.images import ImageFiles
+from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.manifest import MadeBy
 
 SCHEMA = 1
@@ -67,6 +67,16 @@ class Results:
 def write_results(directory: Path, results: Results) -> None:
     """Write `results.json` into a run directory, whole or not at all."""
     write_file(directory / RESULTS, json.dumps(cattrs.unstructure(results), indent=2) + "\n")
+
+
+def refuse_unfinished(run_directory: Path) -> None:
+    """Refuse a run that is not done.
+
+    Raises:
+        ValueError: no results.json.
+    """
+    if not (run_directory / RESULTS).exists():
+        raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
 
 
 def read_results(path: str | Path) -> Results:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from stillroom.backbone.files import write_file
-
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-STATE = "state/last.pt"
+from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,24 +188,3 @@ def _all_finite(state: Any) -> bool:
     if isinstance(state, list | tuple):
         return all(_all_finite(value) for value in state)
     return True
-
-
-def read_config(path: Path) -> str:
-    """The text of a run's config.json.
-
-    Raises:
-        ValueError: when `path` is not a run directory.
-    """
-    file = path / CONFIG
-    if not file.exists():
-        raise ValueError(f"{path} is not a run directory: it has no {CONFIG}")
-    return file.read_text(encoding="utf-8")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line torn by a kill is left out."""
-    file = path / METRICS
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what stands behind the last newline is torn
-    return [json.loads(line) for line in lines]

@@ -13,11 +13,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import write_file
-from stillroom.backbone.first import BARE, other_than_bare
-from stillroom.backbone.manifest import read_manifest
-from stillroom.backbone.registry import is_checkpoint
+from stillroom.backbone.manifest import MANIFEST, read_manifest
+from stillroom.backbone.names import BARE, is_checkpoint, other_than_bare
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
-from stillroom.backbone.run import CONFIG, read_config
+from stillroom.backbone.run_files import CONFIG, read_config
 
 _FREE = frozenset(
     {"out", "download", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
@@ -184,7 +183,7 @@ def refuse_other_weights(out: Path, name: str, initial_sha256: str) -> None:
     Raises:
         ValueError: the checkpoint holds other weights now.
     """
-    if is_checkpoint(name) and read_manifest(Path(name) / "manifest.json").weights.sha256 != initial_sha256:
+    if is_checkpoint(name) and read_manifest(Path(name) / MANIFEST).weights.sha256 != initial_sha256:
         raise ValueError(f"{out} began with other weights than {name} has now: choose another --out")
 
 
@@ -192,13 +191,23 @@ def resume_single(path: Path, go_on: Callable[[Path], object]) -> Path:
     """Go on with a single run, unless it is done. A sweep goes on when its command is given again.
 
     Raises:
-        ValueError: a sweep's directory.
+        ValueError: see `refuse_unresumable`.
     """
-    if not (path / CONFIG).exists() and list(path.glob(f"*/{CONFIG}")):
-        raise ValueError(f"{path} is a sweep: give its command again, and it goes on where it was")
+    refuse_unresumable(path)
     if not (path / RESULTS).exists():
         go_on(path)
     return path
+
+
+def refuse_unresumable(path: Path) -> None:
+    """Refuse to go on with what is no single run.
+
+    Raises:
+        ValueError: a sweep's directory, or one without config.json.
+    """
+    if not (path / CONFIG).exists() and list(path.glob(f"*/{CONFIG}")):
+        raise ValueError(f"{path} is a sweep: give its command again, and it goes on where it was")
+    read_config(path)
 
 
 def refuse_other(out: Path, asked: Mapping[str, Any], found: Mapping[str, Any]) -> None:

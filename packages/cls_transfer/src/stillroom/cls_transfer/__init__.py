@@ -1,8 +1,6 @@
 """Fine-tune a distilled backbone for image classification, or train a supervised one."""
 
-from stillroom.cls_transfer.config import ClassifyConfig
-from stillroom.cls_transfer.model import Classifier
-from stillroom.cls_transfer.predict import load_classifier, predict
-from stillroom.cls_transfer.sweep import finetune, resume
+import lazy_loader
 
-__all__ = ["Classifier", "ClassifyConfig", "finetune", "load_classifier", "predict", "resume"]
+# The names of __init__.pyi, each imported when it is first used: a command line starts without torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

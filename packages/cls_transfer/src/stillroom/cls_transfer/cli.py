@@ -8,18 +8,22 @@ import tyro
 from tyro.conf import arg
 
 from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
-from stillroom.backbone.loading import OnBroken
-from stillroom.backbone.run import DeviceName
-from stillroom.cls_transfer.config import ClassifyConfig
-from stillroom.cls_transfer.predict import predict
+from stillroom.backbone.files import refuse_existing
+from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.image_files import refuse_missing_images
+from stillroom.backbone.manifest import MANIFEST, read_manifest
+from stillroom.backbone.sweep import refuse_unresumable
+from stillroom.cls_transfer.config import ClassifyConfig, preflight
 from stillroom.cls_transfer.presets import PRESETS
-from stillroom.cls_transfer.sweep import finetune, report, resume
 
 
 class Resume(ResumeFlags):
     """Go on with a run that was stopped, from its last state."""
 
     def run(self) -> str:
+        refuse_unresumable(self.path)
+        from stillroom.cls_transfer.sweep import report, resume
+
         return report(resume(self.path, **self.changes))
 
 
@@ -45,6 +49,11 @@ class Predict:
     """An image that cannot be read stops the run, or is skipped and named."""
 
     def run(self) -> str:
+        refuse_existing(self.out)
+        refuse_missing_images(self.images)
+        read_manifest(self.checkpoint / MANIFEST)
+        from stillroom.cls_transfer.predict import predict
+
         out = predict(
             self.checkpoint, self.images, self.out, top=self.top, batch_size=self.batch_size, device=self.device,
             workers=self.workers, on_broken=self.on_broken,
@@ -61,7 +70,15 @@ def main() -> None:
         description="Fine-tune a backbone for image classification, or train a supervised one.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    say(report(finetune(command)) if isinstance(command, ClassifyConfig) else command.run())
+    say(train(command) if isinstance(command, ClassifyConfig) else command.run())
+
+
+def train(config: ClassifyConfig) -> str:
+    """Do what a preset says: its paths and flags are looked at before torch is imported."""
+    preflight(config)
+    from stillroom.cls_transfer.sweep import finetune, report
+
+    return report(finetune(config))
 
 
 def command_type() -> Any:

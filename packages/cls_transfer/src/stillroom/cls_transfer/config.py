@@ -1,17 +1,20 @@
 """What a classification run is. The words under each field are its `--help`."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg  # names of flags
 
-from stillroom.backbone.loading import OnBroken
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.image_files import existing_folder
+from stillroom.backbone.names import BARE, other_than_bare, refuse_missing_checkpoint
 from stillroom.backbone.schedule import Cosine, Schedule
-from stillroom.cls_transfer.datasets import TaskName
+from stillroom.backbone.sweep import directory_name, refuse_taken, refuse_twice
 
+TaskName = Literal["cifar10", "cifar100", "dtd", "caltech256", "cub"]
 Choose = Literal["best", "last", "best-on-test"]
 
 
@@ -150,6 +153,64 @@ def check(config: ClassifyConfig) -> None:
         raise ValueError(f"--hidden is {list(config.hidden)}: widths are at least 1")
     if not min(config.mixup, config.cutmix) >= 0:
         raise ValueError("--mixup and --cutmix are the alphas of a Beta distribution: they cannot be negative")
+
+
+def split(config: ClassifyConfig) -> list[ClassifyConfig]:
+    """The single runs: the config itself, or one for each combination, in directories of their own.
+
+    Raises:
+        ValueError: nothing to combine; several rates and nothing to choose by.
+    """
+    for name in ("checkpoint", "lrs", "seeds"):
+        if not getattr(config, name):
+            raise ValueError(f"--{name} is empty: give at least one")
+    if len(config.lrs) > 1 and not config.held_out and config.val is None and config.choose != "best-on-test":
+        raise ValueError("several --lrs need something to choose by: --held-out above 0, or --val")
+    for name in ("checkpoint", "tasks", "lrs", "seeds"):
+        refuse_twice(getattr(config, name), f"--{name}")
+    axes = (config.tasks or (None,), config.checkpoint, config.lrs, config.seeds)
+    if all(len(axis) == 1 for axis in axes):
+        return [config]
+    like = config.like or other_than_bare(config.checkpoint)
+    cells = []
+    for task, checkpoint, lr, seed in product(*axes):
+        parts = [task or "", directory_name(checkpoint), f"lr{lr:g}", f"seed{seed}"]
+        cell = replace(
+            config, tasks=(task,) if task else (), checkpoint=(checkpoint,), lrs=(lr,), seeds=(seed,),
+            out=config.out / "-".join(filter(None, parts)), like=like if checkpoint in BARE else None,
+        )  # fmt: skip
+        cells.append(cell)
+    return cells
+
+
+def check_sources(config: ClassifyConfig) -> None:
+    """Refuse a run that does not say where its images are, or says it twice.
+
+    Raises:
+        ValueError: neither folders nor a task were given, or both.
+    """
+    if not config.tasks and (config.train is None or config.test is None):
+        raise ValueError("give --train and --test, or --tasks and --data")
+    if config.tasks and (config.train is not None or config.test is not None):
+        raise ValueError(f"--tasks {config.tasks[0]} comes with its own images: leave out --train and --test")
+    if config.tasks and config.data is None:
+        raise ValueError(f"--tasks {config.tasks[0]} needs --data: the folder of the published data sets")
+
+
+def preflight(config: ClassifyConfig) -> None:
+    """Refuse what needs no torch to be refused, before a command imports it: flags, and paths that are not there.
+
+    Raises:
+        ValueError: in the sentence that the run would end with.
+    """
+    check(config)
+    refuse_taken(config.out, alone=split(config) == [config])
+    check_sources(config)
+    for folder in (config.train, config.test, config.val):
+        if folder is not None:
+            existing_folder(folder)
+    for name in (*config.checkpoint, *filter(None, [config.like])):
+        refuse_missing_checkpoint(name)
 
 
 UNIONS = (Schedule,)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.backbone import ImageFiles, Run, read_labelled
-from stillroom.backbone.images import shuffled_by_class
-from stillroom.cls_transfer.config import ClassifyConfig
+from stillroom.backbone.image_files import shuffled_by_class
+from stillroom.cls_transfer.config import ClassifyConfig, check_sources
 from stillroom.cls_transfer.datasets import Source, Splits, read_task
 
 
@@ -71,22 +71,19 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
     """The whole training and test images.
 
     Raises:
-        ValueError: neither folders nor a task were given; see also `read_labelled` and `read_task`.
+        ValueError: see `check_sources`, `read_labelled` and `read_task`.
     """
+    check_sources(config)
     if config.tasks:
         (task,) = config.tasks
-        if config.train is not None or config.test is not None:
-            raise ValueError(f"--tasks {task} comes with its own images: leave out --train and --test")
-        if config.data is None:
-            raise ValueError(f"--tasks {task} needs --data: the folder of the published data sets")
+        assert config.data is not None
         source = Source(
             data=config.data, run=run, seed=config.seed, dtd_split=config.dtd_split, per_class=config.caltech_per_class,
             first=config.caltech_first,
             partial=config.partial, download=config.download,
         )  # fmt: skip
         return read_task(task, source)
-    if config.train is None or config.test is None:
-        raise ValueError("give --train and --test, or --tasks and --data")
+    assert config.train is not None and config.test is not None
     train = read_labelled(config.train)
     return Splits(train, read_labelled(config.test, train.classes), "")
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -13,11 +12,10 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from stillroom.backbone import ImageFiles, Run, read_labelled
 from stillroom.backbone.files import replace_directory
-from stillroom.backbone.images import EXTENSIONS, shuffled_by_class
+from stillroom.backbone.image_files import EXTENSIONS, shuffled_by_class
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, key_of
-
-TaskName = Literal["cifar10", "cifar100", "dtd", "caltech256", "cub"]
+from stillroom.cls_transfer.config import TaskName
 
 _SIDE = 32  # px of CIFAR
 _PIXELS = 3 * _SIDE * _SIDE

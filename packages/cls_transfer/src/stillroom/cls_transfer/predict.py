@@ -8,11 +8,10 @@ import torch
 
 from stillroom.backbone import Run, load_checkpoint, read_unlabelled
 from stillroom.backbone.checkpoint import load_heads
-from stillroom.backbone.files import write_file
+from stillroom.backbone.files import refuse_existing, write_file
+from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.images import listed
-from stillroom.backbone.loading import OnBroken
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.image_files import listed
 from stillroom.cls_transfer.accuracy import answer
 from stillroom.cls_transfer.model import Classifier
 from stillroom.cls_transfer.record import HEAD
@@ -60,8 +59,7 @@ def predict(
     Raises:
         ValueError: `out` exists, more classes than there are, no images; see also `load_classifier`.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists: choose another --out")
+    refuse_existing(out)
     if batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}: it must be at least 1")
     model, classes = load_classifier(checkpoint)

@@ -9,11 +9,11 @@ from stillroom.backbone import Data, Results, Run, save_checkpoint, write_result
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.figures import draw_confusion
 from stillroom.backbone.files import replace_directory
-from stillroom.backbone.first import trained_method
 from stillroom.backbone.heads import describe_head
+from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent, read_results
-from stillroom.backbone.run import read_metrics
+from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import inherit_licence
 from stillroom.cls_transfer.accuracy import Answers
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig

@@ -4,28 +4,26 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 from stillroom.backbone import Run, format_table
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import write_file
-from stillroom.backbone.first import BARE, other_than_bare
+from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.results import RESULTS, read_results
-from stillroom.backbone.run import CONFIG, DeviceName, DivergedError, read_config
+from stillroom.backbone.run import DivergedError
+from stillroom.backbone.run_files import CONFIG, read_config
 from stillroom.backbone.sweep import (
-    directory_name,
     once,
     refuse_other,
     refuse_other_weights,
     refuse_taken,
-    refuse_twice,
     resume_single,
     spread,
 )
-from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check
+from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check, split
 from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.record import summary
 from stillroom.cls_transfer.train import prepare, resume_one, train_one
@@ -104,34 +102,6 @@ def resume(
         ValueError: a sweep's directory; see also `resume_one`.
     """
     return resume_single(path, partial(resume_one, device=device, workers=workers, log_every=log_every))
-
-
-def split(config: ClassifyConfig) -> list[ClassifyConfig]:
-    """The single runs: the config itself, or one for each combination, in directories of their own.
-
-    Raises:
-        ValueError: nothing to combine; several rates and nothing to choose by.
-    """
-    for name in ("checkpoint", "lrs", "seeds"):
-        if not getattr(config, name):
-            raise ValueError(f"--{name} is empty: give at least one")
-    if len(config.lrs) > 1 and not config.held_out and config.val is None and config.choose != "best-on-test":
-        raise ValueError("several --lrs need something to choose by: --held-out above 0, or --val")
-    for name in ("checkpoint", "tasks", "lrs", "seeds"):
-        refuse_twice(getattr(config, name), f"--{name}")
-    axes = (config.tasks or (None,), config.checkpoint, config.lrs, config.seeds)
-    if all(len(axis) == 1 for axis in axes):
-        return [config]
-    like = config.like or other_than_bare(config.checkpoint)
-    cells = []
-    for task, checkpoint, lr, seed in product(*axes):
-        parts = [task or "", directory_name(checkpoint), f"lr{lr:g}", f"seed{seed}"]
-        cell = replace(
-            config, tasks=(task,) if task else (), checkpoint=(checkpoint,), lrs=(lr,), seeds=(seed,),
-            out=config.out / "-".join(filter(None, parts)), like=like if checkpoint in BARE else None,
-        )  # fmt: skip
-        cells.append(cell)
-    return cells
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from torch import distributed as dist
 
 from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, reread_config
+from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.loading import TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import DeviceName, DivergedError, seed_everything
+from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.cls_transfer.accuracy import answer
 from stillroom.cls_transfer.augment import build_mixing, build_view
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check

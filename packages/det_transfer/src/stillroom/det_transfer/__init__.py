@@ -1,8 +1,6 @@
 """Student to object detection: Detectron2, or torchvision's detectors, started from our weights, asserted by tensor."""
 
-from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.measure import measure, voc_ap
-from stillroom.det_transfer.predict import predict
-from stillroom.det_transfer.sweep import finetune, resume
+import lazy_loader
 
-__all__ = ["DetectConfig", "finetune", "measure", "predict", "resume", "voc_ap"]
+# The names of __init__.pyi, each imported when it is first used: a command line starts without torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,19 +8,24 @@ import tyro
 from tyro.conf import arg
 
 from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.files import refuse_existing
+from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.image_files import refuse_missing_images
+from stillroom.backbone.results import refuse_unfinished
+from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.backbone.table import report
-from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.predict import predict
+from stillroom.det_transfer.config import DetectConfig, preflight
 from stillroom.det_transfer.presets import PRESETS
-from stillroom.det_transfer.record import summary
-from stillroom.det_transfer.sweep import finetune, resume
 
 
 class Resume(ResumeFlags):
     """Go on with a run that was stopped, from its last state."""
 
     def run(self) -> str:
+        refuse_unresumable(self.path)
+        from stillroom.det_transfer.record import summary
+        from stillroom.det_transfer.sweep import resume
+
         return report(resume(self.path, **self.changes), summary)
 
 
@@ -40,6 +45,11 @@ class Predict:
     """auto: a GPU if there is one."""
 
     def run(self) -> str:
+        refuse_existing(self.out)
+        refuse_unfinished(self.run_directory)
+        refuse_missing_images(self.images)
+        from stillroom.det_transfer.predict import predict
+
         out = predict(self.run_directory, self.images, self.out, score=self.score, device=self.device)
         return f"{out}: {len(list((out / 'overlays').rglob('*.png')))} images"
 
@@ -53,7 +63,16 @@ def main() -> None:
         description="Fine-tune a backbone for object detection with Detectron2, or with torchvision's detectors.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    say(report(finetune(command), summary) if isinstance(command, DetectConfig) else command.run())
+    say(train(command) if isinstance(command, DetectConfig) else command.run())
+
+
+def train(config: DetectConfig) -> str:
+    """Do what a preset says: its paths and flags are looked at before torch is imported."""
+    preflight(config)
+    from stillroom.det_transfer.record import summary
+    from stillroom.det_transfer.sweep import finetune
+
+    return report(finetune(config), summary)
 
 
 def command_type() -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom.backbone.files import existing_file
 from stillroom.det_transfer.annotations import (
     Annotated,
     Box,
@@ -78,8 +79,7 @@ def load(file: Path) -> Mapping[str, Any]:
     Raises:
         ValueError: no such file, no JSON, or one of another kind.
     """
-    if not file.is_file():
-        raise ValueError(f"there is no {file}")
+    existing_file(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

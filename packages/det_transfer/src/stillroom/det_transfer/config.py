@@ -8,7 +8,11 @@ from typing import Annotated, Literal
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.configs import refuse_beside
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.files import existing_file
+from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.image_files import existing_folder
+from stillroom.backbone.names import refuse_missing_checkpoint
+from stillroom.backbone.sweep import refuse_taken, split
 
 BackendName = Literal["detectron2", "torchvision"]
 DetectorName = Literal["faster-rcnn", "mask-rcnn", "retinanet"]
@@ -175,3 +179,38 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         refuse_beside(config, "framework_config", BESIDE_OWN)
     if config.backend == "detectron2" and config.amp != "none" and on_cpu:
         raise ValueError("--amp bf16 needs a GPU under Detectron2: its mixed precision refuses the CPU")
+
+
+def check_source(config: DetectConfig) -> None:
+    """Refuse a run that does not say where its images are.
+
+    Raises:
+        ValueError: nothing was given, or it is not there.
+    """
+    if (config.train is None) != (config.val is None):
+        raise ValueError("give --train and --val both, or --data")
+    if config.train is None and config.data is None:
+        raise ValueError("give --data, or --train and --val, or --framework-config")
+    if config.train is None and config.data is not None:
+        existing_folder(config.data)
+    for annotations, _ in filter(None, (config.train, config.val)):
+        existing_file(annotations)
+
+
+def preflight(config: DetectConfig) -> None:
+    """Refuse what needs no torch to be refused, before a command imports it: flags, and paths that are not there.
+
+    Raises:
+        ValueError: in the sentence that the run would end with.
+    """
+    if config.backend == "detectron2":
+        from stillroom.det_transfer import with_detectron2  # noqa: F401, PLC0415  # it says what is not installed
+
+    check(config, world_size=1, on_cpu=config.device == "cpu")
+    refuse_taken(config.out, alone=split(config) == [config])
+    if config.framework_config is None:
+        check_source(config)
+    else:
+        existing_file(config.framework_config)
+    for name in (*config.checkpoint, *filter(None, [config.like])):
+        refuse_missing_checkpoint(name)

@@ -11,7 +11,7 @@ from stillroom.backbone import BrokenImageError
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.coco import read_coco
-from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox
+from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox, check_source
 from stillroom.det_transfer.voc import VOC_CLASSES, Listed, find_classes, read_voc
 
 Sample = TypeVar("Sample")
@@ -52,8 +52,10 @@ def read_data(config: DetectConfig) -> DetectionData:
     """Find the images of a run and their boxes, and look at what can be wrong with them.
 
     Raises:
-        ValueError: see `read_coco` and `read_voc`; classes that differ, nothing to learn from; masks that are missing.
+        ValueError: see `check_source`, `read_coco` and `read_voc`; classes that differ, nothing to learn from, masks
+            that are missing.
     """
+    check_source(config)
     found = _read(
         config.data, config.layout, config.splits, config.train, config.val, config.partial, config.on_bad_box,
         config.detector == "mask-rcnn",
@@ -109,16 +111,11 @@ def _read(
     on_bad_box: OnBadBox,
     masks: bool,
 ) -> DetectionData:
-    if (train is None) != (val is None):
-        raise ValueError("give --train and --val both, or --data")
     if train is not None and val is not None:
         found = _both(train, val, on_bad_box, masks)
         say_left_out(found)
         return found
-    if data is None:
-        raise ValueError("give --data, or --train and --val, or --framework-config")
-    if not data.is_dir():
-        raise ValueError(f"there is no folder {data}")
+    assert data is not None
     match layout:
         case "coco":
             parts = [(data / "annotations" / f"{part}.json", data / "images" / part) for part in splits]

@@ -8,11 +8,12 @@ from PIL import Image
 
 from stillroom.backbone import BrokenImageError, Run, load_checkpoint, read_results
 from stillroom.backbone.configs import reread_config
-from stillroom.backbone.files import replace_directory
-from stillroom.backbone.images import is_turned, picture_names, read_some
+from stillroom.backbone.files import refuse_existing, replace_directory
+from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.image_files import picture_names, read_some
+from stillroom.backbone.images import is_turned
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.results import RESULTS
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.results import refuse_unfinished
 from stillroom.det_transfer.backend import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.measure import IouType, as_annotations
@@ -37,12 +38,10 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
         ValueError: no finished run, no images, one that cannot be read or is turned by its EXIF tag, or `out` exists;
             Detectron2, which trained it, is not installed.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists: choose another --out")
+    refuse_existing(out)
     if not 0 <= score <= 1:
         raise ValueError(f"--score is {score}: it must lie in [0, 1]")
-    if not (run_directory / RESULTS).exists():
-        raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
+    refuse_unfinished(run_directory)
     files = read_some(images)
     names = picture_names(files)
     listing = [as_entry(number, file, files.root) for number, file in enumerate(files.paths, start=1)]

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from stillroom.backbone import Run, read_results
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.sweep import refuse_changed, refuse_other_weights, resume_single, run_all
 from stillroom.backbone.table import write_table
 from stillroom.det_transfer.backend import find_backend

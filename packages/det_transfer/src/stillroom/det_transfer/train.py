@@ -8,9 +8,10 @@ from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
 from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
+from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.loading import TrainingBatches
-from stillroom.backbone.registry import checkpoint_method
-from stillroom.backbone.run import CONFIG, DeviceName
+from stillroom.backbone.names import checkpoint_method
+from stillroom.backbone.run_files import CONFIG
 from stillroom.backbone.sweep import keep_fingerprints, refuse_changed
 from stillroom.det_transfer.backend import find_backend
 from stillroom.det_transfer.config import DetectConfig, check

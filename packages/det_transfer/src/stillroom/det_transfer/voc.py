@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from stillroom.backbone.images import EXTENSIONS
+from stillroom.backbone.image_files import EXTENSIONS
 from stillroom.det_transfer.annotations import Annotated, Box, Images, check_boxes, check_files, refuse_doubles
 from stillroom.det_transfer.config import OnBadBox
 

@@ -1,5 +1,6 @@
 """`stillroom-distill auto | kdep | fit-alignment | import-alignment | resume | smoke`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,22 +8,18 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from stillroom.backbone import Run, read_labelled, read_unlabelled
 from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
-from stillroom.backbone.files import write_file
-from stillroom.backbone.loading import OnBroken
-from stillroom.backbone.run import DeviceName
-from stillroom.distill.alignment_file import encode_alignments, import_kdep_alignment
-from stillroom.distill.auto import plan
-from stillroom.distill.config import AutoConfig, DistillConfig, Net
-from stillroom.distill.fit import DrawnView, FitPass, alignment_inputs, describe, fit_alignment
-from stillroom.distill.monitor import KnnMonitor
+from stillroom.backbone.files import refuse_existing, write_file
+from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.image_files import read_labelled, read_unlabelled, refuse_missing_images
+from stillroom.backbone.names import refuse_missing_checkpoint
+from stillroom.backbone.sweep import refuse_unresumable
+from stillroom.distill.config import AutoConfig, DistillConfig, Net, preflight, preflight_auto
 from stillroom.distill.presets import PRESETS
-from stillroom.distill.record import summary
-from stillroom.distill.slots import Alignment, Lda, Svd, SvdPts
-from stillroom.distill.teacher import build_teacher
-from stillroom.distill.train import distill, resume
-from stillroom.distill.views import KdepView, SameView, View
+from stillroom.distill.slots import Alignment, KdepView, Lda, SameView, Svd, SvdPts, View
+
+KnnMonitor = Callable[..., dict[str, float]]
+"""See `stillroom.distill.monitor.KnnMonitor`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +47,14 @@ class FitAlignment:
     """An image that cannot be read stops the run, or is skipped."""
 
     def run(self) -> None:
-        if self.out.exists():
-            raise ValueError(f"{self.out} exists: choose another --out")
+        refuse_existing(self.out)
+        refuse_missing_images(self.data)
+        refuse_missing_checkpoint(self.teacher.name)
+        from stillroom.backbone import Run
+        from stillroom.distill.alignment_file import encode_alignments
+        from stillroom.distill.fit import DrawnView, FitPass, alignment_inputs, describe, fit_alignment
+        from stillroom.distill.teacher import build_teacher
+
         run = Run.start(self.device)
         files = read_labelled(self.data) if isinstance(self.alignment, Lda) else read_unlabelled(self.data)
         teacher = build_teacher(self.teacher).to(run.device)
@@ -81,8 +84,9 @@ class ImportAlignment:
     alignment: SvdPts | Svd = field(default_factory=SvdPts)
 
     def run(self) -> None:
-        if self.out.exists():
-            raise ValueError(f"{self.out} exists: choose another --out")
+        refuse_existing(self.out)
+        from stillroom.distill.alignment_file import import_kdep_alignment
+
         config, std_file = self.alignment, self.singular_values
         import_kdep_alignment(self.basis, self.mean, self.out, config=config, dim=self.dim, std_file=std_file)
         print(f"{self.out}: {self.dim} components")
@@ -92,6 +96,10 @@ class Resume(ResumeFlags):
     """Go on with a run that was stopped, from its last state."""
 
     def run(self, knn: KnnMonitor | None = None) -> None:
+        refuse_unresumable(self.path)
+        from stillroom.distill.record import summary
+        from stillroom.distill.train import resume
+
         resume(self.path, knn=knn, **self.changes)
         say(summary(self.path))
 
@@ -119,13 +127,25 @@ def run_command(knn: KnnMonitor | None) -> None:
     )
     match command:
         case DistillConfig():
-            say(summary(distill(command, knn=knn)))
+            train(command, knn)
         case AutoConfig():
-            say(summary(distill(plan(command), knn=knn)))
+            preflight_auto(command, has_knn=knn is not None)
+            from stillroom.distill.auto import plan
+
+            train(plan(command), knn)
         case Resume():
             command.run(knn)
         case _:
             command.run()
+
+
+def train(config: DistillConfig, knn: KnnMonitor | None) -> None:
+    """Do what a preset says; its paths and flags are looked at before torch is imported."""
+    preflight(config, has_knn=knn is not None)
+    from stillroom.distill.record import summary
+    from stillroom.distill.train import distill
+
+    say(summary(distill(config, knn=knn)))
 
 
 def command_type() -> Any:

@@ -6,12 +6,28 @@ from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import arg  # so that the net's name is `--teacher`, not `--teacher.name`; nothing else of tyro is here
 
-from stillroom.backbone.loading import OnBroken
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.image_files import existing_folder, refuse_missing_images
+from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.schedule import Cosine, Schedule, Step
 from stillroom.backbone.spec import FeaturePoint
-from stillroom.distill.slots import Alignment, Distance, HeadConfig, Mse, NoHead, Optimizer, Sgd, SvdPts
-from stillroom.distill.views import KdepView, SameView, TeacherView, View
+from stillroom.backbone.sweep import refuse_taken
+from stillroom.distill.slots import (
+    Alignment,
+    Distance,
+    FixedView,
+    HeadConfig,
+    KdepView,
+    KlDivergence,
+    Mse,
+    NoHead,
+    Optimizer,
+    SameView,
+    Sgd,
+    SvdPts,
+    TeacherView,
+    View,
+)
 
 T = TypeVar("T")
 
@@ -276,6 +292,60 @@ class AutoConfig:
     """An image that cannot be read stops the run, or is skipped, named and counted."""
     data_licence: str | None = None
     """Licence of the images; a restricted one goes into the student's manifest."""
+
+
+def preflight(config: DistillConfig, has_knn: bool) -> None:
+    """Refuse what needs no torch to be refused, before a command imports it: flags, and paths that are not there.
+
+    Raises:
+        ValueError: in the sentence that the run would end with.
+    """
+    check_settings(config, has_knn)
+    refuse_taken(config.out, alone=True)
+    refuse_missing_images(config.data)
+    for name in (*config.teacher.name, *config.student.name):
+        refuse_missing_checkpoint(name)
+    if config.monitor.knn is not None:
+        existing_folder(config.monitor.knn)
+
+
+def preflight_auto(config: AutoConfig, has_knn: bool) -> None:
+    """Refuse what needs no torch to be refused, before the images and the nets are looked at; see `preflight`."""
+    names = {"teacher": Teachers(name=config.teacher), "student": Students(name=config.student)}
+    monitor = Monitor(knn=config.knn, hours=config.hours)
+    preflight(DistillConfig(**names, data=config.data, out=config.out, monitor=monitor), has_knn)
+
+
+def check_settings(config: DistillConfig, has_knn: bool) -> None:
+    """Refuse settings that cannot work, whatever the images, the nets and the device are.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    for name in ("epochs", "batch_size", "log_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    if config.monitor.every < 1:
+        raise ValueError(f"--monitor.every is {config.monitor.every}: it must be at least 1")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"--ema is {config.ema}: a decay lies in [0, 1)")
+    if config.monitor.knn is not None and not has_knn:
+        raise ValueError(
+            "--monitor.knn needs stillroom-eval-ssl: run tools/distill.py with it installed, or pass knn= to distill()"
+        )
+    if config.monitor.hours is not None and not config.monitor.hours > 0:
+        raise ValueError(f"--monitor.hours is {config.monitor.hours}: it must be above 0")
+    if config.cache.views and config.dense.weight:
+        raise ValueError("the dense term needs the teacher's maps, which are not cached: leave out --cache.views")
+    if config.dense.weight and not isinstance(config.teacher_view, SameView):
+        raise ValueError("the dense term compares places: it needs teacher-view:same-view")
+    for view in (config.view, config.teacher_view):
+        if not isinstance(view, SameView | FixedView) and not 0 < view.min_scale <= 1:
+            raise ValueError(f"the smallest crop of a view is {view.min_scale}: it must lie in (0, 1]")
+    if isinstance(config.distance, KlDivergence) and config.distance.temperature <= 0:
+        raise ValueError(f"--distance.temperature is {config.distance.temperature}: it must be above 0")
+    if config.cache.views < 0:
+        raise ValueError(f"--cache.views is {config.cache.views}: it must be 0 or more")
 
 
 UNIONS = (Alignment, Schedule, HeadConfig, Distance, Optimizer, View, TeacherView)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run
 from stillroom.backbone.files import write_file
-from stillroom.backbone.loading import EvaluationBatches, OnBroken, build_loader
+from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.loading import EvaluationBatches, build_loader
 from stillroom.backbone.loading import View as ViewOfImage
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, key_of

@@ -8,8 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from stillroom.distill.config import Cosine, DistillConfig, Monitor, Step, Students, Teachers
-from stillroom.distill.slots import ChannelSelection, CosineDistance, KlDivergence, LinearHead, MlpHead, Mse, Raw, Svd
-from stillroom.distill.views import KdepView, WeakView
+from stillroom.distill.slots import (
+    ChannelSelection,
+    CosineDistance,
+    KdepView,
+    KlDivergence,
+    LinearHead,
+    MlpHead,
+    Mse,
+    Raw,
+    Svd,
+    WeakView,
+)
 
 Names = tuple[str, ...]
 R18: Names = ("torchvision/resnet18",)

@@ -1,7 +1,62 @@
-"""The variants of a run's slots: alignment, head, distance, and the optimiser. The words under a field are its help."""
+"""The variants of a run's slots: view, alignment, head, distance, and the optimiser. A field's words are its help."""
 
 from dataclasses import dataclass
 from typing import Literal
+
+# --- view: image -> what the nets see ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class KdepView:
+    """Random crop, flip, colour jitter, PCA lighting.
+
+    Reference: KDEP's released recipe (RandomResizedCrop 0.08-1, jitter 0.1, lighting 0.05).
+    """
+
+    min_scale: float = 0.08
+    """Smallest crop, fraction of the image's area. For small images, or few, take 0.35."""
+    jitter: float = 0.1
+    """Brightness, contrast and saturation change by up to this fraction."""
+    lighting: float = 0.05
+    """Standard deviation of the PCA lighting noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakView:
+    """SimReg's weak view: random crop and flip."""
+
+    min_scale: float = 0.2
+    """Smallest crop, fraction of the image's area."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrongView:
+    """SimReg's strong view: the weak one, then colour jitter (0.4, 0.4, 0.4, 0.1), grayscale and Gaussian blur."""
+
+    min_scale: float = 0.2
+    """Smallest crop, fraction of the image's area."""
+    jitter: float = 0.8
+    """How often colours change."""
+    grayscale: float = 0.2
+    """How often colours go."""
+    blur: float = 0.5
+    """How often the image is blurred, by 0.1 to 2 pixels at 224 px and in proportion at other sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameView:
+    """The teachers see the student's view, the same crop and colours, each net at its own size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedView:
+    """The teachers see the centre crop of their evaluation, whatever the student sees."""
+
+
+View = KdepView | WeakView | StrongView
+TeacherView = SameView | FixedView | KdepView | WeakView | StrongView
+"""All but `SameView` are drawn independently of the student's view."""
+
 
 # --- alignment: the teacher's feature -> the target -------------------------------------------------------------------
 

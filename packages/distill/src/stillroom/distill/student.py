@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stillroom.backbone import Backbone, Normalize, load_backbone, replace_input
-from stillroom.backbone.registry import RANDOM, is_checkpoint
+from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.run import seed_everything
 from stillroom.distill.config import DistillConfig, Net
 from stillroom.distill.heads import build_head

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from stillroom.backbone import Backbone, Normalize, load_backbone, load_checkpoint, replace_input, weights_sha256
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.registry import RANDOM, is_checkpoint, open_net
+from stillroom.backbone.names import RANDOM, is_checkpoint
+from stillroom.backbone.registry import open_net
 from stillroom.backbone.run import seed_everything
 from stillroom.distill.config import Net, Output
 from stillroom.distill.folding import fold_batch_norms

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, reread_config
+from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.loading import Batch, TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import DeviceName, seed_everything
+from stillroom.backbone.run import seed_everything
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.cache import CachedTeacher, fill_cache
-from stillroom.distill.config import UNIONS, DistillConfig
+from stillroom.distill.config import UNIONS, DistillConfig, check_settings
 from stillroom.distill.distances import dense_distance, distance
 from stillroom.distill.monitor import (
     AGREEMENT,
@@ -32,10 +32,10 @@ from stillroom.distill.monitor import (
 )
 from stillroom.distill.parts import Parts, build_nets, check_widths, prepare, read_files
 from stillroom.distill.record import finish, write_students
-from stillroom.distill.slots import KlDivergence
+from stillroom.distill.slots import FixedView
 from stillroom.distill.state import Meter, TrainState, refuse_infinite
 from stillroom.distill.student import Learner
-from stillroom.distill.views import FixedView, SameView, Views
+from stillroom.distill.views import Views
 
 
 def distill(
@@ -293,34 +293,11 @@ def warn_of_collapse(answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]
 
 def check(config: DistillConfig, files: ImageFiles, run: Run, knn: KnnMonitor | None) -> None:
     """Refuse settings that cannot work before there is a run directory."""
+    check_settings(config, has_knn=knn is not None)
     if config.sync_batch_norm and run.device.type != "cuda":
         raise ValueError("--sync-batch-norm works on GPUs only: leave it out on this device")
-    for name in ("epochs", "batch_size", "log_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
-    if config.monitor.every < 1:
-        raise ValueError(f"--monitor.every is {config.monitor.every}: it must be at least 1")
-    if not 0 <= config.ema < 1:
-        raise ValueError(f"--ema is {config.ema}: a decay lies in [0, 1)")
-    if config.monitor.knn is not None and knn is None:
-        raise ValueError(
-            "--monitor.knn needs stillroom-eval-ssl: run tools/distill.py with it installed, or pass knn= to distill()"
-        )
     if config.monitor.knn is not None:
         check_labelled(config.monitor.knn)
-    if config.monitor.hours is not None and not config.monitor.hours > 0:
-        raise ValueError(f"--monitor.hours is {config.monitor.hours}: it must be above 0")
-    if config.cache.views and config.dense.weight:
-        raise ValueError("the dense term needs the teacher's maps, which are not cached: leave out --cache.views")
-    if config.dense.weight and not isinstance(config.teacher_view, SameView):
-        raise ValueError("the dense term compares places: it needs teacher-view:same-view")
-    for view in (config.view, config.teacher_view):
-        if not isinstance(view, SameView | FixedView) and not 0 < view.min_scale <= 1:
-            raise ValueError(f"the smallest crop of a view is {view.min_scale}: it must lie in (0, 1]")
-    if isinstance(config.distance, KlDivergence) and config.distance.temperature <= 0:
-        raise ValueError(f"--distance.temperature is {config.distance.temperature}: it must be above 0")
-    if config.cache.views < 0:
-        raise ValueError(f"--cache.views is {config.cache.views}: it must be 0 or more")
     normalised([net.weight for net in config.teacher.each()])
     trained, held_out = split_held_out(files, config.monitor.held_out, config.seed)
     if config.monitor.patience and held_out is None and config.monitor.knn is None:
@@ -332,6 +309,8 @@ def wrap(learner: Learner, config: DistillConfig, run: Run) -> Any:
     """A student as the loop calls it: itself, averaged over processes, compiled."""
     learner.train()
     if config.sync_batch_norm:
+        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415  # no other run needs timm
+
         convert_sync_batchnorm(learner)  # timm's: torch's would drop the activation inside a BatchNormAct2d
     wrapped: nn.Module = learner
     if run.world_size > 1:

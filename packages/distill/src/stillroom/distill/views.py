@@ -1,7 +1,6 @@
 """What the nets see in training: views, drawn anew for each image and epoch, rendered at each net's size."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import UInt8
@@ -11,64 +10,13 @@ from torchvision.transforms import v2
 
 from stillroom.backbone import EvaluationView
 from stillroom.backbone.spec import InputSpec
+from stillroom.distill.slots import FixedView, KdepView, SameView, StrongView, TeacherView, View, WeakView
 
 # Principal components of ImageNet's RGB pixels in [0, 1] (Krizhevsky et al. 2012, section 4.1; values as published
 # with fb.resnet.torch and used ever since).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 _BLUR_SIZE = 224  # pixels at which SimReg's blur is 0.1 to 2 pixels wide
-
-
-@dataclass(frozen=True, kw_only=True)
-class KdepView:
-    """Random crop, flip, colour jitter, PCA lighting.
-
-    Reference: KDEP's released recipe (RandomResizedCrop 0.08-1, jitter 0.1, lighting 0.05).
-    """
-
-    min_scale: float = 0.08
-    """Smallest crop, fraction of the image's area. For small images, or few, take 0.35."""
-    jitter: float = 0.1
-    """Brightness, contrast and saturation change by up to this fraction."""
-    lighting: float = 0.05
-    """Standard deviation of the PCA lighting noise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeakView:
-    """SimReg's weak view: random crop and flip."""
-
-    min_scale: float = 0.2
-    """Smallest crop, fraction of the image's area."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StrongView:
-    """SimReg's strong view: the weak one, then colour jitter (0.4, 0.4, 0.4, 0.1), grayscale and Gaussian blur."""
-
-    min_scale: float = 0.2
-    """Smallest crop, fraction of the image's area."""
-    jitter: float = 0.8
-    """How often colours change."""
-    grayscale: float = 0.2
-    """How often colours go."""
-    blur: float = 0.5
-    """How often the image is blurred, by 0.1 to 2 pixels at 224 px and in proportion at other sizes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SameView:
-    """The teachers see the student's view, the same crop and colours, each net at its own size."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixedView:
-    """The teachers see the centre crop of their evaluation, whatever the student sees."""
-
-
-View = KdepView | WeakView | StrongView
-TeacherView = SameView | FixedView | KdepView | WeakView | StrongView
-"""All but `SameView` are drawn independently of the student's view."""
 
 
 def build_view(view: View, size: int) -> v2.Compose:

@@ -6,10 +6,8 @@ from typing import Any
 import tyro
 
 from stillroom.backbone.command import plainly, say
-from stillroom.eval_ssl.config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
-from stillroom.eval_ssl.evaluation import evaluate
+from stillroom.eval_ssl.config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig, preflight
 from stillroom.eval_ssl.presets import simreg
-from stillroom.eval_ssl.report import report
 
 NOTES = {
     "knn": "Exact k-NN classification of frozen features.",
@@ -31,6 +29,10 @@ def main() -> None:
         description="Frozen evaluation of any backbone.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+    preflight(config)  # before torch is imported
+    from stillroom.eval_ssl.evaluation import evaluate
+    from stillroom.eval_ssl.report import report
+
     say(report(evaluate(config)))
 
 

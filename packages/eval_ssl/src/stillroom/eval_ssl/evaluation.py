@@ -10,13 +10,13 @@ from stillroom.backbone import Results, Run, weights_sha256, write_results
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import replace_directory, write_file
 from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.registry import checkpoint_method, is_checkpoint
 from stillroom.backbone.results import RESULTS, CheckpointRecord, read_results
 from stillroom.backbone.schedule import Schedule
-from stillroom.backbone.sweep import directory_name, once, refuse_twice
+from stillroom.backbone.sweep import directory_name, once
 from stillroom.eval_ssl import figures
-from stillroom.eval_ssl.config import FeatureConfig, FrozenConfig
+from stillroom.eval_ssl.config import FeatureConfig, FrozenConfig, check
 from stillroom.eval_ssl.frozen import Frozen, extract_sets, read_sets
 from stillroom.eval_ssl.measure import Measured, curve_of, measure
 from stillroom.eval_ssl.settings import check_settings
@@ -72,21 +72,6 @@ def evaluate_one(config: FeatureConfig, run: Run) -> None:
         if measured.done is not None:
             measured.done()
     run.wait()
-
-
-def check(config: FeatureConfig) -> None:
-    """Refuse settings that cannot work before anything is read."""
-    if not config.checkpoint:
-        raise ValueError("--checkpoint is empty: give at least one")
-    refuse_twice(config.checkpoint, "--checkpoint")
-    if config.out.exists() and (len(config.checkpoint) == 1 or (config.out / RESULTS).exists() or config.out.is_file()):
-        raise ValueError(f"{config.out} exists: choose another --out")
-    if config.seed < 0:
-        raise ValueError(f"--seed is {config.seed}: it must be at least 0")
-    if config.batch_size < 1:
-        raise ValueError(f"--batch-size is {config.batch_size}: it must be at least 1")
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(f"--limit is {config.limit}: it must be at least 1")
 
 
 def split(config: FeatureConfig) -> list[FeatureConfig]:

@@ -18,7 +18,8 @@ from stillroom.backbone import (
     Run,
     weights_sha256,
 )
-from stillroom.backbone.loading import EvaluationBatches, OnBroken, build_loader
+from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.loading import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 

@@ -17,9 +17,9 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.images import shuffled_by_class
+from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.backbone.manifest import read_manifest
-from stillroom.backbone.registry import is_checkpoint
+from stillroom.backbone.names import is_checkpoint
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run import seed_everything
 from stillroom.eval_ssl.config import FeatureConfig, FeaturesConfig, KnnConfig, LinearConfig

@@ -2,24 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stillroom.eval_ssl.config import TEMPERATURE, Backend, Metric, Vote
 from stillroom.eval_ssl.neighbours import (
-    Backend,
-    Metric,
     check_k,
     nearest_neighbours,
     prepare,
     search_torch,
 )
 
-Vote = Literal["majority", "weighted"]
-
-TEMPERATURE = 0.07
 _ROWS = 1024  # whose votes for every class are held at once
 _RANKING_BYTES = 40  # of each training image, for each test image that ranks them
 

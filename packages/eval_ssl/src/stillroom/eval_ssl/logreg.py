@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from stillroom.backbone.images import shuffled_by_class
+from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_features, split_stratified
 
 TOLERANCE = 1e-5

@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillroom.backbone.progress import Progress
+from stillroom.eval_ssl.config import Backend, Metric
 from stillroom.eval_ssl.features import is_constant
-
-Metric = Literal["cosine", "l2"]
-Backend = Literal["torch", "faiss"]
 
 _QUERY_ROWS = 1024  # of one matrix product, and below how many columns of it: what a CPU multiplies fastest
 _PRODUCT_COLUMNS = 2048

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stillroom.backbone.images import shuffled_by_class
+from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.eval_ssl.features import is_constant

@@ -1,5 +1,9 @@
 """Between our backbones and MMSegmentation's: which net, which name for each tensor, and the way back."""
 
+from stillroom.seg_transfer import quiet  # noqa: F401  # before all that imports MMSegmentation
+
+# isort: split
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any

@@ -8,19 +8,24 @@ import tyro
 from tyro.conf import arg
 
 from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.files import refuse_existing
+from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.image_files import refuse_missing_images
+from stillroom.backbone.results import refuse_unfinished
+from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.backbone.table import report
-from stillroom.seg_transfer.config import SegmentConfig
-from stillroom.seg_transfer.predict import predict
+from stillroom.seg_transfer.config import SegmentConfig, preflight
 from stillroom.seg_transfer.presets import PRESETS
-from stillroom.seg_transfer.record import summary
-from stillroom.seg_transfer.sweep import finetune, resume
 
 
 class Resume(ResumeFlags):
     """Go on with a run that was stopped, from its last state."""
 
     def run(self) -> str:
+        refuse_unresumable(self.path)
+        from stillroom.seg_transfer.record import summary
+        from stillroom.seg_transfer.sweep import resume
+
         return report(resume(self.path, **self.changes), summary)
 
 
@@ -38,6 +43,11 @@ class Predict:
     """auto: a GPU if there is one."""
 
     def run(self) -> str:
+        refuse_existing(self.out)
+        refuse_unfinished(self.run_directory)
+        refuse_missing_images(self.images)
+        from stillroom.seg_transfer.predict import predict
+
         out = predict(self.run_directory, self.images, self.out, device=self.device)
         return f"{out}: {len(list((out / 'masks').rglob('*.png')))} masks"
 
@@ -51,7 +61,16 @@ def main() -> None:
         description="Fine-tune a backbone for semantic segmentation with MMSegmentation.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    say(report(finetune(command), summary) if isinstance(command, SegmentConfig) else command.run())
+    say(train(command) if isinstance(command, SegmentConfig) else command.run())
+
+
+def train(config: SegmentConfig) -> str:
+    """Do what a preset says: its paths and flags are looked at before torch is imported."""
+    preflight(config)
+    from stillroom.seg_transfer.record import summary
+    from stillroom.seg_transfer.sweep import finetune
+
+    return report(finetune(config), summary)
 
 
 def command_type() -> Any:

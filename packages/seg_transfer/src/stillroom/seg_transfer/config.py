@@ -1,20 +1,28 @@
 """What a segmentation run is. The words under each field are its `--help`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg  # names of flags
 
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.configs import refuse_beside
+from stillroom.backbone.files import existing_file
+from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.image_files import existing_folder
+from stillroom.backbone.names import refuse_missing_checkpoint
+from stillroom.backbone.sweep import refuse_taken, split
+from stillroom.seg_transfer.framework import find_framework
 
 Layout = Literal["folder", "voc2012", "voc2012aug", "cityscapes", "ade20k"]
 HeadName = Literal["psp", "fcn", "deeplabv3plus", "upernet", "linear"]
 Amp = Literal["none", "bf16"]
 
-
 BESIDE_OWN = ("like", "seeds", "device", "data_licence")
 """Fields that count beside a user's own config."""
+SMALLEST = 0.1
+"""Factor of an image's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +115,67 @@ class SegmentConfig:
         """Of a single run's first weights."""
         (name,) = self.checkpoint
         return name
+
+
+def check(config: SegmentConfig, world_size: int, on_cpu: bool) -> None:
+    """Refuse settings that cannot work before there is a run directory.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    for name in ("steps", "batch_size", "crop", "channels", "log_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    for name in ("workers", "val_every", "rotate", "aux_weight", "main_weight", "lr", "head_lr", "weight_decay"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0, and finite"
+            )
+    if not 0 <= config.blur <= 1:
+        raise ValueError(f"--blur is {config.blur}: it must lie in [0, 1]")
+    if not 0 <= config.momentum < 1:
+        raise ValueError(f"--momentum is {config.momentum}: it must lie in [0, 1)")
+    low, high = config.scale
+    if not SMALLEST <= low <= high <= 1 / SMALLEST:
+        raise ValueError(f"--scale is {low} {high}: the smallest factor, then the largest, from {SMALLEST} to 10")
+    if not config.scales or not all(SMALLEST <= scale <= 1 / SMALLEST for scale in config.scales):
+        raise ValueError(f"--scales holds {list(config.scales)}: factors from {SMALLEST} to 10")
+    if config.framework_config is not None:
+        refuse_beside(config, "framework_config", BESIDE_OWN)
+        return  # what follows is of our own recipe
+    if config.batch_size % world_size:
+        raise ValueError(f"--batch-size is {config.batch_size}: {world_size} processes cannot share it evenly")
+    if config.batch_size == world_size and not config.frozen:
+        raise ValueError("--batch-size leaves one image to a process: batch norm of pooled maps needs two")
+    if config.amp != "none" and on_cpu:
+        raise ValueError("--amp bf16 needs a GPU: MMEngine's mixed precision refuses the CPU")
+    if config.frozen and config.aux_weight:
+        raise ValueError("--frozen features take one decoder: say --aux-weight 0")
+
+
+def check_source(config: SegmentConfig) -> None:
+    """Refuse a run that does not say where its images are.
+
+    Raises:
+        ValueError: nothing was given, or it is not there.
+    """
+    if config.data is None:
+        raise ValueError("give --data, or --framework-config with a data set of its own")
+    existing_folder(config.data)
+
+
+def preflight(config: SegmentConfig) -> None:
+    """Refuse what needs no torch to be refused, before a command imports it: flags, and paths that are not there.
+
+    Raises:
+        ValueError: in the sentence that the run would end with.
+    """
+    find_framework()
+    check(config, world_size=1, on_cpu=config.device == "cpu")
+    refuse_taken(config.out, alone=split(config) == [config])
+    if config.framework_config is None:
+        check_source(config)
+    else:
+        existing_file(config.framework_config)
+    for name in (*config.checkpoint, *filter(None, [config.like])):
+        refuse_missing_checkpoint(name)

@@ -16,9 +16,10 @@ from mmseg.registry import DATASETS
 from PIL import Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles
+from stillroom.backbone.files import existing_file
 from stillroom.backbone.images import is_turned
 from stillroom.backbone.results import DatasetRecord
-from stillroom.seg_transfer.config import Layout, SegmentConfig
+from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
 
 IGNORED = 255
 """The label of pixels that nobody has labelled."""
@@ -141,10 +142,8 @@ def read_data(config: SegmentConfig) -> SegmentationData:
     Raises:
         ValueError: folders, masks or names that are missing, and masks that do not fit, by name.
     """
-    if config.data is None:
-        raise ValueError("give --data, or --framework-config with a data set of its own")
-    if not config.data.is_dir():
-        raise ValueError(f"there is no folder {config.data}")
+    check_source(config)
+    assert config.data is not None
     return (
         read_folder(config.data)
         if config.layout == "folder"
@@ -158,8 +157,7 @@ def read_framework_config(file: Path) -> Config:
     Raises:
         ValueError: no such file, or one without a segmentation model and its data.
     """
-    if not file.is_file():
-        raise ValueError(f"there is no {file}")
+    existing_file(file)
     try:
         own = Config.fromfile(str(file))
     except Exception as error:  # it may be any program

@@ -1,5 +1,9 @@
 """Masks of images that nobody has labelled."""
 
+from stillroom.seg_transfer import quiet  # noqa: F401  # before all that imports MMSegmentation
+
+# isort: split
+
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +12,13 @@ from mmseg.apis import init_model
 from PIL import Image
 
 from stillroom.backbone import Run, read_results
-from stillroom.backbone.files import replace_directory
-from stillroom.backbone.images import load_image, picture_names, read_some
+from stillroom.backbone.files import refuse_existing, replace_directory
+from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.image_files import picture_names, read_some
+from stillroom.backbone.images import load_image
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.results import RESULTS
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.results import refuse_unfinished
+from stillroom.seg_transfer import plugin  # noqa: F401  # registers what the config names
 from stillroom.seg_transfer.record import RESOLVED, latest_weights
 from stillroom.seg_transfer.sheet import palette, segment
 
@@ -36,11 +42,11 @@ def predict(run_directory: Path, images: Path, out: Path, *, device: DeviceName 
     Raises:
         ValueError: no finished run, no images, one that cannot be read, or `out` exists.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists: choose another --out")
-    weights = latest_weights(run_directory) if (run_directory / RESULTS).exists() else None
+    refuse_existing(out)
+    refuse_unfinished(run_directory)
+    weights = latest_weights(run_directory)
     if weights is None:
-        raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
+        raise ValueError(f"{run_directory} has no whole iter_*.pth: train it again")
     files = read_some(images)
     names = picture_names(files)
     run = Run.start(device)

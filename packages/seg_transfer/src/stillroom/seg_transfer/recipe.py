@@ -11,7 +11,7 @@ from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import IGNORED, SegmentationData
 
-PACKAGE = "stillroom.seg_transfer"  # imported, it registers what configs name
+PLUGIN = "stillroom.seg_transfer.plugin"  # imported, it registers what configs name
 POWER = 0.9  # of the falling learning rate
 AUX_CHANNELS = 256
 """Width of the auxiliary decoder."""
@@ -32,7 +32,7 @@ def build_config(
     """
     settings = {
         "default_scope": "mmseg",
-        "custom_imports": {"imports": [PACKAGE], "allow_failed_imports": False},
+        "custom_imports": {"imports": [PLUGIN], "allow_failed_imports": False},
         "model": build_model(config, bridge, len(data.classes), initial, norm),
         **build_loaders(config, data, config.batch_size // world_size),
         **(build_average(config) if needs_average(config) else {}),
@@ -66,7 +66,7 @@ def adopt_config(config: SegmentConfig, resolved: Config, initial: Path, world_s
     hooks = [*resolved.get("custom_hooks", []), {"type": "AssertLoaded", "file": str(initial)}]
     resolved.custom_hooks = hooks
     imports = resolved.get("custom_imports", {}).get("imports", [])
-    resolved.custom_imports = {"imports": [*imports, PACKAGE], "allow_failed_imports": False}
+    resolved.custom_imports = {"imports": [*imports, PLUGIN], "allow_failed_imports": False}
     if resolved.test_evaluator.type == "IoUMetric":
         resolved.test_evaluator.type = "ClassIoU"
     return resolved

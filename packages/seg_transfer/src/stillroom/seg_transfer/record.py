@@ -12,8 +12,8 @@ from torch import nn
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import replace_directory
-from stillroom.backbone.first import trained_method
 from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, percent, read_results
 from stillroom.backbone.spec import inherit_licence

@@ -4,9 +4,10 @@ from functools import partial
 from pathlib import Path
 
 from stillroom.backbone import Run, load_checkpoint, read_results
-from stillroom.backbone.run import DeviceName
+from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.sweep import refuse_changed, refuse_other_weights, resume_single, run_all
 from stillroom.backbone.table import write_table
+from stillroom.seg_transfer import quiet  # noqa: F401  # before all that imports MMSegmentation
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.record import INITIAL, PER_CLASS
 from stillroom.seg_transfer.train import build_plan, prepare, resume_one, train_one

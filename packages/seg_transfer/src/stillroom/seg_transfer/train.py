@@ -1,6 +1,5 @@
 """The way of a run: images, first weights, bridge, MMEngine's Runner, what is measured, what leaves."""
 
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -19,23 +18,22 @@ from PIL import Image
 from torch import nn
 
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
-from stillroom.backbone.configs import config_to_json, refuse_beside, reread_config
+from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.files import write_file
 from stillroom.backbone.first import first_backbone
+from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.loading import in_one_sentence
-from stillroom.backbone.registry import checkpoint_method
+from stillroom.backbone.names import checkpoint_method
 from stillroom.backbone.results import DatasetRecord
-from stillroom.backbone.run import CONFIG, DeviceName
+from stillroom.backbone.run_files import CONFIG
 from stillroom.backbone.sweep import keep_fingerprints, refuse_changed
+from stillroom.seg_transfer import plugin  # noqa: F401  # registers what the config names
 from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
-from stillroom.seg_transfer.config import BESIDE_OWN, SegmentConfig
+from stillroom.seg_transfer.config import SegmentConfig, check
 from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
 from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish, latest_weights
 from stillroom.seg_transfer.steady import SECONDS
-
-SMALLEST = 0.1
-"""Factor of an image's size."""
 
 
 def train_one(config: SegmentConfig, run: Run) -> None:
@@ -64,7 +62,7 @@ def prepare(config: SegmentConfig, run: Run) -> tuple[Backbone, "Plan"]:
     Raises:
         ValueError: bad input, each in one sentence.
     """
-    check(config, run)
+    check(config, run.world_size, run.device.type == "cpu")
     backbone = first_backbone(config.name, config.like, config.seed)
     return backbone, build_plan(config, run, backbone)
 
@@ -89,7 +87,7 @@ def resume_one(
     """
     config = reread_config(path, SegmentConfig, device=device, workers=workers, log_every=log_every)
     here = Run.start(config.device) if run is None else run
-    check(config, here)
+    check(config, here.world_size, here.device.type == "cpu")
     backbone, _ = load_checkpoint(path / INITIAL)
     plan = build_plan(config, here, backbone)
     refuse_changed(path, plan.records)
@@ -223,39 +221,3 @@ def build_runner(resolved: Config, run: Run, go_on: bool, average: bool = False)
 def initial_file(out: Path) -> Path:
     """The first weights under MMSegmentation's names."""
     return out / f"{INITIAL}.pth"
-
-
-def check(config: SegmentConfig, run: Run) -> None:
-    """Refuse settings that cannot work before there is a run directory.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    for name in ("steps", "batch_size", "crop", "channels", "log_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
-    for name in ("workers", "val_every", "rotate", "aux_weight", "main_weight", "lr", "head_lr", "weight_decay"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0, and finite"
-            )
-    if not 0 <= config.blur <= 1:
-        raise ValueError(f"--blur is {config.blur}: it must lie in [0, 1]")
-    if not 0 <= config.momentum < 1:
-        raise ValueError(f"--momentum is {config.momentum}: it must lie in [0, 1)")
-    low, high = config.scale
-    if not SMALLEST <= low <= high <= 1 / SMALLEST:
-        raise ValueError(f"--scale is {low} {high}: the smallest factor, then the largest, from {SMALLEST} to 10")
-    if not config.scales or not all(SMALLEST <= scale <= 1 / SMALLEST for scale in config.scales):
-        raise ValueError(f"--scales holds {list(config.scales)}: factors from {SMALLEST} to 10")
-    if config.framework_config is not None:
-        refuse_beside(config, "framework_config", BESIDE_OWN)
-        return  # what follows is of our own recipe
-    if config.batch_size % run.world_size:
-        raise ValueError(f"--batch-size is {config.batch_size}: {run.world_size} processes cannot share it evenly")
-    if config.batch_size == run.world_size and not config.frozen:
-        raise ValueError("--batch-size leaves one image to a process: batch norm of pooled maps needs two")
-    if config.amp != "none" and run.device.type == "cpu":
-        raise ValueError("--amp bf16 needs a GPU: MMEngine's mixed precision refuses the CPU")
-    if config.frozen and config.aux_weight:
-        raise ValueError("--frozen features take one decoder: say --aux-weight 0")

@@ -37,7 +37,7 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anato
     architecture = name.split(".")[0]
     if timm.models.is_model_in_modules(architecture, ["vision_transformer"]):
         arguments = {"dynamic_img_size": True, **arguments}
-    if pretrained and not timm.get_pretrained_cfg(name).has_weights:
+    if pretrained and not configuration(name).has_weights:
         raise ValueError(f"timm has no published weights for {name}: say random:timm/{name} or give a checkpoint")
     net = timm.create_model(name, pretrained=pretrained, **arguments)
     if type(net).__name__ not in FAMILIES.values():
@@ -61,6 +61,11 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anato
     return anatomy, classifier if isinstance(classifier, nn.Linear) else None
 
 
+def configuration(name: str) -> Any:
+    """What timm states for `name`: input, classifier, licence, where its weights are."""
+    return timm.get_pretrained_cfg(name)
+
+
 def published(name: str) -> tuple[InputSpec, Licence]:
     """The input and the licence that timm's pretrained configuration states for `name`.
 
@@ -68,7 +73,7 @@ def published(name: str) -> tuple[InputSpec, Licence]:
         ValueError: when timm has no weights with the tag behind the dot of `name`.
     """
     try:
-        config = timm.get_pretrained_cfg(name)
+        config = configuration(name)
     except RuntimeError as error:
         architecture = name.split(".")[0]
         tags = timm.list_pretrained(f"{architecture}.*")

@@ -21,7 +21,8 @@ from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
 from stillroom.backbone.bridge import ASIDE, Bridge
-from stillroom.backbone.images import listed
+from stillroom.backbone.files import existing_file
+from stillroom.backbone.image_files import listed
 from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import Annotated, Box, Images, encode
@@ -43,8 +44,7 @@ def load_own(file: Path) -> DictConfig:
     Raises:
         ValueError: no such file, or one that is no whole LazyConfig.
     """
-    if not file.is_file():
-        raise ValueError(f"there is no {file}")
+    existing_file(file)
     try:
         cfg = LazyConfig.load(str(file))
     except Exception as error:  # it may be any program

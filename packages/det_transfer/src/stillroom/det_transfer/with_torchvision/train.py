@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from stillroom.backbone import Backbone, InputSpec, Run, RunDirectory
 from stillroom.backbone.images import load_image
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import STATE, DivergedError, seed_everything
+from stillroom.backbone.run import DivergedError, seed_everything
+from stillroom.backbone.run_files import STATE
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backend import Finder, Trained
 from stillroom.det_transfer.config import DetectConfig

@@ -1,0 +1,3 @@
+from . import cifar, simclr, timm, torchvision
+
+__all__ = ["cifar", "simclr", "timm", "torchvision"]

@@ -1,0 +1,30 @@
+"""The files of a run directory, and the reading of those that people read too."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+STATE = "state/last.pt"
+
+
+def read_config(path: Path) -> str:
+    """The text of a run's config.json.
+
+    Raises:
+        ValueError: when `path` is not a run directory.
+    """
+    file = path / CONFIG
+    if not file.exists():
+        raise ValueError(f"{path} is not a run directory: it has no {CONFIG}")
+    return file.read_text(encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line torn by a kill is left out."""
+    file = path / METRICS
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what stands behind the last newline is torn
+    return [json.loads(line) for line in lines]

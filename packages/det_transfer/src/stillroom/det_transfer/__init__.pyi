@@ -1,0 +1,6 @@
+from .config import DetectConfig
+from .measure import measure, voc_ap
+from .predict import predict
+from .sweep import finetune, resume
+
+__all__ = ["DetectConfig", "finetune", "measure", "predict", "resume", "voc_ap"]
