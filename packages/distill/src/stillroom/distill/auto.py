@@ -22,7 +22,7 @@ from stillroom.backbone.spec import BackboneSpec
 from stillroom.backbone.store import cache_directory, store_bytes
 from stillroom.distill import presets
 from stillroom.distill.config import AutoConfig, Cache, DistillConfig, Monitor
-from stillroom.distill.monitor import split_held_out
+from stillroom.distill.monitor import MIN_HELD_OUT, split_held_out
 from stillroom.distill.slots import LinearHead, Raw, SvdPts
 from stillroom.distill.train import distill
 from stillroom.distill.views import KdepView
@@ -43,6 +43,7 @@ class Workload:
 
     Args:
         num_images: images to train on.
+        held_out: share of all images that is held out.
         short_side: their median short side, pixels.
         student_dim: width of the widest student's pooled feature.
         student_size: its input side, pixels.
@@ -54,6 +55,7 @@ class Workload:
     """
 
     num_images: int
+    held_out: float
     short_side: int
     student_dim: int
     student_size: int
@@ -102,9 +104,10 @@ def survey(config: AutoConfig, files: ImageFiles, run: Run) -> Workload:
         raise ValueError(f"{config.data} holds {len(files)} images: {MIN_IMAGES} are the fewest that a run can use")
     students, teachers = [read_spec(name) for name in config.student], [read_spec(name) for name in config.teacher]
     widest = max(students, key=lambda spec: spec.dim)
-    trained, _ = split_held_out(files, held_out_share(len(files)), config.seed)
+    held_out = held_out_share(len(files))
     return Workload(
-        num_images=len(trained),
+        num_images=len(split_held_out(files, held_out, config.seed)[0]),
+        held_out=held_out,
         short_side=median_short_side(files),
         student_dim=widest.dim,
         student_size=config.student_size or widest.input.size,
@@ -112,13 +115,13 @@ def survey(config: AutoConfig, files: ImageFiles, run: Run) -> Workload:
         device=run.device.type,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         bf16=has_bf16(run.device),
-        free_bytes=shutil.disk_usage(cache_directory("teacher-outputs")).free,
+        free_bytes=free_bytes(cache_directory("teacher-outputs")),
     )
 
 
 def held_out_share(num_images: int) -> float:
-    """2 % of the images, in a small folder up to a tenth so that 64 of them show a figure."""
-    return min(max(0.02, 64 / num_images), 0.1)
+    """2 % of the images; of few up to a tenth, so that 64 of them show a figure; 8 images at least."""
+    return min(max(0.02, 64 / num_images), max(0.1, MIN_HELD_OUT / num_images))
 
 
 def median_short_side(files: ImageFiles) -> int:
@@ -144,6 +147,11 @@ def read_spec(name: str) -> BackboneSpec:
     return build_backbone(name.removeprefix(RANDOM)).spec
 
 
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, which may still have to be made."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the device has bfloat16 instructions: on a CPU without them bf16 is many times slower than float32."""
     if device.type == "cuda":
@@ -165,27 +173,24 @@ def choose(config: AutoConfig, work: Workload) -> dict[str, Choice]:
         return choices[name].value
 
     n, gpu = work.num_images, work.device == "cuda"
-    paper = gpu and n >= SMALL
-    batch_size = pick(
-        "batch_size", 512 if paper else min(64, n // 4), "KDEP's" if paper else "many steps, 4 an epoch at least"
+    paper = gpu and n >= SMALL  # KDEP's own recipe; else that of the study of methods
+    few = f"fewer than {SMALL:,} images" if gpu else "few steps"
+    batch = pick(
+        "batch_size", 512 if paper else min(64, n // 4), "KDEP's" if paper else f"{few}: small ones, 4 an epoch"
     )
-    steps_per_epoch = max(n // batch_size, 1)
-    target = 22_500 if gpu else 2_200
-    epochs = pick("epochs", max(1, round(target / steps_per_epoch)), f"about {target:,} steps of {batch_size} images")
-    steps = epochs * steps_per_epoch
-    lr = 0.3 if paper else min(max(1.0, 2_200 / steps), 3.0)
-    pick(
-        "lr",
-        round(lr, 2),
-        "KDEP's" if paper else f"weight decay has to shrink the first weights within {steps:,} steps",
-    )
-    weight = 3.0 if paper else 0.3
-    pick("loss_weight", weight, "KDEP's" if paper else "best of the pilots")
+    steps_per_epoch = max(n // batch, 1)
+    steps = 22_500 if gpu else 2_200
+    epochs = pick("epochs", max(1, round(steps / steps_per_epoch)), f"about {steps:,} steps")
+    pick("lr", 0.3 if paper else 1.0, "KDEP's" if paper else "best of the pilots")
+    if paper or config.method == "simreg":
+        pick("loss_weight", 3.0 if paper else 0.3, "KDEP's" if paper else "best of the pilots")
+    else:
+        wide = f"0.3 for 64 dimensions, the student has {work.student_dim}"
+        pick("loss_weight", round(0.3 / 64 * work.student_dim, 2), wide)
     pick("warmup_epochs", 0.0, "none was needed")
-    pick("min_scale", 0.08 if paper else 0.35, "KDEP's" if paper else "few or small images")
-    pick(
-        "amp", "bf16" if work.bf16 else "none", f"{work.device} {'has' if work.bf16 else 'lacks'} bfloat16 instructions"
-    )
+    pick("min_scale", 0.08 if paper else 0.35, "KDEP's" if paper else "of few images larger crops")
+    instructions = f"{work.device} {'has' if work.bf16 else 'lacks'} bfloat16 instructions"
+    pick("amp", "bf16" if work.bf16 else "none", instructions)
     pick("workers", max(1, min(work.cores - 1, 16)), f"{work.cores} cores, one for the nets")
     views = cached_views(work, epochs)
     pick("cache_views", views, "the teacher runs once for each view kept" if views else "the teacher runs live")
@@ -230,7 +235,7 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
         monitor=Monitor(
             knn=config.knn,
             every=max(1, value["epochs"] // 15),
-            held_out=held_out_share(work.num_images),
+            held_out=work.held_out,
             patience=5,
             hours=config.hours,
         ),

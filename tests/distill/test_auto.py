@@ -1,0 +1,130 @@
+"""`auto`: the table, what takes its place, and the runs it makes of few, odd and small images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import call
+
+from stillroom.backbone import read_results
+from stillroom.distill.auto import Workload, cached_views, choose, explain, held_out_share, plan
+from stillroom.distill.config import AutoConfig
+
+WORK = Workload(
+    num_images=9280,
+    held_out=0.02,
+    short_side=128,
+    student_dim=64,
+    student_size=32,
+    teacher_dim=1280,
+    device="cpu",
+    cores=2,
+    bf16=True,
+    free_bytes=10**10,
+)
+
+
+def asked(**flags: object) -> AutoConfig:
+    return AutoConfig(teacher=("t",), student=("s",), data=Path("d"), out=Path("o"), **flags)
+
+
+def chosen(work: Workload, **flags: object) -> dict[str, object]:
+    return {name: choice.value for name, choice in choose(asked(**flags), work).items()}
+
+
+def test_the_table_of_ten_thousand_images_on_a_cpu_is_the_study_of_methods() -> None:
+    assert chosen(WORK) == {
+        "batch_size": 64, "epochs": 15, "lr": 1.0, "loss_weight": 0.3, "warmup_epochs": 0.0, "min_scale": 0.35,
+        "amp": "bf16", "workers": 1, "cache_views": 4,
+    }  # fmt: skip
+
+
+def test_on_a_gpu_many_images_get_the_papers_recipe() -> None:
+    work = replace(WORK, num_images=128_000, device="cuda", cores=16, student_dim=512)
+    values = chosen(work)
+    assert (values["batch_size"], values["epochs"], values["lr"], values["loss_weight"]) == (512, 90, 0.3, 3.0)
+    assert (values["min_scale"], values["workers"], values["cache_views"]) == (0.08, 15, 0)
+
+
+@pytest.mark.parametrize(("dim", "weight"), [(64, 0.3), (512, 2.4), (1280, 6.0)])
+def test_the_loss_weight_grows_with_the_students_width(dim: int, weight: float) -> None:
+    assert chosen(replace(WORK, student_dim=dim))["loss_weight"] == pytest.approx(weight)
+
+
+def test_steps_stay_the_same_with_fewer_images_and_an_epoch_has_four_at_least() -> None:
+    values = chosen(replace(WORK, num_images=45))
+    assert (values["batch_size"], values["epochs"]) == (11, 550)
+    assert values["amp"] == "bf16" and chosen(replace(WORK, bf16=False))["amp"] == "none"
+
+
+def test_views_are_kept_where_they_fit_and_come_back() -> None:
+    assert cached_views(WORK, epochs=15) == 4
+    assert cached_views(WORK, epochs=2000) == 40
+    assert cached_views(WORK, epochs=7) == 0
+    assert cached_views(replace(WORK, free_bytes=10**8), epochs=15) == 0
+
+
+def test_a_given_flag_takes_the_place_of_the_table_and_what_follows_from_it_follows() -> None:
+    values = chosen(WORK, batch_size=32, lr=0.5)
+    assert (values["batch_size"], values["lr"], values["epochs"]) == (32, 0.5, 8)
+    said = explain(WORK, choose(asked(batch_size=32), WORK))
+    assert "given" in said and "--batch-size" in said and "--cache.views" in said
+
+
+def test_huge_and_tiny_images_are_spoken_of() -> None:
+    assert "shrink them once" in explain(replace(WORK, short_side=3000), {})
+    assert "--student.size 64 costs less" in explain(replace(WORK, short_side=64, student_size=224), {})
+
+
+@pytest.mark.parametrize(("images", "held_out"), [(16, 8), (50, 8), (200, 20), (1000, 64), (10_000, 200)])
+def test_a_part_is_held_out_of_every_folder(images: int, held_out: int) -> None:
+    assert round(held_out_share(images) * images) == held_out
+
+
+NETS = ("--teacher", "random:cifar/resnet32", "--student", "cifar/resnet20", "--device", "cpu")
+FAST = ("--epochs", 2, "--workers", 0, "--student.size", 16, "--teacher.size", 16, "--amp", "none")
+
+
+def test_a_run_prints_its_choices_and_writes_them_into_its_config(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    call(monkeypatch, "auto", *NETS, *FAST, "--data", unlabelled, "--out", out)
+    said = capsys.readouterr().out
+    assert "| --lr" in said and "best of the pilots" in said
+    results = read_results(out)
+    config = results.made_by.config
+    assert (config["lr"], config["epochs"], config["view"]["min_scale"], results.protocol) == (
+        1.0, 2, 0.35, "auto-kdep/v1",
+    )  # fmt: skip
+    assert "neighbour_agreement" in results.metrics and "neighbour_agreement" in results.extra["untrained"]
+
+
+def test_fifty_grey_images_run_without_svd_which_they_cannot_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for index in range(50):
+        Image.effect_noise((20 + index, 24), 60).save(folder / f"{index}.png")
+    call(monkeypatch, "auto", *NETS, *FAST, "--data", folder, "--out", tmp_path / "run")
+    config = read_results(tmp_path / "run").made_by.config
+    assert (config["alignment"]["kind"], config["head"]["kind"]) == ("Raw", "LinearHead")
+
+
+def test_simreg_is_run_by_the_same_table(unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "auto", "--method", "simreg", *NETS, *FAST, "--data", unlabelled, "--out", tmp_path / "run")
+    config = read_results(tmp_path / "run").made_by.config
+    assert (config["method"], config["head"]["kind"], config["loss_weight"]) == ("auto-simreg", "MlpHead", 0.3)
+
+
+def test_hours_shorten_a_run_by_its_measured_speed_and_too_few_are_refused(unlabelled: Path, tmp_path: Path) -> None:
+    config = replace(
+        asked(), teacher=("random:cifar/resnet20",), student=("cifar/resnet20",), data=unlabelled, out=tmp_path / "run",
+        teacher_size=16, student_size=16, workers=0, amp="none", device="cpu", batch_size=16,
+    )  # fmt: skip
+    assert plan(config).epochs > plan(replace(config, hours=60 / 3600)).epochs >= 1
+    assert plan(replace(config, hours=60 / 3600)).monitor.hours == 60 / 3600
+    with pytest.raises(ValueError, match=r"--hours 1e-06 is too short: an epoch takes"):
+        plan(replace(config, hours=1e-6))
