@@ -9,6 +9,7 @@ python tools/bench.py linear            a grid of linear probes against single r
 python tools/bench.py finetune          fine-tuning against a plain torchvision script
 python tools/bench.py seg               a segmentation step against MMSegmentation from its own config
 python tools/bench.py det               a detection step against Detectron2 with its own loader; needs Detectron2
+python tools/bench.py startup           a command's answer, and a run's first batch, against import torch
 """
 
 import argparse
@@ -34,6 +35,7 @@ BENCHES = {
     "finetune": "bench_finetune:Finetune",
     "seg": "bench_seg:Seg",
     "det": "bench_det:Det",
+    "startup": "bench_startup:Startup",
 }
 """Where the settings of each are, which import torch and what they compare with."""
 
