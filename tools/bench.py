@@ -9,111 +9,41 @@ python tools/bench.py linear            a grid of linear probes against single r
 python tools/bench.py finetune          fine-tuning against a plain torchvision script
 python tools/bench.py seg               a segmentation step against MMSegmentation from its own config
 python tools/bench.py det               a detection step against Detectron2 with its own loader; needs Detectron2
+python tools/bench.py startup           a command's answer, and a run's first batch, against import torch
 """
 
+import argparse
 import contextlib
 import json
-import multiprocessing
+import pkgutil
 import platform
-import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 import tyro
-from torch import Tensor
 
-from bench_det import Det
-from bench_distill import CachedEpoch, Monitored, Step
-from bench_finetune import Finetune
-from bench_knn import Knn
-from bench_probe import Linear
-from bench_seg import Seg
 from stillroom.backbone.command import plainly
-from stillroom.backbone.provenance import source_commit
-from stillroom.distill import Moments, SvdAlignment
+
+BENCHES = {
+    "projection": "bench_projection:Projection",
+    "step": "bench_distill:Step",
+    "cache": "bench_distill:CachedEpoch",
+    "monitor": "bench_distill:Monitored",
+    "knn": "bench_knn:Knn",
+    "linear": "bench_probe:Linear",
+    "finetune": "bench_finetune:Finetune",
+    "seg": "bench_seg:Seg",
+    "det": "bench_det:Det",
+    "startup": "bench_startup:Startup",
+}
+"""Where the settings of each are, which import torch and what they compare with."""
 
 
 class Bench(Protocol):
     """Settings, and what they measure: any figures, and `speedup`, one ratio per pair of runs."""
 
     def figures(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Fit an SVD alignment: streamed moments and eigh, against torch.linalg.svd of the gathered, centred features."""
-
-    n: int = 131072
-    """Images."""
-    d: int = 2048
-    """Dimensions of the feature."""
-    dim: int = 512
-    """Components kept."""
-    batch: int = 64
-    """Features per update, as they come from a teacher."""
-    repeats: int = 3
-    """Pairs of runs, interleaved."""
-
-    def figures(self) -> dict[str, Any]:
-        """Seconds and memory of both."""
-        pairs = [(self.measure(streamed), self.measure(gathered)) for _ in range(self.repeats)]
-        ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
-        return {
-            "ours_seconds": [ours["seconds"] for ours, _ in pairs],
-            "svd_seconds": [theirs["seconds"] for _, theirs in pairs],
-            "speedup": ratios,
-            "ours_extra_mib": max(ours["extra_mib"] for ours, _ in pairs),
-            "svd_extra_mib": max(theirs["extra_mib"] for _, theirs in pairs),
-        }
-
-    def measure(self, task: Callable[["Projection"], float]) -> dict[str, float]:
-        """Run a task in a fresh process: seconds of its own work, and the growth of its peak memory in MiB."""
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            return pool.apply(measured, (task, self))
-
-    def batches(self) -> Iterator[Tensor]:
-        """Features with a falling spectrum and a mean, drawn batch by batch."""
-        generator = torch.Generator().manual_seed(0)
-        scales = torch.logspace(0, -2, self.d)
-        for _ in range(self.n // self.batch):
-            yield torch.randn(self.batch, self.d, generator=generator) * scales + 1.0
-
-
-def streamed(bench: Projection) -> float:
-    """Ours; the drawing of the features is not counted."""
-    moments, spent = Moments(bench.d), 0.0
-    for features in bench.batches():
-        began = time.perf_counter()
-        moments.update(features)
-        spent += time.perf_counter() - began
-    began = time.perf_counter()
-    SvdAlignment(moments.dim, bench.dim).fit(moments)
-    return spent + time.perf_counter() - began
-
-
-def gathered(bench: Projection) -> float:
-    """The released KDEP script's way: all features in memory, centred, decomposed."""
-    features = torch.empty(bench.n, bench.d)
-    for index, rows in enumerate(bench.batches()):
-        features[index * bench.batch : (index + 1) * bench.batch] = rows
-    began = time.perf_counter()
-    features -= features.mean(dim=0)
-    torch.linalg.svd(features, full_matrices=False)
-    return time.perf_counter() - began
-
-
-def measured(task: Callable[[Any], float], bench: Any) -> dict[str, float]:
-    """Seconds of a task, and how far it raised this process's peak memory, MiB."""
-    torch.linalg.eigh(torch.eye(64))  # libraries are loaded before the first reading
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = task(bench)
-    return {"seconds": seconds, "extra_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -123,6 +53,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def report(name: str, bench: Bench) -> None:
     """Print one JSON object: the benchmark, its settings, the machine, the figures, ratios with their spread."""
+    import torch  # noqa: PLC0415  # --help needs none
+
+    from stillroom.backbone.provenance import source_commit  # noqa: PLC0415  # it imports torch
+
     with contextlib.redirect_stdout(sys.stderr):  # what a run says, but for its figures
         figures = bench.figures()
     figures["speedup"] = spread(figures["speedup"])
@@ -145,24 +79,13 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-BENCHES: dict[str, Callable[..., Bench]] = {
-    "projection": Projection,
-    "step": Step,
-    "cache": CachedEpoch,
-    "monitor": Monitored,
-    "knn": Knn,
-    "linear": Linear,
-    "finetune": Finetune,
-    "seg": Seg,
-    "det": Det,
-}
-
-
 @plainly
 def main() -> None:
     """Run one benchmark."""
-    bench = tyro.extras.subcommand_cli_from_dict(BENCHES, description=__doc__)
-    report(next(name for name, kind in BENCHES.items() if kind is type(bench)), bench)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", choices=BENCHES, help="its own flags: bench.py BENCH --help")
+    name = parser.parse_args(sys.argv[1:2]).bench
+    report(name, tyro.cli(pkgutil.resolve_name(BENCHES[name]), prog=f"bench.py {name}", args=sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tyro
 
 from stillroom.backbone import ImageFiles, read_labelled, read_unlabelled
 from stillroom.backbone.command import plainly
-from stillroom.backbone.files import replace_directory, write_file
+from stillroom.backbone.files import refuse_existing, replace_directory, write_file
 from stillroom.backbone.image_files import listed, shuffled_by_class
 
 _CLASSES_SEED = 1234  # of SimReg's ImageNet-100
@@ -39,8 +39,7 @@ class Subset:
     """Of the images drawn."""
 
     def run(self) -> None:
-        if self.out.exists():
-            raise ValueError(f"{self.out} exists: choose another --out")
+        refuse_existing(self.out)
         part = choose(self)
         if self.out.suffix == ".txt":
             part = listed([path.resolve() for path in part.paths])

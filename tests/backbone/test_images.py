@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from torchvision.models import get_model_weights
+from torchvision.transforms.v2 import functional as TF
 
 from stillroom.backbone import (
     BrokenImageError,
@@ -23,7 +24,7 @@ from stillroom.backbone import (
     read_unlabelled,
 )
 from stillroom.backbone.image_files import EXTENSIONS
-from stillroom.backbone.images import is_turned, load_image, resize_batch
+from stillroom.backbone.images import is_turned, load_image
 
 CPU = torch.device("cpu")
 
@@ -276,6 +277,23 @@ def test_the_evaluation_view_is_square_whatever_the_image(size: tuple[int, int],
     assert tensor[:, 0, 0].tolist() == tensor[:, -1, -1].tolist() == [0, 128, 128]  # no padding
 
 
+@pytest.mark.parametrize("resize", ["short side", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_the_evaluation_view_equals_torchvisions_resize_and_crop(
+    resize: str, interpolation: str, antialias: bool
+) -> None:
+    generator = np.random.default_rng(0)
+    for width, height, size, crop in ((90, 61, 32, 0.875), (33, 97, 48, 0.9), (20, 41, 32, 1.0), (32, 32, 32, 1.0)):
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        spec = InputSpec(size=size, crop_fraction=crop, resize=resize, interpolation=interpolation, antialias=antialias)
+        sides = [size, size] if resize == "squash" else [round(size / crop)]
+        resized = TF.resize(TF.pil_to_tensor(image), sides, TF.InterpolationMode(interpolation), antialias=antialias)
+        theirs, ours = TF.center_crop(resized, [size, size]), EvaluationView(spec)(image)
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()  # a batch of them has the same layout, and so the same last digits
+
+
 def stripes(width: int, height: int) -> Image.Image:
     """White in the middle half of the width, black on the left and right quarters."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
@@ -348,20 +366,6 @@ def test_normalize_is_the_numpy_computation(
 
 def test_normalize_keeps_nothing_in_the_state_dict() -> None:
     assert not Normalize(InputSpec()).state_dict()
-
-
-def test_resize_batch_shrinks_and_grows_and_leaves_the_right_size_alone() -> None:
-    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    assert resize_batch(images, 8) is images
-    assert resize_batch(images, 12).shape == (2, 3, 12, 12)
-    constant = torch.full((1, 3, 9, 9), 77, dtype=torch.uint8)
-    assert (resize_batch(constant, 4) == 77).all()
-
-
-def test_resize_batch_filters_before_it_shrinks() -> None:
-    checkers = torch.zeros(1, 3, 8, 8)
-    checkers[..., ::2, ::2] = checkers[..., 1::2, 1::2] = 1.0
-    assert (resize_batch(checkers, 2) - 0.5).abs().max() < 0.02  # without a filter it would be all 0 or 1
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(None, False), (0, False), (1, False), (3, True), (6, True)])

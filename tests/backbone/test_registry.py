@@ -23,7 +23,7 @@ from stillroom.backbone import (
     weights_sha256,
 )
 from stillroom.backbone.families.timm import published
-from stillroom.backbone.names import checkpoint_method, is_checkpoint
+from stillroom.backbone.names import checkpoint_method, is_checkpoint, refuse_missing_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,20 @@ def test_a_wrong_name_is_answered_with_the_closest_ones() -> None:
 def test_a_name_that_is_not_in_the_list_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"there is no backbone named '{name}', nor a checkpoint directory"):
         load_backbone(name)
+
+
+def test_a_path_without_a_checkpoint_is_refused_and_what_may_be_a_net_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs", "timm", "student"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "student" / "manifest.json").touch()
+    for path in ("/none", "./none", "../none", "~/none", "runs/none", "none/of/these"):
+        with pytest.raises(ValueError, match=f"there is no backbone named '{path}', nor a checkpoint directory: names"):
+            refuse_missing_checkpoint(path)
+    for name in ("timm/resnet18", "random:timm/resnet18", "torchvison/resnet18", "random", "./student", "student"):
+        refuse_missing_checkpoint(name)
 
 
 def test_a_name_like_no_other_is_told_what_names_look_like() -> None:

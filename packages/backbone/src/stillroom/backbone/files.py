@@ -9,24 +9,15 @@ from uuid import uuid4
 
 
 def refuse_existing(out: Path) -> None:
-    """Refuse a place that is taken.
-
-    Raises:
-        ValueError: something is there.
-    """
+    """Refuse a place that is taken, by a ValueError."""
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out")
 
 
-def existing_file(file: Path) -> Path:
-    """The file itself.
-
-    Raises:
-        ValueError: it is not there.
-    """
+def refuse_missing(file: Path) -> None:
+    """Refuse a file that is not there, by a ValueError."""
     if not file.is_file():
         raise ValueError(f"there is no {file}")
-    return file
 
 
 @contextmanager

@@ -10,6 +10,9 @@ RANDOM = "random:"
 BARE = ("random", "pretrained")
 """First weights that say nothing of the net: it is another checkpoint's."""
 
+LIBRARIES = ("cifar", "simclr", "timm", "torchvision")
+"""What stands before the slash in the name of a net."""
+
 
 def is_checkpoint(name: str) -> bool:
     """Whether `name` is a checkpoint directory rather than the name of a net."""
@@ -26,14 +29,14 @@ def checkpoint_method(name: str) -> str:
 def refuse_missing_checkpoint(name: str) -> None:
     """Refuse the path of a checkpoint that is not there; what may be the name of a net passes.
 
-    A net's name is LIBRARY/NAME; a path begins with a slash, a dot or a folder that exists, or has more slashes.
+    A path begins with a slash, a dot or a folder that exists, or has several slashes, and no library in front.
 
     Raises:
         ValueError: see `no_backbone`.
     """
     first, slash, rest = name.partition("/")
     is_path = slash and ("/" in rest or not first.strip(".~") or Path(first).is_dir())
-    if is_path and not is_checkpoint(name):
+    if is_path and first not in LIBRARIES and not is_checkpoint(name):
         raise no_backbone(name)
 
 

@@ -70,11 +70,7 @@ def write_results(directory: Path, results: Results) -> None:
 
 
 def refuse_unfinished(run_directory: Path) -> None:
-    """Refuse a run that is not done.
-
-    Raises:
-        ValueError: no results.json.
-    """
+    """Refuse a run that is not done, by a ValueError."""
     if not (run_directory / RESULTS).exists():
         raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
 

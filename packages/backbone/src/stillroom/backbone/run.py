@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from stillroom.backbone.files import write_file
 from stillroom.backbone.flags import DeviceName
@@ -106,6 +105,8 @@ class RunDirectory:
         self.path = path
         self._writes = run.is_main
         if self._writes:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # not every command opens a run
+
             self._metrics = (path / METRICS).open("a", encoding="utf-8")
             self._board = SummaryWriter(str(path / "tensorboard"), purge_step=first_step)
 

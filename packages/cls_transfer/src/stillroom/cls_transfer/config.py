@@ -206,9 +206,8 @@ def preflight(config: ClassifyConfig) -> None:
     check(config)
     refuse_taken(config.out, alone=split(config) == [config])
     check_sources(config)
-    for folder in (config.train, config.test, config.val):
-        if folder is not None:
-            existing_folder(folder)
+    for folder in filter(None, (config.train, config.test, config.val)):
+        existing_folder(folder)
     for name in (*config.checkpoint, *filter(None, [config.like])):
         refuse_missing_checkpoint(name)
 

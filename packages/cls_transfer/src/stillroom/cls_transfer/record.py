@@ -7,7 +7,6 @@ from torch import Tensor
 
 from stillroom.backbone import Data, Results, Run, save_checkpoint, write_results
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.figures import draw_confusion
 from stillroom.backbone.files import replace_directory
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.names import trained_method
@@ -17,7 +16,6 @@ from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import inherit_licence
 from stillroom.cls_transfer.accuracy import Answers
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
-from stillroom.cls_transfer.curves import draw_curves
 from stillroom.cls_transfer.data import Sets
 from stillroom.cls_transfer.model import Classifier
 from stillroom.cls_transfer.state import TrainState
@@ -49,6 +47,9 @@ def finish(
         data=Data(count=len(sets.train), fingerprint=sets.train.fingerprint),
         heads={HEAD: (describe_head(model.head, classes), head_tensors(model))},
     )  # fmt: skip
+    from stillroom.backbone.figures import draw_confusion  # noqa: PLC0415  # matplotlib, when there is something to draw
+    from stillroom.cls_transfer.curves import draw_curves  # noqa: PLC0415
+
     metrics = tested.metrics()
     title = f"{config.out.name}: {100 * metrics['top1']:.1f} % top-1"
     with replace_directory(config.out / "figures") as aside:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.backbone.files import existing_file
+from stillroom.backbone.files import refuse_missing
 from stillroom.det_transfer.annotations import (
     Annotated,
     Box,
@@ -79,7 +79,7 @@ def load(file: Path) -> Mapping[str, Any]:
     Raises:
         ValueError: no such file, no JSON, or one of another kind.
     """
-    existing_file(file)
+    refuse_missing(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

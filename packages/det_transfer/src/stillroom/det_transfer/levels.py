@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from stillroom.backbone import BackboneSpec, Level, Run
@@ -134,6 +133,8 @@ def batch_norms(net: nn.Module) -> Sequence[Any]:
 
 def sync_norms(net: nn.Module) -> None:
     """Let the batch norms of a net count over all processes, in place."""
+    from timm.layers import convert_sync_batchnorm  # noqa: PLC0415  # no other run needs timm
+
     convert_sync_batchnorm(net)  # timm's: torch's would drop the activation inside a BatchNormAct2d
 
 

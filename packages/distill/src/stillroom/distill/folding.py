@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -45,7 +44,9 @@ def fold_batch_norms(backbone: Backbone, example: Float[Tensor, "b 3 h w"]) -> i
     for module in list(backbone.net.modules()):
         for name, child in module.named_children():
             if id(child) in folded:
-                rest = nn.Sequential(child.drop, child.act) if isinstance(child, BatchNormAct2d) else nn.Identity()
+                rest: nn.Module = nn.Identity()
+                if has_activation(child):
+                    rest = nn.Sequential(child.get_submodule("drop"), child.get_submodule("act"))
                 setattr(module, name, rest)
     after = backbone(example)
     for ours, theirs in zip((after.pooled, *after.maps), (before.pooled, *before.maps), strict=True):
@@ -53,6 +54,12 @@ def fold_batch_norms(backbone: Backbone, example: Float[Tensor, "b 3 h w"]) -> i
             backbone.net = whole
             return 0
     return len(pairs)
+
+
+def has_activation(module: nn.Module) -> bool:
+    """Whether a module is timm's batch norm with an activation in it; by its name, for most nets need no timm."""
+    kind = type(module)
+    return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
 
 
 def find_pairs(backbone: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
@@ -68,7 +75,7 @@ def find_pairs(backbone: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
         if convolution is not None and version == given[0]._version:  # no in-place activation between them
             pairs.append((convolution, module))
 
-    norms = [m for m in backbone.modules() if type(m) in (nn.BatchNorm2d, BatchNormAct2d)]
+    norms = [m for m in backbone.modules() if type(m) is nn.BatchNorm2d or has_activation(m)]
     hooks = [m.register_forward_hook(convolved) for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(normed) for m in norms if m.running_mean is not None]
     backbone(example)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
-from timm.optim import Lars as TimmLars
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -93,6 +92,8 @@ def build_optimizer(config: DistillConfig, learners: Sequence[nn.Module]) -> tor
         case AdamW(beta1=beta1, beta2=beta2):
             return torch.optim.AdamW(parameters, config.lr, (beta1, beta2), weight_decay=config.weight_decay)
         case Lars(momentum=momentum, trust=trust):
+            from timm.optim import Lars as TimmLars  # noqa: PLC0415  # no other optimiser needs timm
+
             groups = [
                 {
                     "params": [p for p in parameters if p.ndim > 1],

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from stillroom.backbone import EvaluationView
 from stillroom.backbone.spec import InputSpec
@@ -19,11 +18,13 @@ _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.583
 _BLUR_SIZE = 224  # pixels at which SimReg's blur is 0.1 to 2 pixels wide
 
 
-def build_view(view: View, size: int) -> v2.Compose:
+def build_view(view: View, size: int) -> nn.Module:
     """The transform that a view describes: PIL image -> uint8 (3, size, size). Draws from torch's generator.
 
     What it draws does not depend on `size`: from the same state of the generator it renders the same view at any size.
     """
+    from torchvision.transforms import v2  # noqa: PLC0415  # it takes longer than torch, and an evaluation needs none
+
     # PIL's pixels shrink to a tensor first, so that crop and resize are one antialiased step on uint8
     crop = [v2.PILToTensor(), v2.RandomResizedCrop(size, scale=(view.min_scale, 1.0), antialias=True)]
     match view:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg  # only to show what a checkpoint may be in --help
 
 from stillroom.backbone.flags import DeviceName, OnBroken
-from stillroom.backbone.image_files import existing_folder, refuse_missing_images
+from stillroom.backbone.image_files import refuse_missing_images
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.schedule import Cosine, Schedule
@@ -182,11 +182,7 @@ def preflight(config: FeatureConfig) -> None:
         ValueError: in the sentence that the run would end with.
     """
     check(config)
-    labelled = not isinstance(config, FeaturesConfig) or config.labels
-    for images in (config.train, config.test):
-        if images is not None and labelled:
-            existing_folder(images)
-        elif images is not None:
-            refuse_missing_images(images)
+    for images in filter(None, (config.train, config.test)):
+        refuse_missing_images(images)
     for name in config.checkpoint:
         refuse_missing_checkpoint(name)

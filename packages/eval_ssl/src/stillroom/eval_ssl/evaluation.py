@@ -15,7 +15,6 @@ from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import RESULTS, CheckpointRecord, read_results
 from stillroom.backbone.schedule import Schedule
 from stillroom.backbone.sweep import directory_name, once
-from stillroom.eval_ssl import figures
 from stillroom.eval_ssl.config import FeatureConfig, FrozenConfig, check
 from stillroom.eval_ssl.frozen import Frozen, extract_sets, read_sets
 from stillroom.eval_ssl.measure import Measured, curve_of, measure
@@ -134,5 +133,7 @@ def write_table(config: FeatureConfig, runs: list[Path]) -> None:
     task = next(iter(rows.values())).task
     write_file(config.out / TABLE, json.dumps({"task": task, "rows": table}, indent=2) + "\n")
     if task == "few-shot" and isinstance(config, FrozenConfig) and config.figures:
+        from stillroom.eval_ssl import figures  # noqa: PLC0415  # matplotlib, when there is something to draw
+
         curves = {name: curve_of(results.metrics) for name, results in rows.items()}
         figures.draw_shots(config.out / "shots.png", curves, "few-shot")

@@ -1,6 +1,5 @@
 """Pictures of a measurement: nearest neighbours, all images in a plane, accuracy over shots."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from stillroom.backbone.figures import plain, save
 from stillroom.backbone.images import load_image
 from stillroom.eval_ssl.config import Embedding
+from stillroom.eval_ssl.settings import import_umap
 
 _LEGEND_CLASSES = 40  # more of them have no legend
 _THUMBNAILS = 250
@@ -98,18 +98,6 @@ def embed(features: Float[Tensor, "n d"], how: Embedding, seed: int = 0) -> Floa
     plane = torch.zeros(len(features), 2)
     plane[:, : basis.shape[1]] = (centred @ basis).float()
     return plane.numpy()
-
-
-def import_umap() -> Any:
-    """The module.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        return importlib.import_module("umap")
-    except ImportError as error:
-        raise ValueError("--embedding umap needs umap-learn: pip install 'stillroom-eval-ssl[umap]'") from error
 
 
 def draw_embedding(

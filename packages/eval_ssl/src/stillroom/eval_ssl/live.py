@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from stillroom.backbone import ImageDataset, InputSpec, Run, weights_sha256
 from stillroom.backbone.files import write_file
@@ -36,6 +35,8 @@ class CropView:
     """A random crop of 8 to 100 % of the image, resized, and a flip: PIL image -> uint8 (3, size, size)."""
 
     def __init__(self, spec: InputSpec) -> None:
+        from torchvision.transforms import v2  # noqa: PLC0415  # no other evaluation needs torchvision
+
         interpolation = v2.InterpolationMode(spec.interpolation)
         crop = v2.RandomResizedCrop(spec.size, _SCALE, interpolation=interpolation, antialias=spec.antialias)
         self.steps = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])

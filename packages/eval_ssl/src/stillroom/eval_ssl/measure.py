@@ -11,10 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillroom.backbone import Run
-from stillroom.backbone.figures import draw_confusion
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.schedule import Schedule
-from stillroom.eval_ssl import figures
 from stillroom.eval_ssl.config import (
     FeatureConfig,
     FeaturesConfig,
@@ -109,6 +107,9 @@ def measure_knn(config: KnnConfig, run: Run, frozen: Frozen) -> Measured:
     protocol = f"knn/v1 vote={how} similarity={config.metric} {describe(config, frozen)}{alone}"
 
     def pictures(folder: Path) -> None:
+        from stillroom.backbone.figures import draw_confusion  # noqa: PLC0415  # matplotlib, when there is something to draw
+        from stillroom.eval_ssl import figures  # noqa: PLC0415
+
         k = headline(numbers)
         predicted, title = answers[k].predicted, f"{k}-NN of {config.checkpoint[0]}"
         draw_confusion(folder / "confusion.png", truth, predicted, classes, title)
@@ -242,10 +243,16 @@ def classified(
     metrics = {"top1": float((ranks == 0).double().mean()), "top5": float((ranks < 5).double().mean())}
     predicted = logits.cpu().argmax(dim=1)
     title = f"{task} probe of {config.checkpoint[0]}"
+
+    def pictures(folder: Path) -> None:
+        from stillroom.backbone.figures import draw_confusion  # noqa: PLC0415  # matplotlib, when there is something to draw
+
+        draw_confusion(folder / "confusion.png", truth, predicted, classes, title)
+
     return Measured(
         task=task, protocol=protocol, metrics=metrics,
         extra=extra | {"per_class": accuracy_by_class(ranks == 0, truth, classes)},
-        pictures=lambda folder: draw_confusion(folder / "confusion.png", truth, predicted, classes, title),
+        pictures=pictures,
     )  # fmt: skip
 
 
@@ -282,12 +289,17 @@ def measure_few_shot(config: FewShotConfig, run: Run, frozen: Frozen) -> Measure
         f"few-shot/v2 {describe(config, frozen)} unit-length logreg C={config.inverse_penalty:g} "
         f"tolerance={FEW_SHOT_TOLERANCE:g} draws={config.draws}"
     )
+
+    def pictures(folder: Path) -> None:
+        from stillroom.eval_ssl import figures  # noqa: PLC0415  # matplotlib, when there is something to draw
+
+        curves = {config.checkpoint[0]: curve_of(metrics | spreads)}
+        figures.draw_shots(folder / "shots.png", curves, "few-shot")
+
     return Measured(
         task="few-shot", protocol=protocol, metrics=metrics | spreads,
         extra={"draws": {str(shots): values for shots, values in accuracies.items()}},
-        pictures=lambda folder: figures.draw_shots(
-            folder / "shots.png", {config.checkpoint[0]: curve_of(metrics | spreads)}, "few-shot"
-        ),
+        pictures=pictures,
     )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """Settings that cannot work, found before anything is extracted; and what follows from those that can."""
 
+import importlib
 import math
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -15,7 +17,6 @@ from stillroom.eval_ssl.config import (
     LogregConfig,
 )
 from stillroom.eval_ssl.export import import_pyarrow
-from stillroom.eval_ssl.figures import import_umap
 from stillroom.eval_ssl.knn import check_temperature
 from stillroom.eval_ssl.logreg import check_penalties, draw_shots
 from stillroom.eval_ssl.neighbours import check_k
@@ -67,6 +68,18 @@ def check_settings(config: FeatureConfig, train: ImageFiles, test: ImageFiles | 
             draw_shots(labels, max(config.shots), config.seed, train.classes)
         case FeaturesConfig() if config.format == "parquet":
             import_pyarrow()
+
+
+def import_umap() -> Any:
+    """The module.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module("umap")
+    except ImportError as error:
+        raise ValueError("--embedding umap needs umap-learn: pip install 'stillroom-eval-ssl[umap]'") from error
 
 
 def at_least_one(config: FeatureConfig, *names: str) -> None:

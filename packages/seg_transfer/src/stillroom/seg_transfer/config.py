@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.configs import refuse_beside
-from stillroom.backbone.files import existing_file
+from stillroom.backbone.files import refuse_missing
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import existing_folder
 from stillroom.backbone.names import refuse_missing_checkpoint
@@ -176,6 +176,6 @@ def preflight(config: SegmentConfig) -> None:
     if config.framework_config is None:
         check_source(config)
     else:
-        existing_file(config.framework_config)
+        refuse_missing(config.framework_config)
     for name in (*config.checkpoint, *filter(None, [config.like])):
         refuse_missing_checkpoint(name)

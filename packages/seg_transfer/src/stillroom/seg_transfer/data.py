@@ -16,7 +16,7 @@ from mmseg.registry import DATASETS
 from PIL import Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles
-from stillroom.backbone.files import existing_file
+from stillroom.backbone.files import refuse_missing
 from stillroom.backbone.images import is_turned
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
@@ -157,7 +157,7 @@ def read_framework_config(file: Path) -> Config:
     Raises:
         ValueError: no such file, or one without a segmentation model and its data.
     """
-    existing_file(file)
+    refuse_missing(file)
     try:
         own = Config.fromfile(str(file))
     except Exception as error:  # it may be any program

@@ -21,7 +21,7 @@ from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
 from stillroom.backbone.bridge import ASIDE, Bridge
-from stillroom.backbone.files import existing_file
+from stillroom.backbone.files import refuse_missing
 from stillroom.backbone.image_files import listed
 from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
@@ -44,7 +44,7 @@ def load_own(file: Path) -> DictConfig:
     Raises:
         ValueError: no such file, or one that is no whole LazyConfig.
     """
-    existing_file(file)
+    refuse_missing(file)
     try:
         cfg = LazyConfig.load(str(file))
     except Exception as error:  # it may be any program
