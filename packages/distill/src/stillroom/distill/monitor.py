@@ -169,10 +169,14 @@ class Watch:
         return self.has_something and of_these
 
     @torch.no_grad()
-    def measure(self, learners: Sequence[Learner]) -> tuple[float, dict[str, float]]:
+    def measure(self, learners: Sequence[Learner], *, labelled: bool = True) -> tuple[float, dict[str, float]]:
         """The score that picks the best student (the higher the better), and all that was measured.
 
         With several students each name carries its number, and the score is their mean.
+
+        Args:
+            learners: the students.
+            labelled: measure on the labelled folder too, where there is one.
         """
         scores: list[float] = []
         values: dict[str, float] = {}
@@ -184,7 +188,7 @@ class Watch:
             if self.held_out is not None:
                 measured |= self._compare(place, learner, self.held_out)
                 score = measured[AGREEMENT]
-            if self.config.monitor.knn is not None:
+            if labelled and self.config.monitor.knn is not None:
                 assert self.knn is not None, "the run was refused without it"
                 found = self.knn(learner.backbone, self.config.monitor.knn, self.run)
                 measured |= {f"monitor_{name}": value for name, value in found.items()}

@@ -126,8 +126,8 @@ def train(
         knn=knn,
     )
 
-    if saved is None and watch.has_something:
-        state.untrained = watch.measure(state.leaving())[1]
+    if saved is None and watch.held_out is not None:
+        state.untrained = watch.measure(state.leaving(), labelled=False)[1]
     progress = Progress(len(parts.files) * config.epochs, run, config.method, done=state.step * config.batch_size)
     meter, stale, late, warned, seconds_before = Meter(), False, False, False, state.seconds
     for batch in progress.over(feed.loader):
