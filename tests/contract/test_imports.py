@@ -75,6 +75,8 @@ LINES: dict[str, dict[str, str]] = {
         f"knn {RUN} --train /nowhere": "there is no folder /nowhere",
         f"features {RUN} --no-labels --train /nowhere": "there is no folder /nowhere",
         f"knn {RUN} --train HERE --seed -1": "--seed is -1: it must be at least 0",
+        f"knn {RUN} --train HERE --temperature 0": "--temperature is 0.0: it must be above 0",
+        f"linear {RUN} --train HERE --test HERE --held-out 1": "--held-out is 1.0: it must lie in (0, 1)",
     },
     "checkpoint": {
         "inspect --nonsense": "",

@@ -5,7 +5,8 @@ from .knn import knn_classify, retrieval_map
 from .logreg import few_shot, fit_logreg, logistic_regression
 from .monitor import monitor_knn
 from .neighbours import nearest_neighbours
-from .probe import Point, Recipe, linear_probe, train_probes
+from .probe import Recipe, linear_probe, train_probes
+from .settings import Point
 
 __all__ = [
     "FeatureSet",

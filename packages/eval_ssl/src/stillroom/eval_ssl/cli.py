@@ -6,8 +6,9 @@ from typing import Any
 import tyro
 
 from stillroom.backbone.command import plainly, say
-from stillroom.eval_ssl.config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig, preflight
+from stillroom.eval_ssl.config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
 from stillroom.eval_ssl.presets import simreg
+from stillroom.eval_ssl.settings import preflight
 
 NOTES = {
     "knn": "Exact k-NN classification of frozen features.",

@@ -7,12 +7,8 @@ from typing import Annotated, Literal
 from tyro.conf import arg  # only to show what a checkpoint may be in --help
 
 from stillroom.backbone.flags import DeviceName, OnBroken
-from stillroom.backbone.image_files import refuse_missing_images
-from stillroom.backbone.names import refuse_missing_checkpoint
-from stillroom.backbone.results import RESULTS
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.backbone.spec import FeaturePoint
-from stillroom.backbone.sweep import refuse_twice
 
 FileFormat = Literal["npy", "safetensors", "parquet"]
 Mode = Literal["cached", "live"]
@@ -158,31 +154,3 @@ class FewShotConfig(FrozenConfig):
     """Draws, each by its own seed: `--seed` and the next ones."""
     inverse_penalty: float = 1.0
     """C of the summed cross-entropy, beside |W|^2 / 2."""
-
-
-def check(config: FeatureConfig) -> None:
-    """Refuse settings that cannot work before anything is read."""
-    if not config.checkpoint:
-        raise ValueError("--checkpoint is empty: give at least one")
-    refuse_twice(config.checkpoint, "--checkpoint")
-    if config.out.exists() and (len(config.checkpoint) == 1 or (config.out / RESULTS).exists() or config.out.is_file()):
-        raise ValueError(f"{config.out} exists: choose another --out")
-    if config.seed < 0:
-        raise ValueError(f"--seed is {config.seed}: it must be at least 0")
-    if config.batch_size < 1:
-        raise ValueError(f"--batch-size is {config.batch_size}: it must be at least 1")
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(f"--limit is {config.limit}: it must be at least 1")
-
-
-def preflight(config: FeatureConfig) -> None:
-    """Refuse what needs no torch to be refused, before a command imports it: flags, and paths that are not there.
-
-    Raises:
-        ValueError: in the sentence that the run would end with.
-    """
-    check(config)
-    for images in filter(None, (config.train, config.test)):
-        refuse_missing_images(images)
-    for name in config.checkpoint:
-        refuse_missing_checkpoint(name)

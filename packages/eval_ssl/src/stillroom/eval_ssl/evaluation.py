@@ -6,7 +6,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from stillroom.backbone import Results, Run, weights_sha256, write_results
+import torch
+
+from stillroom.backbone import ImageFiles, Results, Run, weights_sha256, write_results
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import replace_directory, write_file
 from stillroom.backbone.manifest import read_manifest
@@ -15,15 +17,26 @@ from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import RESULTS, CheckpointRecord, read_results
 from stillroom.backbone.schedule import Schedule
 from stillroom.backbone.sweep import directory_name, once
-from stillroom.eval_ssl.config import FeatureConfig, FrozenConfig, check
+from stillroom.eval_ssl.config import (
+    FeatureConfig,
+    FewShotConfig,
+    FrozenConfig,
+    KnnConfig,
+    LinearConfig,
+    LogregConfig,
+)
 from stillroom.eval_ssl.frozen import Frozen, extract_sets, read_sets
+from stillroom.eval_ssl.logreg import draw_shots
 from stillroom.eval_ssl.measure import Measured, curve_of, measure
-from stillroom.eval_ssl.settings import check_settings
+from stillroom.eval_ssl.neighbours import check_k
+from stillroom.eval_ssl.probe import split_stratified
+from stillroom.eval_ssl.settings import check, grid_of, numbers_of_neighbours
 
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)
 TABLE = "table.json"
 FIGURES = "figures"
+_UMAP_IMAGES = 20
 
 
 def evaluate(config: FeatureConfig) -> Path:
@@ -57,7 +70,7 @@ def evaluate_one(config: FeatureConfig, run: Run) -> None:
     """One checkpoint: results.json and the pictures, whole or not at all. Afterwards every process finds them."""
     began = time.perf_counter()
     files = read_sets(config)
-    check_settings(config, *files)
+    check_images(config, *files)
     frozen = extract_sets(config, run, *files)
     measured = measure(config, run, frozen)
     if run.is_main:
@@ -71,6 +84,26 @@ def evaluate_one(config: FeatureConfig, run: Run) -> None:
         if measured.done is not None:
             measured.done()
     run.wait()
+
+
+def check_images(config: FeatureConfig, train: ImageFiles, test: ImageFiles | None) -> None:
+    """Refuse settings that these images do not allow, before the hours of extraction.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    labels = torch.tensor(train.labels or ())
+    match config:
+        case KnnConfig():
+            check_k(numbers_of_neighbours(config, len(train) - (test is None)), len(train) - (test is None))
+            if config.figures and config.embedding == "umap" and len(test or train) < _UMAP_IMAGES:
+                raise ValueError(f"--embedding umap needs {_UMAP_IMAGES} images, {len(test or train)} were given")
+        case LinearConfig() if len(grid_of(config, ["pooled", *map(str, config.more_levels)])) > 1:
+            split_stratified(labels, config.held_out, config.seed, train.classes)
+        case LogregConfig() if len(config.penalties) > 1:
+            split_stratified(labels, config.held_out, config.seed, train.classes)
+        case FewShotConfig():
+            draw_shots(labels, max(config.shots), config.seed, train.classes)
 
 
 def split(config: FeatureConfig) -> list[FeatureConfig]:

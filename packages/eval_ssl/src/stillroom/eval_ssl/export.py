@@ -1,7 +1,6 @@
 """Features as files: .npy, .safetensors, or Parquet."""
 
 import csv
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 
 from stillroom.eval_ssl.config import FileFormat
 from stillroom.eval_ssl.features import FeatureSet
+from stillroom.eval_ssl.settings import import_pyarrow
 
 
 def export_features(folder: Path, name: str, found: FeatureSet, file_format: FileFormat) -> Path:
@@ -46,15 +46,3 @@ def _write_parquet(file: Path, features: np.ndarray, columns: dict[str, list[Any
     arrow, parquet = import_pyarrow()
     rows = arrow.FixedSizeListArray.from_arrays(arrow.array(features.reshape(-1)), features.shape[1])
     parquet.write_table(arrow.table({**columns, "feature": rows}), file)
-
-
-def import_pyarrow() -> tuple[Any, Any]:
-    """The modules.
-
-    Raises:
-        ValueError: they are not installed.
-    """
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ValueError("--format parquet needs pyarrow: pip install 'stillroom-eval-ssl[parquet]'") from error

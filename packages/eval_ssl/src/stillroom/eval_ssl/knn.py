@@ -14,6 +14,7 @@ from stillroom.eval_ssl.neighbours import (
     prepare,
     search_torch,
 )
+from stillroom.eval_ssl.settings import check_temperature
 
 _ROWS = 1024  # whose votes for every class are held at once
 _RANKING_BYTES = 40  # of each training image, for each test image that ranks them
@@ -115,16 +116,6 @@ def answer(
         rank = torch.where(first > 0, ahead.sum(dim=1) + 1, 0)
         answers[number] = Answers(predicted.cpu(), rank.cpu(), first.cpu())
     return answers
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that weighs nothing.
-
-    Raises:
-        ValueError: not above 0.
-    """
-    if not temperature > 0:
-        raise ValueError(f"--temperature is {temperature}: it must be above 0")
 
 
 def weigh(near: Float[Tensor, "m k"], vote: Vote, temperature: float) -> Float[Tensor, "m k"]:

@@ -1,6 +1,5 @@
 """Logistic regression to convergence, on all images of TRAIN or on a few of each class."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_features, split_stratified
+from stillroom.eval_ssl.settings import check_penalties
 
 TOLERANCE = 1e-5
 FEW_SHOT_TOLERANCE = 1e-8
@@ -154,18 +154,6 @@ def logistic_regression(
     fits.append(fit(scale(train_x), train_y, penalty=chosen))
     logits = fits[-1].predict(scale(test_x))
     return Regressed(chosen, tuple(accuracies), logits, tuple((fit.slope, fit.iterations) for fit in fits))
-
-
-def check_penalties(penalties: Sequence[float]) -> None:
-    """Refuse penalties without meaning.
-
-    Raises:
-        ValueError: none at all; one that is not above 0, for then separable classes have no solution.
-    """
-    if not penalties:
-        raise ValueError("--penalties is empty: give at least one")
-    if bad := [penalty for penalty in penalties if not (penalty > 0 and math.isfinite(penalty))]:
-        raise ValueError(f"--penalties holds {bad[0]:g}: they must be above 0, and finite")
 
 
 def draw_shots(labels: Int[Tensor, " n"], shots: int, seed: int, classes: Sequence[str] = ()) -> Int[Tensor, " k"]:

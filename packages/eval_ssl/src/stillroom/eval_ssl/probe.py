@@ -14,28 +14,9 @@ from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.eval_ssl.features import is_constant
+from stillroom.eval_ssl.settings import Point, check_grid, check_share
 
 _EPS = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One setting of a grid: how to learn, and from what.
-
-    Args:
-        lr, weight_decay: of SGD.
-        reading: which of the features' readings; see `linear_probe`.
-        unit: whether features are brought to unit length before they are standardised.
-    """
-
-    lr: float
-    weight_decay: float
-    reading: str = "pooled"
-    unit: bool = False
-
-    def __str__(self) -> str:
-        unit = " of unit length" if self.unit else ""
-        return f"learning rate {self.lr:g}, weight decay {self.weight_decay:g}, {self.reading}{unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,18 +75,6 @@ class Standardise:
         """Features of any images."""
         given = normalize(features.float(), dim=1) if self.unit else features.float()
         return (given - self.mean) / (self.variance + _EPS).sqrt()
-
-
-def check_grid(points: Sequence[Point]) -> None:
-    """Refuse a grid that cannot be trained.
-
-    Raises:
-        ValueError: an empty one, a negative setting.
-    """
-    if not points:
-        raise ValueError("the grid is empty: give at least one --lrs and one --weight-decays")
-    if not all(value >= 0 for point in points for value in (point.lr, point.weight_decay)):
-        raise ValueError("a learning rate or a weight decay of the grid is negative, or no number")
 
 
 def train_probes(
@@ -215,16 +184,6 @@ class SgdProbes:
         """The classifiers as they are now."""
         weight = self.state["weight"].view(-1, self.many, self.num_classes)
         return Linear(weight.permute(1, 0, 2).contiguous(), self.state["bias"].view(self.many, -1).clone())
-
-
-def check_share(share: float) -> None:
-    """Refuse a share that leaves one side empty.
-
-    Raises:
-        ValueError: outside (0, 1).
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"--held-out is {share}: it must lie in (0, 1)")
 
 
 def split_stratified(

@@ -1,13 +1,16 @@
-"""Settings that cannot work, found before anything is extracted; and what follows from those that can."""
+"""Settings that cannot work, found before torch is imported; and what follows from those that can."""
 
 import importlib
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import torch
-
-from stillroom.backbone import ImageFiles
+from stillroom.backbone.image_files import refuse_missing_images
+from stillroom.backbone.names import refuse_missing_checkpoint
+from stillroom.backbone.results import RESULTS
+from stillroom.backbone.sweep import refuse_twice
 from stillroom.eval_ssl.config import (
     FeatureConfig,
     FeaturesConfig,
@@ -16,32 +19,63 @@ from stillroom.eval_ssl.config import (
     LinearConfig,
     LogregConfig,
 )
-from stillroom.eval_ssl.export import import_pyarrow
-from stillroom.eval_ssl.knn import check_temperature
-from stillroom.eval_ssl.logreg import check_penalties, draw_shots
-from stillroom.eval_ssl.neighbours import check_k
-from stillroom.eval_ssl.probe import Point, check_grid, check_share, split_stratified
 
 STANDARD_K = (1, 5, 10, 20, 100, 200)
-_UMAP_IMAGES = 20
 
 
-def check_settings(config: FeatureConfig, train: ImageFiles, test: ImageFiles | None) -> None:
-    """Refuse settings that cannot work, before the hours of extraction.
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One setting of a grid: how to learn, and from what.
+
+    Args:
+        lr, weight_decay: of SGD.
+        reading: which of the features' readings; see `linear_probe`.
+        unit: whether features are brought to unit length before they are standardised.
+    """
+
+    lr: float
+    weight_decay: float
+    reading: str = "pooled"
+    unit: bool = False
+
+    def __str__(self) -> str:
+        unit = " of unit length" if self.unit else ""
+        return f"learning rate {self.lr:g}, weight decay {self.weight_decay:g}, {self.reading}{unit}"
+
+
+def preflight(config: FeatureConfig) -> None:
+    """Refuse what needs no torch to be refused, before a command imports it: flags, and paths that are not there.
+
+    Raises:
+        ValueError: in the sentence that the run would end with.
+    """
+    check(config)
+    for images in filter(None, (config.train, config.test)):
+        refuse_missing_images(images)
+    for name in config.checkpoint:
+        refuse_missing_checkpoint(name)
+
+
+def check(config: FeatureConfig) -> None:
+    """Refuse settings that cannot work, whatever the images are, before anything is read.
 
     Raises:
         ValueError: in one sentence.
     """
-    labels = torch.tensor(train.labels or ())
+    if not config.checkpoint:
+        raise ValueError("--checkpoint is empty: give at least one")
+    refuse_twice(config.checkpoint, "--checkpoint")
+    if config.out.exists() and (len(config.checkpoint) == 1 or (config.out / RESULTS).exists() or config.out.is_file()):
+        raise ValueError(f"{config.out} exists: choose another --out")
+    if config.seed < 0:
+        raise ValueError(f"--seed is {config.seed}: it must be at least 0")
+    at_least_one(config, "batch_size", "limit")
     match config:
         case KnnConfig():
             check_temperature(config.temperature)
-            check_k(numbers_of_neighbours(config, len(train) - (test is None)), len(train) - (test is None))
             above_zero(config, "memory_gib")
             if config.figures and config.embedding == "umap":
                 import_umap()
-                if len(test or train) < _UMAP_IMAGES:
-                    raise ValueError(f"--embedding umap needs {_UMAP_IMAGES} images, {len(test or train)} were given")
         case LinearConfig():
             if not config.unit:
                 raise ValueError("--unit is empty: say False, True or both")
@@ -49,8 +83,6 @@ def check_settings(config: FeatureConfig, train: ImageFiles, test: ImageFiles | 
             check_grid(points)
             check_share(config.held_out)
             at_least_one(config, "epochs", "probe_batch_size", "at_once")
-            if len(points) > 1:
-                split_stratified(labels, config.held_out, config.seed, train.classes)
             if config.mode == "live" and len(points) > 1:
                 raise ValueError(f"--mode live trains one setting, {len(points)} were given: name one of each")
         case LogregConfig():
@@ -58,28 +90,57 @@ def check_settings(config: FeatureConfig, train: ImageFiles, test: ImageFiles | 
             check_share(config.held_out)
             at_least_one(config, "iterations")
             above_zero(config, "tolerance")
-            if len(config.penalties) > 1:
-                split_stratified(labels, config.held_out, config.seed, train.classes)
         case FewShotConfig():
             at_least_one(config, "draws")
             if not config.shots or min(config.shots) < 1:
                 raise ValueError(f"--shots is {list(config.shots)}: give numbers of images per class, from 1")
             above_zero(config, "inverse_penalty")
-            draw_shots(labels, max(config.shots), config.seed, train.classes)
         case FeaturesConfig() if config.format == "parquet":
             import_pyarrow()
 
 
-def import_umap() -> Any:
-    """The module.
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that weighs nothing.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: not above 0.
     """
-    try:
-        return importlib.import_module("umap")
-    except ImportError as error:
-        raise ValueError("--embedding umap needs umap-learn: pip install 'stillroom-eval-ssl[umap]'") from error
+    if not temperature > 0:
+        raise ValueError(f"--temperature is {temperature}: it must be above 0")
+
+
+def check_grid(points: Sequence[Point]) -> None:
+    """Refuse a grid that cannot be trained.
+
+    Raises:
+        ValueError: an empty one, a negative setting.
+    """
+    if not points:
+        raise ValueError("the grid is empty: give at least one --lrs and one --weight-decays")
+    if not all(value >= 0 for point in points for value in (point.lr, point.weight_decay)):
+        raise ValueError("a learning rate or a weight decay of the grid is negative, or no number")
+
+
+def check_share(share: float) -> None:
+    """Refuse a share that leaves one side empty.
+
+    Raises:
+        ValueError: outside (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"--held-out is {share}: it must lie in (0, 1)")
+
+
+def check_penalties(penalties: Sequence[float]) -> None:
+    """Refuse penalties without meaning.
+
+    Raises:
+        ValueError: none at all; one that is not above 0, for then separable classes have no solution.
+    """
+    if not penalties:
+        raise ValueError("--penalties is empty: give at least one")
+    if bad := [penalty for penalty in penalties if not (penalty > 0 and math.isfinite(penalty))]:
+        raise ValueError(f"--penalties holds {bad[0]:g}: they must be above 0, and finite")
 
 
 def at_least_one(config: FeatureConfig, *names: str) -> None:
@@ -107,3 +168,27 @@ def grid_of(config: LinearConfig, readings: list[str]) -> list[Point]:
         Point(lr=lr, weight_decay=decay, reading=reading, unit=unit)
         for reading, unit, lr, decay in product(readings, config.unit, config.lrs, config.weight_decays)
     ]
+
+
+def import_umap() -> Any:
+    """The module.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module("umap")
+    except ImportError as error:
+        raise ValueError("--embedding umap needs umap-learn: pip install 'stillroom-eval-ssl[umap]'") from error
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """The modules.
+
+    Raises:
+        ValueError: they are not installed.
+    """
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ValueError("--format parquet needs pyarrow: pip install 'stillroom-eval-ssl[parquet]'") from error
