@@ -11,10 +11,10 @@ from distill_runs import small_config, weights_of
 
 from stillroom.backbone import Backbone, BackboneSpec, Run, read_results, read_unlabelled
 from stillroom.backbone.run import read_metrics
-from stillroom.distill import distill
+from stillroom.distill import Students, distill, resume
 from stillroom.distill.config import Monitor
-from stillroom.distill.monitor import Best, collapse, effective_rank, relative_spread, split_held_out
-from stillroom.distill.slots import AdamW, Raw, Svd
+from stillroom.distill.monitor import Best, collapse, effective_rank, first_judged, relative_spread, split_held_out
+from stillroom.distill.slots import AdamW, LinearHead, Raw, Svd
 
 
 def test_effective_rank_counts_equal_directions_and_weighs_unequal_ones() -> None:
@@ -150,3 +150,46 @@ def test_knn_without_its_package_or_folder_is_one_sentence(unlabelled: Path, tmp
     with pytest.raises(ValueError, match=r"--monitor\.patience has nothing to go by"):
         distill(small_config(unlabelled, tmp_path / "run", monitor=Monitor(patience=2)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_learns_nothing_says_so_and_names_the_flags(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a rate of 0 the student's weights stay what they are."""
+    out = distill(small_config(unlabelled, tmp_path / "run", lr=0.0, monitor=Monitor(held_out=0.25), batch_size=24))
+    said = capsys.readouterr().err
+    assert "warning: after epoch 2 about nothing was learned: the student shares" in said
+    assert "--lr" in said and "--loss-weight" in said and "alignment:svd" in said
+    assert len(read_results(out).extra["warnings"]) == 1
+
+
+def test_a_student_that_becomes_its_teacher_is_not_warned_of(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher is a fixed net whose feature is the mean colour of nine places: learned within 60 steps."""
+    torch.manual_seed(0)
+    places = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(3), torch.nn.Flatten())
+    teacher = Backbone.from_module(places, BackboneSpec(name="module/Places", dim=27, pre_activation=True))
+    config = small_config(
+        unlabelled, tmp_path / "run", epochs=20, alignment=Raw(), head=LinearHead(), monitor=Monitor(held_out=0.25),
+        batch_size=24, student=Students(name=("cifar/resnet20",), size=(16,), feature=("after",)),
+    )  # fmt: skip
+    results = read_results(distill(config, teacher))
+    assert results.metrics["neighbour_agreement"] > results.extra["untrained"]["neighbour_agreement"] + 0.02
+    assert results.extra["warnings"] == [] and "about nothing was learned" not in capsys.readouterr().err
+
+
+def test_a_run_is_judged_after_a_tenth_but_not_before_200_steps() -> None:
+    assert [first_judged(*run) for run in ((90, 250), (15, 145), (6, 126), (2, 3))] == [9, 2, 2, 2]
+
+
+def test_hours_end_a_run_with_its_student_and_resuming_adds_none(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", monitor=Monitor(held_out=0.0, hours=1e-6)))
+    assert "stopped at step 1: --monitor.hours 1e-06 are over" in capsys.readouterr().err
+    assert read_results(out).extra["steps"] == 1
+    (out / "results.json").unlink()
+    assert read_results(resume(out)).extra["steps"] == 1
+    with pytest.raises(ValueError, match=r"--monitor\.hours is 0\.0: it must be above 0"):
+        distill(small_config(unlabelled, tmp_path / "none", monitor=Monitor(hours=0.0)))

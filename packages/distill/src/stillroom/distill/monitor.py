@@ -70,6 +70,11 @@ def collapse(features: Float[Tensor, "b d"]) -> str | None:
     )
 
 
+def first_judged(epochs: int, steps_per_epoch: int) -> int:
+    """The epoch after which a run is first asked whether it learns: a tenth of it, and at least 200 steps."""
+    return min(max(round(epochs / 10), math.ceil(MIN_STEPS_JUDGED / steps_per_epoch), 1), epochs)
+
+
 def nothing_learned(measured: Mapping[str, float], untrained: Mapping[str, float]) -> list[str]:
     """One sentence for each student whose agreement with the teacher has hardly risen since before the first step."""
     return [
@@ -153,20 +158,17 @@ class Watch:
     _outputs: list[Tensor] = field(default_factory=list)
 
     @property
-    def first_judged(self) -> int:
-        """The epoch after which a run is first asked whether it learns: a tenth of it, and at least 200 steps."""
-        epochs = max(round(self.config.epochs / 10), math.ceil(MIN_STEPS_JUDGED / self.steps_per_epoch), 1)
-        return min(epochs, self.config.epochs)
-
-    @property
     def has_something(self) -> bool:
         """Whether there is anything to measure on."""
         return self.held_out is not None or self.config.monitor.knn is not None
 
     def due(self, epoch: int) -> bool:
         """Whether the students are measured after this many epochs."""
-        of_these = epoch % self.config.monitor.every == 0 or epoch in (self.first_judged, self.config.epochs)
-        return self.has_something and of_these
+        return self.has_something and (epoch % self.config.monitor.every == 0 or self.judges(epoch))
+
+    def judges(self, epoch: int) -> bool:
+        """Whether a run is asked after this many epochs whether it learns: early on, and at its end."""
+        return epoch in (first_judged(self.config.epochs, self.steps_per_epoch), self.config.epochs)
 
     @torch.no_grad()
     def measure(self, learners: Sequence[Learner], *, labelled: bool = True) -> tuple[float, dict[str, float]]:

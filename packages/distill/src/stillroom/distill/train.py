@@ -164,7 +164,7 @@ def train(
             score, state.measured = watch.measure(share_buffers(state.leaving(), run))
             directory.log(step, state.measured)
             progress.note(f"epoch {int(done)}", state.measured)
-            if int(done) in (watch.first_judged, config.epochs):
+            if watch.judges(int(done)):
                 for sentence in nothing_learned(state.measured, state.untrained):
                     progress.note(f"warning: after epoch {int(done)} {sentence}")
             if state.best.beats(score, step):
