@@ -161,7 +161,7 @@ def read_framework_config(file: Path) -> Config:
     if not file.is_file():
         raise ValueError(f"there is no {file}")
     try:
-        own = Config.fromfile(str(file))
+        own = Config.fromfile(str(file), format_python_code=False)
     except Exception as error:  # it may be any program
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{file} cannot be read as a config of MMEngine: {said[-1]}") from error
