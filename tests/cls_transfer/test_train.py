@@ -3,9 +3,6 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,14 +14,17 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import load_file
+from torch import distributed
 from torchvision.transforms import v2
 
 from stillroom.backbone import (
     Backbone,
     EvaluationView,
+    ImageFiles,
     InputSpec,
     Licence,
     Normalize,
+    Results,
     Run,
     RunDirectory,
     build_backbone,
@@ -38,7 +38,8 @@ from stillroom.backbone import (
 from stillroom.backbone.exchange import import_file
 from stillroom.backbone.loading import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Cosine, Step
-from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, resume, train
+from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train
+from stillroom.cls_transfer.accuracy import Answers
 from stillroom.cls_transfer.augment import build_mixing, build_view
 from stillroom.cls_transfer.first import build_model
 from stillroom.cls_transfer.model import parameters_by_level
@@ -327,7 +328,6 @@ def test_bf16_autocast_trains_float32_weights(config: ClassifyConfig) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [1, 7])  # before the first state, and two steps or more behind one
 def test_a_killed_run_resumes_to_the_bit(config: ClassifyConfig, kill_after: int) -> None:
     config = replace(config, epochs=8, save_every=5)
@@ -490,37 +490,6 @@ def test_impossible_settings_are_refused_before_there_is_a_run_directory(
     assert not config.out.exists()
 
 
-TWO_PROCESSES = """
-import sys, time, torch
-from pathlib import Path
-torch.set_num_threads(1)
-from test_train import plain_config, watched_config
-from stillroom.cls_transfer import finetune, record, train
-from stillroom.cls_transfer.record import summary
-from torch import distributed
-root = Path(sys.argv[1])
-write = record.write_results
-
-def write_late(directory, results):  # a slow disk: the others would look for the file too early
-    assert distributed.get_rank() == 0
-    time.sleep(1)
-    write(directory, results)
-
-record.write_results = write_late
-leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None  # gloo cannot always rejoin
-summary(finetune(plain_config(root, root / "two")))
-distributed.destroy_process_group = leave
-answer = train.answer
-
-def watch(model, files, run, **options):
-    torch.save(model.state_dict(), root / f"tested-{run.rank}.pt")
-    return answer(model, files, run, **options)
-
-train.answer = watch
-summary(finetune(watched_config(root, root / "watched")))  # every process reads the file that the first one writes
-"""
-
-
 def plain_config(root: Path, out: Path) -> ClassifyConfig:
     """15 steps at lr 0.01 of a net without batch norm (ConvNeXt)."""
     settings = {"checkpoint": (str(root / "first"),), "size": 32, "epochs": 5, "lrs": (0.01,)}
@@ -532,8 +501,9 @@ def watched_config(root: Path, out: Path) -> ClassifyConfig:
     return small_config(root / "torn", root / "torn", out, on_broken="skip")
 
 
-@pytest.mark.slow
-def test_two_processes_see_what_one_sees_and_agree(config: ClassifyConfig, labelled: Make, tmp_path: Path) -> None:
+def test_two_processes_see_what_one_sees_and_agree(
+    config: ClassifyConfig, labelled: Make, tmp_path: Path, in_two_processes: Callable[..., list]
+) -> None:
     torch.manual_seed(6)
     first = build_backbone("timm/convnext_atto", arguments={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 40]})
     save_checkpoint(tmp_path / "first", first, method="random", package="test")
@@ -545,18 +515,28 @@ def test_two_processes_see_what_one_sees_and_agree(config: ClassifyConfig, label
     break_image(torn.paths[hidden])
 
     one = finetune(plain_config(tmp_path, tmp_path / "one"))
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    folders = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # of this file, and of what it imports
-    done = subprocess.run(
-        [*torchrun, script, tmp_path],
-        env={**os.environ, "PYTHONPATH": folders},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    write, answer = record.write_results, train.answer
+
+    def write_late(directory: Path, results: Results) -> None:  # a slow disk: the others would look for it too early
+        assert distributed.get_rank() == 0
+        time.sleep(1)
+        write(directory, results)
+
+    def watch(model: Classifier, files: ImageFiles, run: Run, **options: object) -> Answers:
+        torch.save(model.state_dict(), tmp_path / f"tested-{run.rank}.pt")
+        return answer(model, files, run, **options)
+
+    def two() -> str:
+        record.write_results = write_late
+        return summary(finetune(plain_config(tmp_path, tmp_path / "two")))
+
+    def watched() -> str:
+        record.write_results, train.answer = write_late, watch
+        return summary(finetune(watched_config(tmp_path, tmp_path / "watched")))
+
+    for call in (two, watched):
+        first, second = in_two_processes(call)
+        assert first == second  # each process reads the file that the first one writes
 
     ours, theirs = weights(one), weights(tmp_path / "two")
     assert ours.keys() == theirs.keys()

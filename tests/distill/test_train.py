@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from stillroom.backbone.run import read_metrics
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
 from stillroom.distill.config import Step
-from twins import assert_bit_equal
+from twins import assert_bit_equal, in_a_process
 
 
 def test_a_run_leaves_student_logs_and_results(unlabelled: Path, tmp_path: Path) -> None:
@@ -83,35 +83,17 @@ def test_worker_processes_change_no_bit(unlabelled: Path, tmp_path: Path) -> Non
     assert_bit_equal(one, two)
 
 
-KILLED = """
-import sys; sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-import torch; torch.set_num_threads(1)
-from stillroom.distill import distill
-from distill_runs import plain_teacher_and_config, small_config
-distill(small_config(Path(sys.argv[1]), Path(sys.argv[2]), epochs=3))
-"""
-
-
-def start(unlabelled: Path, out: Path) -> subprocess.Popen[str]:
-    """The run of `small_config`, in a process of its own that can be killed."""
-    arguments = [sys.executable, "-c", KILLED, str(unlabelled), str(out), str(Path(__file__).parent)]
-    return subprocess.Popen(arguments, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [0, 4])
 def test_a_killed_run_resumes_to_the_bit(unlabelled: Path, tmp_path: Path, kill_after: int) -> None:
     whole = distill(small_config(unlabelled, tmp_path / "whole", epochs=3))
-    process = start(unlabelled, tmp_path / "killed")
+    process = in_a_process(partial(distill, small_config(unlabelled, tmp_path / "killed", epochs=3)))
     metrics = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() or metrics.read_text().count("\n") < kill_after:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "killed" / "results.json").exists()
     resume(tmp_path / "killed")
     assert_bit_equal(weights_of(whole / "student"), weights_of(tmp_path / "killed" / "student"))
@@ -261,21 +243,6 @@ def test_readme_example_any_module_can_teach(unlabelled: Path, tmp_path: Path) -
     assert load_checkpoint(student)[1].teacher.name == "my net"
 
 
-TWO_PROCESSES = """
-import sys; sys.path.insert(0, sys.argv[4])
-from pathlib import Path
-import torch; torch.set_num_threads(1)
-from torch import distributed
-from stillroom.distill import distill
-from distill_runs import plain_teacher_and_config, watched_config
-teacher, config = plain_teacher_and_config(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
-leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None  # gloo cannot always rejoin
-distill(config, teacher)
-distributed.destroy_process_group = leave
-distill(watched_config(Path(sys.argv[1]), Path(sys.argv[2]).with_name("watched")))
-"""
-
-
 @pytest.fixture
 def first_student(unlabelled: Path) -> Path:
     """The first weights of `plain_teacher_and_config`'s student."""
@@ -286,18 +253,17 @@ def first_student(unlabelled: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_two_processes_see_what_one_sees_and_agree(
-    unlabelled: Path, first_student: Path, tmp_path: Path, run: Run
+    unlabelled: Path, first_student: Path, tmp_path: Path, run: Run, in_two_processes: Callable[..., list]
 ) -> None:
     teacher, config = plain_teacher_and_config(unlabelled, tmp_path / "one", None)
     one = distill(config, teacher)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    arguments = [unlabelled, tmp_path / "two", one / "alignment.safetensors", Path(__file__).parent]
-    done = subprocess.run([*torchrun, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+
+    def two() -> str:
+        teacher, config = plain_teacher_and_config(unlabelled, tmp_path / "two", one / "alignment.safetensors")
+        return str(distill(config, teacher))
+
+    assert in_two_processes(two) == [str(tmp_path / "two")] * 2
     weights, others = weights_of(one / "student"), weights_of(tmp_path / "two" / "student")
     assert len(read_metrics(tmp_path / "two")) == 20
     for name in weights:
@@ -305,6 +271,7 @@ def test_two_processes_see_what_one_sees_and_agree(
     assert not torch.equal(weights["stem.0.weight"], load_file(first_student / "model.safetensors")["stem.0.weight"])
 
     watched = tmp_path / "watched"  # what the two measured, averaged and cached together
+    assert in_two_processes(lambda: str(distill(watched_config(unlabelled, watched)))) == [str(watched)] * 2
     assert [row["step"] for row in read_metrics(watched) if "held_out_loss" in row] == [3, 6]
     assert (watched / "student-best").exists()
     kept = cache_directory("teacher-outputs")

@@ -1,8 +1,7 @@
 """Feature extraction against pixels read by Pillow and averaged by NumPy."""
 
 import copy
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from stillroom.backbone import (
     Backbone,
@@ -18,6 +17,7 @@ from stillroom.backbone import (
     EvaluationView,
     InputSpec,
     Normalize,
+    Results,
     Run,
     build_backbone,
     read_labelled,
@@ -26,7 +26,15 @@ from stillroom.backbone import (
     replace_input,
     weights_sha256,
 )
-from stillroom.eval_ssl import FeatureSet, KnnConfig, LinearConfig, LogregConfig, evaluate, extract_features
+from stillroom.eval_ssl import (
+    FeatureSet,
+    KnnConfig,
+    LinearConfig,
+    LogregConfig,
+    evaluate,
+    evaluation,
+    extract_features,
+)
 from stillroom.eval_ssl.features import Extractor
 from stillroom.eval_ssl.report import report
 
@@ -257,30 +265,6 @@ def test_several_readings_stand_side_by_side_from_one_pass(labelled: Make, passe
         extract(small_net(), folder, levels=(-1, 2))
 
 
-DISTRIBUTED = """
-import sys; sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-import time, torch; torch.set_num_threads(1)
-from torch import distributed
-from stillroom.backbone import Run
-from stillroom.eval_ssl import evaluation
-from test_features import extract_and_evaluate
-run = Run.start("cpu")
-leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None  # gloo cannot always rejoin
-write = evaluation.write_results
-
-def write_late(directory, results):  # a slow disk: the others would look for the file too early
-    assert run.is_main
-    time.sleep(1)
-    write(directory, results)
-
-evaluation.write_results = write_late
-folder, out = map(Path, sys.argv[1:3])
-torch.save(extract_and_evaluate(folder, out / "run", run), out / f"{run.rank}.pt")
-leave()
-"""
-
-
 def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[Tensor, Tensor, tuple[str, ...]]], str]:
     """In three batches, which two processes cannot share evenly, and in one, which leaves a process none; k-NN."""
     torch.manual_seed(7)
@@ -298,18 +282,25 @@ def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[
     return [(found.features, found.labels, found.broken) for found in sets], table.replace(str(out), "OUT")
 
 
-@pytest.mark.slow
 def test_two_processes_give_each_the_features_and_the_results_of_one_to_the_bit(
-    labelled: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_two_processes: Callable[..., list]
 ) -> None:
     folder = labelled("train", per_class=5)
     break_image(folder / "green" / "001.png")  # read by the second process
-    script = tmp_path / "extract.py"
-    script.write_text(DISTRIBUTED)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(script), str(folder), str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    write, leave = evaluation.write_results, distributed.destroy_process_group
+
+    def write_late(directory: Path, results: Results) -> None:  # a slow disk: the others would look for it too early
+        assert distributed.get_rank() == 0
+        time.sleep(1)
+        write(directory, results)
+
+    def two() -> None:
+        run = Run.start("cpu")
+        evaluation.write_results, distributed.destroy_process_group = write_late, lambda: None  # gloo cannot rejoin
+        torch.save(extract_and_evaluate(folder, tmp_path / "run", run), tmp_path / f"{run.rank}.pt")
+        leave()
+
+    in_two_processes(two)
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "own"))  # nothing of theirs is read
     ours, our_table = extract_and_evaluate(folder, tmp_path / "alone", Run(device=torch.device("cpu")))
     for rank in (0, 1):

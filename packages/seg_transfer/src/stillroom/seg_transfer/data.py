@@ -159,7 +159,7 @@ def read_framework_config(file: Path) -> Config:
     """
     refuse_missing(file)
     try:
-        own = Config.fromfile(str(file))
+        own = Config.fromfile(str(file), format_python_code=False)
     except Exception as error:  # it may be any program
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{file} cannot be read as a config of MMEngine: {said[-1]}") from error

@@ -50,7 +50,7 @@ def predict(run_directory: Path, images: Path, out: Path, *, device: DeviceName 
     files = read_some(images)
     names = picture_names(files)
     run = Run.start(device)
-    resolved = Config.fromfile(str(run_directory / RESOLVED))
+    resolved = Config.fromfile(str(run_directory / RESOLVED), format_python_code=False)
     resolved.model.backbone.init_cfg = None
     net = init_model(resolved, str(weights), device=str(run.device))
     classes = list(read_results(run_directory).extra["classes"])

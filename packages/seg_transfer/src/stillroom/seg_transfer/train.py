@@ -211,7 +211,7 @@ def build_runner(resolved: Config, run: Run, go_on: bool, average: bool = False)
         own["model_wrapper_cfg"] = {
             "type": "OnCpus", "broadcast_buffers": False, "find_unused_parameters": unused
         }  # fmt: skip
-    settings = Config(resolved.to_dict() | own)
+    settings = Config(resolved.to_dict() | own, format_python_code=False)
     if average:
         settings.test_dataloader.dataset.pipeline = settings.tta_pipeline
     kind = settings.get("runner_type", "Runner")
