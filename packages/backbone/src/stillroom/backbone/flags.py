@@ -7,7 +7,7 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 OnBroken = Literal["refuse", "skip"]
 """What an image that cannot be decoded does: stop the run with its name, or be left out, named and counted."""
 
-Source = Literal["torchvision", "timm", "kdep", "simreg", "moco", "swav", "dino"]
+Source = Literal["torchvision", "timm", "kdep", "simreg", "moco", "swav", "dino", "efficientnet-lite"]
 """Whose key names a file to import uses."""
 
 Target = Literal["torchvision", "timm", "huggingface", "onnx"]

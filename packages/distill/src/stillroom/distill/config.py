@@ -311,9 +311,10 @@ def preflight(config: DistillConfig, has_knn: bool) -> None:
 
 def preflight_auto(config: AutoConfig, has_knn: bool) -> None:
     """Refuse what needs no torch to be refused, before the images and the nets are looked at; see `preflight`."""
-    names = {"teacher": Teachers(name=config.teacher), "student": Students(name=config.student)}
+    teacher, student = Teachers(name=config.teacher), Students(name=config.student)
     monitor = Monitor(knn=config.knn, hours=config.hours)
-    preflight(DistillConfig(**names, data=config.data, out=config.out, monitor=monitor), has_knn)
+    stated = DistillConfig(teacher=teacher, student=student, data=config.data, out=config.out, monitor=monitor)
+    preflight(stated, has_knn)
 
 
 def check_settings(config: DistillConfig, has_knn: bool) -> None:
