@@ -165,12 +165,9 @@ def choose(config: AutoConfig, work: Workload) -> dict[str, Choice]:
 
     def pick(name: str, value: Any, reason: str) -> Any:
         given = getattr(config, name)
-        choices[name] = (
-            Choice(name=name, value=given, reason="given")
-            if given is not None
-            else Choice(name=name, value=value, reason=reason)
-        )
-        return choices[name].value
+        chosen = value if given is None else given
+        choices[name] = Choice(name=name, value=chosen, reason=reason if given is None else "given")
+        return chosen
 
     n, gpu = work.num_images, work.device == "cuda"
     paper = gpu and n >= SMALL  # KDEP's own recipe; else that of the study of methods
@@ -209,20 +206,15 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
     value = {name: choice.value for name, choice in choices.items()}
     preset = presets.simreg if config.method == "simreg" else presets.kdep
     made = preset(teacher=config.teacher, student=config.student, data=config.data, out=config.out)
-    if config.method == "kdep":
-        made = replace(
-            made, alignment=SvdPts(zero_fill=True)
-        )  # features may have a lower rank than the student's width
-        if svd_cannot(work):
-            made = replace(made, alignment=Raw(), head=LinearHead(batch_norm="after"))
-    sizes = {
-        name: (size,) for name, size in (("teacher", config.teacher_size), ("student", config.student_size)) if size
-    }
+    if config.method == "kdep" and svd_cannot(work):
+        made = replace(made, alignment=Raw(), head=LinearHead(batch_norm="after"))
+    elif config.method == "kdep":
+        made = replace(made, alignment=SvdPts(zero_fill=True))  # the rank may be lower than the student's width
     return replace(
         made,
         method=f"auto-{config.method}",
-        teacher=replace(made.teacher, size=sizes.get("teacher", ())),
-        student=replace(made.student, size=sizes.get("student", ())),
+        teacher=replace(made.teacher, size=() if config.teacher_size is None else (config.teacher_size,)),
+        student=replace(made.student, size=() if config.student_size is None else (config.student_size,)),
         view=KdepView(min_scale=value["min_scale"]),
         epochs=value["epochs"],
         batch_size=value["batch_size"],
