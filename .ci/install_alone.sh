@@ -6,11 +6,18 @@ export uv=$PWD/.venv/bin/uv
 folder=$(mktemp -d)
 export folder
 trap 'rm -rf "$folder"' EXIT
+"$uv" build --quiet --wheel --out-dir "$folder/wheels" packages/backbone
+
+# Both lanes make their environments in one place each, one after the other, so that a library compiled for the first
+# package (which takes longer than its installation from uv's cache) is compiled for the next ones too.
+export PYTHONPYCACHEPREFIX=$folder/compiled
+unset PYTHONDONTWRITEBYTECODE
 
 alone() {
-  local package=$1 python=$folder/$1/bin/python
-  "$uv" venv --quiet --python .venv/bin/python "$folder/$package"
-  "$uv" pip install --quiet --python "$python" --constraint constraints.txt packages/backbone "packages/$package"
+  local package=$1 environment=$folder/lane-$lane
+  local python=$environment/bin/python
+  "$uv" venv --quiet --python .venv/bin/python "$environment"
+  "$uv" pip install --quiet --python "$python" --constraint constraints.txt "$folder"/wheels/*.whl "packages/$package"
   (
     cd "$folder" # away from the sources: what is imported is what was installed
     "$python" - "$package" <<'PY'
@@ -23,14 +30,16 @@ import stillroom
 found = sorted(module.name for module in pkgutil.iter_modules(stillroom.__path__))
 assert found == sorted({"backbone", sys.argv[1]}), found
 assert stillroom.__file__ is None, "stillroom must stay a namespace package"
-importlib.import_module(f"stillroom.{sys.argv[1]}")
+module = importlib.import_module(f"stillroom.{sys.argv[1]}")
+for name in module.__all__:
+    getattr(module, name)  # what is imported late, too
 PY
-    "$folder/$package/bin/stillroom-${package//_/-}" --help > /dev/null
-    "$folder/$package/bin/stillroom-checkpoint" --help > /dev/null
+    "$environment/bin/stillroom-${package//_/-}" --help > /dev/null
+    "$environment/bin/stillroom-checkpoint" --help > /dev/null
   )
-  rm -rf "${folder:?}/$package"
+  rm -rf "$environment"
   echo "stillroom-${package//_/-} installs and answers alone"
 }
 export -f alone
 printf '%s\n' distill cls_transfer seg_transfer det_transfer eval_ssl |
-  xargs -P 2 -I {} bash -euo pipefail -c 'alone {}'
+  xargs -P 2 --process-slot-var=lane -I {} bash -euo pipefail -c 'alone {}'

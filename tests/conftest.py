@@ -1,10 +1,13 @@
 """What all tests share: shapes checked at every call, a cache of their own, and small folders of images."""
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before any library reads it: threads that spin make some tests 20 times slower
+
 from jaxtyping import install_import_hook
 
 install_import_hook("stillroom", "beartype.beartype")  # before anything of stillroom is imported
 
-import os  # noqa: E402
 import socket  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -70,6 +73,16 @@ def student(tmp_path: Path) -> Path:
     backbone.train()(torch.randn(4, 3, 64, 64))
     save_checkpoint(tmp_path / "student", backbone, method="kdep", package="stillroom-distill")
     return tmp_path / "student"
+
+
+@pytest.fixture
+def small_student(tmp_path: Path) -> Path:
+    """The same of the CIFAR ResNet-20, for tests of what is done with a checkpoint, whatever its net."""
+    torch.manual_seed(3)
+    backbone = build_backbone("cifar/resnet20", feature="before")
+    backbone.train()(torch.randn(4, 3, 32, 32))
+    save_checkpoint(tmp_path / "small", backbone, method="kdep", package="stillroom-distill")
+    return tmp_path / "small"
 
 
 def write_images(folder: Path, count: int, size: int = 40, seed: int = 0) -> Path:

@@ -25,4 +25,5 @@ for name in "${@:-all}"; do
     exit 2
   fi
 done
-.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt "${packages[@]}"
+# compiled here, on all cores, and not by the first commands, or by every command where Python may not write
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --constraint constraints.txt "${packages[@]}"

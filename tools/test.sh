@@ -1,26 +1,37 @@
 #!/usr/bin/env bash
 # Install what is missing, then lint, types and tests: of everything, or of one package alone.
-#   bash tools/test.sh                  all packages, tools and the contract between them
-#   bash tools/test.sh distill          packages/distill and tests/distill
-#   bash tools/test.sh distill -k pts   what follows the package goes to pytest
+#   bash tools/test.sh                         all packages, tools and the contract between them, but for slow tests
+#   bash tools/test.sh --slow                  with the tests marked slow
+#   bash tools/test.sh distill                 packages/distill and tests/distill
+#   bash tools/test.sh distill --slow -k pts   all other words go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-package=${1:-}
-[ $# -gt 0 ] && shift
-bash tools/install.sh ${package:+"$package"}
-.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --group pyproject.toml:dev
+package=
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+  package=$1
+  shift
+fi
+# Two test processes. Each is dealt half of the files in a row and takes over what the other has not begun when it is
+# done: so the fixtures of a file and the libraries of a package are mostly made in one process alone.
+pytest=(.venv/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow")
+for word in "$@"; do
+  if [ "$word" = --slow ]; then pytest+=(-m ""); else pytest+=("$word"); fi
+done
 
-# Two test processes with one thread each: torch's own threads fight over two cores.
-export OMP_NUM_THREADS=1
+bash tools/install.sh ${package:+"$package"}
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --constraint constraints.txt \
+  --group pyproject.toml:dev
+
+export OMP_NUM_THREADS=1 # in each: torch's own threads would fight over two cores
 if [ -z "$package" ]; then
   .venv/bin/ruff check .
   .venv/bin/ruff format --check .
   .venv/bin/mypy
-  .venv/bin/python -m pytest --numprocesses 2 "$@"
+  "${pytest[@]}"
 else
   .venv/bin/ruff check "packages/$package" "tests/$package"
   .venv/bin/ruff format --check "packages/$package" "tests/$package"
   .venv/bin/mypy --package "stillroom.$package"
-  .venv/bin/python -m pytest --numprocesses 2 "tests/$package" "$@"
+  "${pytest[@]}" "tests/$package"
 fi

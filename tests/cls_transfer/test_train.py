@@ -535,8 +535,8 @@ def test_two_processes_see_what_one_sees_and_agree(
         return summary(finetune(watched_config(tmp_path, tmp_path / "watched")))
 
     for call in (two, watched):
-        first, second = in_two_processes(call)
-        assert first == second  # each process reads the file that the first one writes
+        lines = in_two_processes(call)
+        assert lines[0] == lines[1]  # each process reads the file that the first one writes
 
     ours, theirs = weights(one), weights(tmp_path / "two")
     assert ours.keys() == theirs.keys()

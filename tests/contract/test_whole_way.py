@@ -41,7 +41,6 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
-@pytest.mark.slow
 def test_a_student_from_distill_loads_in_every_consumer(
     tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -70,7 +69,6 @@ def test_a_student_from_distill_loads_in_every_consumer(
     assert list(json.loads((tmp_path / "table.json").read_text())["rows"]["student"].values()) == [top1]
 
 
-@pytest.mark.slow
 def test_knn_watches_a_run_and_a_kept_head_is_evaluated(
     tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -90,7 +88,6 @@ def test_knn_watches_a_run_and_a_kept_head_is_evaluated(
     assert "keeps no head named 'x'; it keeps ['distill']" in said
 
 
-@pytest.mark.slow
 def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path) -> None:
     folders = ("--train", labelled("train"), "--test", labelled("test", per_class=8, seed=1))
     tool("distill", "smoke", "--data", unlabelled, "--out", tmp_path / "distill")

@@ -110,7 +110,7 @@ def make_config(boxed: Path, tmp_path: Path) -> Callable[..., DetectConfig]:
 
     def make(**changes: object) -> DetectConfig:
         settings: dict = {
-            "checkpoint": ("random:torchvision/resnet18",), "data": boxed, "out": tmp_path / "run",
+            "checkpoint": ("random:cifar/resnet20",), "data": boxed, "out": tmp_path / "run",
             "backend": "torchvision", "fpn_dim": 16, "box_dim": 32, "rois": 8, "train_sizes": (48, 64),
             "test_size": 48, "max_size": 96, "steps": 4, "batch_size": 2, "warmup": 2, "log_every": 1,
             "save_every": 2, "workers": 0, "device": "cpu",

@@ -52,6 +52,7 @@ def test_the_plane_is_that_of_scikit_learns_pca() -> None:
     np.testing.assert_allclose(np.abs(plane), np.abs(expected), atol=1e-5)
 
 
+@pytest.mark.slow  # umap-learn compiles when it is imported: 15 s
 def test_umap_keeps_clouds_apart() -> None:
     pytest.importorskip("umap")
     generator = torch.Generator().manual_seed(0)

@@ -26,6 +26,7 @@ def test_two_processes_train_one_net(
     assert results.datasets["test"].count == 3 and 0 <= results.metrics["mIoU"] <= 1
 
 
+@pytest.mark.slow
 def test_a_config_of_mmsegmentation_runs_in_a_fresh_process(
     make_config: Callable[..., SegmentConfig], tmp_path: Path
 ) -> None:

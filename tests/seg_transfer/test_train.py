@@ -29,6 +29,8 @@ from stillroom.seg_transfer import SegmentConfig, finetune, predict, resume
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., SegmentConfig]
+RESNET = ("random:torchvision/resnet18",)
+"""A net that MMSegmentation has too: of all others it gets a wrapper."""
 
 
 def trained_model(out: Path, step: int) -> dict[str, torch.Tensor]:
@@ -112,7 +114,7 @@ def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) 
 
 
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
-    config, whole = make_config(steps=6, workers=1), tmp_path / "whole"
+    config, whole = make_config(checkpoint=RESNET, steps=6, workers=1), tmp_path / "whole"
     undisturbed = in_a_process(partial(finetune, replace(config, out=whole)))
     undisturbed.join()
     assert undisturbed.exitcode == 0
@@ -132,18 +134,18 @@ def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_p
 
 
 def test_a_sweep_makes_one_table_and_does_nothing_twice(
-    make_config: Make, student: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Make, small_student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(checkpoint=("random", str(student)), seeds=(0, 1), steps=2)
+    config = make_config(checkpoint=("random", str(small_student)), seeds=(0, 1), steps=2)
     out = finetune(config)
     table = json.loads((out / "table.json").read_text())
-    assert table["metric"] == "mIoU" and list(table["rows"]) == ["random", str(student)]
-    row = table["rows"][str(student)]
+    assert table["metric"] == "mIoU" and list(table["rows"]) == ["random", str(small_student)]
+    row = table["rows"][str(small_student)]
     assert len(row["mIoU"]) == 2 and set(row["iou_per_class"]) == {"background", "left", "right"}
     over = [a - b for a, b in zip(row["mIoU"], table["rows"]["random"]["mIoU"], strict=True)]
     assert row["over_first"] == pytest.approx(over)
     first = [load_file(out / name / "initial" / "model.safetensors")["conv1.weight"] for name in row["runs"]]
-    assert torch.equal(*first), "the student's weights, whatever the seed"
+    assert torch.equal(*first), "the small_student's weights, whatever the seed"
     drawn = [
         load_file(out / name / "initial" / "model.safetensors")["conv1.weight"]
         for name in table["rows"]["random"]["runs"]
@@ -156,8 +158,8 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
     with pytest.raises(ValueError, match=r"is a run with other settings \(lr\): choose another --out"):
         finetune(replace(config, lr=0.5))
     torch.manual_seed(4)
-    other = build_backbone("torchvision/resnet18", feature="before")
-    save_checkpoint(student, other, method="kdep", package="stillroom-distill")
+    other = build_backbone("cifar/resnet20", feature="before")
+    save_checkpoint(small_student, other, method="kdep", package="stillroom-distill")
     with pytest.raises(ValueError, match=r"began with other weights than .* has now: choose another --out"):
         finetune(config)
     (out / row["runs"][0] / "results.json").unlink()
@@ -169,7 +171,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
 
 
 def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config: Make, student: Path) -> None:
-    plain = finetune(make_config(steps=2))
+    plain = finetune(make_config(checkpoint=RESNET, steps=2))
     theirs = Config.fromfile(str(plain / "config.py"))
     theirs.model.backbone = {"type": "ResNet", "depth": 18, "strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)}
     theirs.custom_hooks = []
@@ -237,7 +239,7 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
 def test_weights_that_did_not_arrive_stop_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmengine.model.weight_init.PretrainedInit.__call__", lambda self, module: None)
     with pytest.raises(CheckpointError, match="of 120 tensors of the model's backbone are not the"):
-        finetune(make_config())
+        finetune(make_config(checkpoint=RESNET))
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
