@@ -1,6 +1,7 @@
 from .alignment import AlignedTarget, PowerTemperatureScaling, SvdAlignment
 from .alignment_file import build_alignment, import_kdep_alignment, load_alignment
-from .config import DistillConfig, Students, Teachers
+from .auto import plan
+from .config import AutoConfig, DistillConfig, Students, Teachers
 from .distances import distance
 from .fit import FitPass, fit_alignment
 from .heads import build_head
@@ -11,6 +12,7 @@ from .train import distill, resume
 
 __all__ = [
     "AlignedTarget",
+    "AutoConfig",
     "DistillConfig",
     "FitPass",
     "KdepView",
@@ -31,5 +33,6 @@ __all__ = [
     "fit_alignment",
     "import_kdep_alignment",
     "load_alignment",
+    "plan",
     "resume",
 ]
