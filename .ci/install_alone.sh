@@ -20,7 +20,7 @@ alone() {
   "$uv" pip install --quiet --python "$python" --constraint constraints.txt "$folder"/wheels/*.whl "packages/$package"
   (
     cd "$folder" # away from the sources: what is imported is what was installed
-    "$python" - "$package" <<'PY'
+    EAGER_IMPORT=1 "$python" - "$package" <<'PY'
 import importlib
 import pkgutil
 import sys
