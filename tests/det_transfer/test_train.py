@@ -149,9 +149,9 @@ def test_a_run_of_mixed_precision_makes_its_anchors_in_float32(
 
 
 def test_two_blocks_are_learned(make_config: Make) -> None:
-    """A hundred steps on nine images find most of their blocks: boxes, labels and classes are where they should be."""
+    """Sixty steps on nine images find most of their blocks: boxes, labels and classes are where they should be."""
     config = make_config(
-        checkpoint=("random:cifar/resnet20",), steps=100, batch_size=4, lr=0.02, warmup=10, anchor_scale=4.0,
+        checkpoint=("random:timm/test_resnet",), steps=60, batch_size=4, lr=0.02, warmup=10, anchor_scale=4.0,
         train_sizes=(48,), rois=32, box_dim=64, fpn_dim=32, save_every=1000, drops=(),
     )  # fmt: skip
     data = config.data
@@ -159,7 +159,7 @@ def test_two_blocks_are_learned(make_config: Make) -> None:
     own = (data / "annotations" / "train.json", data / "images" / "train")
     results = read_results(finetune(replace(config, train=own, val=own)))
     assert results.metrics["AP50"] > 0.5
-    assert min(results.extra["ap_per_class"].values()) > 0.1
+    assert min(results.extra["ap_per_class"].values()) > 0.2
 
 
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_mirrored_images_are_averaged_with_the_others(make_config: Make, run: Ru
     """By hand: the mean of both answers' probabilities, one of them mirrored back."""
     config = make_config(steps=1, flip=True, lr=0.0)  # random weights: the two views disagree
     out = finetune(config)
-    resolved = plan_of(config, run).resolved
+    resolved = plan_of(config, run, "cifar/resnet20").resolved
     model = MODELS.build(resolved.model).eval()
     weights = torch.load(out / "iter_1.pth", map_location="cpu", weights_only=False)["state_dict"]
     model.load_state_dict(weights)
@@ -146,7 +146,7 @@ def test_mirrored_images_are_averaged_with_the_others(make_config: Make, run: Ru
 @pytest.mark.parametrize("flags", [(), ("--tta",)])
 def test_mmsegmentations_own_test_measures_the_same(make_config: Make, tmp_path: Path, flags: tuple[str, ...]) -> None:
     """Its script, in a process of its own, on the config and the weights that a run leaves."""
-    out = finetune(make_config(steps=1, flip=bool(flags)))
+    out = finetune(make_config(checkpoint=("random:torchvision/resnet18",), steps=1, flip=bool(flags)))
     tool = Path(mmseg.__file__).parent / ".mim" / "tools" / "test.py"
     theirs = [sys.executable, tool, out / RESOLVED, out / "iter_1.pth", "--work-dir", tmp_path / "theirs", *flags]
     done = subprocess.run(theirs, capture_output=True, text=True, timeout=240)

@@ -172,7 +172,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
 
 def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config: Make, student: Path) -> None:
     plain = finetune(make_config(checkpoint=RESNET, steps=2))
-    theirs = Config.fromfile(str(plain / "config.py"))
+    theirs = Config.fromfile(str(plain / "config.py"), format_python_code=False)
     theirs.model.backbone = {"type": "ResNet", "depth": 18, "strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)}
     theirs.custom_hooks = []
     theirs.optim_wrapper.optimizer.lr = 0.123
