@@ -6,7 +6,6 @@ export uv=$PWD/.venv/bin/uv
 folder=$(mktemp -d)
 export folder
 trap 'rm -rf "$folder"' EXIT
-"$uv" build --quiet --wheel --out-dir "$folder/wheels" packages/backbone
 
 # Both lanes make their environments in one place each, one after the other, so that a library compiled for the first
 # package (which takes longer than its installation from uv's cache) is compiled for the next ones too.
@@ -17,7 +16,7 @@ alone() {
   local package=$1 environment=$folder/lane-$lane
   local python=$environment/bin/python
   "$uv" venv --quiet --python .venv/bin/python "$environment"
-  "$uv" pip install --quiet --python "$python" --constraint constraints.txt "$folder"/wheels/*.whl "packages/$package"
+  "$uv" pip install --quiet --python "$python" --constraint constraints.txt packages/backbone "packages/$package"
   (
     cd "$folder" # away from the sources: what is imported is what was installed
     EAGER_IMPORT=1 "$python" - "$package" <<'PY'
