@@ -13,7 +13,7 @@ bash tools/install.sh
 .venv/bin/python tools/quickstart.py
 cat <<'END'
 With your own images:
-  .venv/bin/python tools/distill.py kdep --teacher timm/resnet50 --student timm/mobilenetv3_small_100 --data YOUR_IMAGES --out runs/mine
+  .venv/bin/python tools/distill.py auto --teacher timm/resnet50 --student timm/mobilenetv3_small_100 --data YOUR_IMAGES --out runs/mine
   .venv/bin/python tools/eval_ssl.py knn --checkpoint runs/mine/student --train YOUR_LABELLED/train --test YOUR_LABELLED/val --out runs/mine-knn
   .venv/bin/python tools/cls_transfer.py finetune --checkpoint runs/mine/student --train YOUR_LABELLED/train --test YOUR_LABELLED/val --out runs/mine-cls
 END
