@@ -165,3 +165,10 @@ print(json.dumps([*sys.modules]))
     of_cifar, of_torchvision = ({*SLOW} & {*modules} for modules in python(script))
     assert of_cifar == {"torch"}
     assert "torchvision" in of_torchvision and "timm" not in of_torchvision
+
+
+def test_what_a_config_of_mmengine_names_is_registered_by_one_import() -> None:
+    folder = ROOT / "packages" / "seg_transfer" / "src" / "stillroom" / "seg_transfer"
+    registering = {file.stem for file in folder.glob("*.py") if "register_module(" in file.read_text(encoding="utf-8")}
+    (imported,) = ast.parse((folder / "plugin.py").read_text(encoding="utf-8")).body[1:]
+    assert isinstance(imported, ast.ImportFrom) and registering == {alias.name for alias in imported.names}
