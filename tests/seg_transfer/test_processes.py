@@ -31,10 +31,8 @@ def test_a_config_of_mmsegmentation_runs_in_a_fresh_process(
     make_config: Callable[..., SegmentConfig], tmp_path: Path
 ) -> None:
     """Where nothing has run before that would have told MMEngine where to look for names."""
-    theirs = Config.fromfile(
-        str(finetune(make_config(checkpoint=("random:torchvision/resnet18",), steps=1)) / "config.py"),
-        format_python_code=False,
-    )
+    begun = finetune(make_config(checkpoint=("random:torchvision/resnet18",), steps=1))
+    theirs = Config.fromfile(str(begun / "config.py"), format_python_code=False)
     theirs.model.backbone = {"type": "ResNet", "depth": 18}
     theirs.custom_hooks, theirs.train_dataloader.sampler = [], {"type": "InfiniteSampler"}
     theirs.train_dataloader.dataset = theirs.train_dataloader.dataset.dataset
