@@ -605,7 +605,9 @@ def test_parts_of_a_batch_give_the_step_of_the_whole_where_nothing_is_normalised
     torch.manual_seed(6)
     first = build_backbone("timm/convnext_atto", arguments={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 40]})
     save_checkpoint(tmp_path / "first", first, method="random", package="test")
-    plain = replace(config, checkpoint=(str(tmp_path / "first"),), size=32, label_smoothing=0.1)
+    plain = replace(
+        config, checkpoint=(str(tmp_path / "first"),), size=32, batch_size=11, label_smoothing=0.1
+    )  # parts of 4, 4 and 3 images
     one, three = (
         weights(finetune(replace(plain, accumulate=parts, out=config.out.with_name(f"in{parts}")))) for parts in (1, 3)
     )
