@@ -26,7 +26,7 @@ from stillroom.seg_transfer import SegmentConfig, finetune
 from stillroom.seg_transfer.config import SegmentConfig as Config
 from stillroom.seg_transfer.measure import from_areas
 from stillroom.seg_transfer.presets import PRESETS
-from stillroom.seg_transfer.recipe import build_preprocessor, build_test
+from stillroom.seg_transfer.recipe import PLUGIN, build_preprocessor, build_test
 from stillroom.seg_transfer.record import RESOLVED, protocol
 from stillroom.seg_transfer.train import build_plan
 from stillroom.seg_transfer.transforms import LoadPicture
@@ -143,10 +143,15 @@ def test_mirrored_images_are_averaged_with_the_others(make_config: Make, run: Ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--tta",)])
-def test_mmsegmentations_own_test_measures_the_same(make_config: Make, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    """Its script, in a process of its own, on the config and the weights that a run leaves."""
+@pytest.mark.parametrize(("flags", "imported"), [((), PLUGIN), (("--tta",), "stillroom.seg_transfer")])
+def test_mmsegmentations_own_test_measures_the_same(
+    make_config: Make, tmp_path: Path, flags: tuple[str, ...], imported: str
+) -> None:
+    """Its script, in a process of its own, on the config and the weights that a run leaves, or left before 0.2.0."""
     out = finetune(make_config(checkpoint=("random:torchvision/resnet18",), steps=1, flip=bool(flags)))
+    written = (out / RESOLVED).read_text()
+    assert PLUGIN in written
+    (out / RESOLVED).write_text(written.replace(PLUGIN, imported))
     tool = Path(mmseg.__file__).parent / ".mim" / "tools" / "test.py"
     theirs = [sys.executable, tool, out / RESOLVED, out / "iter_1.pth", "--work-dir", tmp_path / "theirs", *flags]
     done = subprocess.run(theirs, capture_output=True, text=True, timeout=240)

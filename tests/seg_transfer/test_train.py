@@ -145,7 +145,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
     over = [a - b for a, b in zip(row["mIoU"], table["rows"]["random"]["mIoU"], strict=True)]
     assert row["over_first"] == pytest.approx(over)
     first = [load_file(out / name / "initial" / "model.safetensors")["conv1.weight"] for name in row["runs"]]
-    assert torch.equal(*first), "the small_student's weights, whatever the seed"
+    assert torch.equal(*first), "the student's weights, whatever the seed"
     drawn = [
         load_file(out / name / "initial" / "model.safetensors")["conv1.weight"]
         for name in table["rows"]["random"]["runs"]
