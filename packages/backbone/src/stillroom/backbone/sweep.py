@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.files import write_file
 from stillroom.backbone.manifest import MANIFEST, read_manifest
-from stillroom.backbone.names import BARE, is_checkpoint, other_than_bare
+from stillroom.backbone.names import BARE, is_checkpoint, other_than_bare, refuse_missing_checkpoint
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
 from stillroom.backbone.run_files import CONFIG, read_config
 
@@ -170,6 +170,17 @@ def refuse_taken(out: Path, *, alone: bool) -> None:
         raise ValueError(f"{out} exists: choose another --out, or go on with it by `resume {out}`")
     if not alone and ((out / CONFIG).exists() or out.is_file()):
         raise ValueError(f"{out} is a single run: choose another --out for a sweep")
+
+
+def refuse_paths(config: FromFirstWeights, *, alone: bool) -> None:
+    """Refuse a run, or a sweep, whose directory is taken or whose checkpoints are not there; see `refuse_taken`.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    refuse_taken(config.out, alone=alone)
+    for name in (*config.checkpoint, *filter(None, [config.like])):
+        refuse_missing_checkpoint(name)
 
 
 def refuse_other_weights(out: Path, name: str, initial_sha256: str) -> None:

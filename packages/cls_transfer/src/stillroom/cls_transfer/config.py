@@ -10,9 +10,9 @@ from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import existing_folder
-from stillroom.backbone.names import BARE, other_than_bare, refuse_missing_checkpoint
+from stillroom.backbone.names import BARE, other_than_bare
 from stillroom.backbone.schedule import Cosine, Schedule
-from stillroom.backbone.sweep import directory_name, refuse_taken, refuse_twice
+from stillroom.backbone.sweep import directory_name, refuse_paths, refuse_twice
 
 TaskName = Literal["cifar10", "cifar100", "dtd", "caltech256", "cub"]
 Choose = Literal["best", "last", "best-on-test"]
@@ -204,12 +204,10 @@ def preflight(config: ClassifyConfig) -> None:
         ValueError: in the sentence that the run would end with.
     """
     check(config)
-    refuse_taken(config.out, alone=split(config) == [config])
+    refuse_paths(config, alone=split(config) == [config])
     check_sources(config)
     for folder in filter(None, (config.train, config.test, config.val)):
         existing_folder(folder)
-    for name in (*config.checkpoint, *filter(None, [config.like])):
-        refuse_missing_checkpoint(name)
 
 
 UNIONS = (Schedule,)

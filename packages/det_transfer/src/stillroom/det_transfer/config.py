@@ -11,8 +11,7 @@ from stillroom.backbone.configs import refuse_beside
 from stillroom.backbone.files import refuse_missing
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import existing_folder
-from stillroom.backbone.names import refuse_missing_checkpoint
-from stillroom.backbone.sweep import refuse_taken, split
+from stillroom.backbone.sweep import refuse_paths, split
 
 BackendName = Literal["detectron2", "torchvision"]
 DetectorName = Literal["faster-rcnn", "mask-rcnn", "retinanet"]
@@ -207,10 +206,8 @@ def preflight(config: DetectConfig) -> None:
         from stillroom.det_transfer import with_detectron2  # noqa: F401, PLC0415  # it says what is not installed
 
     check(config, world_size=1, on_cpu=config.device == "cpu")
-    refuse_taken(config.out, alone=split(config) == [config])
+    refuse_paths(config, alone=split(config) == [config])
     if config.framework_config is None:
         check_source(config)
     else:
         refuse_missing(config.framework_config)
-    for name in (*config.checkpoint, *filter(None, [config.like])):
-        refuse_missing_checkpoint(name)

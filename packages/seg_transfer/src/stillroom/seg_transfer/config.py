@@ -11,8 +11,7 @@ from stillroom.backbone.configs import refuse_beside
 from stillroom.backbone.files import refuse_missing
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import existing_folder
-from stillroom.backbone.names import refuse_missing_checkpoint
-from stillroom.backbone.sweep import refuse_taken, split
+from stillroom.backbone.sweep import refuse_paths, split
 from stillroom.seg_transfer.framework import find_framework
 
 Layout = Literal["folder", "voc2012", "voc2012aug", "cityscapes", "ade20k"]
@@ -172,10 +171,8 @@ def preflight(config: SegmentConfig) -> None:
     """
     find_framework()
     check(config, world_size=1, on_cpu=config.device == "cpu")
-    refuse_taken(config.out, alone=split(config) == [config])
+    refuse_paths(config, alone=split(config) == [config])
     if config.framework_config is None:
         check_source(config)
     else:
         refuse_missing(config.framework_config)
-    for name in (*config.checkpoint, *filter(None, [config.like])):
-        refuse_missing_checkpoint(name)
