@@ -65,24 +65,25 @@ def in_two_processes(tmp_path: Path) -> Callable[[Callable[[], object]], list]:
     return call
 
 
+def save_student(out: Path, name: str, size: int) -> Path:
+    """A checkpoint as distillation leaves it."""
+    torch.manual_seed(3)
+    backbone = build_backbone(name, feature="before")
+    backbone.train()(torch.randn(4, 3, size, size))
+    save_checkpoint(out, backbone, method="kdep", package="stillroom-distill")
+    return out
+
+
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
-    """A checkpoint of ResNet-18 as distillation leaves it."""
-    torch.manual_seed(3)
-    backbone = build_backbone("torchvision/resnet18", feature="before")
-    backbone.train()(torch.randn(4, 3, 64, 64))
-    save_checkpoint(tmp_path / "student", backbone, method="kdep", package="stillroom-distill")
-    return tmp_path / "student"
+    """A checkpoint of ResNet-18."""
+    return save_student(tmp_path / "student", "torchvision/resnet18", 64)
 
 
 @pytest.fixture
 def small_student(tmp_path: Path) -> Path:
-    """The same of the CIFAR ResNet-20, for tests of what is done with a checkpoint, whatever its net."""
-    torch.manual_seed(3)
-    backbone = build_backbone("cifar/resnet20", feature="before")
-    backbone.train()(torch.randn(4, 3, 32, 32))
-    save_checkpoint(tmp_path / "small", backbone, method="kdep", package="stillroom-distill")
-    return tmp_path / "small"
+    """A checkpoint of the CIFAR ResNet-20, for tests of what is done with a checkpoint, whatever its net."""
+    return save_student(tmp_path / "small", "cifar/resnet20", 32)
 
 
 def write_images(folder: Path, count: int, size: int = 40, seed: int = 0) -> Path:

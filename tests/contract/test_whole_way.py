@@ -100,7 +100,9 @@ def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., 
         tool(name, "smoke", "--data", toy / "scenes", "--out", tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "table", "bench", "study", "quickstart", "make_subset"])
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "table", "bench", "study", "study_agreement", "quickstart", "make_subset", "mutate"]
+)
 def test_every_other_script_answers_help(tool: Tool, name: str) -> None:
     assert "usage:" in tool(name, "--help")
 
