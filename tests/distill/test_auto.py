@@ -4,12 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
-from test_cli import call
 
-from stillroom.backbone import read_results
-from stillroom.distill.auto import Workload, cached_views, choose, explain, held_out_share, plan
+from commands import run_main
+from stillroom.backbone import Run, read_results, read_unlabelled
+from stillroom.distill.auto import build_config, fit_hours, held_out_share, plan
+from stillroom.distill.cli import main
 from stillroom.distill.config import AutoConfig
+from stillroom.distill.recipe import Workload, cached_views, choose, explain
+from stillroom.distill.slots import WeakView
 
 WORK = Workload(
     num_images=9280,
@@ -19,6 +23,7 @@ WORK = Workload(
     student_size=32,
     teacher_dim=1280,
     device="cpu",
+    processes=1,
     cores=2,
     bf16=True,
     free_bytes=10**10,
@@ -47,6 +52,19 @@ def test_on_a_gpu_many_images_get_the_papers_recipe() -> None:
     assert (values["min_scale"], values["workers"], values["cache_views"]) == (0.08, 15, 0)
 
 
+def test_on_a_gpu_simreg_gets_its_own_papers_recipe_and_not_kdeps() -> None:
+    work = replace(WORK, num_images=1_280_000, device="cuda", cores=16)
+    config = asked(method="simreg")
+    made = build_config(config, work, choose(config, work))
+    assert (made.batch_size, made.epochs, made.lr, made.loss_weight) == (256, 130, 0.05, 1.0)
+    assert (made.weight_decay, made.view) == (1e-4, WeakView(min_scale=0.2))
+
+
+def test_a_batch_is_shared_evenly_by_the_processes() -> None:
+    assert chosen(replace(WORK, num_images=182, processes=2))["batch_size"] == 44
+    assert chosen(replace(WORK, num_images=9280, processes=3))["batch_size"] == 63
+
+
 @pytest.mark.parametrize(("dim", "weight"), [(64, 0.3), (512, 2.4), (1280, 6.0)])
 def test_the_loss_weight_grows_with_the_students_width(dim: int, weight: float) -> None:
     assert chosen(replace(WORK, student_dim=dim))["loss_weight"] == pytest.approx(weight)
@@ -68,13 +86,13 @@ def test_views_are_kept_where_they_fit_and_come_back() -> None:
 def test_a_given_flag_takes_the_place_of_the_table_and_what_follows_from_it_follows() -> None:
     values = chosen(WORK, batch_size=32, lr=0.5)
     assert (values["batch_size"], values["lr"], values["epochs"]) == (32, 0.5, 8)
-    said = explain(WORK, choose(asked(batch_size=32), WORK))
+    said = explain("kdep", WORK, choose(asked(batch_size=32), WORK))
     assert "given" in said and "--batch-size" in said and "--cache.views" in said
 
 
 def test_huge_and_tiny_images_are_spoken_of() -> None:
-    assert "shrink them once" in explain(replace(WORK, short_side=3000), {})
-    assert "--student.size 64 costs less" in explain(replace(WORK, short_side=64, student_size=224), {})
+    assert "shrink them once" in explain("kdep", replace(WORK, short_side=3000), {})
+    assert "--student.size 64 costs less" in explain("kdep", replace(WORK, short_side=64, student_size=224), {})
 
 
 @pytest.mark.parametrize(("images", "held_out"), [(16, 8), (50, 8), (200, 20), (1000, 64), (10_000, 200)])
@@ -83,14 +101,14 @@ def test_a_part_is_held_out_of_every_folder(images: int, held_out: int) -> None:
 
 
 NETS = ("--teacher", "random:cifar/resnet32", "--student", "cifar/resnet20", "--device", "cpu")
-FAST = ("--epochs", 2, "--workers", 0, "--student.size", 16, "--teacher.size", 16, "--amp", "none")
+FAST = ("--epochs", "2", "--workers", "0", "--student.size", "16", "--teacher.size", "16", "--amp", "none")
 
 
 def test_a_run_prints_its_choices_and_writes_them_into_its_config(
     unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    call(monkeypatch, "auto", *NETS, *FAST, "--data", unlabelled, "--out", out)
+    run_main(main, monkeypatch, "auto", *NETS, *FAST, "--data", str(unlabelled), "--out", str(out))
     said = capsys.readouterr().out
     assert "| --lr" in said and "best of the pilots" in said
     results = read_results(out)
@@ -102,19 +120,32 @@ def test_a_run_prints_its_choices_and_writes_them_into_its_config(
 
 
 def test_fifty_grey_images_run_without_svd_which_they_cannot_fix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "grey"
     folder.mkdir()
     for index in range(50):
         Image.effect_noise((20 + index, 24), 60).save(folder / f"{index}.png")
-    call(monkeypatch, "auto", *NETS, *FAST, "--data", folder, "--out", tmp_path / "run")
+    run_main(main, monkeypatch, "auto", *NETS, *FAST, "--data", str(folder), "--out", str(tmp_path / "run"))
+    assert "42 images of a 64-d feature give no SVD of 64 components" in capsys.readouterr().out
     config = read_results(tmp_path / "run").made_by.config
     assert (config["alignment"]["kind"], config["head"]["kind"]) == ("Raw", "LinearHead")
 
 
 def test_simreg_is_run_by_the_same_table(unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    call(monkeypatch, "auto", "--method", "simreg", *NETS, *FAST, "--data", unlabelled, "--out", tmp_path / "run")
+    run_main(
+        main,
+        monkeypatch,
+        "auto",
+        "--method",
+        "simreg",
+        *NETS,
+        *FAST,
+        "--data",
+        str(unlabelled),
+        "--out",
+        str(tmp_path / "run"),
+    )
     config = read_results(tmp_path / "run").made_by.config
     assert (config["method"], config["head"]["kind"], config["loss_weight"]) == ("auto-simreg", "MlpHead", 0.3)
 
@@ -128,3 +159,22 @@ def test_hours_shorten_a_run_by_its_measured_speed_and_too_few_are_refused(unlab
     assert plan(replace(config, hours=60 / 3600)).monitor.hours == 60 / 3600
     with pytest.raises(ValueError, match=r"--hours 1e-06 is too short: an epoch takes"):
         plan(replace(config, hours=1e-6))
+
+
+def test_too_few_and_unreadable_images_are_one_sentence(unlabelled: Path, tmp_path: Path) -> None:
+    config = replace(asked(), teacher=("random:cifar/resnet20",), student=("cifar/resnet20",), device="cpu")
+    few = tmp_path / "few.txt"
+    few.write_text("".join(f"{path}\n" for path in sorted(unlabelled.iterdir())[:15]))
+    with pytest.raises(ValueError, match=r"few\.txt holds 15 images: 16 are the fewest that a run can use"):
+        plan(replace(config, data=few))
+    for path in unlabelled.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"none of the images of .* that were tried can be read, the first is .*\.png"):
+        plan(replace(config, data=unlabelled))
+
+
+def test_hours_are_for_one_process(unlabelled: Path) -> None:
+    run = Run(device=torch.device("cpu"), world_size=2)
+    planned = build_config(asked(), WORK, choose(asked(), WORK))
+    with pytest.raises(ValueError, match="--hours measures the speed of one process: under torchrun give --epochs"):
+        fit_hours(planned, read_unlabelled(unlabelled), 1.0, run)

@@ -22,11 +22,16 @@ def neighbour_agreement(student: Float[Tensor, "n d"], teacher: Float[Tensor, "n
     Returns:
         1 where every neighbourhood is the same, about 0 for unrelated features.
 
+    Raises:
+        ValueError: fewer than 3 images.
+
     Reference: mutual k-nearest-neighbour metric of Huh et al., "The Platonic Representation Hypothesis", ICML 2024,
-    section 2; the correction for chance is ours.
+    appendix A; the correction for chance is ours.
     """
     n = len(student)
-    assert n == len(teacher) and n >= 3
+    assert n == len(teacher)
+    if n < 3:
+        raise ValueError(f"{n} images have no neighbours to compare: 3 are the fewest, hold out more")
     k = min(k, (n - 1) // 2)
     shared = nearest(student, k) & nearest(teacher, k)
     chance = k / (n - 1)

@@ -1,78 +1,35 @@
-"""`distill auto`: a recipe chosen from the images, the nets and the device. docs/recipes.md states the table."""
+"""`distill auto`: look at the images, the nets and the device, and make the run that the table says."""
 
 import math
 import os
 import shutil
 import statistics
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles, Run, build_backbone, read_unlabelled
-from stillroom.backbone.manifest import read_manifest
-from stillroom.backbone.registry import RANDOM, is_checkpoint
-from stillroom.backbone.results import format_table
-from stillroom.backbone.run import read_metrics
+from stillroom.backbone.manifest import MANIFEST, read_manifest
+from stillroom.backbone.names import RANDOM, is_checkpoint
+from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.schedule import Cosine
 from stillroom.backbone.spec import BackboneSpec
-from stillroom.backbone.store import cache_directory, store_bytes
+from stillroom.backbone.store import cache_directory
 from stillroom.distill import presets
 from stillroom.distill.config import AutoConfig, Cache, DistillConfig, Monitor
 from stillroom.distill.monitor import MIN_HELD_OUT, split_held_out
+from stillroom.distill.recipe import Choice, Workload, choose, explain, follows_paper, has_svd
 from stillroom.distill.slots import LinearHead, Raw, SvdPts
 from stillroom.distill.train import distill
 from stillroom.distill.views import KdepView
 
-FLAGS = {"warmup_epochs": "schedule.warmup-epochs", "min_scale": "view.min-scale", "cache_views": "cache.views"}
-"""Flags that are not their field's name with hyphens."""
-SMALL = 50_000
-"""Images below which the recipe of few images holds, and above which, on a GPU, the paper's."""
 MIN_IMAGES = 16
 _SAMPLE = 200  # images whose size is read
 _TRIAL_STEPS = 8  # steps that measure the speed behind --hours
 _MARGIN = 0.9  # share of --hours that the plan fills
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What the table is looked up by.
-
-    Args:
-        num_images: images to train on.
-        held_out: share of all images that is held out.
-        short_side: their median short side, pixels.
-        student_dim: width of the widest student's pooled feature.
-        student_size: its input side, pixels.
-        teacher_dim: width of the narrowest teacher's pooled feature.
-        device: cpu, cuda or mps.
-        cores: CPU cores that this process may use.
-        bf16: whether the device has bfloat16 instructions.
-        free_bytes: room on the disk of the cache.
-    """
-
-    num_images: int
-    held_out: float
-    short_side: int
-    student_dim: int
-    student_size: int
-    teacher_dim: int
-    device: str
-    cores: int
-    bf16: bool
-    free_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One setting of a recipe: the field of `AutoConfig` that replaces it, its value, and why it was chosen."""
-
-    name: str
-    value: Any
-    reason: str
 
 
 def plan(config: AutoConfig) -> DistillConfig:
@@ -83,15 +40,14 @@ def plan(config: AutoConfig) -> DistillConfig:
     """
     run = Run.start(config.device)
     files = read_unlabelled(config.data)
-    work = survey(config, files, run)
+    work = run.gather(survey(config, files, run))[0]  # what one process sees of its disk counts for all
     choices = choose(config, work)
-    planned = build_config(config, work, choices)
     if config.hours is not None and config.epochs is None:
-        choices["epochs"] = fit_hours(planned, files, config.hours, run)
-        planned = build_config(config, work, choices)
+        fitting = fit_hours(build_config(config, work, choices), files, config.hours, run)
+        choices = choose(replace(config, epochs=fitting.value), work) | {"epochs": fitting}
     if run.is_main:
-        print(explain(work, choices))
-    return planned
+        print(explain(config.method, work, choices))
+    return build_config(config, work, choices)
 
 
 def survey(config: AutoConfig, files: ImageFiles, run: Run) -> Workload:
@@ -113,7 +69,8 @@ def survey(config: AutoConfig, files: ImageFiles, run: Run) -> Workload:
         student_size=config.student_size or widest.input.size,
         teacher_dim=min(spec.dim for spec in teachers),
         device=run.device.type,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        processes=run.world_size,
+        cores=max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         bf16=has_bf16(run.device),
         free_bytes=free_bytes(cache_directory("teacher-outputs")),
     )
@@ -143,8 +100,13 @@ def median_short_side(files: ImageFiles) -> int:
 def read_spec(name: str) -> BackboneSpec:
     """The specification of a checkpoint, or of a net by its name."""
     if is_checkpoint(name):
-        return read_manifest(Path(name) / "manifest.json").backbone
+        return read_manifest(Path(name) / MANIFEST).backbone
     return build_backbone(name.removeprefix(RANDOM)).spec
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use, the others on its machine included."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(folder: Path) -> int:
@@ -159,68 +121,27 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-def choose(config: AutoConfig, work: Workload) -> dict[str, Choice]:
-    """The table of docs/recipes.md, line by line; a flag that was given takes the place of the table's value."""
-    choices: dict[str, Choice] = {}
-
-    def pick(name: str, value: Any, reason: str) -> Any:
-        given = getattr(config, name)
-        chosen = value if given is None else given
-        choices[name] = Choice(name=name, value=chosen, reason=reason if given is None else "given")
-        return chosen
-
-    n, gpu = work.num_images, work.device == "cuda"
-    paper = gpu and n >= SMALL  # KDEP's own recipe; else that of the study of methods
-    few = f"fewer than {SMALL:,} images" if gpu else "few steps"
-    batch = pick(
-        "batch_size", 512 if paper else min(64, n // 4), "KDEP's" if paper else f"{few}: small ones, 4 an epoch"
-    )
-    steps_per_epoch = max(n // batch, 1)
-    steps = 22_500 if gpu else 2_200
-    epochs = pick("epochs", max(1, round(steps / steps_per_epoch)), f"about {steps:,} steps")
-    pick("lr", 0.3 if paper else 1.0, "KDEP's" if paper else "best of the pilots")
-    if paper or config.method == "simreg":
-        pick("loss_weight", 3.0 if paper else 0.3, "KDEP's" if paper else "best of the pilots")
-    else:
-        wide = f"0.3 for 64 dimensions, the student has {work.student_dim}"
-        pick("loss_weight", round(0.3 / 64 * work.student_dim, 2), wide)
-    pick("warmup_epochs", 0.0, "none was needed")
-    pick("min_scale", 0.08 if paper else 0.35, "KDEP's" if paper else "of few images larger crops")
-    instructions = f"{work.device} {'has' if work.bf16 else 'lacks'} bfloat16 instructions"
-    pick("amp", "bf16" if work.bf16 else "none", instructions)
-    pick("workers", max(1, min(work.cores - 1, 16)), f"{work.cores} cores, one for the nets")
-    views = cached_views(work, epochs)
-    pick("cache_views", views, "the teacher runs once for each view kept" if views else "the teacher runs live")
-    return choices
-
-
-def cached_views(work: Workload, epochs: int) -> int:
-    """Views of each image to keep: each comes four times, if they fit into a tenth of the free disk; none on a GPU."""
-    views = min(math.ceil(epochs / 4), 40)
-    fits = views * store_bytes(work.num_images, work.teacher_dim) <= work.free_bytes / 10
-    return views if fits and epochs >= 8 and work.device != "cuda" else 0
-
-
 def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice]) -> DistillConfig:
     """The run of a method with the chosen settings."""
     value = {name: choice.value for name, choice in choices.items()}
     preset = presets.simreg if config.method == "simreg" else presets.kdep
     made = preset(teacher=config.teacher, student=config.student, data=config.data, out=config.out)
-    if config.method == "kdep" and svd_cannot(work):
-        made = replace(made, alignment=Raw(), head=LinearHead(batch_norm="after"))
-    elif config.method == "kdep":
+    if config.method == "kdep" and has_svd(work):
         made = replace(made, alignment=SvdPts(zero_fill=True))  # the rank may be lower than the student's width
+    elif config.method == "kdep":
+        made = replace(made, alignment=Raw(), head=LinearHead(batch_norm="after"))
+    if not follows_paper(work):
+        made = replace(made, view=KdepView(), weight_decay=5e-4)  # in the pilots of both methods
     return replace(
         made,
         method=f"auto-{config.method}",
         teacher=replace(made.teacher, size=() if config.teacher_size is None else (config.teacher_size,)),
         student=replace(made.student, size=() if config.student_size is None else (config.student_size,)),
-        view=KdepView(min_scale=value["min_scale"]),
+        view=replace(made.view, min_scale=value["min_scale"]),
         epochs=value["epochs"],
         batch_size=value["batch_size"],
         lr=value["lr"],
         loss_weight=value["loss_weight"],
-        weight_decay=5e-4,
         schedule=Cosine(warmup_epochs=value["warmup_epochs"]),
         amp=value["amp"],
         cache=Cache(views=value["cache_views"], keep="outputs"),
@@ -237,11 +158,6 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
         on_broken=config.on_broken,
         data_licence=config.data_licence,
     )
-
-
-def svd_cannot(work: Workload) -> bool:
-    """Whether SVD has nothing to give: a student wider than the teacher, or no more images than components."""
-    return work.student_dim > work.teacher_dim or work.num_images <= work.student_dim
 
 
 def fit_hours(planned: DistillConfig, files: ImageFiles, hours: float, run: Run) -> Choice:
@@ -281,22 +197,3 @@ def trial_speed(planned: DistillConfig, files: ImageFiles) -> float:
             log_every=max(1, count // planned.batch_size // 2),
         )
         return float(read_metrics(distill(trial))[-1]["images_per_second"])
-
-
-def explain(work: Workload, choices: dict[str, Choice]) -> str:
-    """What was seen, and each choice with its reason, as a table."""
-    seen = (
-        f"{work.num_images:,} images to train on, about {work.short_side} px; student {work.student_dim}-d at "
-        f"{work.student_size} px, teacher {work.teacher_dim}-d; {work.device}, {work.cores} cores"
-    )
-    flags = [FLAGS.get(name, name.replace("_", "-")) for name in choices]
-    rows = [[f"--{flag}", f"{c.value}", c.reason] for flag, c in zip(flags, choices.values(), strict=True)]
-    notes = []
-    if work.short_side >= 4 * work.student_size:
-        times = f"{work.short_side / work.student_size:.0f} times"
-        notes.append(
-            f"the images are {times} larger than the student's input: shrink them once, and decoding costs less"
-        )
-    if work.short_side * 1.5 <= work.student_size:
-        notes.append(f"the images are smaller than the student's input: --student.size {work.short_side} costs less")
-    return "\n".join([seen, format_table(["setting", "value", "because"], rows), *notes])

@@ -311,10 +311,13 @@ def preflight(config: DistillConfig, has_knn: bool) -> None:
 
 def preflight_auto(config: AutoConfig, has_knn: bool) -> None:
     """Refuse what needs no torch to be refused, before the images and the nets are looked at; see `preflight`."""
+    if config.hours is not None and not config.hours > 0:
+        raise ValueError(f"--hours is {config.hours}: it must be above 0")
     teacher, student = Teachers(name=config.teacher), Students(name=config.student)
-    monitor = Monitor(knn=config.knn, hours=config.hours)
-    stated = DistillConfig(teacher=teacher, student=student, data=config.data, out=config.out, monitor=monitor)
-    preflight(stated, has_knn)
+    monitor = Monitor(knn=config.knn)
+    preflight(
+        DistillConfig(teacher=teacher, student=student, data=config.data, out=config.out, monitor=monitor), has_knn
+    )
 
 
 def check_settings(config: DistillConfig, has_knn: bool) -> None:

@@ -78,7 +78,7 @@ def first_judged(epochs: int, steps_per_epoch: int) -> int:
 def nothing_learned(measured: Mapping[str, float], untrained: Mapping[str, float]) -> list[str]:
     """One sentence for each student whose agreement with the teacher has hardly risen since before the first step."""
     return [
-        f"about nothing was learned: the student shares {100 * value:.1f} % of the teacher's nearest neighbours beyond "
+        f"the student learned about nothing: it shares {100 * value:.1f} % of the teacher's nearest neighbours beyond "
         f"chance, {100 * untrained[name]:.1f} % before the first step; try --lr three times higher or lower, another "
         f"--loss-weight, more steps (--epochs, or a smaller --batch-size), or no PTS (alignment:svd)"
         for name, value in measured.items()
@@ -158,13 +158,13 @@ class Watch:
     _outputs: list[Tensor] = field(default_factory=list)
 
     @property
-    def has_something(self) -> bool:
+    def has_images(self) -> bool:
         """Whether there is anything to measure on."""
         return self.held_out is not None or self.config.monitor.knn is not None
 
     def due(self, epoch: int) -> bool:
         """Whether the students are measured after this many epochs."""
-        return self.has_something and (epoch % self.config.monitor.every == 0 or self.judges(epoch))
+        return self.has_images and (epoch % self.config.monitor.every == 0 or self.judges(epoch))
 
     def judges(self, epoch: int) -> bool:
         """Whether a run is asked after this many epochs whether it learns: early on, and at its end."""

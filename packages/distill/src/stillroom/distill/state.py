@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from stillroom.backbone import Run
-from stillroom.distill.config import DistillConfig
+from stillroom.distill.config import DistillConfig, Monitor
 from stillroom.distill.monitor import Best
 from stillroom.distill.student import Learner, build_average, build_optimizer
 
@@ -52,6 +52,14 @@ class TrainState:
             if average is not None:
                 average.update_parameters(learner)
         self.step += 1
+
+    def reason_to_stop(self, monitor: Monitor) -> str | None:
+        """Why the run ends before its last step, or None: no better measurement for too long, or its hours are over."""
+        if self.best.gives_up(monitor.patience):
+            return f"no better measurement since step {self.best.step}"
+        if monitor.hours is not None and self.seconds >= 3600 * monitor.hours:
+            return f"--monitor.hours {monitor.hours:g} are over"
+        return None
 
     def leaving(self) -> list[Learner]:
         """The students that are measured and written: the running averages, where there are any."""

@@ -129,7 +129,7 @@ def train(
     if saved is None and watch.held_out is not None:
         state.untrained = watch.measure(state.leaving(), labelled=False)[1]
     progress = Progress(len(parts.files) * config.epochs, run, config.method, done=state.step * config.batch_size)
-    meter, stale, late, warned, seconds_before = Meter(), False, False, False, state.seconds
+    meter, warned, seconds_before = Meter(), False, state.seconds
     for batch in progress.over(feed.loader):
         progress.skip(batch.broken)
         if not len(batch):
@@ -159,24 +159,19 @@ def train(
             agreed = {name: value for name, value in state.measured.items() if name.startswith(AGREEMENT)}
             progress.show(loss=state.losses["loss"], **agreed, wait=lap["data_wait_share"])
             state.seconds = run.gather(seconds_before + progress.seconds)[0]  # one clock for all processes
-            late = config.monitor.hours is not None and state.seconds >= 3600 * config.monitor.hours
         if done.is_integer() and watch.due(int(done)):
             score, state.measured = watch.measure(share_buffers(state.leaving(), run))
             directory.log(step, state.measured)
             progress.note(f"epoch {int(done)}", state.measured)
             if watch.judges(int(done)):
-                for sentence in nothing_learned(state.measured, state.untrained):
-                    progress.note(f"warning: after epoch {int(done)} {sentence}")
+                warn_of_nothing_learned(state, progress)
             if state.best.beats(score, step):
                 write_students(config, run, parts, state.leaving(), best=True)
-            stale = state.best.gives_up(config.monitor.patience)
-        if step % config.save_every == 0 or stale or late:
+        stop = state.reason_to_stop(config.monitor)
+        if step % config.save_every == 0 or stop:
             directory.save_state({**state.state_dict(), "data_fingerprint": parts.files.fingerprint})
-        if stale:
-            progress.note(f"stopped at step {step}: no better measurement since step {state.best.step}")
-            break
-        if late:
-            progress.note(f"stopped at step {step}: --monitor.hours {config.monitor.hours:g} are over")
+        if stop:
+            progress.note(f"stopped at step {step}: {stop}")
             break
 
     progress.close()
@@ -215,8 +210,7 @@ def build_feed(config: DistillConfig, run: Run, parts: Parts, state: TrainState)
     cycle = len(cached[0].stores) if cached and not isinstance(config.teacher_view, FixedView) else 0
     dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
     batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run, start=state.step)
-    hours = config.monitor.hours
-    ended = state.best.gives_up(config.monitor.patience) or (hours is not None and state.seconds >= 3600 * hours)
+    ended = state.reason_to_stop(config.monitor)
     loader: Iterable[Batch] = [] if ended else build_loader(dataset, batches, config.workers)
     return Feed(loader=loader, views=views, cached=cached, steps_per_epoch=batches.steps_per_epoch)
 
@@ -289,6 +283,12 @@ def warn_of_collapse(answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]
     for sentence in sentences:
         progress.note(f"warning: {sentence}")
     return bool(sentences)
+
+
+def warn_of_nothing_learned(state: TrainState, progress: Progress) -> None:
+    """Say it where a student agrees with its teacher hardly more than before its first step."""
+    for sentence in nothing_learned(state.measured, state.untrained):
+        progress.note(f"warning: {sentence}")
 
 
 def check(config: DistillConfig, files: ImageFiles, run: Run, knn: KnnMonitor | None) -> None:

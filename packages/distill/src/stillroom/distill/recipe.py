@@ -1,0 +1,162 @@
+"""The table of `auto`: settings chosen from the images, the nets and the device, each with its reason.
+
+docs/recipes.md states it, and the study behind each line.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stillroom.backbone.results import format_table
+from stillroom.backbone.store import store_bytes
+from stillroom.distill.config import AutoConfig
+
+FLAGS = {"warmup_epochs": "schedule.warmup-epochs", "min_scale": "view.min-scale", "cache_views": "cache.views"}
+"""Flags that are not their field's name with hyphens."""
+MANY_IMAGES = 50_000
+"""Images from which on a GPU follows the method's paper."""
+FEW_IMAGES_DIM = 64
+"""Width of the student of the pilots that `FEW_IMAGES` comes from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What the table is looked up by.
+
+    Args:
+        num_images: images to train on.
+        held_out: share of all images that is held out.
+        short_side: their median short side, pixels.
+        student_dim: width of the widest student's pooled feature.
+        student_size: its input side, pixels.
+        teacher_dim: width of the narrowest teacher's pooled feature.
+        device: cpu, cuda or mps.
+        processes: of the run.
+        cores: CPU cores for each of them.
+        bf16: whether the device has bfloat16 instructions.
+        free_bytes: room on the disk of the cache.
+    """
+
+    num_images: int
+    held_out: float
+    short_side: int
+    student_dim: int
+    student_size: int
+    teacher_dim: int
+    device: str
+    processes: int
+    cores: int
+    bf16: bool
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings that belong together. The length is given in steps, or in epochs."""
+
+    batch_size: int
+    lr: float
+    loss_weight: float
+    min_scale: float
+    steps: int = 0
+    epochs: int = 0
+
+    def num_epochs(self, steps_per_epoch: int) -> int:
+        """Passes over the data."""
+        return self.epochs or max(1, round(self.steps / steps_per_epoch))
+
+
+FEW_IMAGES = Recipe(batch_size=64, lr=1.0, loss_weight=0.3, min_scale=0.35, steps=2_200)
+FEW_IMAGES_ON_GPU = replace(FEW_IMAGES, steps=22_500)
+PAPERS = {
+    "kdep": Recipe(batch_size=512, lr=0.3, loss_weight=3.0, min_scale=0.08, steps=22_500),
+    "simreg": Recipe(batch_size=256, lr=0.05, loss_weight=1.0, min_scale=0.2, epochs=130),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One setting of a recipe: the field of `AutoConfig` that replaces it, its value, and why it was chosen."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+def choose(config: AutoConfig, work: Workload) -> dict[str, Choice]:
+    """The table of docs/recipes.md, line by line; a flag that was given takes the place of the table's value."""
+    choices: dict[str, Choice] = {}
+
+    def pick(name: str, value: Any, reason: str) -> Any:
+        given = getattr(config, name)
+        chosen = value if given is None else given
+        choices[name] = Choice(name=name, value=chosen, reason=reason if given is None else "given")
+        return chosen
+
+    recipe, source = FEW_IMAGES_ON_GPU if work.device == "cuda" else FEW_IMAGES, "best of the pilots"
+    if follows_paper(work):
+        recipe, source = PAPERS[config.method], "the paper's"
+    batch_size = max(min(recipe.batch_size, work.num_images // 4) // work.processes, 1) * work.processes
+    batch_size = pick("batch_size", batch_size, f"{source}; at least 4 steps an epoch")
+    steps_per_epoch = max(work.num_images // batch_size, 1)
+    num_epochs = recipe.num_epochs(steps_per_epoch)
+    epochs = pick("epochs", num_epochs, f"{num_epochs * steps_per_epoch:,} steps of {batch_size} images")
+    pick("lr", recipe.lr, source)
+    if config.method == "simreg" or follows_paper(work):
+        pick("loss_weight", recipe.loss_weight, source)
+    else:
+        scaled = round(recipe.loss_weight * work.student_dim / FEW_IMAGES_DIM, 2)
+        pick(
+            "loss_weight",
+            scaled,
+            f"{recipe.loss_weight} for {FEW_IMAGES_DIM} dimensions, the student has {work.student_dim}",
+        )
+    pick("warmup_epochs", 0.0, "the pilots needed none")
+    pick("min_scale", recipe.min_scale, "the paper's" if follows_paper(work) else "that of the pilots")
+    instructions = f"{work.device} {'has' if work.bf16 else 'lacks'} bfloat16 instructions"
+    pick("amp", "bf16" if work.bf16 else "none", instructions)
+    pick("workers", max(1, min(work.cores - 1, 16)), f"{work.cores} cores, one for the nets")
+    views = cached_views(work, epochs)
+    pick("cache_views", views, "the teacher runs once for each" if views else "the teacher runs in every step")
+    return choices
+
+
+def follows_paper(work: Workload) -> bool:
+    """Whether the method's paper gives the recipe: on a GPU, with many images."""
+    return work.device == "cuda" and work.num_images >= MANY_IMAGES
+
+
+def has_svd(work: Workload) -> bool:
+    """Whether SVD can give the target: from a teacher as wide as the student, and more images than components."""
+    return work.student_dim <= work.teacher_dim and work.student_dim < work.num_images
+
+
+def cached_views(work: Workload, epochs: int) -> int:
+    """Views of each image to keep: each comes four times, if they fit into a tenth of the free disk; none on a GPU."""
+    views = min(math.ceil(epochs / 4), 40)
+    fits = views * store_bytes(work.num_images, work.teacher_dim) <= work.free_bytes / 10
+    return views if fits and epochs >= 8 and work.device != "cuda" else 0
+
+
+def explain(method: str, work: Workload, choices: dict[str, Choice]) -> str:
+    """What was seen, each choice with its reason as a table, and what a person should know of the images."""
+    seen = (
+        f"{work.num_images:,} images to train on, about {work.short_side} px; student {work.student_dim}-d at "
+        f"{work.student_size} px, teacher {work.teacher_dim}-d; {work.device}, {work.cores} cores"
+    )
+    flags = [FLAGS.get(name, name.replace("_", "-")) for name in choices]
+    rows = [[f"--{flag}", f"{c.value}", c.reason] for flag, c in zip(flags, choices.values(), strict=True)]
+    notes = []
+    if method == "kdep" and not has_svd(work):
+        notes.append(
+            f"{work.num_images} images of a {work.teacher_dim}-d feature give no SVD of {work.student_dim} components: "
+            f"the student regresses the feature itself, through a linear head that is dropped afterwards"
+        )
+    if work.short_side >= 4 * work.student_size:
+        times = f"{work.short_side / work.student_size:.0f} times"
+        notes.append(
+            f"the images are {times} larger than the student's input: shrink them once, and decoding costs less"
+        )
+    if work.short_side * 1.5 <= work.student_size:
+        notes.append(f"the images are smaller than the student's input: --student.size {work.short_side} costs less")
+    return "\n".join([seen, format_table(["setting", "value", "because"], rows), *notes])
