@@ -8,7 +8,6 @@ is left, the figures on 426 images that nobody trains on. Measurements that are 
 """
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run, read_unlabelled
+from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run, read_labelled
 from stillroom.backbone.command import plainly
 from stillroom.backbone.figures import save
 from stillroom.backbone.files import write_file
@@ -38,9 +37,11 @@ from stillroom.distill.presets import PRESETS
 from stillroom.distill.student import Learner, build_learner, build_optimizer
 from stillroom.distill.train import align
 from stillroom.distill.views import KdepView, Views
+from stillroom.eval_ssl import knn_classify
+from stillroom.eval_ssl.probe import split_stratified
 from study import STUDIES, photographs
 
-SIZE, SEED, NUM_VIEWS = 32, 100, 3
+SIZE, SEED, NUM_VIEWS, NUM_NEIGHBOURS = 32, 100, 3, 20
 MOMENTS = (0.1, 0.5, 1.0)  # parts of the run after which a student is measured
 RECIPES = [  # preset, loss weight, learning rate
     ("kdep", 0.3, 1), ("kdep", 30, 0.1), ("kdep", 0.3, 3), ("kdep", 0.1, 3), ("kdep", 3, 1), ("svd", 1, 1),
@@ -114,7 +115,9 @@ class World:
     def __init__(self, data: Path, out: Path) -> None:
         imagenette, _, self.teacher_checkpoint = photographs(data, out)
         self.out, self.run = out, Run(device=torch.device("cpu"))
-        self.fit, self.test = hold_tenth(imagenette / "train", out)
+        files = read_labelled(imagenette / "train")
+        parts = split_stratified(torch.tensor(files.labels), 0.1, SEED, files.classes)
+        self.fit, self.test = (files.subset(part.tolist()) for part in parts)
         self.trained, held_out = split_held_out(self.fit, 0.05, SEED)
         assert held_out is not None
         config = self.config("kdep", 1, 1)
@@ -129,7 +132,7 @@ class World:
     def config(self, preset: str, loss_weight: float, lr: float) -> DistillConfig:
         """The run of a recipe."""
         teacher, student = (str(self.teacher_checkpoint),), ("cifar/resnet20",)
-        made = PRESETS[preset](teacher=teacher, student=student, data=self.out / "fit.txt", out=self.out / "scratch")
+        made = PRESETS[preset](teacher=teacher, student=student, data=Path(), out=self.out / "scratch")
         return replace(
             made,
             teacher=replace(made.teacher, size=(128,), feature=("after",)),
@@ -196,7 +199,7 @@ class World:
         learner.eval()
         student, teacher = features(self.held_out_pixels), self.teacher_features
         found = {
-            "knn": knn_accuracy(features(self.pixels), self.fit, features(self.test_pixels), self.test),
+            "knn": self.knn_accuracy(features(self.pixels), features(self.test_pixels)),
             "agreement": neighbour_agreement(student, teacher),
             "rsa": rank_correlation(student, teacher),
             "cka": linear_cka(student, teacher),
@@ -208,26 +211,10 @@ class World:
         learner.train()
         return found
 
-
-def hold_tenth(folder: Path, out: Path) -> tuple[ImageFiles, ImageFiles]:
-    """Nine tenths of every class, and the other tenth, as file lists in `out`."""
-    draw, parts = random.Random(0), {"fit": [], "test": []}
-    for class_folder in sorted(folder.iterdir()):
-        names = sorted(path.resolve() for path in class_folder.iterdir())
-        draw.shuffle(names)
-        parts["test"] += names[: len(names) // 10]
-        parts["fit"] += names[len(names) // 10 :]
-    for name, paths in parts.items():
-        (out / f"{name}.txt").write_text("".join(f"{path}\n" for path in sorted(paths)))
-    return read_unlabelled(out / "fit.txt"), read_unlabelled(out / "test.txt")
-
-
-def knn_accuracy(bank: Tensor, bank_files: ImageFiles, queries: Tensor, files: ImageFiles, k: int = 20) -> float:
-    """Top-1 by an unweighted vote of the k nearest by cosine; an image's class is its folder."""
-    names = sorted({path.parent.name for path in bank_files.paths})
-    labels, truth = (torch.tensor([names.index(path.parent.name) for path in f.paths]) for f in (bank_files, files))
-    near = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(k).indices
-    return float((F.one_hot(labels[near], len(names)).sum(dim=1).argmax(dim=1) == truth).float().mean())
+    def knn_accuracy(self, fit: Tensor, test: Tensor) -> float:
+        """Top-1 of the held-out tenth by its nearest neighbours among the other images."""
+        predicted = knn_classify(fit, torch.tensor(self.fit.labels), test, [NUM_NEIGHBOURS])[NUM_NEIGHBOURS]
+        return float((predicted == torch.tensor(self.test.labels)).float().mean())
 
 
 def rank_correlation(student: Tensor, teacher: Tensor) -> float:
