@@ -9,7 +9,7 @@
     data/toy/heldout-pairs/{train,val}/     8 classes, known textures on known shapes the teacher has not seen them on
     data/toy/heldout-shapes/{train,val}/    8 classes, new shapes in known textures
     data/toy/heldout-textures/{train,val}/  8 classes, new textures on known shapes
-    data/toy/scenes/                        2 to 5 of the 8 new shapes in any texture, to segment and to detect
+    data/toy/scenes/                        2 to 4 objects of any shape in the 8 new textures, to segment and to detect
         images/{train,val}/000000.jpg           pictures
         labels/{train,val}/000000.png           8-bit masks: 0 background, 1 to 8 the class that the pixel shows
         classes.txt                             what 0 to 8 mean, one name per line
@@ -117,7 +117,7 @@ TASKS: dict[str, dict[str, Kind]] = {
 
 
 # What a picture of scenes/ shows several of; its place, from 1, is the class in a mask and the category of a box.
-SCENE_KINDS = {shape: Kind(shapes=(shape,), textures=ANYTHING.textures) for shape in HELDOUT_SHAPES}
+SCENE_KINDS = {texture: Kind(shapes=ANYTHING.shapes, textures=(texture,)) for texture in HELDOUT_TEXTURES}
 
 
 # ---- Writing.

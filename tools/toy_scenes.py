@@ -159,6 +159,8 @@ class Kind:
     textures: tuple[str, ...]
 
 
+TILT = 0.35
+"""Radians that an object is turned at most, either way."""
 CLUTTER = Kind(shapes=tuple(CLUTTER_SHAPES), textures=("plain",))
 
 
@@ -215,10 +217,10 @@ def draw_object(
         label=label,
         shape=kind.shapes[rng.integers(len(kind.shapes))],
         texture=kind.textures[rng.integers(len(kind.textures))],
-        colours=draw_colours(rng, contrast=rng.uniform(0.3, 0.5), max_saturation=0.9),
+        colours=draw_colours(rng, contrast=rng.uniform(0.45, 0.6), max_saturation=0.5),
         centre=(rng.uniform(0.5 - spread, 0.5 + spread), rng.uniform(0.5 - spread, 0.5 + spread)),
         scale=rng.uniform(*scale),
-        rotation=rng.uniform(0, 2 * np.pi),
+        rotation=rng.uniform(-TILT, TILT),
         texture_rotation=rng.uniform(0, 2 * np.pi),
         period=rng.uniform(*period),
         phase=(rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5)),
@@ -234,7 +236,7 @@ def on_ground(rng: np.random.Generator, objects: tuple[Object, ...]) -> Scene:
     """These objects, lowest first, on a ground and in a light."""
     return Scene(
         ground=list(GROUNDS)[rng.integers(len(GROUNDS))],
-        ground_colours=draw_colours(rng, contrast=rng.uniform(0.1, 0.3), max_saturation=0.5),
+        ground_colours=draw_colours(rng, contrast=rng.uniform(0.05, 0.15), max_saturation=0.3),
         objects=objects,
         light=rng.uniform(0, 2 * np.pi),
         noise=rng.uniform(0.01, 0.04),
@@ -243,30 +245,29 @@ def on_ground(rng: np.random.Generator, objects: tuple[Object, ...]) -> Scene:
 
 
 def draw_scene(seed: int, folder: str, index: int, label: str | None, kind: Kind) -> Scene:
-    """The scene of one picture: clutter, one object of the kind, and at times a piece of clutter in front of it."""
+    """The scene of one picture: at times clutter, and one object of the kind on it."""
     rng = seeded(seed, folder, index)
-    behind = [draw_object(rng, None, CLUTTER, spread=0.5, scale=(0.04, 0.09)) for _ in range(rng.integers(5))]
-    subject = draw_object(rng, label, kind, spread=0.08, scale=(0.34, 0.44))
-    before = [draw_object(rng, None, CLUTTER, spread=0.4, scale=(0.04, 0.09)) for _ in range(rng.integers(2))]
-    return on_ground(rng, (*behind, subject, *before))
+    behind = [draw_object(rng, None, CLUTTER, spread=0.5, scale=(0.04, 0.09)) for _ in range(rng.integers(3))]
+    subject = draw_object(rng, label, kind, spread=0.08, scale=(0.40, 0.46))
+    return on_ground(rng, (*behind, subject))
 
 
 def draw_crowd(seed: int, folder: str, index: int, kinds: dict[str, Kind], size: int) -> Scene:
-    """A scene of 2 to 5 labelled objects among clutter, at least half of each visible at this size in pixels.
+    """A scene of 2 to 4 labelled objects among clutter, at least half of each visible at this size in pixels.
 
     The classes take turns at the lowest object; those above it are of any class.
     """
     rng = seeded(seed, folder, index)
     classes = list(kinds)
-    others = rng.integers(len(classes), size=rng.integers(1, 5))
+    others = rng.integers(len(classes), size=rng.integers(1, 4))
     labels = [classes[index % len(classes)], *(classes[i] for i in others)]
     while True:
-        behind = [draw_object(rng, None, CLUTTER, spread=0.5, scale=(0.02, 0.05)) for _ in range(rng.integers(7))]
+        behind = [draw_object(rng, None, CLUTTER, spread=0.5, scale=(0.02, 0.05)) for _ in range(rng.integers(4))]
         subjects = [
-            draw_object(rng, label, kinds[label], spread=0.34, scale=(0.13, 0.21), period=(0.08, 0.12))
+            draw_object(rng, label, kinds[label], spread=0.32, scale=(0.16, 0.22), period=(0.08, 0.12))
             for label in labels
         ]
-        before = [draw_object(rng, None, CLUTTER, spread=0.4, scale=(0.02, 0.05)) for _ in range(rng.integers(4))]
+        before = [draw_object(rng, None, CLUTTER, spread=0.4, scale=(0.02, 0.05)) for _ in range(rng.integers(2))]
         objects = (*behind, *subjects, *before)
         if min(visible_shares(objects, size)) >= 0.5:
             return on_ground(rng, objects)

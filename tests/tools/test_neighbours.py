@@ -1,0 +1,66 @@
+"""Students and their teacher compared by nearest neighbours, without labels."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stillroom.distill.agreement import neighbour_agreement
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from neighbours import Settings, compare
+
+
+def write_run(folder: Path, features: np.ndarray, images: list[Path]) -> Path:
+    """What `eval_ssl.py features` leaves."""
+    folder.mkdir()
+    np.save(folder / "train.npy", features.astype(np.float32))
+    with (folder / "train.csv").open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["row", "path", "label", "class"])
+        writer.writerows([row, image, -1, ""] for row, image in enumerate(images))
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    for place in range(12):
+        Image.new("RGB", (20, 20), (20 * place, 0, 0)).save(tmp_path / f"{place}.png")
+    return [tmp_path / f"{place}.png" for place in range(12)]
+
+
+def test_agreement_is_the_packages_and_does_not_know_lengths(tmp_path: Path, images: list[Path]) -> None:
+    angles = np.linspace(0, 1.1, 12)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    half_swapped = circle[np.r_[6:12, 0:6]]
+    teacher = write_run(tmp_path / "teacher", circle, images)
+    twice = write_run(tmp_path / "twice", 2 * circle, images)
+    swapped = write_run(tmp_path / "swapped", half_swapped, images)
+    out = tmp_path / "compared"
+    agreement = compare(Settings(teacher=teacher, nets=(twice, swapped), out=out, k=2))
+    of_swapped = neighbour_agreement(*(torch.from_numpy(one.astype(np.float32)) for one in (half_swapped, circle)), 2)
+    assert agreement == {str(twice): 1, str(swapped): of_swapped} and 0 < of_swapped < 1
+    assert json.loads((out / "agreement.json").read_text()) == {"k": 2, "images": 12, "agreement": agreement}
+    assert {file.name for file in out.iterdir()} == {
+        "agreement.json", "neighbours.png", "map-teacher.png", "map-student.png"
+    }  # fmt: skip
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, images: list[Path]) -> None:
+    features = np.eye(12)
+    teacher = write_run(tmp_path / "teacher", features, images)
+    other = write_run(tmp_path / "other", features, images[::-1])
+    with pytest.raises(ValueError, match=r"other is of other images than .*teacher: extract both from the same ones"):
+        compare(Settings(teacher=teacher, nets=(other,), out=tmp_path / "out", k=2))
+    with pytest.raises(ValueError, match="teacher has 12 images: 6 neighbours need twice as many"):
+        compare(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out", k=6))
+    with pytest.raises(ValueError, match=r"holds no train\.npy: give a run of `eval_ssl\.py features`"):
+        compare(Settings(teacher=tmp_path, nets=(teacher,), out=tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="out exists: choose another --out"):
+        compare(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out"))

@@ -1,0 +1,93 @@
+"""The page holds everything that it was given, and reaches for nothing outside of itself."""
+
+import base64
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from html_pages import Read, refuse_outside
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from report import Page, Picture, Section, Table, draw_curves, write_page
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    Image.new("RGB", (60, 30), "red").save(tmp_path / "red.png")
+    Image.new("RGBA", (2800, 700), (0, 0, 255, 128)).save(tmp_path / "blue.png")
+    table = Table(caption="of <nets> & more", header=("net", "top-1, %"), rows=(("a", "12.5"), ("b", "50.0")))
+    return Page(
+        title="Small & <big>",
+        lead="What came out.",
+        sections=(
+            Section(title="First", text=("one", "two"), tables=(table,), commands=("python a.py --x 'b c'",)),
+            Section(
+                title="Second",
+                pictures=(
+                    Picture(file=tmp_path / "red.png", alt="a red one", caption="red"),
+                    Picture(file=tmp_path / "blue.png", alt="a blue one", caption="blue", wide=True),
+                ),
+            ),
+        ),
+        made_by="by us",
+    )
+
+
+def test_the_page_holds_every_part_it_was_given(page: Page, tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", page)
+    read = Read((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert read.open == []
+    assert read.text("title") == read.text("h1") == ["Small & <big>"]
+    assert read.text("h2") == ["First", "Second"]
+    assert read.text("p") == ["What came out.", "one", "two", "by us"]
+    assert read.text("caption") == ["of <nets> & more"]
+    assert read.text("th") == ["net", "top-1, %", "a", "b"] and read.text("td") == ["12.5", "50.0"]
+    assert read.text("code") == ["python a.py --x 'b c'"]
+    assert read.text("figcaption") == ["red", "blue"]
+    assert [image["alt"] for image in read.all("img")] == ["a red one", "a blue one"]
+    assert {link["href"] for link in read.all("a")} == {f"#{one['id']}" for one in read.all("section")}
+
+
+def test_pictures_are_in_the_file_and_nothing_is_outside(page: Page, tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", page)
+    read = Read((tmp_path / "page.html").read_text(encoding="utf-8"))
+    refuse_outside(read)
+    sizes = []
+    for attributes in read.all("img"):
+        encoded = (attributes["src"] or "").removeprefix("data:image/webp;base64,")
+        image = Image.open(io.BytesIO(base64.b64decode(encoded)))
+        assert (str(image.width), str(image.height)) == (attributes["width"], attributes["height"])
+        sizes.append(image.size)
+    assert sizes == [(60, 30), (1400, 350)]
+
+
+def test_the_page_fits_a_phone_and_the_night(page: Page, tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", page)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert "prefers-color-scheme: dark" in text
+    assert len(re.findall('<div class="scroll"', text)) == 3  # the table and both pictures
+
+
+def test_a_picture_that_is_missing_or_without_words_is_refused(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "red.png").rename(tmp_path / "other.png")
+    with pytest.raises(
+        ValueError, match=r"is to show .*red\.png, which is not there: run the step that draws it again"
+    ):
+        write_page(tmp_path / "page.html", page)
+    silent = Section(title="x", pictures=(Picture(file=tmp_path / "other.png", alt="", caption="x"),))
+    with pytest.raises(ValueError, match=r"other\.png has no text for those who do not see it: give it an alt"):
+        write_page(tmp_path / "page.html", Page(title="x", lead="x", sections=(silent,), made_by="x"))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_learning_curves_are_drawn_side_by_side(tmp_path: Path) -> None:
+    one = {"loss": {"a": [(1, 2.0), (2, 1.0)]}}
+    draw_curves(tmp_path / "one.png", one, "step")
+    draw_curves(tmp_path / "two.png", one | {"other": {"b": [(1, 2.0), (2, 1.0)], "c": [(1, 1.0)]}}, "step")
+    with Image.open(tmp_path / "one.png") as small, Image.open(tmp_path / "two.png") as large:
+        assert large.width > 1.7 * small.width

@@ -1,0 +1,128 @@
+"""A page of results as one HTML file: tables, pictures and commands, nothing outside of it.
+
+from report import Page, Picture, Section, Table, write_page
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+
+from stillroom.backbone.figures import plain, save
+from stillroom.backbone.files import write_file
+
+TEMPLATE = "report.html.j2"
+WIDEST = 1400
+"""Pixels; wider pictures are shrunk."""
+
+Curve = Sequence[tuple[float, float]]
+"""(step, value)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text; the first cell of a row names it."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image file to embed.
+
+    Args:
+        file: what Pillow reads.
+        alt: what it shows, for those who do not see it.
+        caption: below it.
+        wide: it keeps its width on a small screen, and scrolls in its own box.
+    """
+
+    file: Path
+    alt: str
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page under a heading; `commands` are those that made what it shows."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What the page says: a title, a lead sentence, sections, and by what it was made."""
+
+    title: str
+    lead: str
+    sections: tuple[Section, ...]
+    made_by: str
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write a page with everything in it.
+
+    Args:
+        path: the .html file.
+        page: its content.
+
+    Raises:
+        ValueError: a picture whose file is missing, or without a text for those who do not see it.
+    """
+    for picture in (picture for section in page.sections for picture in section.pictures):
+        if not picture.file.is_file():
+            raise ValueError(f"{path} is to show {picture.file}, which is not there: run the step that draws it again")
+        if not picture.alt:
+            raise ValueError(f"{picture.file} has no text for those who do not see it: give it an alt")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["embedded"] = embedded
+    write_file(path, environment.get_template(TEMPLATE).render(page=page))
+
+
+def embedded(picture: Picture) -> dict[str, str | int]:
+    """The attributes of an <img>: the picture itself as WebP in a data URI, and its size in pixels."""
+    with Image.open(picture.file) as opened:
+        image = opened.convert("RGB")
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=85)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return {"src": f"data:image/webp;base64,{encoded}", "width": image.width, "height": image.height}
+
+
+def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], xlabel: str) -> None:
+    """Learning curves, one panel for each quantity, one line for each run.
+
+    Args:
+        path: the PNG to write.
+        panels: quantity -> run -> curve.
+        xlabel: of all panels.
+    """
+    figure = Figure(figsize=(4.2 * len(panels), 3.4))
+    for place, (quantity, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), place, title=plain(quantity), xlabel=xlabel)
+        for name, curve in curves.items():
+            axes.plot(
+                *zip(*curve, strict=True), label=plain(name), marker="o" if len(curve) < 12 else None, markersize=3
+            )
+        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    save(figure, path)
