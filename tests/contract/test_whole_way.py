@@ -101,7 +101,8 @@ def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., 
 
 
 OTHER_SCRIPTS = [
-    "checkpoint", "table", "bench", "study", "study_agreement", "quickstart", "cost", "neighbours", "make_subset", "mutate",
+    "checkpoint", "table", "bench", "study", "study_agreement", "quickstart", "cost", "neighbours", "make_subset",
+    "mutate",
 ]  # fmt: skip
 
 

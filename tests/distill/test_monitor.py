@@ -10,7 +10,7 @@ import torch
 from distill_runs import small_config, weights_of
 
 from stillroom.backbone import Backbone, BackboneSpec, Run, read_results, read_unlabelled
-from stillroom.backbone.run import read_metrics
+from stillroom.backbone.run import STATE, read_metrics
 from stillroom.distill import Students, distill, resume
 from stillroom.distill.config import Monitor
 from stillroom.distill.monitor import Best, collapse, effective_rank, first_judged, relative_spread, split_held_out
@@ -161,6 +161,19 @@ def test_a_run_that_learns_nothing_says_so_and_names_the_flags(
     assert "warning: the student learned about nothing: it shares" in said
     assert "--lr" in said and "--loss-weight" in said and "alignment:svd" in said
     assert len(read_results(out).extra["warnings"]) == 1
+
+
+def test_a_run_that_0_2_began_is_resumed_and_not_judged(unlabelled: Path, tmp_path: Path) -> None:
+    """Its state knows neither what was measured before the first step nor the seconds."""
+    out = distill(
+        small_config(unlabelled, tmp_path / "run", lr=0.0, monitor=Monitor(held_out=0.25), batch_size=24, save_every=1)
+    )
+    (out / "results.json").unlink()
+    state = torch.load(out / STATE, weights_only=True)
+    torch.save({name: value for name, value in state.items() if name not in ("untrained", "seconds")}, out / STATE)
+    resumed = read_results(resume(out))
+    assert (resumed.extra["untrained"], resumed.extra["warnings"]) == ({}, [])
+    assert "neighbour_agreement" in resumed.metrics
 
 
 def test_a_student_that_becomes_its_teacher_is_not_warned_of(
