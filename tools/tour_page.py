@@ -10,7 +10,15 @@ from stillroom.backbone import Results, read_results
 from stillroom.backbone.names import is_checkpoint
 from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import Licence
-from tour_results import AGREEMENT, NEIGHBOURS, TASKS, checkpoint_manifest, table_of, write_tour_results
+from tour_results import (
+    AGREEMENT,
+    AGREEMENT_METRIC,
+    NEIGHBOURS,
+    TASKS,
+    checkpoint_manifest,
+    table_of,
+    write_tour_results,
+)
 
 PAGE = "index.html"
 PROBED = {"random": "random weights", "student": "the student"}
@@ -95,11 +103,6 @@ def write_own_page(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds: fl
             "corrected for chance."
         )
         pictures = (
-            Picture(
-                file=out / AGREEMENT / "neighbours.png", wide=True,
-                alt="In each row an image, its five nearest neighbours by the teacher, and five by the student.",
-                caption=f"Nearest neighbours; green frames: among the other net's {NEIGHBOURS} too",
-            ),
             *(
                 Picture(
                     file=out / AGREEMENT / f"map-{role}.png", alt=f"Small images in a plane, by the {role}'s features.",
@@ -107,13 +110,17 @@ def write_own_page(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds: fl
                 )
                 for role in ("teacher", "student")
             ),
+            Picture(
+                file=out / AGREEMENT / "neighbours.png", wide=True,
+                alt="In each row an image, its five nearest neighbours by the teacher, and five by the student.",
+                caption=f"Nearest neighbours; green frames: among the other net's {NEIGHBOURS} too",
+            ),
         )  # fmt: skip
     else:
         text = f"Frozen features of the labelled images in {tour.labelled}."
-        roles = ("teacher", "student")
         pictures = (
+            *(embedding(out / f"knn-{role}", f"the {role}") for role in ("teacher", "student")),
             neighbour_sheet(out / "knn-student", "your labelled images"),
-            *(embedding(out / f"knn-{role}", f"the {role}") for role in roles),
         )
     sections = (
         Section(title="Results", tables=(table_of(results),)),
@@ -177,29 +184,42 @@ def iou_table(out: Path) -> Table:
 
 
 def learning_curves(out: Path, panels: Mapping[str, Mapping[str, Path]]) -> Section:
-    """The section of learning curves, from the runs' metrics.jsonl.
+    """The section of learning curves, from the runs' metrics.jsonl, with what the student's run says of itself.
 
     Args:
-        out: folder of the image.
-        panels: title -> name of a curve -> run directory.
+        out: folder of the picture, and of the student's run.
+        panels: title -> name of a curve -> run directory; the loss is drawn.
     """
-    curves: dict[str, dict[str, Curve]] = {
-        title: {
-            name: [(row["step"], row["loss"]) for row in read_metrics(run) if "loss" in row]
-            for name, run in runs.items()
-        }
-        for title, runs in panels.items()
-    }
+    curves = {title: {name: curve(run, "loss") for name, run in runs.items()} for title, runs in panels.items()}
+    if agreement := curve(out / "student", AGREEMENT_METRIC):
+        curves["student: neighbour agreement"] = {"distilled": agreement}
     draw_curves(out / "curves.png", curves, "step")
     ends = [
-        f"{title}, {name}: from {curve[0][1]:.2f} to {curve[-1][1]:.2f}"
+        f"{title}, {name}: from {points[0][1]:.2f} to {points[-1][1]:.2f}"
         for title, lines in curves.items()
-        for name, curve in lines.items()
+        for name, points in lines.items()
     ]
-    picture = Picture(
-        file=out / "curves.png", alt="; ".join(ends), caption="Training losses, means since the last point", wide=True
+    caption = "Training losses, means since the last point; agreement with the teacher on held-out images"
+    picture = Picture(file=out / "curves.png", alt="; ".join(ends), caption=caption, wide=True)
+    return Section(title="Learning curves", text=learned(out / "student"), pictures=(picture,))
+
+
+def curve(run: Path, metric: str) -> Curve:
+    """The values of a metric over the steps of a run."""
+    return [(row["step"], row[metric]) for row in read_metrics(run) if metric in row]
+
+
+def learned(run: Path) -> tuple[str, ...]:
+    """Whether the student learned, by the figure that needs no labels, and the warnings of its run."""
+    results = read_results(run)
+    if AGREEMENT_METRIC not in results.metrics:
+        return ()
+    before, after = (100 * found[AGREEMENT_METRIC] for found in (results.extra["untrained"], results.metrics))
+    sentence = (
+        f"Of the teacher's nearest neighbours among held-out images the student has {after:.1f} % beyond chance; "
+        f"{before:.1f} % before its first step."
     )
-    return Section(title="Learning curves", pictures=(picture,))
+    return (sentence, *(f"Warning: {warning}." for warning in results.extra["warnings"]))
 
 
 def closing(nets: Mapping[str, str], lanes: Lanes, results: Results, about_data: str) -> tuple[Section, ...]:

@@ -23,6 +23,8 @@ NEIGHBOURS = 10
 GROUND = "background"
 AGREEMENT = "neighbours"
 """The measure without labels, by the name of its step."""
+AGREEMENT_METRIC = "neighbour_agreement"
+"""The same in a distillation's metrics."""
 ROLES = {
     "random": "{student}, random weights",
     "supervised": "{student}, supervised",

@@ -191,8 +191,12 @@ def toured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tour, Lanes
         ious = dict(zip(CLASSES, (0.9, value, 3 * value), strict=True))
         write_run(tour.out / f"segmentation-{role}", {"mIoU": 0.5}, iou_per_class=ious)
         write_run(tour.out / f"detection-{role}", {"AP": value})
+    write_run(tour.out / "supervised", {})
+    said = {"untrained": {"neighbour_agreement": 0.05}, "warnings": ["it learned about nothing"]}
+    write_run(tour.out / "student", {"neighbour_agreement": 0.06}, **said)
+    with (tour.out / "student" / "metrics.jsonl").open("a") as opened:
+        opened.write('{"step": 2, "neighbour_agreement": 0.06}\n')
     for name, checkpoint in (("student", "student"), ("supervised", "checkpoint")):
-        write_run(tour.out / name, {})
         net = build_backbone("cifar/resnet20")
         save_checkpoint(tour.out / name / checkpoint, net, method="kdep", package="stillroom-distill")
     teacher = build_backbone("torchvision/mobilenet_v3_small")
@@ -242,7 +246,15 @@ def test_the_page_shows_every_table_and_image_and_every_command(toured: tuple[To
     assert set(read.text("code")) == {step.command for step in lanes.steps} | set(
         tour_page.next_commands(nets_of(tour)["student"])
     )
-    lead = next(words for words in read.text("p") if "times as many weights" in words)
+    sentences = read.text("p")
+    assert (
+        "Of the teacher's nearest neighbours among held-out images the student has 6.0 % beyond chance; 5.0 % before "
+        "its first step."
+    ) in sentences
+    assert "Warning: it learned about nothing." in sentences
+    curves = next(image["alt"] for image in read.all("img") if "cross-entropy" in (image["alt"] or ""))
+    assert "student: neighbour agreement, distilled: from 0.06 to 0.06" in (curves or "")
+    lead = next(words for words in sentences if "times as many weights" in words)
     assert "12 times" in lead and "50 % on new shapes and 50 % on new textures" in lead
 
 
