@@ -28,7 +28,9 @@ class Settings:
     nets: Annotated[Positional[tuple[str, ...]], arg(metavar="DIR|NAME [DIR|NAME ...]")]
     """Checkpoint directories, or names as in --checkpoint of the other tools."""
     size: tuple[int, ...] = ()
-    """Input side of each net, pixels; none: as its checkpoint says."""
+    """Input side of each net, pixels; none, or 0: as its checkpoint says."""
+    threads: int = 1
+    """Threads of a forward pass."""
     rounds: int = 30
     """Passes of each net, which take turns; the median counts."""
     out: Path | None = None
@@ -58,22 +60,24 @@ class Cost:
 
 @torch.no_grad()
 def measure(nets: tuple[str, ...], sizes: tuple[int, ...], rounds: int) -> list[Cost]:
-    """The cost of each net on the CPU; their passes take turns, so that a busy machine is unkind to all of them.
+    """The cost of each net on the CPU; their passes take turns, so that a busy machine slows all of them alike.
 
     Args:
         nets: checkpoint directories or names.
-        sizes: pixels, one for each net; none as their checkpoints say.
+        sizes: pixels, one for each net; none, or 0, as their checkpoints say.
         rounds: timed passes of each.
 
     Raises:
-        ValueError: a number of sizes that does not fit, no rounds, or a net that is not known.
+        ValueError: a number of sizes that does not fit, a size below 0, no rounds, or a net that is not known.
     """
     if sizes and len(sizes) != len(nets):
         raise ValueError(f"--size has {len(sizes)} values for {len(nets)} nets: give one each, or none")
-    if rounds < 1:
-        raise ValueError(f"--rounds is {rounds}: it must be at least 1")
+    for flag, value, least in (("size", min(sizes, default=0), 0), ("rounds", rounds, 1)):
+        if value < least:
+            raise ValueError(f"--{flag} is {value}: it must be at least {least}")
     backbones = [load_backbone(net).eval() for net in nets]
-    sides = sizes or tuple(backbone.spec.input.size for backbone in backbones)
+    given = sizes or (0,) * len(nets)
+    sides = [size or backbone.spec.input.size for size, backbone in zip(given, backbones, strict=True)]
     images = [torch.rand(1, 3, side, side) for side in sides]
     spent: list[list[float]] = [[] for _ in nets]
     for turn in range(rounds + 3):  # the first three warm up
@@ -106,6 +110,9 @@ def count_macs(backbone: Backbone | nn.Module, image: torch.Tensor) -> int:
 def main() -> None:
     """Measure, print, and write if asked to."""
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.threads < 1:
+        raise ValueError(f"--threads is {settings.threads}: it must be at least 1")
+    torch.set_num_threads(settings.threads)
     costs = measure(settings.nets, settings.size, settings.rounds)
     header = ["net", "input, px", "weights, million", "GMACs", "ms per image"]
     rows = [

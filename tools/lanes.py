@@ -18,8 +18,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -41,6 +43,7 @@ class Step:
         words: what follows the script's name.
         out: what it makes.
         needs: names of the steps that have to be done before.
+        inputs: fingerprint of what it reads that no step makes.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Step:
     words: tuple[str, ...]
     out: Path
     needs: tuple[str, ...] = ()
+    inputs: str = ""
 
     @property
     def command(self) -> str:
@@ -58,12 +62,20 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a lane sends about its step: its bar while it runs, its seconds when it is done, or an error."""
+    """What a lane sends about its step: its bar or a warning while it runs, its seconds when it is done, or an error.
+
+    Args:
+        seconds: that it took in this tour, or in an earlier one.
+        resumed: an earlier tour had begun it, or done it.
+        made: it was run now, and not kept.
+    """
 
     bar: str = ""
-    seconds: float | None = None
-    kept: bool = False
+    warning: str = ""
     error: str = ""
+    seconds: float | None = None
+    resumed: bool = False
+    made: bool = False
 
 
 class Lanes:
@@ -71,27 +83,27 @@ class Lanes:
 
     Args:
         folder: of logs and records; a step with a record of the same command is not run again.
-        number: of lanes; each gets an even share of the cores.
+        num_lanes: each gets an even share of the cores.
         summary: text for the line of a step that is done.
 
     Attributes:
         steps: run or kept so far.
-        kept: whether one of them was done before.
+        resumed: whether an earlier tour had begun or done one of them.
     """
 
-    def __init__(self, folder: Path, number: int, summary: Callable[[Step], str]) -> None:
+    def __init__(self, folder: Path, num_lanes: int, summary: Callable[[Step], str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.summary = summary
         self.steps: list[Step] = []
-        self.kept = False
+        self.resumed = False
         terminal = sys.stderr.isatty()
         style = {"total": 0, "bar_format": "{desc}", "leave": False, "dynamic_ncols": True, "disable": not terminal}
-        self.bars = [tqdm(position=place, **style) for place in range(number)]
+        self.bars = [tqdm(position=position, **style) for position in range(num_lanes)]
         # torch reads its number of threads when it is imported. Spawn: forking a process with threads may hang.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_lanes)))
         context = multiprocessing.get_context("spawn")
-        pipes = [context.Pipe() for _ in range(number)]
+        pipes = [context.Pipe() for _ in range(num_lanes)]
         self.pipes = [ours for ours, _ in pipes]
         self.processes = [context.Process(target=work, args=(theirs, folder, terminal)) for _, theirs in pipes]
         for process, (_, theirs) in zip(self.processes, pipes, strict=True):
@@ -105,7 +117,7 @@ class Lanes:
             ValueError: a step failed, or stands in its place by another command.
         """
         self.steps += steps
-        pending, running, done = list(steps), dict[Connection, Step](), set[str]()
+        pending, running, done, made = list(steps), dict[Connection, Step](), set[str](), set[str]()
         bars = dict(zip(self.pipes, self.bars, strict=True))
         while pending or running:
             for pipe in bars.keys() - running.keys():
@@ -113,17 +125,28 @@ class Lanes:
                 if ready is not None:
                     pending.remove(ready)
                     running[pipe] = ready
-                    pipe.send(ready)
+                    self.exchange(partial(pipe.send, (ready, made.intersection(ready.needs))))
             assert running, f"needed by {[step.name for step in pending]}, and in no step"
             for pipe in [pipe for pipe in wait(list(running)) if isinstance(pipe, Connection)]:
-                try:
-                    event: Event = pipe.recv()
-                except EOFError as error:
-                    raise ValueError(f"a worker process died, out of memory perhaps: see {self.folder}") from error
+                event: Event = self.exchange(pipe.recv)
                 self.show(running[pipe], event, bars[pipe])
                 if event.seconds is not None:
-                    done.add(running.pop(pipe).name)
+                    name = running.pop(pipe).name
+                    done.add(name)
+                    if event.made:
+                        made.add(name)
                     bars[pipe].set_description_str("")
+
+    def exchange(self, action: Callable[[], Any]) -> Any:
+        """Send to a worker process, or receive.
+
+        Raises:
+            ValueError: it is dead.
+        """
+        try:
+            return action()
+        except (EOFError, ConnectionError) as error:
+            raise ValueError(f"a worker process died, out of memory perhaps: see {self.folder}") from error
 
     def show(self, step: Step, event: Event, bar: "tqdm[None]") -> None:
         """Put an event on the screen.
@@ -133,15 +156,18 @@ class Lanes:
         """
         if event.error:
             raise ValueError(f"{step.title}: {event.error}")
+        if event.warning:
+            tqdm.write(f"{step.title}: {event.warning}", file=sys.stderr)
+            return
         if event.seconds is None:
             bar.set_description_str(f"{step.title:<{_TITLE_WIDTH}} {event.bar}")
             return
-        self.kept |= event.kept
+        self.resumed |= event.resumed
         line = f"{step.title:<{_TITLE_WIDTH}} {event.seconds:>4.0f} s   {self.summary(step)}"
         tqdm.write(line, file=sys.stderr)
 
     def seconds_of(self, step: Step) -> float:
-        """How long a step took when it was run."""
+        """How long a step took, in its last life where it was resumed."""
         return float(json.loads(record_of(self.folder, step).read_text(encoding="utf-8"))["seconds"])
 
     def close(self) -> None:
@@ -155,9 +181,9 @@ class Lanes:
 
 
 @contextmanager
-def open_lanes(folder: Path, number: int, summary: Callable[[Step], str]) -> Iterator[Lanes]:
+def open_lanes(folder: Path, num_lanes: int, summary: Callable[[Step], str]) -> Iterator[Lanes]:
     """Lanes that end with the block, however it ends; see `Lanes`."""
-    lanes = Lanes(folder, number, summary)
+    lanes = Lanes(folder, num_lanes, summary)
     try:
         yield lanes
     finally:
@@ -165,7 +191,7 @@ def open_lanes(folder: Path, number: int, summary: Callable[[Step], str]) -> Ite
 
 
 def record_of(folder: Path, step: Step) -> Path:
-    """The file that says that a step is done, by which command, in how many seconds."""
+    """The file that says by which command a step was begun, on which inputs, and in how many seconds it was done."""
     return folder / f"{step.name}.json"
 
 
@@ -197,6 +223,8 @@ class StepOutput(io.TextIOBase):
                 self.pipe.send(Event(bar=bar.strip()))
             return len(text)
         self.log.write(text)
+        if text.startswith(("warning: ", "skipped: ")):
+            self.pipe.send(Event(warning=text.strip()))
         self.last_line = text.strip() or self.last_line
         if count := _STEP_COUNT.search(text):
             self.pipe.send(Event(bar=f"{count[1]} of {count[2]} steps"))
@@ -213,7 +241,8 @@ def work(pipe: Connection, folder: Path, terminal: bool) -> None:
     output = StepOutput(pipe, terminal)
     try:
         while True:
-            event = keep_or_run(pipe.recv(), folder, output)
+            step, made = pipe.recv()
+            event = keep_or_run(step, made, folder, output)
             pipe.send(event)
             if event.error:
                 return
@@ -221,30 +250,39 @@ def work(pipe: Connection, folder: Path, terminal: bool) -> None:
         return  # the other end is gone, or is told the same by the terminal
 
 
-def keep_or_run(step: Step, folder: Path, output: StepOutput) -> Event:
-    """Run a step unless its record says that it is done."""
-    record = record_of(folder, step)
-    if record.exists():
-        done = json.loads(record.read_text(encoding="utf-8"))
-        if done["command"] != step.command:
-            return Event(error=f"{step.out} was made by another command: choose another --out")
-        return Event(seconds=done["seconds"], kept=True)
+def keep_or_run(step: Step, made: set[str], folder: Path, output: StepOutput) -> Event:
+    """Run a step unless its record says that it is done, and what it made is there.
+
+    Args:
+        made: those of its needs that were run now: what it made from their earlier ones counts no more.
+    """
+    record, begun = record_of(folder, step), {"command": step.command, "inputs": step.inputs}
+    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    if step.out.exists() and before and before | begun != before:
+        words = "on other images" if before["command"] == step.command else "by another command"
+        return Event(error=f"{step.out} was begun {words}: choose another --out")
+    resumed = bool(before) and step.out.exists()
+    if resumed and made:
+        return Event(error=f"{step.out} was made from an earlier {' and '.join(sorted(made))}: remove it")
+    if resumed and "seconds" in before:
+        return Event(seconds=before["seconds"], resumed=True)
+    write_file(record, json.dumps(begun, indent=2) + "\n")
     log = folder / f"{step.name}.log"
     output.pipe.send(Event(bar="..."))
     began = time.perf_counter()
-    with log.open("a", encoding="utf-8") as output.log:
-        error = run(step, output)
-    if error:
-        return Event(error=f"{error} (log: {log})")
+    if not resumed or step.tool in RESUMABLE:  # the others write aside: what is there is whole
+        with log.open("a", encoding="utf-8") as output.log:
+            error = run(step, resumed, output)
+        if error:
+            return Event(error=f"{error} (log: {log})")
     seconds = round(time.perf_counter() - began, 2)
-    write_file(record, json.dumps({"command": step.command, "seconds": seconds}, indent=2) + "\n")
-    return Event(seconds=seconds)
+    write_file(record, json.dumps(begun | {"seconds": seconds}, indent=2) + "\n")
+    return Event(seconds=seconds, resumed=resumed, made=True)
 
 
-def run(step: Step, output: StepOutput) -> str:
+def run(step: Step, resumed: bool, output: StepOutput) -> str:
     """Call a step's script in this process as its command line would; returns its error, or nothing."""
-    stopped = step.tool in RESUMABLE and (step.out / "config.json").exists()
-    sys.argv = [f"tools/{step.tool}.py", *(("resume", str(step.out)) if stopped else step.words)]
+    sys.argv = [f"tools/{step.tool}.py", *(("resume", str(step.out)) if resumed else step.words)]
     with redirect_stdout(output), redirect_stderr(output):
         try:
             importlib.import_module(step.tool).main()

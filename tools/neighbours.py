@@ -101,12 +101,12 @@ def draw_sheet(
     width = CELL * (1 + 2 * SHOWN) + 2 * GAP
     sheet = Image.new("RGB", (width, HEAD + CELL * len(order)), "white")
     heads = ImageDraw.Draw(sheet)
-    places = {
+    columns = {
         "image": 0,
         "nearest to the teacher": CELL + GAP,
         "nearest to the student": CELL * (1 + SHOWN) + 2 * GAP,
     }
-    for words, left in places.items():
+    for words, left in columns.items():
         heads.text((left + 2, 6), words, fill="black")
     for row, query in enumerate(order):
         top = HEAD + CELL * row

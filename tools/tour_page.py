@@ -1,55 +1,48 @@
 """The page of the tour: its sections, from results.json and the pictures that the runs have left."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lanes import Lanes
 from report import Curve, Page, Picture, Section, Table, draw_curves, write_page
-from stillroom.backbone import Results, read_results
-from stillroom.backbone.names import is_checkpoint
+from stillroom.backbone import Results, read_labelled, read_results, read_unlabelled
 from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import Licence
-from tour_results import (
-    AGREEMENT,
-    AGREEMENT_METRIC,
-    NEIGHBOURS,
-    TASKS,
-    checkpoint_manifest,
-    table_of,
-    write_tour_results,
-)
+from tour import NEIGHBOURS, Tour, nets_of
+from tour_results import AGREEMENT, AGREEMENT_METRIC, TASKS, checkpoint_manifest, table_of, write_tour_results
 
 PAGE = "index.html"
 PROBED = {"random": "random weights", "student": "the student"}
 """Whose maps are probed: role -> name."""
 
 
-def write_toy_page(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds: float) -> Path:
+def write_toy_page(tour: Tour, lanes: Lanes, seconds: float) -> Path:
     """Write results.json and the page of a tour of the toy world; returns the page.
 
     Args:
         tour: its settings.
-        nets: role -> checkpoint directory or name.
         lanes: that ran its steps.
         seconds: from the first step to the last.
     """
-    results = write_tour_results(tour, nets, lanes, seconds)
+    results = write_tour_results(tour, lanes, seconds)
     out, (student, teacher) = tour.out, (results.extra["nets"][role] for role in ("student", "teacher"))
-    reached = " and ".join(f"{100 * progress(results, f'knn-{task}'):.0f} % on new {task}" for task in TASKS)
+    bank, queries = (read_results(out / "knn-shapes-student").datasets[part].count for part in ("train", "test"))
     sections = (
         Section(
             title="Results",
             text=(
                 f"{teacher}, trained on ImageNet, taught {student} on images without labels. The supervised twin is "
-                "the same net, trained with labels for as many steps on as many images. k-NN is measured on shapes "
-                "and textures that none of the twin's images shows. One seed.",
+                "the same net, trained with labels for as many steps on as many images. k-NN is measured on shapes and "
+                "textures that none of the twin's images shows; the student's images show them, without labels. "
+                "Segmentation and detection are measured of random weights and of the student alone, for time. One "
+                "seed.",
             ),
             tables=(table_of(results),),
         ),
         Section(
             title="Nearest neighbours",
-            text=(f"k-NN of frozen features, k = {NEIGHBOURS}: 960 labelled images, 480 to classify, 8 classes.",),
+            text=(f"k-NN of frozen features, k = {NEIGHBOURS}: {bank} labelled images, {queries} to classify.",),
             pictures=(
                 *(neighbour_sheet(out / f"knn-{task}-student", f"new {task}") for task in TASKS),
                 *(embedding(out / f"knn-textures-{role}", f"the {role}") for role in ("teacher", "student")),
@@ -80,21 +73,18 @@ def write_toy_page(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds: fl
                 "detectors: sum of losses": {name: out / f"detection-{role}" for role, name in PROBED.items()},
             },
         ),
-        *closing(nets, lanes, results, "The toy world is drawn on this machine: nothing restricts its images."),
+        *closing(tour, lanes, results, "The toy world is drawn on this machine: nothing restricts its images."),
     )
     big, small = (results.extra["cost"][role]["parameters"] for role in ("teacher", "student"))
-    lead = (
-        f"The teacher has {big / small:.0f} times as many weights as the student. Of its lead over random weights in "
-        f"k-NN accuracy the student has {reached}."
-    )
+    lead = f"The teacher has {big / small:.0f} times as many weights as the student.{reached(results)}"
     page = Page(title=f"{student} distilled from {teacher}", lead=lead, sections=sections, made_by=origin(results))
     write_page(out / PAGE, page)
     return out / PAGE
 
 
-def write_own_page(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds: float) -> Path:
+def write_own_page(tour: Tour, lanes: Lanes, seconds: float) -> Path:
     """Write results.json and the page of a tour of one's own images; see `write_toy_page`."""
-    results = write_tour_results(tour, nets, lanes, seconds)
+    results = write_tour_results(tour, lanes, seconds)
     out, (student, teacher) = tour.out, (results.extra["nets"][role] for role in ("student", "teacher"))
     if tour.labelled is None:
         text = (
@@ -118,12 +108,15 @@ def write_own_page(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds: fl
         )  # fmt: skip
     else:
         text = f"Frozen features of the labelled images in {tour.labelled}."
+        if not tour.is_split:
+            text += " Each is classified by the others. A linear probe needs them in train/ and val/."
         pictures = (
             *(embedding(out / f"knn-{role}", f"the {role}") for role in ("teacher", "student")),
             neighbour_sheet(out / "knn-student", "your labelled images"),
         )
+    licence = "None was given for your images: --data-licence." if tour.data_licence is None else tour.data_licence
     sections = (
-        Section(title="Results", tables=(table_of(results),)),
+        Section(title="Results", text=counted(tour), tables=(table_of(results),)),
         Section(
             title="Nearest neighbours",
             text=(text,),
@@ -131,19 +124,42 @@ def write_own_page(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds: fl
             commands=commands(lanes, "teacher", "student", "features-", AGREEMENT, "knn-", "linear-"),
         ),
         learning_curves(out, {"student: distance to target": {"distilled": out / "student"}}),
-        *closing(nets, lanes, results, "If your images have a licence that restricts what is trained on them, say so "
-                 "by --data-licence of tools/distill.py."),
-    )  # fmt: skip
+        *closing(tour, lanes, results, f"Licence of the images: {licence}"),
+    )
     lead = f"{teacher} taught {student} on the images in {tour.images}, without labels."
     page = Page(title=f"{student} distilled from {teacher}", lead=lead, sections=sections, made_by=origin(results))
     write_page(out / PAGE, page)
     return out / PAGE
 
 
-def progress(results: Results, measure: str) -> float:
-    """Where the student stands between random weights, 0, and its teacher, 1."""
-    low, student, high = (results.metrics[f"{role}/{measure}"] for role in ("random", "student", "teacher"))
-    return (student - low) / (high - low)
+def reached(results: Results) -> str:
+    """Where the student stands between random weights and its teacher; nothing where the teacher does not lead."""
+    shares = {}
+    for task in TASKS:
+        low, student, high = (results.metrics[f"{role}/knn-{task}"] for role in ("random", "student", "teacher"))
+        if high <= low:
+            return ""
+        shares[task] = f"{100 * (student - low) / (high - low):.0f} % on new {task}"
+    return f" Of its lead over random weights in k-NN accuracy the student has {' and '.join(shares.values())}."
+
+
+def counted(tour: Tour) -> tuple[str, ...]:
+    """How many images the student was trained on, what was left out, and which labelled ones it saw."""
+    datasets = read_results(tour.out / "student").datasets
+    trained, held_out = datasets["train"], datasets.get("held_out")
+    sentence = f"The student was trained on {trained.count:,} images"
+    if held_out is not None:
+        sentence += f"; {held_out.count:,} more told it when to stop"
+    if left := len(read_unlabelled(tour.out / "held-out.txt")) if (tour.out / "held-out.txt").stat().st_size else 0:
+        sentence += f"; {left:,} were kept for the comparison"
+    sentences = [f"{sentence}."]
+    if trained.broken:
+        sentences.append(f"{trained.broken:,} could not be read and were left out.")
+    if tour.labelled is not None and not tour.is_split:
+        seen = {path.resolve() for path in read_unlabelled(tour.out / "train.txt").paths}
+        both = sum(path.resolve() in seen for path in read_labelled(tour.labelled).paths)
+        sentences.append(f"Of the labelled images {both:,} are among them: the student saw those without their labels.")
+    return tuple(sentences)
 
 
 # --- pictures and tables ----------------------------------------------------------------------------------------------
@@ -216,17 +232,17 @@ def learned(run: Path) -> tuple[str, ...]:
         return ()
     before, after = (100 * found[AGREEMENT_METRIC] for found in (results.extra["untrained"], results.metrics))
     sentence = (
-        f"Of the teacher's nearest neighbours among held-out images the student has {after:.1f} % beyond chance; "
-        f"{before:.1f} % before its first step."
+        f"Of the teacher's nearest neighbours among the images that the student's run held out, the student has "
+        f"{after:.1f} % beyond chance; {before:.1f} % before its first step."
     )
     return (sentence, *(f"Warning: {warning}." for warning in results.extra["warnings"]))
 
 
-def closing(nets: Mapping[str, str], lanes: Lanes, results: Results, about_data: str) -> tuple[Section, ...]:
+def closing(tour: Tour, lanes: Lanes, results: Results, about_data: str) -> tuple[Section, ...]:
     """The sections at the end of every page: cost, time, licences, next steps."""
     names, costs = results.extra["nets"], results.extra["cost"]
     cost = Table(
-        caption=f"One image in float32 on {results.extra['machine']}, {costs['student']['threads']} threads",
+        caption=f"One image in float32 on one thread of {results.extra['machine']}",
         header=("net", "input, px", "weights, million", "GMACs", "ms"),
         rows=tuple(
             (
@@ -236,49 +252,53 @@ def closing(nets: Mapping[str, str], lanes: Lanes, results: Results, about_data:
             for role, one in costs.items()
         ),
     )
-    beside = ", in two lanes beside each other" if len(lanes.pipes) > 1 else ""
+    beside = ", two at a time" if len(lanes.pipes) > 1 else ""
     spent = Table(
         caption=f"Seconds of each step{beside}", header=("step", "s"),
         rows=tuple((title, f"{seconds:.0f}") for title, seconds in results.extra["steps"].items()),
     )  # fmt: skip
-    total = "Some steps were done before." if lanes.kept else f"{results.seconds:.0f} s in all, after installation."
-    licences = {role: licence_of(nets[role]) for role in ("teacher", "student")}
+    total = f"{results.seconds:.0f} s in all, after installation."
+    if lanes.resumed:
+        total = "An earlier tour had begun or done some steps: their seconds are those of their last run."
+    student = checkpoint_manifest(nets_of(tour)["student"])
+    licences = {
+        "teacher": student.teacher.licence if student.teacher else Licence(),
+        "student": student.backbone.licence,
+    }
     licensed = Table(
-        caption="As the checkpoints' manifests say",
+        caption="As the student's manifest says",
         header=("weights of", "licence", "restrictions"),
         rows=tuple(
             (names[role], one.spdx, "; ".join(one.restrictions) or "none") for role, one in licences.items()
         ),
     )  # fmt: skip
     inherited = "A student inherits its teacher's licence, and the restrictions of its images."
+    next_text = f"The student is {nets_of(tour)['student']}, a checkpoint that every tool takes."
     return (
         Section(title="Cost", tables=(cost,), commands=commands(lanes, "cost")),
         Section(title="Time", text=(total,), tables=(spent,)),
         Section(title="Licences", text=(inherited, about_data), tables=(licensed,)),
-        Section(title="Next steps", text=(f"The student is {nets['student']}, a checkpoint that every tool takes.",),
-                commands=next_commands(nets["student"])),
-    )  # fmt: skip
+        Section(title="Next steps", text=(next_text,), commands=tuple(("", one) for one in next_commands(tour))),
+    )
 
 
-def licence_of(net: str) -> Licence:
-    """The licence in a checkpoint's manifest; not known for a name."""
-    return checkpoint_manifest(net).backbone.licence if is_checkpoint(net) else Licence()
-
-
-def commands(lanes: Lanes, *names: str) -> tuple[str, ...]:
-    """The commands of the steps with one of these names; a name that ends in a dash is the beginning of several."""
+def commands(lanes: Lanes, *names: str) -> tuple[tuple[str, str], ...]:
+    """Title and command of the steps with one of these names; a name that ends in a dash begins several."""
     return tuple(
-        step.command
+        (step.title, step.command)
         for step in lanes.steps
         if any(step.name == name or (name.endswith("-") and step.name.startswith(name)) for name in names)
     )
 
 
-def next_commands(student: str) -> tuple[str, ...]:
+def next_commands(tour: Tour) -> tuple[str, ...]:
     """Three commands to go on with."""
-    tool = ".venv/bin/python tools"
+    tool, student = ".venv/bin/python tools", shlex.quote(nets_of(tour)["student"])
+    evaluate = f"{tool}/eval_ssl.py knn --checkpoint {student} --train YOUR_LABELLED/train --test YOUR_LABELLED/val"
     return (
-        "bash tools/quickstart.sh --images YOUR_IMAGES --out runs/mine",
+        "bash tools/quickstart.sh --images YOUR_IMAGES --out runs/report"
+        if tour.images is None
+        else f"{evaluate} --out runs/knn",
         f"{tool}/cls_transfer.py finetune --checkpoint {student} --train YOUR_LABELLED/train --test YOUR_LABELLED/val "
         "--out runs/finetuned",
         f"{tool}/checkpoint.py export {student} --to onnx --out student.onnx",

@@ -2,25 +2,23 @@
 
 import json
 import os
-import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from bench import cpu_name
 from lanes import Lanes, Step
 from report import Table
 from stillroom.backbone import Results, read_results, write_results
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.manifest import Manifest, read_manifest
+from stillroom.backbone.manifest import MANIFEST, Manifest, read_manifest
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import RESULTS, CheckpointRecord
+from stillroom.backbone.results import CheckpointRecord
 from stillroom.backbone.run_files import read_metrics
+from tour import NEIGHBOURS, Tour, nets_of
 
 PROTOCOL = "quickstart/v2"
 TASKS = ("shapes", "textures")
-NEIGHBOURS = 10
-GROUND = "background"
 AGREEMENT = "neighbours"
 """The measure without labels, by the name of its step."""
 AGREEMENT_METRIC = "neighbour_agreement"
@@ -39,12 +37,6 @@ def knn_accuracy(run: Results) -> float:
     return run.metrics[f"top1_k{NEIGHBOURS}"]
 
 
-def mean_object_iou(run: Results) -> float:
-    """Mean IoU over the classes of objects: the ground, which random weights find too, does not count."""
-    found = [value for name, value in run.extra["iou_per_class"].items() if name != GROUND]
-    return sum(found) / len(found)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """A number of a run in `<measure>-<role>`: its column in tables, and where it is read."""
@@ -56,7 +48,7 @@ class Measure:
 MEASURES = {
     "knn-shapes": Measure(column="k-NN, new shapes, %", read=knn_accuracy),
     "knn-textures": Measure(column="k-NN, new textures, %", read=knn_accuracy),
-    "segmentation": Measure(column="segmentation, mIoU of objects, %", read=mean_object_iou),
+    "segmentation": Measure(column="segmentation, mIoU of objects, %", read=lambda run: run.metrics["mIoU_foreground"]),
     "detection": Measure(column="detection, AP, %", read=lambda run: run.metrics["AP"]),
     "knn": Measure(column="k-NN, %", read=knn_accuracy),
     "linear": Measure(column="linear probe, %", read=lambda run: run.metrics["top1"]),
@@ -71,36 +63,41 @@ def summary(step: Step) -> str:
     name, _, _ = step.name.rpartition("-")
     if name in MEASURES:
         return f"{COLUMNS[name]} {100 * MEASURES[name].read(read_results(step.out)):.1f}"
+    if step.name == AGREEMENT:
+        return f"{COLUMNS[AGREEMENT]} {100 * read_agreement(step.out.parent)['student']:.1f}"
     if step.name in ("student", "supervised"):
         losses = [row["loss"] for row in read_metrics(step.out) if "loss" in row]
         return f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
     return str(step.out)
 
 
-def read_measures(out: Path, roles: Mapping[str, str]) -> dict[str, float]:
+def read_measures(steps: list[Step]) -> dict[str, float]:
     """Every number that the tour's runs have left: `role/measure` -> fraction."""
-    found = {
-        f"{role}/{name}": measure.read(read_results(run))
-        for role in roles
-        for name, measure in MEASURES.items()
-        if (run := out / f"{name}-{role}" / RESULTS).exists()
-    }
-    if (compared := out / AGREEMENT / "agreement.json").exists():
-        agreement = json.loads(compared.read_text(encoding="utf-8"))["agreement"]
-        runs = {role: str(out / f"features-{role}") for role in roles}
-        found |= {f"{role}/{AGREEMENT}": agreement[run] for role, run in runs.items() if run in agreement}
+    found = {}
+    for step in steps:
+        name, _, role = step.name.rpartition("-")
+        if name in MEASURES:
+            found[f"{role}/{name}"] = MEASURES[name].read(read_results(step.out))
+        if step.name == AGREEMENT:
+            found |= {f"{role}/{AGREEMENT}": value for role, value in read_agreement(step.out.parent).items()}
     return found
 
 
-def write_tour_results(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds: float) -> Results:
+def read_agreement(out: Path) -> dict[str, float]:
+    """Neighbour agreement of student and random weights with the teacher: role -> fraction."""
+    found = json.loads((out / AGREEMENT / "agreement.json").read_text(encoding="utf-8"))["agreement"]
+    return {role: found[str(out / f"features-{role}")] for role in ("student", "random")}
+
+
+def write_tour_results(tour: Tour, lanes: Lanes, seconds: float) -> Results:
     """Write what the tour measured as results.json into its folder.
 
     Args:
-        tour: its settings, a dataclass.
-        nets: role -> checkpoint directory or name.
+        tour: its settings.
         lanes: that ran its steps.
         seconds: from the first step to the last.
     """
+    nets = nets_of(tour)
     student = checkpoint_manifest(nets["student"])
     costs = json.loads((tour.out / "cost.json").read_text(encoding="utf-8"))
     results = Results(
@@ -108,7 +105,7 @@ def write_tour_results(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds
         protocol=PROTOCOL,
         datasets={},
         checkpoint=CheckpointRecord(path=nets["student"], sha256=student.weights.sha256, method=student.method),
-        metrics=read_measures(tour.out, nets),
+        metrics=read_measures(lanes.steps),
         seed=tour.seed,
         seconds=round(seconds, 1),
         made_by=made_by("stillroom-distill", config_to_dict(tour)),
@@ -116,9 +113,9 @@ def write_tour_results(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds
             "nets": {role: net_name(nets[role]) for role in ("student", "teacher")},
             "cost": dict(zip(("teacher", "student"), costs, strict=True)),
             "steps": {step.title: lanes.seconds_of(step) for step in lanes.steps},
-            "kept": lanes.kept,
+            "resumed": lanes.resumed,
             "commands": {step.name: step.command for step in lanes.steps},
-            "machine": machine(),
+            "machine": f"{os.cpu_count()} cores, {cpu_name()}",
         },
     )
     write_results(tour.out, results)
@@ -127,20 +124,12 @@ def write_tour_results(tour: Any, nets: Mapping[str, str], lanes: Lanes, seconds
 
 def checkpoint_manifest(path: str) -> Manifest:
     """The manifest of a checkpoint directory."""
-    return read_manifest(Path(path) / "manifest.json")
+    return read_manifest(Path(path) / MANIFEST)
 
 
 def net_name(net: str) -> str:
     """The name of a net, or of a checkpoint's net, without its library."""
     return (checkpoint_manifest(net).backbone.name if Path(net).is_dir() else net).rpartition("/")[2]
-
-
-def machine() -> str:
-    """The cores and the processor of this machine."""
-    info = Path("/proc/cpuinfo")  # of Linux; platform knows the architecture alone there
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores, {models[0] if models else platform.processor() or platform.machine()}"
 
 
 def table_of(results: Results) -> Table:
@@ -156,5 +145,5 @@ def table_of(results: Results) -> Table:
         weights, macs = f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.3f}"
         rows.append((title.format(**results.extra["nets"]), *cells, weights, macs, f"{cost['milliseconds']:.1f}"))
     header = ("net", *(COLUMNS[name] for name in shown), "weights, million", "GMACs", "ms")
-    caption = f"Seed {results.seed}; times on {results.extra['machine']}"
+    caption = f"Seed {results.seed}; milliseconds on one thread of {results.extra['machine']}"
     return Table(caption=caption, header=header, rows=tuple(rows))

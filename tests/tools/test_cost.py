@@ -30,18 +30,28 @@ def test_resnet20_costs_what_its_paper_says() -> None:
     assert min(small.milliseconds, large.milliseconds) > 0
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
+def test_settings_that_cannot_work_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match="--size has 2 values for 1 nets: give one each, or none"):
         measure(("random:cifar/resnet20",), (32, 64), rounds=1)
+    with pytest.raises(ValueError, match="--size is -1: it must be at least 0"):
+        measure(("random:cifar/resnet20",), (-1,), rounds=1)
     with pytest.raises(ValueError, match="--rounds is 0: it must be at least 1"):
         measure(("random:cifar/resnet20",), (), rounds=0)
+    monkeypatch.setattr(sys, "argv", ["cost.py", "random:cifar/resnet20", "--threads", "0"])
+    with pytest.raises(SystemExit) as left:
+        cost.main()
+    assert left.value.code == 2 and "--threads is 0: it must be at least 1" in capsys.readouterr().err
 
 
 def test_the_command_prints_a_table_and_writes_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cost.json"
-    monkeypatch.setattr(sys, "argv", ["cost.py", "random:cifar/resnet20", "--rounds", "1", "--out", str(out)])
+    monkeypatch.setattr(
+        sys, "argv", ["cost.py", "random:cifar/resnet20", "--rounds", "1", "--size", "0", "--out", str(out)]
+    )
     cost.main()
     (found,) = json.loads(out.read_text(encoding="utf-8"))
     assert found["net"] == "random:cifar/resnet20" and found["size"] == 32

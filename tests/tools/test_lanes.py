@@ -1,6 +1,7 @@
 """Steps in lanes, run as the tour runs them: real scripts of tools/ in worker processes."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ def subset(name: str, data: Path, out: Path, fraction: str = "0.5") -> Step:
     return Step(name=name, title=f"a list, {name}", tool="make_subset", words=words, out=out)
 
 
-def run(folder: Path, steps: list[Step], number: int = 1) -> Lanes:
-    with open_lanes(folder, number, lambda step: f"made {step.out.name}") as opened:
+def run(folder: Path, steps: list[Step], num_lanes: int = 1) -> Lanes:
+    with open_lanes(folder, num_lanes, lambda step: f"made {step.out.name}") as opened:
         opened.run(steps)
     return opened
 
@@ -28,9 +29,9 @@ def test_steps_of_two_lanes_are_run_recorded_and_told_in_one_line_each(
     unlabelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps = [subset(name, unlabelled, tmp_path / f"{name}.txt") for name in ("one", "two", "three")]
-    lanes = run(tmp_path / "steps", steps, number=2)
+    lanes = run(tmp_path / "steps", steps, num_lanes=2)
     assert all(step.out.exists() for step in steps)
-    assert {step.name for step in lanes.steps} == {"one", "two", "three"} and not lanes.kept
+    assert {step.name for step in lanes.steps} == {"one", "two", "three"} and not lanes.resumed
     out, err = capfd.readouterr()
     assert out == ""
     lines = err.splitlines()
@@ -46,20 +47,77 @@ def test_a_step_waits_for_what_it_needs(unlabelled: Path, tmp_path: Path, capfd:
     """The second lane is free from the beginning, but what it could take reads what the first one makes."""
     first = subset("first", unlabelled, tmp_path / "first.txt")
     second = replace(subset("second", first.out, tmp_path / "second.txt"), needs=("first",))
-    run(tmp_path / "steps", [second, first], number=2)
+    run(tmp_path / "steps", [second, first], num_lanes=2)
     assert [line.split("  ")[0] for line in capfd.readouterr().err.splitlines()] == ["a list, first", "a list, second"]
     assert second.out.read_text(encoding="utf-8").startswith("# 24 images of ")
 
 
-def test_a_step_that_is_done_is_kept_and_one_of_another_command_is_refused(unlabelled: Path, tmp_path: Path) -> None:
+def test_a_step_that_is_done_is_kept_and_run_again_where_its_output_is_gone(unlabelled: Path, tmp_path: Path) -> None:
     step = subset("one", unlabelled, tmp_path / "one.txt")
     run(tmp_path / "steps", [step])
-    step.out.unlink()  # it would come back, were it run again
-    assert run(tmp_path / "steps", [step]).kept
-    assert not step.out.exists()
+    step.out.write_text("kept")
+    assert run(tmp_path / "steps", [step]).resumed
+    assert step.out.read_text() == "kept"
+    step.out.unlink()
+    assert not run(tmp_path / "steps", [step]).resumed
+    assert step.out.read_text(encoding="utf-8").startswith("# 48 images of ")
+
+
+def test_what_another_command_or_other_images_began_is_refused_and_left_alone(unlabelled: Path, tmp_path: Path) -> None:
+    """Also where it was stopped before it was done."""
+    step = subset("one", unlabelled, tmp_path / "one.txt")
+    run(tmp_path / "steps", [step])
+    record, made = tmp_path / "steps" / "one.json", step.out.read_bytes()
+    stopped = json.loads(record.read_text())
+    del stopped["seconds"]
     other = subset("one", unlabelled, tmp_path / "one.txt", fraction="0.25")
-    with pytest.raises(ValueError, match=r"a list, one: .*one\.txt was made by another command: choose another --out"):
-        run(tmp_path / "steps", [other])
+    for kept in (record.read_text(), json.dumps(stopped)):
+        record.write_text(kept)
+        with pytest.raises(ValueError, match=r"a list, one: .*one\.txt was begun by another command: choose"):
+            run(tmp_path / "steps", [other])
+        with pytest.raises(ValueError, match=r"a list, one: .*one\.txt was begun on other images: choose"):
+            run(tmp_path / "steps", [replace(step, inputs="changed")])
+        assert (record.read_text(), step.out.read_bytes()) == (kept, made)
+
+
+def test_what_was_made_from_an_earlier_output_is_refused(unlabelled: Path, tmp_path: Path) -> None:
+    first = subset("first", unlabelled, tmp_path / "first.txt")
+    second = replace(subset("second", unlabelled, tmp_path / "second.txt"), needs=("first",))
+    run(tmp_path / "steps", [first, second])
+    first.out.unlink()
+    with pytest.raises(ValueError, match=r"second\.txt was made from an earlier first: remove it"):
+        run(tmp_path / "steps", [first, second])
+
+
+def test_a_whole_output_whose_record_was_not_finished_is_kept(unlabelled: Path, tmp_path: Path) -> None:
+    """A kill between the two: make_subset.py writes aside, and refuses to write again."""
+    step = subset("one", unlabelled, tmp_path / "one.txt")
+    run(tmp_path / "steps", [step])
+    record = tmp_path / "steps" / "one.json"
+    begun = json.loads(record.read_text())
+    record.write_text(json.dumps({"command": begun["command"], "inputs": begun["inputs"]}))
+    step.out.write_text("kept")
+    lanes = run(tmp_path / "steps", [step])
+    assert lanes.resumed and lanes.seconds_of(step) >= 0 and step.out.read_text() == "kept"
+
+
+def test_an_output_that_no_tour_made_is_its_tools_to_refuse(unlabelled: Path, tmp_path: Path) -> None:
+    step = subset("one", unlabelled, tmp_path / "one.txt")
+    step.out.write_text("mine")
+    with pytest.raises(ValueError, match=r"one\.txt exists"):
+        run(tmp_path / "steps", [step])
+    assert step.out.read_text() == "mine"
+
+
+def test_a_worker_that_dies_is_one_sentence(unlabelled: Path, tmp_path: Path) -> None:
+    step = subset("one", unlabelled, tmp_path / "one.txt")
+    with (
+        open_lanes(tmp_path / "steps", 1, lambda step: "") as lanes,
+        pytest.raises(ValueError, match=r"a worker process died, out of memory perhaps: see .*steps"),
+    ):
+        lanes.processes[0].kill()
+        lanes.processes[0].join()
+        lanes.run([step])
 
 
 def test_a_step_that_fails_ends_all_with_its_own_sentence_and_its_log(unlabelled: Path, tmp_path: Path) -> None:
@@ -76,13 +134,27 @@ def test_a_step_that_fails_ends_all_with_its_own_sentence_and_its_log(unlabelled
 
 
 def test_a_step_that_was_stopped_goes_on(unlabelled: Path, tmp_path: Path) -> None:
-    """A run directory with a config and no results is resumed, which its command alone would refuse."""
+    """Its run directory is resumed, which its command alone would refuse: no step of the first life is made again."""
     out = tmp_path / "run"
     words = ("smoke", "--data", str(unlabelled), "--out", str(out))
     step = Step(name="student", title="student", tool="distill", words=words, out=out)
     run(tmp_path / "steps", [step])
-    done = read_results(out)
+    done, metrics = read_results(out), (out / "metrics.jsonl").read_bytes()
+    record = tmp_path / "steps" / "student.json"
+    begun = json.loads(record.read_text())
+    record.write_text(json.dumps({"command": begun["command"], "inputs": begun["inputs"]}))
     (out / "results.json").unlink()
-    (tmp_path / "steps" / "student.json").unlink()
-    run(tmp_path / "steps", [step])
+    assert run(tmp_path / "steps", [step]).resumed
     assert read_results(out).checkpoint.sha256 == done.checkpoint.sha256
+    assert (out / "metrics.jsonl").read_bytes() == metrics  # seconds and speeds too
+
+
+def test_a_warning_of_a_step_stands_on_the_screen(
+    unlabelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "images"
+    shutil.copytree(unlabelled, data)
+    (data / "torn.png").write_bytes(b"no image")
+    words = ("smoke", "--data", str(data), "--on-broken", "skip", "--out", str(tmp_path / "run"))
+    run(tmp_path / "steps", [Step(name="student", title="student", tool="distill", words=words, out=tmp_path / "run")])
+    assert "student: skipped: " in capfd.readouterr().err

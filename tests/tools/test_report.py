@@ -1,9 +1,12 @@
 """The page holds everything that it was given, and reaches for nothing outside of itself."""
 
 import base64
+import html
 import io
-import re
+import shutil
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,9 @@ def page(tmp_path: Path) -> Page:
         title="Small & <big>",
         lead="What came out.",
         sections=(
-            Section(title="First", text=("one", "two"), tables=(table,), commands=("python a.py --x 'b c'",)),
+            Section(
+                title="First", text=("one", "two"), tables=(table,), commands=(("a row", "python a.py --x 'b c'"),)
+            ),
             Section(
                 title="Second",
                 pictures=(
@@ -46,7 +51,7 @@ def test_the_page_holds_every_part_it_was_given(page: Page, tmp_path: Path) -> N
     assert read.text("p") == ["What came out.", "one", "two", "by us"]
     assert read.text("caption") == ["of <nets> & more"]
     assert read.text("th") == ["net", "top-1, %", "a", "b"] and read.text("td") == ["12.5", "50.0"]
-    assert read.text("code") == ["python a.py --x 'b c'"]
+    assert (read.text("h3"), read.text("code")) == (["a row"], ["python a.py --x 'b c'"])
     assert read.text("figcaption") == ["red", "blue"]
     assert [image["alt"] for image in read.all("img")] == ["a red one", "a blue one"]
     assert {link["href"] for link in read.all("a")} == {f"#{one['id']}" for one in read.all("section")}
@@ -65,19 +70,30 @@ def test_pictures_are_in_the_file_and_nothing_is_outside(page: Page, tmp_path: P
     assert sizes == [(60, 30), (1400, 350)]
 
 
-def test_the_page_fits_a_phone_and_the_night(page: Page, tmp_path: Path) -> None:
-    write_page(tmp_path / "page.html", page)
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
-    assert "prefers-color-scheme: dark" in text
-    assert len(re.findall('<div class="scroll"', text)) == 3  # the table and both pictures
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_no_wider_than_the_screen(page: Page, tmp_path: Path, width: int) -> None:
+    """At the widths of a desktop and of a phone, as Chromium lays it out: wide tables scroll by themselves."""
+    wide = Table(caption="wide", header=tuple("a header" for _ in range(30)), rows=(tuple("12.5" for _ in range(30)),))
+    sections = (*page.sections, Section(title="Wide", tables=(wide,), commands=(("x", "python a.py " + 200 * "x"),)))
+    write_page(tmp_path / "page.html", replace(page, sections=sections))
+    inner = html.escape((tmp_path / "page.html").read_text(encoding="utf-8"), quote=True)
+    measure = "document.title = this.contentDocument.documentElement.scrollWidth"
+    outer = f'<iframe srcdoc="{inner}" style="width: {width}px; border: 0" onload="{measure}"></iframe>'
+    (tmp_path / "frame.html").write_text(f"<!doctype html><title></title>{outer}", encoding="utf-8")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,900", "--dump-dom")
+    command = (str(CHROMIUM), *flags, (tmp_path / "frame.html").as_uri())
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert f"<title>{width}</title>" in shown
 
 
 def test_a_picture_that_is_missing_or_without_words_is_refused(page: Page, tmp_path: Path) -> None:
     (tmp_path / "red.png").rename(tmp_path / "other.png")
-    with pytest.raises(
-        ValueError, match=r"is to show .*red\.png, which is not there: run the step that draws it again"
-    ):
+    with pytest.raises(ValueError, match=r"is to show .*red\.png, which is not there: remove its folder and run again"):
         write_page(tmp_path / "page.html", page)
     silent = Section(title="x", pictures=(Picture(file=tmp_path / "other.png", alt="", caption="x"),))
     with pytest.raises(ValueError, match=r"other\.png has no text for those who do not see it: give it an alt"):
