@@ -5,8 +5,8 @@
         --num-val 32 --num-scenes 32 --num-scenes-val 16
 
     data/toy/unlabelled/                    every shape in every texture: to distil a student on
-    data/toy/objects/{train,val}/           16 classes, known textures on known shapes: to train a teacher on
-    data/toy/heldout-pairs/{train,val}/     8 classes, known textures on known shapes the teacher has not seen them on
+    data/toy/objects/{train,val}/           16 classes, known textures on known shapes: to train with labels on
+    data/toy/heldout-pairs/{train,val}/     8 classes, known textures on known shapes, in other pairs
     data/toy/heldout-shapes/{train,val}/    8 classes, new shapes in known textures
     data/toy/heldout-textures/{train,val}/  8 classes, new textures on known shapes
     data/toy/scenes/                        2 to 4 objects of any shape in the 8 new textures, to segment and to detect
@@ -17,7 +17,7 @@
     data/toy/dataset.json                   settings, counts, class names, fingerprint of this generator
 
 A picture depends on (seed, folder, index) and its size alone, so the number of processes changes no byte. What is held
-out is held out from the teacher: such objects do occur in unlabelled/, as among a practitioner's own pictures, but
+out is in no picture of objects/: such objects do occur in unlabelled/, as among a practitioner's own pictures, but
 without a label and in no picture of a held-out folder. Colour, place, size, rotation, light and clutter know nothing of
 the class.
 

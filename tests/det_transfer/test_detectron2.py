@@ -70,8 +70,8 @@ Lively = Callable[[str], Backbone]
 
 @pytest.fixture
 def make(make_config: Make) -> Make:
-    """A run of seconds with Detectron2."""
-    return partial(make_config, backend="detectron2")
+    """A run of seconds with Detectron2, whose own ResNet takes the weights of torchvision's."""
+    return partial(make_config, backend="detectron2", checkpoint=("random:torchvision/resnet18",))
 
 
 def cross(config: DetectConfig, backbone: Backbone) -> tuple[Any, Any]:
