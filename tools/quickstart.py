@@ -42,8 +42,8 @@ def toy_steps(tour: Tour) -> list[Step]:
     makers = {"teacher": [one.name for one in teacher], "student": ["student"], "supervised": ["supervised"]}
     draw = step(
         "draw", "toy images", "make_toy_data", world,
-        seed=tour.seed, num_unlabelled=TOY_IMAGES + TOY_HELD_OUT, num_train=TOY_IMAGES, scene_size=64, num_scenes=640,
-        num_scenes_val=96,
+        seed=tour.seed, num_unlabelled=TOY_IMAGES + TOY_HELD_OUT, num_train=TOY_IMAGES, num_heldout=640, scene_size=64,
+        num_scenes=640, num_scenes_val=96,
     )  # fmt: skip
     supervise = step(
         "supervised", "supervised twin", "cls_transfer", tour.out / "supervised", "scratch", needs=("draw",),
@@ -76,7 +76,7 @@ def toy_steps(tour: Tour) -> list[Step]:
             measure("segmentation", role, "seg_transfer", "linear", **scenes, steps=100, crop=64, scale=(1, 1),
                     rotate=0, blur=0, lr=0.05),
             measure("detection", role, "det_transfer", "faster-rcnn-fpn", "--frozen", **scenes, backend="torchvision",
-                    steps=200, train_sizes=64, test_size=64, max_size=64, fpn_norm="gn", fpn_dim=32, box_dim=256,
+                    steps=250, train_sizes=64, test_size=64, max_size=64, fpn_norm="gn", fpn_dim=32, box_dim=256,
                     rois=32, anchor_scale=5, lr=0.05, warmup=20),
         ]  # fmt: skip
 
