@@ -72,7 +72,7 @@ class Settings:
     num_unlabelled: int = 6000
     """pictures without labels"""
     num_train: int = 6000
-    """training pictures of the teacher's task, shared evenly by its 16 classes"""
+    """training pictures of objects/, shared evenly by its 16 classes"""
     num_heldout: int = 960
     """training pictures of each held-out task, shared evenly by its 8 classes"""
     num_val: int = 480
@@ -105,9 +105,9 @@ def known_pairs(modulus: int, remainder: int) -> dict[str, Kind]:
 
 TEACHER_TASK = "objects"
 TASKS: dict[str, dict[str, Kind]] = {
-    # A third of the pairs: each shape in two textures, so that neither names the class and the teacher must learn both.
+    # A third of the pairs: each shape in two textures, so that neither names the class and both must be learnt.
     TEACHER_TASK: known_pairs(3, 0),
-    # Each shape in one texture that the teacher has not seen it in.
+    # Each shape in one texture that objects/ does not show it in.
     "heldout-pairs": known_pairs(6, 1),
     "heldout-shapes": {shape: Kind(shapes=(shape,), textures=tuple(KNOWN_TEXTURES)) for shape in HELDOUT_SHAPES},
     "heldout-textures": {
