@@ -85,7 +85,11 @@ def mutate(text: str, mutation: Mutation) -> str:
 def run_tests(root: Path, tests: list[str]) -> tuple[bool, str]:
     """Run tests against the packages of `root`, to the first that fails: whether all passed, and what pytest said."""
     sources = [str(folder) for folder in sorted(root.glob("packages/*/src"))]  # before the installed ones
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sources),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # bytecode is known by second and size, which a broken line may share
+    }
     words = ["-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
     done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):

@@ -30,7 +30,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_first_fast_test_that_notices_is_named_and_the_line_is_whole_again(tree: Path) -> None:
+def test_the_first_fast_test_that_notices_is_named_and_the_line_is_whole_again(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # bytecode of a broken line would outlive it
     broken = Mutation(FILE, "bigger = 2 * x", "bigger = 3 * x", ["tests/small/test_nothing.py"])
     before = (tree / FILE).read_text()
     assert find_killer(tree, broken, broken.tests) == "tests/small/test_numbers.py::test_of_two"
