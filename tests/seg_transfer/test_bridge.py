@@ -9,7 +9,7 @@ from torch import nn
 from stillroom.backbone import Backbone, BackboneSpec, CheckpointError, build_backbone
 from stillroom.backbone.bridge import assert_same
 from stillroom.seg_transfer.bridge import adopt_bridge, build_bridge
-from stillroom.seg_transfer.nets import StillroomMobileNetV2, StillroomResNet
+from stillroom.seg_transfer.nets import StillroomMobileNetV2, StillroomResNet, dilate
 
 NATIVE = (
     "torchvision/resnet18",
@@ -114,6 +114,16 @@ def test_a_tensor_that_is_missing_or_differs_is_named() -> None:
         assert_same(net.state_dict(), tensors)
     with pytest.raises(CheckpointError, match=r"1 missing: bn1.weight"):
         bridge.from_framework({k: t for k, t in net.state_dict().items() if k != "bn1.weight"}, backbone)
+
+
+def test_a_stride_that_a_shortcut_shares_dilates_what_follows_once() -> None:
+    """A residual block's first convolution and its 1x1 shortcut have one stride between them."""
+    block = [nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(3, 4, 1, stride=2)]
+    after = nn.Conv2d(4, 4, 3, padding=1)
+    dilate([nn.Sequential(*block, after)], stride=4, output_stride=4)
+    assert [one.stride[0] for one in (*block, after)] == [1, 1, 1, 1]
+    assert [one.dilation[0] for one in (*block, after)] == [1, 2, 1, 2]
+    assert [one.padding[0] for one in (*block, after)] == [1, 2, 0, 2]
 
 
 def test_kdeps_dilation_touches_second_convolutions_alone() -> None:
