@@ -116,7 +116,7 @@ def own_steps(tour: Tour) -> list[Step]:
     licence = {} if tour.data_licence is None else {"data-licence": tour.data_licence}
     distil = distil_step(tour, trained, **{"on-broken": tour.on_broken}, **licence)
     distil = replace(distil, inputs=read_unlabelled(trained).fingerprint)
-    # What needs no student comes first: an image that cannot be read is found before the hours of the student.
+    # What needs no student comes first: whatever is wrong with the images to measure on shows before hours of training.
     return [*import_teacher(tour), *measures["teacher"], *measures["random"], distil, *measures["student"], cost(tour)]
 
 

@@ -150,7 +150,7 @@ def counted(tour: Tour) -> tuple[str, ...]:
     sentence = f"The student was trained on {trained.count:,} images"
     if held_out is not None:
         sentence += f"; {held_out.count:,} more told it when to stop"
-    if left := len(read_unlabelled(tour.out / "held-out.txt")) if (tour.out / "held-out.txt").stat().st_size else 0:
+    if left := len((tour.out / "held-out.txt").read_text(encoding="utf-8").splitlines()):
         sentence += f"; {left:,} were kept for the comparison"
     sentences = [f"{sentence}."]
     if trained.broken:
