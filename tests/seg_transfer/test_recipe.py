@@ -119,6 +119,7 @@ def test_mirrored_images_are_averaged_with_the_others(make_config: Make, run: Ru
     out = finetune(config)
     resolved = plan_of(config, run, "cifar/resnet20").resolved
     model = MODELS.build(resolved.model).eval()
+    # MMEngine pickles its log buffers beside the weights; the file is this test's own
     weights = torch.load(out / "iter_1.pth", map_location="cpu", weights_only=False)["state_dict"]
     model.load_state_dict(weights)
     normalize = Normalize(load_checkpoint(out / "checkpoint")[0].spec.input)
