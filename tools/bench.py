@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import tyro
 
-from stillroom.backbone.command import plainly
+from stillroom.backbone.command import report_errors
 
 BENCHES = {
     "projection": "bench_projection:Projection",
@@ -79,7 +79,7 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from bench_seg import interval
 from stillroom.backbone import Run
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_to_json
-from stillroom.backbone.files import write_file
-from stillroom.backbone.first import first_backbone
+from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.run_files import CONFIG
 from stillroom.det_transfer import DetectConfig
 from stillroom.det_transfer.backend import find_backend
@@ -68,7 +68,7 @@ class Det:
         from detectron2.engine import SimpleTrainer, hooks  # noqa: PLC0415
         from detectron2.utils.events import EventStorage  # noqa: PLC0415
 
-        from stillroom.det_transfer.with_detectron2.hooks import RefuseDiverged, SteadySteps  # noqa: PLC0415
+        from stillroom.det_transfer.with_detectron2.hooks import RefuseDiverged, SeededSteps  # noqa: PLC0415
         from stillroom.det_transfer.with_detectron2.train import build_config  # noqa: PLC0415
 
         out = folder / ("ours" if own else "reference")
@@ -78,7 +78,7 @@ class Det:
         )  # fmt: skip
         write_file(out / CONFIG, config_to_json(config))
         run = Run.start()
-        backbone = first_backbone(NET, None, seed=0)
+        backbone = initial_backbone(NET, None, seed=0)
         cfg, bridge = build_config(config, run, backbone, 1)
         model = instantiate(cfg.model).to(run.device)
         if own:
@@ -93,7 +93,7 @@ class Det:
         trainer = SimpleTrainer(
             model, instantiate(cfg.dataloader.train), instantiate(cfg.optimizer), gather_metric_period=20
         )
-        own_hooks = [SteadySteps(0, 0), RefuseDiverged(model, cfg.train.checkpointer.period)] if own else []
+        own_hooks = [SeededSteps(0, 0), RefuseDiverged(model, cfg.train.checkpointer.period)] if own else []
         schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
         trainer.register_hooks([*own_hooks, schedule])
         trainer.iter, trainer.start_iter, trainer.max_iter = 0, 0, config.steps
@@ -115,9 +115,9 @@ def own_microseconds() -> float:
     """What the hook that seeds a step takes, alone."""
     from types import SimpleNamespace  # noqa: PLC0415
 
-    from stillroom.det_transfer.with_detectron2.hooks import SteadySteps  # noqa: PLC0415
+    from stillroom.det_transfer.with_detectron2.hooks import SeededSteps  # noqa: PLC0415
 
-    hook, times = SteadySteps(0, 0), []
+    hook, times = SeededSteps(0, 0), []
     hook.trainer = SimpleNamespace(iter=0)
     for step in range(200):
         hook.trainer.iter = step

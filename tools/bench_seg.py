@@ -15,7 +15,7 @@ from mmseg.registry import LOOPS
 from PIL import Image
 
 from stillroom.backbone import Run
-from stillroom.backbone.first import first_backbone
+from stillroom.backbone.initial import initial_backbone
 from stillroom.seg_transfer import SegmentConfig
 from stillroom.seg_transfer.train import build_plan, build_runner, initial_file
 
@@ -89,7 +89,7 @@ class Seg:
             batch_size=self.batch, steps=10_000, save_every=10_000, log_every=50, workers=0, rotate=0, blur=0,
         )  # fmt: skip
         run = Run.start()
-        backbone = first_backbone(NET, None, seed=0)
+        backbone = initial_backbone(NET, None, seed=0)
         plan = build_plan(config, run, backbone)
         out.mkdir()
         torch.save(plan.bridge.to_framework(backbone)[0], initial_file(out))

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional, arg
 
 from stillroom.backbone import Backbone, format_table, load_backbone
-from stillroom.backbone.command import plainly
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.command import report_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def count_macs(backbone: Backbone | nn.Module, image: torch.Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Measure, print, and write if asked to."""
     settings = tyro.cli(Settings, description=__doc__)

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import Any
 
-from stillroom.backbone.command import plainly
+from stillroom.backbone.command import report_errors
 from stillroom.distill.cli import run_command
 
 
@@ -14,7 +14,7 @@ def knn(*given: Any) -> dict[str, float]:
     return monitor_knn(*given)
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Hand the k-NN monitor of eval_ssl to distill, where both are installed."""
     run_command(None if find_spec("stillroom.eval_ssl") is None else knn)

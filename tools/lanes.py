@@ -25,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
 
 RESUMABLE = ("distill", "cls_transfer", "seg_transfer", "det_transfer")
 _STEP_COUNT = re.compile(r"\[\s*(\d+)/(\d+)\]")  # in MMEngine's log lines

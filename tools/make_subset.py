@@ -14,8 +14,8 @@ import numpy as np
 import tyro
 
 from stillroom.backbone import ImageFiles, read_labelled, read_unlabelled
-from stillroom.backbone.command import plainly
-from stillroom.backbone.files import refuse_existing, replace_directory, write_file
+from stillroom.backbone.atomic import refuse_existing, replace_directory, write_file
+from stillroom.backbone.command import report_errors
 from stillroom.backbone.image_files import listed, shuffled_by_class
 
 _CLASSES_SEED = 1234  # of SimReg's ImageNet-100
@@ -100,7 +100,7 @@ def link(part: ImageFiles, out: Path) -> None:
             place.symlink_to(path.resolve())
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Choose and write."""
     tyro.cli(Subset, description=__doc__).run()

@@ -18,8 +18,8 @@ from pathlib import Path
 import tyro
 
 from stillroom.backbone import format_table
-from stillroom.backbone.command import plainly
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.command import report_errors
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("packages", "tests", "tools", "pyproject.toml", "README.md", "CODEOWNERS")
@@ -122,7 +122,7 @@ def find_killer(root: Path, mutation: Mutation, tests: list[str]) -> str | None:
     return killer[1]
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Copy the tree, break, test, print; exit with 1 where a mutation survives."""
     flags = tyro.cli(Mutate, description=__doc__)

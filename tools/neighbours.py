@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from stillroom.backbone import format_table
-from stillroom.backbone.command import plainly
-from stillroom.backbone.files import replace_directory, write_file
+from stillroom.backbone.atomic import replace_directory, write_file
+from stillroom.backbone.command import report_errors
 from stillroom.distill.agreement import neighbour_agreement
 from stillroom.eval_ssl.figures import draw_embedding, embed, framed
 from stillroom.eval_ssl.neighbours import nearest_neighbours
@@ -121,7 +121,7 @@ def draw_sheet(
     sheet.save(path)
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Compare and print."""
     settings = tyro.cli(Settings, description=__doc__)

@@ -19,8 +19,8 @@ import tyro
 import tour_page
 from lanes import Step, open_lanes
 from stillroom.backbone import read_labelled, read_unlabelled
-from stillroom.backbone.command import plainly
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.command import report_errors
 from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from tour import NEIGHBOURS, Tour, nets_of
@@ -262,7 +262,7 @@ def at_root(tour: Tour) -> Tour:
     return replace(tour, **paths)
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Take the tour, and print where the page is and what to do next."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated tour ends its processes too

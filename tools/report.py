@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.figures import plain, save
-from stillroom.backbone.files import write_file
 
 TEMPLATE = "report.html.j2"
 WIDEST = 1400

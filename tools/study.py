@@ -23,7 +23,7 @@ from typing import Literal
 import tyro
 
 from stillroom.backbone import read_results
-from stillroom.backbone.command import Command, plainly
+from stillroom.backbone.command import Command, report_errors
 from stillroom.backbone.results import format_table
 
 TOOLS = Path(__file__).parent
@@ -367,7 +367,7 @@ def unpack(archive: Path, out: Path) -> Path:
     return folder
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Run one study."""
     studies: dict[str, Callable[..., Command]] = {

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run, read_labelled
-from stillroom.backbone.command import plainly
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.command import report_errors
 from stillroom.backbone.figures import save
-from stillroom.backbone.files import write_file
 from stillroom.backbone.loading import EvaluationBatches, TrainingBatches, View, build_loader
 from stillroom.backbone.results import format_table
 from stillroom.backbone.schedule import Cosine
@@ -32,8 +32,8 @@ from stillroom.distill.cache import fill_cache
 from stillroom.distill.config import Cache, DistillConfig, Monitor
 from stillroom.distill.distances import distance
 from stillroom.distill.monitor import split_held_out
-from stillroom.distill.parts import build_nets, find_alignments
 from stillroom.distill.presets import PRESETS
+from stillroom.distill.setup import build_nets, find_alignments
 from stillroom.distill.student import Learner, build_learner, build_optimizer
 from stillroom.distill.train import align
 from stillroom.distill.views import KdepView, Views
@@ -230,7 +230,7 @@ def linear_cka(student: Tensor, teacher: Tensor) -> float:
     return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Run the study."""
     tyro.cli(AgreementStudy, description=__doc__).run()

@@ -13,8 +13,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from stillroom.backbone import Results, format_table, read_results
-from stillroom.backbone.command import plainly
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.command import report_errors
 from stillroom.backbone.results import percent
 
 
@@ -48,7 +48,7 @@ def read_row(text: str) -> tuple[str, list[Results]]:
     return label, [read_results(run) for run in runs.split(",")]
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Read, check that the rows agree in their tasks, print."""
     table = tyro.cli(Table, description=__doc__)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from stillroom.backbone import CheckpointError
-from stillroom.backbone.command import plainly
+from stillroom.backbone.command import report_errors
 
 
 def ending(error: BaseException | None) -> Callable[[], None]:
@@ -14,7 +14,7 @@ def ending(error: BaseException | None) -> Callable[[], None]:
         if error is not None:
             raise error
 
-    return plainly(main)
+    return report_errors(main)
 
 
 @pytest.mark.parametrize("error", [ValueError("size is 0"), CheckpointError("size is 0")])

@@ -39,9 +39,9 @@ from stillroom.backbone.exchange import import_file
 from stillroom.backbone.loading import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train
-from stillroom.cls_transfer.accuracy import Answers
 from stillroom.cls_transfer.augment import build_mixing, build_view
-from stillroom.cls_transfer.first import build_model
+from stillroom.cls_transfer.initial import build_model
+from stillroom.cls_transfer.metrics import Predictions
 from stillroom.cls_transfer.model import parameters_by_level
 from stillroom.cls_transfer.record import summary
 from stillroom.cls_transfer.state import TrainState
@@ -522,7 +522,7 @@ def test_two_processes_see_what_one_sees_and_agree(
         time.sleep(1)
         write(directory, results)
 
-    def watch(model: Classifier, files: ImageFiles, run: Run, **options: object) -> Answers:
+    def watch(model: Classifier, files: ImageFiles, run: Run, **options: object) -> Predictions:
         torch.save(model.state_dict(), tmp_path / f"tested-{run.rank}.pt")
         return answer(model, files, run, **options)
 

@@ -57,9 +57,9 @@ from stillroom.det_transfer.with_detectron2 import train as d2_train
 from stillroom.det_transfer.with_detectron2.hooks import ClipGradients
 from stillroom.det_transfer.with_detectron2.images import PictureMapper, as_records
 from stillroom.det_transfer.with_detectron2.nets import ExtraNorm
-from stillroom.det_transfer.with_detectron2.own import from_records, read_own
 from stillroom.det_transfer.with_detectron2.recipe import build_model
 from stillroom.det_transfer.with_detectron2.train import boxes_in_float, build_config, cut_metrics
+from stillroom.det_transfer.with_detectron2.user_config import from_records, read_user_data
 from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2
@@ -590,7 +590,7 @@ def test_objects_of_a_config_of_ones_own_are_as_large_as_their_json_says(boxed: 
         entry["area"] = 100 + entry["id"]
     truth.write_text(json.dumps(content))
     file.write_text(OWN.format(root=str(boxed), strides=False))
-    data = read_own(file)
+    data = read_user_data(file)
     areas = {box.area for row in data.val.rows for box in row.boxes}
     assert areas == {entry["area"] for entry in content["annotations"]}
     assert data.category_ids == (3, 7)
@@ -606,8 +606,8 @@ def test_a_config_of_ones_own_counts_as_it_was_read(boxed: Path, tmp_path: Path)
     config = adopt(file)
     digest = sha256(file.read_bytes()).hexdigest()[:12]
     with pytest.MonkeyPatch.context() as patch:
-        begin = d2_train.find_all
-        patch.setattr(d2_train, "find_all", lambda *given: (file.unlink(), begin(*given))[1])
+        begin = d2_train.predict_all
+        patch.setattr(d2_train, "predict_all", lambda *given: (file.unlink(), begin(*given))[1])
         out = finetune(config)
     assert read_results(out).protocol.endswith(f"framework-config=own.py sha256={digest} weights=last")
     assert_predicted_as_measured(replace(config, data=boxed))

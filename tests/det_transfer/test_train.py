@@ -31,11 +31,11 @@ from stillroom.det_transfer import DetectConfig, finetune, predict, resume
 from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
+from stillroom.det_transfer.figures import draw_overlay
 from stillroom.det_transfer.levels import sync_norms
-from stillroom.det_transfer.measure import index
+from stillroom.det_transfer.metrics import index
 from stillroom.det_transfer.record import summary
 from stillroom.det_transfer.schedule import factor
-from stillroom.det_transfer.sheet import draw_overlay
 from stillroom.det_transfer.with_torchvision.images import BoxedImages
 from stillroom.det_transfer.with_torchvision.nets import autocast, boxes_in_float, build_detector
 from stillroom.det_transfer.with_torchvision.train import build_optimizer, find

@@ -11,7 +11,7 @@ from stillroom.backbone.run import read_metrics
 from stillroom.distill import DistillConfig, KdepView, Students, SvdPts, Teachers
 from stillroom.distill.cache import CachedTeacher, fill_cache
 from stillroom.distill.config import Cache, Cosine, Monitor
-from stillroom.distill.parts import Parts, build_nets, prepare
+from stillroom.distill.setup import Parts, build_nets, prepare
 from stillroom.distill.slots import CosineDistance, LinearHead, Raw
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from stillroom.backbone import InputSpec, Normalize, Run, build_backbone, load_checkpoint, read_results
 from stillroom.seg_transfer import SegmentConfig, finetune
 from stillroom.seg_transfer.config import SegmentConfig as Config
-from stillroom.seg_transfer.measure import from_areas
+from stillroom.seg_transfer.metrics import from_areas
 from stillroom.seg_transfer.presets import PRESETS
 from stillroom.seg_transfer.recipe import PLUGIN, build_preprocessor, build_test
 from stillroom.seg_transfer.record import RESOLVED, protocol

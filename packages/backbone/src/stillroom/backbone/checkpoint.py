@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.features import Backbone, weights_sha256
-from stillroom.backbone.files import replace_directory
 from stillroom.backbone.manifest import (
     ALIGNMENT,
     HEADS,

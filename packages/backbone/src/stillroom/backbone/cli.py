@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from stillroom.backbone.command import Command, plainly
+from stillroom.backbone.command import Command, report_errors
 from stillroom.backbone.flags import Source, Target
 from stillroom.backbone.manifest import Manifest, verify_checkpoint
 from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
@@ -147,7 +147,7 @@ def _key_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Entry point of `stillroom-checkpoint`."""
     tyro.extras.subcommand_cli_from_dict(

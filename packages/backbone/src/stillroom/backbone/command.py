@@ -42,7 +42,7 @@ class ResumeFlags:
         return {"device": self.device, "workers": self.workers, "log_every": self.log_every}
 
 
-def one_of(presets: Mapping[str, Callable[..., Any]], commands: Mapping[str, type]) -> Any:
+def subcommand_union(presets: Mapping[str, Callable[..., Any]], commands: Mapping[str, type]) -> Any:
     """Presets and commands as one union for tyro.
 
     Args:
@@ -59,13 +59,13 @@ def one_of(presets: Mapping[str, Callable[..., Any]], commands: Mapping[str, typ
     return functools.reduce(operator.or_, members)
 
 
-def say(text: str) -> None:
+def print_on_main(text: str) -> None:
     """Print the outcome of a command; of several processes the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
 
 
-def plainly(main: Callable[[], None]) -> Callable[[], None]:
+def report_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Run `main`; a ValueError, which is how we speak to people, becomes its sentence and exit code 2.
 
     So does what the system refuses: no space left, no permission. Files are written aside, so nothing is half-written.

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from stillroom.backbone import families, keys
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.checkpoint import load_checkpoint, load_strictly, save_checkpoint
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.files import write_file
 from stillroom.backbone.flags import Source, Target
 from stillroom.backbone.heads import describe_tensors
 from stillroom.backbone.manifest import HEADS, MODEL, CheckpointError, Manifest

@@ -95,7 +95,7 @@ def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Bat
 
 
 @contextmanager
-def in_one_sentence() -> Iterator[None]:
+def unwrap_worker_errors() -> Iterator[None]:
     """Of an image that breaks in a worker process of somebody else's loop, the sentence alone.
 
     Raises:

@@ -11,8 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stillroom.backbone import families
+from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.features import Backbone, PooledOnly
-from stillroom.backbone.files import replace_directory, write_file
 from stillroom.backbone.manifest import CheckpointError
 from stillroom.backbone.spec import BackboneSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import cattrs
 
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.manifest import MadeBy
 

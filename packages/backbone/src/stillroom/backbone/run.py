@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics
 

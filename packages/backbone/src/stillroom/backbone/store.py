@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stillroom.backbone.files import replace_directory
+from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.run import Run
 
 RECORD = "record.json"

@@ -11,8 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.files import write_file
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import BARE, is_checkpoint, other_than_bare, refuse_missing_checkpoint
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.results import format_table, read_results
 from stillroom.backbone.sweep import FromFirstWeights, spread
 

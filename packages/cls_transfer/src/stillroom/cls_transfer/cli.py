@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg
 
-from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
-from stillroom.backbone.files import refuse_existing
+from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.command import ResumeFlags, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import refuse_missing_images
 from stillroom.backbone.manifest import MANIFEST, read_manifest
@@ -61,7 +61,7 @@ class Predict:
         return f"{out}: {len(out.read_text(encoding='utf-8').splitlines()) - 1} images"
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Entry point of `stillroom-cls-transfer`."""
     command = tyro.cli(
@@ -70,7 +70,7 @@ def main() -> None:
         description="Fine-tune a backbone for image classification, or train a supervised one.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    say(train(command) if isinstance(command, ClassifyConfig) else command.run())
+    print_on_main(train(command) if isinstance(command, ClassifyConfig) else command.run())
 
 
 def train(config: ClassifyConfig) -> str:
@@ -83,4 +83,4 @@ def train(config: ClassifyConfig) -> str:
 
 def command_type() -> Any:
     """The presets, `resume` and `predict` as one union for tyro."""
-    return one_of(PRESETS, {"resume": Resume, "predict": Predict})
+    return subcommand_union(PRESETS, {"resume": Resume, "predict": Predict})

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.datasets.utils import download_and_extract_archive
 
 from stillroom.backbone import ImageFiles, Run, read_labelled
-from stillroom.backbone.files import replace_directory
+from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.image_files import EXTENSIONS, shuffled_by_class
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, key_of

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from stillroom.backbone import Run, load_checkpoint, read_unlabelled
+from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checkpoint import load_heads
-from stillroom.backbone.files import refuse_existing, write_file
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.image_files import listed
-from stillroom.cls_transfer.accuracy import answer
+from stillroom.cls_transfer.metrics import answer
 from stillroom.cls_transfer.model import Classifier
 from stillroom.cls_transfer.record import HEAD
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from torch import Tensor
 
 from stillroom.backbone import Data, Results, Run, save_checkpoint, write_results
+from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.files import replace_directory
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent, read_results
 from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import inherit_licence
-from stillroom.cls_transfer.accuracy import Answers
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
 from stillroom.cls_transfer.data import Sets
+from stillroom.cls_transfer.metrics import Predictions
 from stillroom.cls_transfer.model import Classifier
 from stillroom.cls_transfer.state import TrainState
 
@@ -32,7 +32,7 @@ def finish(
     sets: Sets,
     model: Classifier,
     learner: TrainState,
-    tested: Answers,
+    tested: Predictions,
 ) -> None:
     """Write the checkpoint, its classifier as a head, pictures, and last results.json, which says that all is there."""
     if not run.is_main:
@@ -48,7 +48,7 @@ def finish(
         heads={HEAD: (describe_head(model.head, classes), head_tensors(model))},
     )  # fmt: skip
     from stillroom.backbone.figures import draw_confusion  # noqa: PLC0415  # matplotlib, when there is something to draw
-    from stillroom.cls_transfer.curves import draw_curves  # noqa: PLC0415
+    from stillroom.cls_transfer.figures import draw_curves  # noqa: PLC0415
 
     metrics = tested.metrics()
     title = f"{config.out.name}: {100 * metrics['top1']:.1f} % top-1"

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from stillroom.backbone import Run, format_table
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.files import write_file
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.results import RESULTS, read_results
 from stillroom.backbone.run import DivergedError

@@ -12,11 +12,11 @@ from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.loading import TrainingBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DivergedError, seed_everything
-from stillroom.cls_transfer.accuracy import answer
 from stillroom.cls_transfer.augment import build_mixing, build_view
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import Sets, read_sets
-from stillroom.cls_transfer.first import build_model
+from stillroom.cls_transfer.initial import build_model
+from stillroom.cls_transfer.metrics import answer
 from stillroom.cls_transfer.model import Classifier
 from stillroom.cls_transfer.record import finish
 from stillroom.cls_transfer.state import Best, TrainState

@@ -1,5 +1,5 @@
 from .config import DetectConfig
-from .measure import measure, voc_ap
+from .metrics import measure, voc_ap
 from .predict import predict
 from .sweep import finetune, resume
 

@@ -14,7 +14,7 @@ from stillroom.det_transfer.config import BackendName, DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.detections import Detections
 
-Finder = Callable[[Path], Detections]
+Predictor = Callable[[Path], Detections]
 """A detector that was trained: image file -> what it finds."""
 
 
@@ -48,7 +48,7 @@ class Backend(Protocol):
     def train(self, config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone, go_on: bool) -> Trained:
         """From the beginning, or from the run's last state."""
 
-    def load_finder(self, config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Finder:
+    def load_predictor(self, config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Predictor:
         """The detector of a run that is done."""
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg
 
-from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
-from stillroom.backbone.files import refuse_existing
+from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.command import ResumeFlags, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import refuse_missing_images
 from stillroom.backbone.results import refuse_unfinished
@@ -54,7 +54,7 @@ class Predict:
         return f"{out}: {len(list((out / 'overlays').rglob('*.png')))} images"
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Entry point of `stillroom-det-transfer`."""
     command = tyro.cli(
@@ -63,7 +63,7 @@ def main() -> None:
         description="Fine-tune a backbone for object detection with Detectron2, or with torchvision's detectors.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    say(train(command) if isinstance(command, DetectConfig) else command.run())
+    print_on_main(train(command) if isinstance(command, DetectConfig) else command.run())
 
 
 def train(config: DetectConfig) -> str:
@@ -77,4 +77,4 @@ def train(config: DetectConfig) -> str:
 
 def command_type() -> Any:
     """The presets, `resume` and `predict` as one union for tyro."""
-    return one_of(PRESETS, {"resume": Resume, "predict": Predict})
+    return subcommand_union(PRESETS, {"resume": Resume, "predict": Predict})

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.backbone.files import refuse_missing
+from stillroom.backbone.atomic import refuse_missing
 from stillroom.det_transfer.annotations import (
     Annotated,
     Box,

@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from stillroom.backbone import BrokenImageError, Run, load_checkpoint, read_results
+from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.configs import reread_config
-from stillroom.backbone.files import refuse_existing, replace_directory
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import picture_names, read_some
 from stillroom.backbone.images import is_turned
@@ -16,9 +16,9 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import refuse_unfinished
 from stillroom.det_transfer.backend import find_backend
 from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.measure import IouType, as_annotations
+from stillroom.det_transfer.figures import draw_overlay
+from stillroom.det_transfer.metrics import IouType, as_annotations
 from stillroom.det_transfer.record import INITIAL
-from stillroom.det_transfer.sheet import draw_overlay
 
 
 def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5, device: DeviceName = "auto") -> Path:
@@ -49,7 +49,7 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
     classes = list(read_results(run_directory).extra["classes"])
     config = reread_config(run_directory, DetectConfig)
     backbone, _ = load_checkpoint(run_directory / INITIAL)
-    find_in = find_backend(config.backend).load_finder(config, backbone, len(classes), run)
+    find_in = find_backend(config.backend).load_predictor(config, backbone, len(classes), run)
     rows: list[dict[str, Any]] = []
     progress = Progress(len(files), run, "predict")
     with replace_directory(out) as aside:

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
+from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.files import replace_directory, write_file
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
@@ -16,8 +16,8 @@ from stillroom.backbone.spec import inherit_licence
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.detections import Detections, as_results
-from stillroom.det_transfer.measure import measure
-from stillroom.det_transfer.sheet import draw_precision, draw_sheet
+from stillroom.det_transfer.figures import draw_precision, draw_sheet
+from stillroom.det_transfer.metrics import measure
 
 PACKAGE = "stillroom-det-transfer"
 PROTOCOL = "detection/v1"

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_to_json, reread_config
-from stillroom.backbone.files import write_file
-from stillroom.backbone.first import first_backbone
 from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.loading import TrainingBatches
 from stillroom.backbone.names import checkpoint_method
 from stillroom.backbone.run_files import CONFIG
@@ -48,7 +48,7 @@ def prepare(config: DetectConfig, run: Run) -> tuple[DetectionData, Backbone]:
     """
     check(config, run.world_size, run.device.type == "cpu")
     backend = find_backend(config.backend)
-    data, backbone = backend.read(config), first_backbone(config.name, config.like, config.seed)
+    data, backbone = backend.read(config), initial_backbone(config.name, config.like, config.seed)
     if config.framework_config is None:
         TrainingBatches(len(data.train), config.batch_size, 1, config.seed, run)  # does the batch fit the data?
         try_sizes(backbone)

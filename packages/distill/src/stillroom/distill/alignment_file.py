@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_from_json, config_to_dict
-from stillroom.backbone.files import write_file
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd, fix_signs
 from stillroom.distill.config import UNIONS
 from stillroom.distill.factors import LdaAlignment, NmfAlignment

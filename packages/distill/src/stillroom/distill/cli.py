@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
-from stillroom.backbone.files import refuse_existing, write_file
+from stillroom.backbone.atomic import refuse_existing, write_file
+from stillroom.backbone.command import ResumeFlags, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import read_labelled, read_unlabelled, refuse_missing_images
 from stillroom.backbone.names import refuse_missing_checkpoint
@@ -101,13 +101,13 @@ class Resume(ResumeFlags):
         from stillroom.distill.train import resume
 
         resume(self.path, knn=knn, **self.changes)
-        say(summary(self.path))
+        print_on_main(summary(self.path))
 
 
 COMMANDS = {"auto": AutoConfig, "fit-alignment": FitAlignment, "import-alignment": ImportAlignment, "resume": Resume}
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Entry point of `stillroom-distill`."""
     run_command(None)
@@ -145,9 +145,9 @@ def train(config: DistillConfig, knn: KnnMonitor | None) -> None:
     from stillroom.distill.record import summary
     from stillroom.distill.train import distill
 
-    say(summary(distill(config, knn=knn)))
+    print_on_main(summary(distill(config, knn=knn)))
 
 
 def command_type() -> Any:
     """The presets and the commands as one union for tyro."""
-    return one_of(PRESETS, COMMANDS)
+    return subcommand_union(PRESETS, COMMANDS)

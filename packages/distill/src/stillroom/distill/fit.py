@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loading import EvaluationBatches, build_loader
 from stillroom.backbone.loading import View as ViewOfImage

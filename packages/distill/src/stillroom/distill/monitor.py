@@ -129,7 +129,7 @@ class Best:
         self.stale += 1
         return False
 
-    def gives_up(self, patience: int) -> bool:
+    def should_stop(self, patience: int) -> bool:
         """Whether `patience` measurements have passed without a better one; 0: never."""
         return bool(patience) and self.stale >= patience
 

@@ -18,7 +18,7 @@ from stillroom.distill.alignment import ScaledSvd
 from stillroom.distill.alignment_file import encode_alignments
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.monitor import AGREEMENT, nothing_learned
-from stillroom.distill.parts import Parts
+from stillroom.distill.setup import Parts
 from stillroom.distill.state import TrainState
 from stillroom.distill.student import Learner
 

@@ -55,7 +55,7 @@ class TrainState:
 
     def reason_to_stop(self, monitor: Monitor) -> str | None:
         """Why the run ends before its last step, or None: no better measurement for too long, or its hours are over."""
-        if self.best.gives_up(monitor.patience):
+        if self.best.should_stop(monitor.patience):
             return f"no better measurement since step {self.best.step}"
         if monitor.hours is not None and self.seconds >= 3600 * monitor.hours:
             return f"--monitor.hours {monitor.hours:g} are over"

@@ -30,8 +30,8 @@ from stillroom.distill.monitor import (
     nothing_learned,
     split_held_out,
 )
-from stillroom.distill.parts import Parts, build_nets, check_widths, prepare, read_files
 from stillroom.distill.record import finish, write_students
+from stillroom.distill.setup import Parts, build_nets, check_widths, prepare, read_files
 from stillroom.distill.slots import FixedView
 from stillroom.distill.state import Meter, TrainState, refuse_infinite
 from stillroom.distill.student import Learner

@@ -5,7 +5,7 @@ from typing import Any
 
 import tyro
 
-from stillroom.backbone.command import plainly, say
+from stillroom.backbone.command import print_on_main, report_errors
 from stillroom.eval_ssl.config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
 from stillroom.eval_ssl.presets import simreg
 from stillroom.eval_ssl.settings import preflight
@@ -21,7 +21,7 @@ NOTES = {
 }
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Entry point of `stillroom-eval-ssl`."""
     config = tyro.cli(
@@ -34,7 +34,7 @@ def main() -> None:
     from stillroom.eval_ssl.evaluation import evaluate
     from stillroom.eval_ssl.report import report
 
-    say(report(evaluate(config)))
+    print_on_main(report(evaluate(config)))
 
 
 def command_type() -> Any:

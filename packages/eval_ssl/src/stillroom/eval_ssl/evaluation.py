@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from stillroom.backbone import ImageFiles, Results, Run, weights_sha256, write_results
+from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.files import replace_directory, write_file
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by

@@ -21,7 +21,7 @@ _RANKING_BYTES = 40  # of each training image, for each test image that ranks th
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What the neighbours of each test image say.
 
     Attributes:
@@ -95,7 +95,7 @@ def answer(
     *,
     vote: Vote = "majority",
     temperature: float = TEMPERATURE,
-) -> dict[int, Answers]:
+) -> dict[int, Predictions]:
     """What the first k neighbours say, for every k.
 
     Args:
@@ -114,7 +114,7 @@ def answer(
         own = votes.gather(1, (first[:, None] - 1).clamp(min=0))
         ahead = nearest & ((votes > own) | ((votes == own) & (place < first[:, None])))
         rank = torch.where(first > 0, ahead.sum(dim=1) + 1, 0)
-        answers[number] = Answers(predicted.cpu(), rank.cpu(), first.cpu())
+        answers[number] = Predictions(predicted.cpu(), rank.cpu(), first.cpu())
     return answers
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from stillroom.backbone import Run
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.schedule import Schedule
+from stillroom.eval_ssl.augmented_probe import train_live
 from stillroom.eval_ssl.config import (
     FeatureConfig,
     FeaturesConfig,
@@ -25,12 +26,11 @@ from stillroom.eval_ssl.export import export_features
 from stillroom.eval_ssl.features import Extractor
 from stillroom.eval_ssl.frozen import Frozen, describe
 from stillroom.eval_ssl.knn import answer, retrieval_map
-from stillroom.eval_ssl.live import train_live
 from stillroom.eval_ssl.logreg import FEW_SHOT_TOLERANCE, few_shot, logistic_regression
 from stillroom.eval_ssl.neighbours import nearest_neighbours
 from stillroom.eval_ssl.probe import (
     Point,
-    Probed,
+    ProbeResult,
     Recipe,
     accuracy_of,
     linear_probe,
@@ -149,7 +149,7 @@ def measure_linear(config: LinearConfig, run: Run, frozen: Frozen) -> Measured:
             extractor, train, test.features.to(run.device), points[0], recipe, run,
             batch_size=config.batch_size, workers=config.workers, keep=config.cache,
         )  # fmt: skip
-        probed = Probed(points[0], (), logits)
+        probed = ProbeResult(points[0], (), logits)
     else:
         progress = Progress(rows_in_all(config, points, train.labels), run, "linear")
         probed = linear_probe(

@@ -214,7 +214,7 @@ def split_stratified(
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """A linear probe: what was chosen, and how well each point of the grid did on the held-out part.
 
     Attributes:
@@ -240,7 +240,7 @@ def linear_probe(
     held_out: float = 0.1,
     at_once: int | None = None,
     progress: Progress | None = None,
-) -> Probed:
+) -> ProbeResult:
     """Choose a point of the grid on a held-out part of the training features, then train it on all of them.
 
     Of points with equal accuracies the first wins. A grid of one point is trained once, on all features.
@@ -277,7 +277,7 @@ def linear_probe(
     given, asked = (each[:, columns[chosen.reading]] for each in (train_x, test_x))
     scale = Standardise.fit(given, unit=chosen.unit)
     final = train_probes(scale(given), train_y, num_classes, [chosen], recipe, progress=progress)
-    return Probed(chosen, accuracies, check_converged(final.predict(scale(asked), 0), chosen))
+    return ProbeResult(chosen, accuracies, check_converged(final.predict(scale(asked), 0), chosen))
 
 
 def accuracy_of(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg
 
-from stillroom.backbone.command import ResumeFlags, one_of, plainly, say
-from stillroom.backbone.files import refuse_existing
+from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.command import ResumeFlags, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import refuse_missing_images
 from stillroom.backbone.results import refuse_unfinished
@@ -52,7 +52,7 @@ class Predict:
         return f"{out}: {len(list((out / 'masks').rglob('*.png')))} masks"
 
 
-@plainly
+@report_errors
 def main() -> None:
     """Entry point of `stillroom-seg-transfer`."""
     command = tyro.cli(
@@ -61,7 +61,7 @@ def main() -> None:
         description="Fine-tune a backbone for semantic segmentation with MMSegmentation.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    say(train(command) if isinstance(command, SegmentConfig) else command.run())
+    print_on_main(train(command) if isinstance(command, SegmentConfig) else command.run())
 
 
 def train(config: SegmentConfig) -> str:
@@ -75,4 +75,4 @@ def train(config: SegmentConfig) -> str:
 
 def command_type() -> Any:
     """The presets, `resume` and `predict` as one union for tyro."""
-    return one_of(PRESETS, {"resume": Resume, "predict": Predict})
+    return subcommand_union(PRESETS, {"resume": Resume, "predict": Predict})

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg  # names of flags
 
+from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.configs import refuse_beside
-from stillroom.backbone.files import refuse_missing
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import existing_folder
 from stillroom.backbone.sweep import refuse_paths, split

@@ -16,7 +16,7 @@ from mmseg.registry import DATASETS
 from PIL import Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles
-from stillroom.backbone.files import refuse_missing
+from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.images import is_turned
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source

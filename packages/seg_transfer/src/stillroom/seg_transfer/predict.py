@@ -12,15 +12,15 @@ from mmseg.apis import init_model
 from PIL import Image
 
 from stillroom.backbone import Run, read_results
-from stillroom.backbone.files import refuse_existing, replace_directory
+from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import picture_names, read_some
 from stillroom.backbone.images import load_image
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import refuse_unfinished
 from stillroom.seg_transfer import plugin  # noqa: F401  # registers what the config names
+from stillroom.seg_transfer.figures import palette, segment
 from stillroom.seg_transfer.record import RESOLVED, latest_weights
-from stillroom.seg_transfer.sheet import palette, segment
 
 OPACITY = 0.55  # of the mask on an overlay
 

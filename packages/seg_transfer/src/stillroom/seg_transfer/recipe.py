@@ -178,8 +178,8 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
     }  # fmt: skip
     return {
         "train_dataloader": {
-            "batch_size": share, **workers, "sampler": {"type": "SteadySampler"}, "drop_last": True,
-            "dataset": {"type": "SteadyDataset", "dataset": dataset, "seed": config.seed},
+            "batch_size": share, **workers, "sampler": {"type": "SeededSampler"}, "drop_last": True,
+            "dataset": {"type": "SeededDataset", "dataset": dataset, "seed": config.seed},
         },
         "val_dataloader": evaluate if config.val_every else None,
         "test_dataloader": evaluate,
@@ -243,7 +243,7 @@ def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
         },
         "custom_hooks": [
             {"type": "AssertLoaded", "file": str(initial)},
-            {"type": "SteadySteps", "seed": config.seed},
+            {"type": "SeededSteps", "seed": config.seed},
             {"type": "StopDiverged", "every": config.log_every, "save_every": config.save_every},
         ],
         "log_processor": {"by_epoch": False},

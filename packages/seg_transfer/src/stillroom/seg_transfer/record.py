@@ -10,8 +10,8 @@ from mmengine.config import Config
 from torch import nn
 
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
+from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.files import replace_directory
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
@@ -20,9 +20,9 @@ from stillroom.backbone.spec import inherit_licence
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData
-from stillroom.seg_transfer.measure import IOU
+from stillroom.seg_transfer.figures import draw_sheet
+from stillroom.seg_transfer.metrics import IOU
 from stillroom.seg_transfer.recipe import needs_average
-from stillroom.seg_transfer.sheet import draw_sheet
 
 PACKAGE = "stillroom-seg-transfer"
 PROTOCOL = "segmentation/v1"

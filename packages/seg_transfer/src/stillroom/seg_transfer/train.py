@@ -18,11 +18,11 @@ from PIL import Image
 from torch import nn
 
 from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_to_json, reread_config
-from stillroom.backbone.files import write_file
-from stillroom.backbone.first import first_backbone
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.loading import in_one_sentence
+from stillroom.backbone.initial import initial_backbone
+from stillroom.backbone.loading import unwrap_worker_errors
 from stillroom.backbone.names import checkpoint_method
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run_files import CONFIG
@@ -33,7 +33,7 @@ from stillroom.seg_transfer.config import SegmentConfig, check
 from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
 from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish, latest_weights
-from stillroom.seg_transfer.steady import SECONDS
+from stillroom.seg_transfer.reproducible import SECONDS
 
 
 def train_one(config: SegmentConfig, run: Run) -> None:
@@ -63,7 +63,7 @@ def prepare(config: SegmentConfig, run: Run) -> tuple[Backbone, "Plan"]:
         ValueError: bad input, each in one sentence.
     """
     check(config, run.world_size, run.device.type == "cpu")
-    backbone = first_backbone(config.name, config.like, config.seed)
+    backbone = initial_backbone(config.name, config.like, config.seed)
     return backbone, build_plan(config, run, backbone)
 
 
@@ -180,13 +180,13 @@ def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on
     run.wait()
     average = needs_average(config)
     runner = build_runner(plan.resolved, run, go_on, average)
-    with in_one_sentence():
+    with unwrap_worker_errors():
         model: Any = runner.train()
     measured = time.perf_counter()
     net = model.module if is_model_wrapper(model) else model
     if average:
         runner.model = SegTTAModel(module=net)
-    with in_one_sentence():
+    with unwrap_worker_errors():
         metrics = runner.test()
     if run.is_main:
         trained = plan.bridge.from_framework(net.backbone.state_dict(), backbone)

@@ -38,7 +38,7 @@ class RefuseDiverged(HookBase):
             raise FloatingPointError("weights are not finite")
 
 
-class SteadySteps(HookBase):
+class SeededSteps(HookBase):
     """Seed what the net draws, such as the boxes it learns from, by (seed, step, process) before each step.
 
     Attributes:

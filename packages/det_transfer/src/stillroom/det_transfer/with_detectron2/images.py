@@ -80,7 +80,7 @@ class PictureMapper(DatasetMapper):
         return record
 
 
-class SteadyRecords(Dataset[Any]):
+class SeededRecords(Dataset[Any]):
     """Records behind a mapper whose augmentations are seeded by (seed, epoch, index); a sentence for a broken image.
 
     Args:
@@ -106,7 +106,7 @@ class SteadyRecords(Dataset[Any]):
             return str(error)
 
 
-class SteadyLoader:
+class SeededLoader:
     """Batches of a run from step `start` to its last one, which depend on nothing but (seed, step).
 
     Detectron2's own loader begins its stream anew where a run is resumed, and groups images by their aspect.
@@ -132,7 +132,7 @@ class SteadyLoader:
         seed: int,
         num_workers: int,
     ) -> None:
-        self.records = SteadyRecords(dataset, mapper, seed)
+        self.records = SeededRecords(dataset, mapper, seed)
         self.total_batch_size, self.steps, self.seed, self.num_workers = total_batch_size, steps, seed, num_workers
         self.start = 0
         self.batches()

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from stillroom.backbone import Backbone, Run
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.bridge import Bridge
-from stillroom.backbone.files import write_file
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.det_transfer import with_detectron2  # noqa: F401  # first: it says in one sentence what is not installed
 from stillroom.det_transfer.backend import Trained
@@ -35,11 +35,17 @@ with warnings.catch_warnings():
     from detectron2.utils.logger import setup_logger
     from omegaconf import DictConfig, OmegaConf
 
-    from stillroom.det_transfer.with_detectron2.find import RESOLVED, Collector, find_all, load_finder  # noqa: F401  # `Backend`
-    from stillroom.det_transfer.with_detectron2.hooks import ClipGradients, Rate, RefuseDiverged, SteadySteps
-    from stillroom.det_transfer.with_detectron2.images import PictureMapper, SteadyLoader, read_records
-    from stillroom.det_transfer.with_detectron2.own import adopt_bridge, adopt_config, check_classes, load_own, read_own
+    from stillroom.det_transfer.with_detectron2.hooks import ClipGradients, Rate, RefuseDiverged, SeededSteps
+    from stillroom.det_transfer.with_detectron2.images import PictureMapper, SeededLoader, read_records
+    from stillroom.det_transfer.with_detectron2.predict import RESOLVED, Collector, load_predictor, predict_all  # noqa: F401  # `Backend`
     from stillroom.det_transfer.with_detectron2.recipe import build_model
+    from stillroom.det_transfer.with_detectron2.user_config import (
+        adopt_bridge,
+        adopt_config,
+        check_classes,
+        load_user_config,
+        read_user_data,
+    )
 
 METRICS = "metrics.json"
 """Detectron2's, a line each time."""
@@ -48,8 +54,8 @@ LOGGERS = ("detectron2", "fvcore")
 
 
 def read(config: DetectConfig) -> DetectionData:
-    """The images of a run; see `read_data` and `read_own`."""
-    return read_data(config) if config.framework_config is None else read_own(config.framework_config)
+    """The images of a run; see `read_data` and `read_user_data`."""
+    return read_data(config) if config.framework_config is None else read_user_data(config.framework_config)
 
 
 def look_ahead(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone) -> None:
@@ -57,7 +63,7 @@ def look_ahead(config: DetectConfig, run: Run, data: DetectionData, backbone: Ba
     if config.framework_config is None:
         build_config(config, run, backbone, len(data.classes))
         return
-    cfg = load_own(config.framework_config)
+    cfg = load_user_config(config.framework_config)
     if cfg.train.amp.enabled and run.device.type == "cpu":
         raise ValueError("the config's train.amp.enabled needs a GPU: Detectron2's mixed precision refuses the CPU")
     try:
@@ -89,7 +95,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
         cfg, bridge = build_config(config, run, backbone, len(data.classes))
         net = instantiate(cfg.model)
     else:
-        cfg = adopt_config(load_own(config.framework_config), config, run)
+        cfg = adopt_config(load_user_config(config.framework_config), config, run)
         net = instantiate(cfg.model)
         bridge = adopt_bridge(backbone.spec, net)
     if run.is_main:
@@ -104,7 +110,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     model = create_ddp_model(net, **cfg.train.ddp)
     trainer = build_trainer(cfg, model, loader, optimizer, own=config.framework_config is not None)
     checkpointer = DetectionCheckpointer(model, str(config.out), trainer=trainer)
-    steady = SteadySteps(config.seed, run.rank)
+    steady = SeededSteps(config.seed, run.rank)
     trainer.register_hooks(
         [
             steady,
@@ -124,7 +130,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
         cut_metrics(config.out / METRICS, first)  # before it is opened
         writers = default_writers(str(config.out), cfg.train.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, cfg.train.log_period)])
-    if isinstance(loader, SteadyLoader):
+    if isinstance(loader, SeededLoader):
         loader.start = first
     try:
         trainer.train(first, cfg.train.max_iter)
@@ -137,7 +143,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
         model=net,
         bridge=bridge,
         seconds=steady.seconds,
-        find=lambda images: find_all(net, config, cfg, images),
+        find=lambda images: predict_all(net, config, cfg, images),
     )
 
 
@@ -157,7 +163,7 @@ def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes
         {
             "model": model,
             "dataloader": {
-                "train": L(SteadyLoader)(
+                "train": L(SeededLoader)(
                     dataset=L(read_records)(run=own, part="train"),
                     mapper=L(PictureMapper)(
                         is_train=True, augmentations=views, image_format=order, use_instance_mask=masks,

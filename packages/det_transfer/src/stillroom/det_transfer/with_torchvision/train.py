@@ -16,7 +16,7 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.backbone.run_files import STATE
 from stillroom.det_transfer.annotations import Images
-from stillroom.det_transfer.backend import Finder, Trained
+from stillroom.det_transfer.backend import Predictor, Trained
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data, readable
 from stillroom.det_transfer.detections import Detections, encode_plane
@@ -120,7 +120,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     share_statistics(model, run)
     return Trained(
         model=model, bridge=bridge, seconds=seconds + progress.seconds,
-        find=lambda wanted: find_all(model, config, spec, wanted, run),
+        find=lambda wanted: predict_all(model, config, spec, wanted, run),
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def to_device(batch: list[Sample], device: torch.device) -> tuple[list[Tensor], 
     return pixels, [{name: tensor.to(device) for name, tensor in target.items()} for _, _, target in batch]
 
 
-def find_all(model: nn.Module, config: DetectConfig, spec: InputSpec, images: Images, run: Run) -> list[Detections]:
+def predict_all(model: nn.Module, config: DetectConfig, spec: InputSpec, images: Images, run: Run) -> list[Detections]:
     """What a detector finds in every image; all processes get all of it."""
     dataset = BoxedImages(images, spec)
     found: dict[int, Detections] = {}
@@ -179,7 +179,7 @@ def find(model: nn.Module, config: DetectConfig, pixels: Tensor, device: torch.d
     return Detections(**numbers, labels=out["labels"].cpu().numpy() - 1, masks=masks)
 
 
-def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Finder:
+def load_predictor(config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Predictor:
     """A detector that was trained, image file -> what it finds.
 
     Args:

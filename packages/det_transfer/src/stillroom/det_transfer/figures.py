@@ -16,7 +16,7 @@ from stillroom.backbone.figures import plain, save
 from stillroom.backbone.images import load_image
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.detections import Detections
-from stillroom.det_transfer.measure import Measured
+from stillroom.det_transfer.metrics import Measured
 
 ROWS = 6  # images on a sheet
 SHOWN = 0.5

@@ -1,7 +1,7 @@
 """The first weights of a classifier."""
 
 from stillroom.backbone import replace_input
-from stillroom.backbone.first import first_backbone
+from stillroom.backbone.initial import initial_backbone
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.model import Classifier, build_layers
 
@@ -10,10 +10,10 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Classifier:
     """The backbone with its first weights and a new classifier; the seed decides what is random.
 
     Raises:
-        ValueError: see `first_backbone` and `Classifier`.
+        ValueError: see `initial_backbone` and `Classifier`.
     """
     (name,) = config.checkpoint
-    backbone = first_backbone(name, config.like, config.seed)
+    backbone = initial_backbone(name, config.like, config.seed)
     backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
     if not config.normalise:
         backbone = replace_input(backbone, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

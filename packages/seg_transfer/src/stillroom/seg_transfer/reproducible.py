@@ -24,7 +24,7 @@ SECONDS = "stillroom_seconds"
 
 
 @DATA_SAMPLERS.register_module()
-class SteadySampler(InfiniteSampler):
+class SeededSampler(InfiniteSampler):
     """MMEngine's endless sampler whose keys say the draw too: place in the stream x size + index.
 
     The stream of all processes is the same, each takes every world-size-th draw of it.
@@ -36,8 +36,8 @@ class SteadySampler(InfiniteSampler):
 
 
 @DATASETS.register_module()
-class SteadyDataset:
-    """A data set whose augmentations are seeded by (seed, draw, index), read from the keys of `SteadySampler`.
+class SeededDataset:
+    """A data set whose augmentations are seeded by (seed, draw, index), read from the keys of `SeededSampler`.
 
     Args:
         dataset: config of the data set.
@@ -70,7 +70,7 @@ class SteadyDataset:
 
 
 @HOOKS.register_module()
-class SteadySteps(Hook):
+class SeededSteps(Hook):
     """Seed what the net draws, such as dropout, by (seed, step, process) before each step; and count the seconds.
 
     Args:

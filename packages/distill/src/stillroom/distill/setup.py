@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stillroom.backbone import Backbone, ImageFiles, Run, read_labelled, read_unlabelled
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
 from stillroom.distill.config import DistillConfig

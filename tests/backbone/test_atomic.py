@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.backbone.files import replace_directory, write_file
+from stillroom.backbone.atomic import replace_directory, write_file
 
 
 def names(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from stillroom.backbone import ImageDataset, InputSpec, Run, weights_sha256
-from stillroom.backbone.files import write_file
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.loading import build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, key_of

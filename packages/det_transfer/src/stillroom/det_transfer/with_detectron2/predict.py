@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from stillroom.backbone import Backbone, BrokenImageError, Run
-from stillroom.backbone.loading import in_one_sentence
+from stillroom.backbone.loading import unwrap_worker_errors
 from stillroom.det_transfer.annotations import Images
-from stillroom.det_transfer.backend import Finder
+from stillroom.det_transfer.backend import Predictor
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.detections import Detections, encode_plane
-from stillroom.det_transfer.measure import measure
+from stillroom.det_transfer.metrics import measure
 from stillroom.det_transfer.with_detectron2.images import as_records, read_run
 
 RESOLVED = "config.yaml"
@@ -59,13 +59,13 @@ class Collector(DatasetEvaluator):
         return {"bbox": {name: 100 * value for name, value in measured.metrics.items()}}
 
 
-def find_all(net: nn.Module, config: DetectConfig, cfg: DictConfig, images: Images) -> list[Detections]:
+def predict_all(net: nn.Module, config: DetectConfig, cfg: DictConfig, images: Images) -> list[Detections]:
     """What a detector finds in every image, by Detectron2's evaluation loop; all processes get all of it."""
     loader = build_detection_test_loader(
         dataset=as_records(images), mapper=instantiate(cfg.dataloader.test.mapper), num_workers=config.workers
     )
     collector = Collector()
-    with in_one_sentence():
+    with unwrap_worker_errors():
         inference_on_dataset(net, loader, collector)
     return [collector.found[row.id] for row in images.rows]
 
@@ -84,7 +84,7 @@ def as_detections(instances: Any) -> Detections:
     )  # fmt: skip
 
 
-def load_finder(config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Finder:
+def load_predictor(config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Predictor:
     """A detector that was trained, image file -> what it finds.
 
     Args:

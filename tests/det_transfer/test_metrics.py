@@ -18,7 +18,7 @@ from stillroom.det_transfer import DetectConfig
 from stillroom.det_transfer.annotations import Annotated, Box, Images
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections, as_results
-from stillroom.det_transfer.measure import NAMES, as_annotations, measure, voc_ap
+from stillroom.det_transfer.metrics import NAMES, as_annotations, measure, voc_ap
 
 
 def guesses(images: Images, seed: int, masks: bool = False) -> list[Detections]:
@@ -177,7 +177,7 @@ def test_scores_are_ranked_over_all_images() -> None:
 
 
 def test_pictures_are_drawn(make_config: Callable[..., DetectConfig], tmp_path: Path) -> None:
-    from stillroom.det_transfer.sheet import draw_precision, draw_sheet
+    from stillroom.det_transfer.figures import draw_precision, draw_sheet
 
     data = read_data(make_config(detector="mask-rcnn"))
     found = guesses(data.val, 0, masks=True)

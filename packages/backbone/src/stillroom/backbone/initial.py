@@ -6,7 +6,7 @@ from stillroom.backbone.registry import build_backbone, load_backbone, replace_i
 from stillroom.backbone.run import seed_everything
 
 
-def first_backbone(name: str, like: str | None, seed: int) -> Backbone:
+def initial_backbone(name: str, like: str | None, seed: int) -> Backbone:
     """The backbone that a person names; `random` and `pretrained` have the net of `like`, fed in the same way.
 
     Published weights keep their own mean and std, and take the other's size.

@@ -7,7 +7,7 @@ from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
-from stillroom.seg_transfer.measure import ClassIoU, from_areas
+from stillroom.seg_transfer.metrics import ClassIoU, from_areas
 
 CLASSES = ("background", "a", "b", "never")
 

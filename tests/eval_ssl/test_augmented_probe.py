@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy, normalize
 from stillroom.backbone import Normalize, Run, build_backbone, read_labelled, replace_input
 from stillroom.backbone.loading import ImageDataset
 from stillroom.backbone.schedule import Step
+from stillroom.eval_ssl.augmented_probe import CropView, train_live
 from stillroom.eval_ssl.features import Extractor, extract_features
-from stillroom.eval_ssl.live import CropView, train_live
 from stillroom.eval_ssl.probe import Point, Recipe, batches
 
 Make = Callable[..., Path]

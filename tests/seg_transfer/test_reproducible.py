@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from stillroom.backbone import Run, build_backbone
 from stillroom.seg_transfer import SegmentConfig
-from stillroom.seg_transfer.steady import SteadySampler
+from stillroom.seg_transfer.reproducible import SeededSampler
 from stillroom.seg_transfer.train import build_plan
 
 Make = Callable[..., SegmentConfig]
@@ -63,11 +63,11 @@ def test_an_image_looks_different_at_each_visit(batches: Callable[..., list[dict
 
 
 def test_two_processes_share_the_stream_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = list(islice(iter(SteadySampler(range(5), seed=3)), 12))
+    alone = list(islice(iter(SeededSampler(range(5), seed=3)), 12))
     shared: list[list[int]] = []
     for rank in (0, 1):
         monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 2))
-        shared.append(list(islice(iter(SteadySampler(range(5), seed=3)), 6)))
+        shared.append(list(islice(iter(SeededSampler(range(5), seed=3)), 6)))
     assert [key for both in zip(*shared, strict=True) for key in both] == alone
     assert sorted(key % 5 for key in alone[:5]) == [0, 1, 2, 3, 4]
     assert [key // 5 for key in alone] == list(range(12))

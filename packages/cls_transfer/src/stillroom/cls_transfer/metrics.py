@@ -14,7 +14,7 @@ from stillroom.cls_transfer.model import Classifier
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """A classifier's answers to images.
 
     Attributes:
@@ -58,7 +58,7 @@ def answer(
     workers: int = 1,
     on_broken: OnBroken = "refuse",
     label: str = "test",
-) -> Answers:
+) -> Predictions:
     """Classify images in the evaluation view, float32, dealt out over the processes; the mode of the model stays.
 
     Args:
@@ -91,4 +91,4 @@ def answer(
     indices, order = torch.cat([indices for indices, _ in dealt]).sort()
     logits = torch.cat([logits for _, logits in dealt])[order]
     labels = torch.tensor(files.labels or [-1] * len(files))[indices]
-    return Answers(logits, labels, indices, broken)
+    return Predictions(logits, labels, indices, broken)

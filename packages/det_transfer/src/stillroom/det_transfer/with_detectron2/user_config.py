@@ -20,8 +20,8 @@ from pycocotools import mask as rle
 from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
+from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.bridge import ASIDE, Bridge
-from stillroom.backbone.files import refuse_missing
 from stillroom.backbone.image_files import listed
 from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
@@ -38,7 +38,7 @@ PARTS = (
 )  # fmt: skip
 
 
-def load_own(file: Path) -> DictConfig:
+def load_user_config(file: Path) -> DictConfig:
     """A LazyConfig.
 
     Raises:
@@ -106,13 +106,13 @@ def uncounted(spec: BackboneSpec, rules: tuple[Rule, ...], known: set[str]) -> t
     return tuple(Rule(f"({re.escape(name)})", rf"{ASIDE}\1") for name in absent)
 
 
-def read_own(file: Path) -> DetectionData:
+def read_user_data(file: Path) -> DetectionData:
     """The images that a LazyConfig names.
 
     Raises:
         ValueError: files that are not there, classes that nobody names, no boxes.
     """
-    cfg, parts = load_own(file), {}
+    cfg, parts = load_user_config(file), {}
     own = DatasetRecord(path=str(file), count=1, fingerprint=sha256(file.read_bytes()).hexdigest())
     for role in ("train", "test"):
         dataset = cfg.dataloader[role].dataset

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stillroom.backbone import build_backbone, replace_input, save_checkpoint
-from stillroom.backbone.first import first_backbone
+from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.names import other_than_bare, trained_method
 
 
@@ -19,21 +19,21 @@ def student(tmp_path: Path) -> Path:
 
 
 def test_random_and_pretrained_have_the_net_and_the_input_of_another_checkpoint(student: Path) -> None:
-    first = first_backbone(str(student), None, seed=0)
-    random = first_backbone("random", str(student), seed=0)
+    first = initial_backbone(str(student), None, seed=0)
+    random = initial_backbone("random", str(student), seed=0)
     assert random.spec.input == first.spec.input and random.spec.name == first.spec.name
     assert not torch.equal(random.net.conv1.weight, first.net.conv1.weight)
-    again, other = (first_backbone("random", str(student), seed) for seed in (0, 1))
+    again, other = (initial_backbone("random", str(student), seed) for seed in (0, 1))
     assert torch.equal(random.net.conv1.weight, again.net.conv1.weight)
     assert not torch.equal(random.net.conv1.weight, other.net.conv1.weight)
     with pytest.raises(ValueError, match="cifar/resnet20 has no published weights"):
-        first_backbone("pretrained", str(student), seed=0)
+        initial_backbone("pretrained", str(student), seed=0)
     with pytest.raises(ValueError, match="--checkpoint random alone names no net: say random:NAME, or whose by --like"):
-        first_backbone("random", None, seed=0)
+        initial_backbone("random", None, seed=0)
 
 
 def test_the_seed_decides_what_random_with_a_name_is() -> None:
-    one, same, other = (first_backbone("random:cifar/resnet20", None, seed).net.conv1.weight for seed in (0, 0, 1))
+    one, same, other = (initial_backbone("random:cifar/resnet20", None, seed).net.conv1.weight for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
