@@ -15,9 +15,10 @@ from torch.nn.functional import cross_entropy, normalize
 from stillroom.backbone import Normalize, Run, build_backbone, read_labelled, replace_input
 from stillroom.backbone.loading import ImageDataset
 from stillroom.backbone.schedule import Step
-from stillroom.eval_ssl.augmented_probe import CropView, train_live
+from stillroom.eval_ssl.augmented_probe import CropView, train_augmented
+from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, extract_features
-from stillroom.eval_ssl.probe import Point, Recipe, batches
+from stillroom.eval_ssl.probe import Recipe, batches
 
 Make = Callable[..., Path]
 RECIPE = Recipe(epochs=3, batch_size=8, schedule=Step(every=1, gamma=0.5))
@@ -29,7 +30,7 @@ def live(folder: Path, run: Run, recipe: Recipe = RECIPE, *, seed: int = 7, **op
     net = replace_input(build_backbone("cifar/resnet20"), size=16)
     train = extract_features(net, read_labelled(folder), run, workers=0, batch_size=4)
     settings = {"batch_size": 3, "workers": 0} | options
-    logits, done = train_live(Extractor(net), train, train.features, POINT, recipe, run, **settings)
+    logits, done = train_augmented(Extractor(net), train, train.features, POINT, recipe, run, **settings)
     done()
     return logits
 
@@ -63,7 +64,7 @@ def test_two_epochs_are_what_a_plain_loop_gives(labelled: Make, run: Run) -> Non
     )  # of features, not steps
 
 
-def test_crops_change_with_image_and_epoch_and_not_with_the_moment(labelled: Make) -> None:
+def test_crops_depend_on_image_and_epoch_alone(labelled: Make) -> None:
     files = read_labelled(labelled("train", per_class=2))
     spec = replace_input(build_backbone("cifar/resnet20"), size=16).spec.input
     crops = ImageDataset(files, CropView(spec))
@@ -85,11 +86,11 @@ def test_crops_are_of_8_to_100_percent_and_half_of_them_flipped() -> None:
     assert 0.4 < sum(span < 0 for span in spans) / 300 < 0.6
 
 
-def test_a_run_that_was_stopped_goes_on_after_its_last_whole_epoch(
+def test_an_interrupted_run_resumes_after_its_last_full_epoch(
     labelled: Make, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = labelled("train", per_class=6)
-    whole = live(folder, run, keep=False)
+    whole = live(folder, run, cache=False)
     calls: list[int] = []
     forward = Extractor.forward
 
@@ -118,7 +119,7 @@ import sys; sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import torch; torch.set_num_threads(1)
 from stillroom.backbone import Run
-from test_live import live
+from test_augmented_probe import live
 run = Run.start("cpu")
 torch.save(live(Path(sys.argv[1]), run), Path(sys.argv[2]) / f"{run.rank}.pt")
 run.close()
@@ -133,16 +134,16 @@ def test_two_processes_learn_what_one_learns_to_the_bit(labelled: Make, tmp_path
     arguments = [str(tmp_path / "live.py"), str(folder), str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    alone = live(folder, run, keep=False)
+    alone = live(folder, run, cache=False)
     for rank in (0, 1):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone)
 
 
-def test_what_another_nets_run_left_is_not_gone_on_with(
+def test_the_state_of_another_nets_run_is_not_resumed(
     labelled: Make, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = labelled("train", per_class=6)
-    expected = live(folder, run, keep=False, seed=8)
+    expected = live(folder, run, cache=False, seed=8)
     unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", lambda self, *a, **k: None if self.suffix == ".pt" else unlink(self, *a, **k))
     live(folder, run)  # its state stays, as after a kill behind the last epoch

@@ -1,4 +1,4 @@
-"""k-NN evaluation from images to results.json."""
+"""Evaluations from images to results.json, by every protocol."""
 
 import json
 import shutil
@@ -35,12 +35,11 @@ from stillroom.eval_ssl import (
     extract_features,
     knn_classify,
     linear_probe,
-    measure,
+    logreg,
+    report,
 )
-from stillroom.eval_ssl.frozen import read_sets
 from stillroom.eval_ssl.logreg import draw_shots
 from stillroom.eval_ssl.presets import simreg
-from stillroom.eval_ssl.report import report
 
 Make = Callable[..., Path]
 
@@ -104,7 +103,7 @@ def test_the_protocol_is_the_same_for_every_k(config: KnnConfig) -> None:
     assert read_results(evaluate(one)).protocol == read_results(evaluate(many)).protocol
 
 
-def test_vote_metric_limit_and_retrieval_stand_in_protocol_and_table(config: KnnConfig) -> None:
+def test_vote_metric_limit_and_retrieval_are_in_protocol_and_table(config: KnnConfig) -> None:
     changes = {"vote": "weighted", "metric": "l2", "limit": 12, "retrieval": True}
     results = read_results(evaluate(replace(config, **changes)))
     assert results.protocol == (
@@ -133,7 +132,7 @@ def test_one_folder_is_classified_by_leaving_each_image_out(config: KnnConfig, r
     ("changes", "sentence"),
     [({"limit": 0}, r"--limit is 0: it must be"), ({"vote": "weighted", "temperature": 0.0}, r"--temperature is 0\.0")],
 )
-def test_settings_that_cannot_be_are_one_sentence(config: KnnConfig, changes: dict, sentence: str) -> None:
+def test_settings_that_cannot_work_are_one_sentence(config: KnnConfig, changes: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         evaluate(replace(config, **changes))
     assert not config.out.exists()
@@ -183,7 +182,7 @@ def test_a_checkpoint_is_read_as_its_manifest_says(config: KnnConfig, student: P
     assert record.sha256 == load_checkpoint(student)[1].weights.sha256
 
 
-def test_size_crop_and_feature_point_can_be_overridden_and_stand_in_the_protocol(
+def test_size_crop_and_feature_point_can_be_overridden_and_are_in_the_protocol(
     config: KnnConfig, student: Path
 ) -> None:
     changed = replace(config, checkpoint=(str(student),), size=20, crop_fraction=0.5, feature="after")
@@ -206,7 +205,7 @@ def test_the_overrides_reach_the_features(config: KnnConfig, student: Path, monk
     assert seen["images"] == (24, 24)
 
 
-def test_a_name_stands_for_its_pretrained_weights(
+def test_a_name_means_its_pretrained_weights(
     config: KnnConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = torchvision.models.MobileNet_V2_Weights.DEFAULT
@@ -256,7 +255,7 @@ def test_an_existing_out_is_refused_and_left_alone(config: KnnConfig) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"k": ()}, "--k is empty: give at least one number of neighbours"),
+        ({"k": ()}, "--k is empty: pass at least one number of neighbours"),
         ({"k": (1, 0)}, "k = 0 does not fit 36 training images: choose k from 1 to 36"),
         ({"k": (1, 37)}, "k = 37 does not fit 36 training images"),
         ({"batch_size": 0}, "--batch-size is 0: it must be at least 1"),
@@ -282,7 +281,7 @@ def test_the_report_is_a_table_and_ends_with_the_directory_and_one_number(config
     lines = report(out).splitlines()
     assert lines[0] == raw["protocol"]
     cells = [line.replace(" ", "").strip("|").split("|") for line in lines[1:-1]]
-    assert cells[0] == ["k", "top-1%", "top-5%", "MRR%"]
+    assert cells[0] == ["k", "k-NNtop-1,%", "k-NNtop-5,%", "meanreciprocalrank,%"]
     assert cells[2:] == [["1", "50.0", "50.0", "50.0"], ["5", "75.4", "90.0", "60.0"]]
     assert lines[-1] == f"{out}: 75.4 % top-1 at k = 5"
 
@@ -312,7 +311,7 @@ def test_a_linear_run_says_what_was_chosen_and_what_it_scores(config: KnnConfig)
     )
     assert sum(results.extra["per_class"].values()) / 3 == pytest.approx(results.metrics["top1"])
     text = report(out)
-    assert "chosen: lr 0.01, weight decay 0.0" in text and "held-out top-1 %" in text
+    assert "chosen: learning rate 0.01, weight decay 0.0" in text and "held-out top-1, %" in text
     assert text.splitlines()[-1].startswith(f"{out}: {100 * results.metrics['top1']:.1f} % top-1, 100.0 % top-5")
 
 
@@ -346,7 +345,7 @@ def test_simregs_linear_recipe_is_one_setting(config: KnnConfig, run: Run) -> No
         ({"held_out": 1.5}, r"--held-out is 1\.5"),
     ],
 )
-def test_a_probe_that_cannot_be_is_refused_before_any_feature_is_made(
+def test_an_impossible_probe_is_refused_before_any_feature_is_extracted(
     config: KnnConfig, changes: dict, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -357,11 +356,11 @@ def test_a_probe_that_cannot_be_is_refused_before_any_feature_is_made(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"mode": "live"}, r"--mode live trains one setting, 2 were given"),
+        ({"mode": "live"}, r"--mode live trains one setting, got 2"),
         ({"more_levels": (7,)}, r"there is no level 7: cifar/resnet20 has 3 levels"),
     ],
 )
-def test_readings_and_modes_that_cannot_be_are_one_sentence(config: KnnConfig, changes: dict, sentence: str) -> None:
+def test_levels_and_modes_that_cannot_work_are_one_sentence(config: KnnConfig, changes: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         evaluate(linear_config(config, **changes))
     assert not config.out.exists()
@@ -374,7 +373,7 @@ def test_levels_and_unit_length_are_choices_of_the_grid(config: KnnConfig) -> No
     assert " readings=pooled,level-1,level-3 standardised|unit-length,standardised " in results.protocol
     best = max(results.extra["grid"], key=lambda point: point["held_out_top1"])
     assert results.extra["chosen"] == {key: value for key, value in best.items() if key != "held_out_top1"}
-    assert "| reading " in report(config.out)
+    assert "| feature source " in report(config.out)
 
 
 def test_simregs_live_mode_differs_from_the_cached_one_and_says_so(config: KnnConfig) -> None:
@@ -399,7 +398,7 @@ def test_a_logistic_regression_says_what_was_chosen_and_whether_it_converged(con
         "iterations=1000 penalties=0.1,0.001 held-out=0.1"
     )
     assert results.extra["converged"] and len(results.extra["fits"]) == 3
-    assert "| penalty | held-out top-1 % |" in report(config.out)
+    assert "| penalty | held-out top-1, % |" in report(config.out)
     cut = replace(others(config, LogregConfig), penalties=(1e-6,), iterations=1, out=config.out.with_name("cut"))
     assert not read_results(evaluate(cut)).extra["converged"]
     assert "not converged: the largest gradient is" in report(cut.out)
@@ -421,14 +420,14 @@ def test_few_shots_are_mean_and_spread_of_the_draws(config: KnnConfig) -> None:
     ("kind", "changes", "sentence"),
     [
         (FewShotConfig, {"shots": (1, 13)}, "class blue has 12 training images: 13 shots need more"),
-        (FewShotConfig, {"shots": (0,)}, r"--shots is \[0\]: give numbers"),
+        (FewShotConfig, {"shots": (0,)}, r"--shots is \[0\]: pass numbers"),
         (FewShotConfig, {"draws": 0}, "--draws is 0"),
         (FewShotConfig, {"inverse_penalty": 0.0}, r"--inverse-penalty is 0\.0"),
         (LogregConfig, {"penalties": (-1.0,)}, "--penalties holds -1"),
         (LogregConfig, {"iterations": 0}, "--iterations is 0"),
     ],
 )
-def test_regressions_that_cannot_be_are_refused_before_any_feature_is_made(
+def test_impossible_regressions_are_refused_before_any_feature_is_extracted(
     config: KnnConfig, kind: type, changes: dict, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -436,7 +435,7 @@ def test_regressions_that_cannot_be_are_refused_before_any_feature_is_made(
     assert not config.out.exists() and capsys.readouterr().err == ""
 
 
-def test_without_k_those_that_fit_are_voted_with(config: KnnConfig) -> None:
+def test_without_k_the_standard_ones_that_fit_are_used(config: KnnConfig) -> None:
     results = read_results(evaluate(replace(config, k=None)))
     assert [name for name in results.metrics if name.startswith("top1")] == [f"top1_k{k}" for k in (1, 5, 10, 20)]
     assert report(config.out).splitlines()[-1].endswith("% top-1 at k = 20")
@@ -457,7 +456,8 @@ def test_several_checkpoints_give_one_table_and_done_ones_are_kept(
         assert row["metrics"] == alone.metrics == read_results(out / run).metrics
         assert row["protocol"] == alone.protocol and row["run"] == run
     text = report(out)
-    assert "| random:cifar/resnet20 " in text and "% top1_k20" in text.splitlines()[-1]
+    assert "| random:cifar/resnet20 " in text and text.splitlines()[-1].endswith(" % k-NN top-1, k = 20")
+    assert "| k-NN top-1, k = 1, % | k-NN top-1, k = 20, % |" in text
     before = (out / runs[0] / "results.json").stat().st_mtime_ns
     (out / runs[1] / "results.json").unlink()
     evaluate(replace(several, workers=1, memory_gib=0.5))  # what changes no number may change
@@ -467,7 +467,7 @@ def test_several_checkpoints_give_one_table_and_done_ones_are_kept(
         evaluate(replace(several, k=(1,)))
 
 
-def test_pictures_stand_beside_the_numbers(config: KnnConfig) -> None:
+def test_figures_are_written_beside_the_metrics(config: KnnConfig) -> None:
     evaluate(replace(config, figures=True))
     assert sorted(path.name for path in (config.out / "figures").iterdir()) == [
         "confusion.png", "embedding.png", "neighbours.png",
@@ -499,11 +499,11 @@ def test_what_was_measured_on_other_weights_or_images_is_not_kept(config: KnnCon
         ({"seed": -1}, "--seed is -1: it must be at least 0"),
         ({"memory_gib": 0.0}, r"--memory-gib is 0\.0: it must be above 0"),
         ({"temperature": float("nan")}, "--temperature is nan"),
-        ({"test": None, "limit": 1}, "leave-one-out needs two images, .*train gives one"),
-        ({"embedding": "umap", "figures": True}, "--embedding umap needs 20 images, 18 were given"),
+        ({"test": None, "limit": 1}, "leave-one-out needs two images, .*train has one"),
+        ({"embedding": "umap", "figures": True}, "--embedding umap needs 20 images, got 18"),
     ],
 )
-def test_odd_settings_are_one_sentence_before_any_feature_is_made(
+def test_odd_settings_are_one_sentence_before_any_feature_is_extracted(
     config: KnnConfig, changes: dict, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -518,7 +518,7 @@ def test_several_checkpoints_do_not_go_into_the_directory_of_one(config: KnnConf
 
 
 @pytest.mark.parametrize("kind", [LinearConfig, LogregConfig])
-def test_a_class_with_one_image_is_named_before_any_feature_is_made(
+def test_a_class_with_one_image_is_named_before_any_feature_is_extracted(
     config: KnnConfig, kind: type, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in sorted((config.train / "green").iterdir())[1:]:
@@ -550,8 +550,8 @@ def test_top_5_of_a_classifier_is_a_count(labelled: Make, tmp_path: Path) -> Non
 
 def test_draws_of_few_shots_differ(config: KnnConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    real = measure.few_shot
-    monkeypatch.setattr(measure, "few_shot", lambda *a, **k: seeds.append(a[5]) or real(*a, **k))
+    real = logreg.few_shot
+    monkeypatch.setattr(logreg, "few_shot", lambda *a, **k: seeds.append(a[5]) or real(*a, **k))
     out = evaluate(others(config, FewShotConfig, shots=(1, 2), draws=3, seed=4))
     assert seeds == [4, 5, 6] * 2
     labels = torch.tensor(read_labelled(config.train).labels)
@@ -561,7 +561,7 @@ def test_draws_of_few_shots_differ(config: KnnConfig, monkeypatch: pytest.Monkey
     assert "| - " in report(alone), "one draw has no spread"
 
 
-def test_pictures_that_are_missing_are_drawn_when_they_are_asked_for(config: KnnConfig, student: Path) -> None:
+def test_missing_figures_are_drawn_when_they_are_requested(config: KnnConfig, student: Path) -> None:
     several = replace(config, checkpoint=(*config.checkpoint, str(student)), figures=False)
     out = evaluate(several)
     runs = [path for path in out.iterdir() if path.is_dir()]
@@ -585,11 +585,11 @@ def test_a_probe_that_diverged_has_no_accuracy(config: KnnConfig) -> None:
 
 
 @pytest.mark.parametrize("limit", [3, 7])
-def test_a_quick_look_takes_all_classes_alike(config: KnnConfig, limit: int) -> None:
-    train, _ = read_sets(replace(config, limit=limit))
+def test_a_limit_balances_the_classes(config: KnnConfig, limit: int) -> None:
+    train, _ = replace(config, limit=limit).read_images()
     counts = torch.tensor(train.labels).bincount(minlength=3).tolist()
     assert sum(counts) == limit and max(counts) - min(counts) <= 1
-    assert train.paths != read_sets(replace(config, limit=limit, seed=5))[0].paths
+    assert train.paths != replace(config, limit=limit, seed=5).read_images()[0].paths
 
 
 @pytest.mark.parametrize(
@@ -602,7 +602,7 @@ def test_a_quick_look_takes_all_classes_alike(config: KnnConfig, limit: int) -> 
         (KnnConfig, {"memory_gib": float("inf")}, "--memory-gib is inf: it must be above 0, and finite"),
     ],
 )
-def test_numbers_that_are_none_are_refused(config: KnnConfig, kind: type, changes: dict, text: str) -> None:
+def test_numbers_that_are_nan_or_infinite_are_refused(config: KnnConfig, kind: type, changes: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         evaluate(others(config, kind, **changes))
     assert not config.out.exists()

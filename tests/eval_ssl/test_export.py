@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from stillroom.backbone import Run, build_backbone, read_labelled, read_results, read_unlabelled, replace_input
 from stillroom.backbone.run import seed_everything
-from stillroom.eval_ssl import FeaturesConfig, FeatureSet, evaluate, extract_features
-from stillroom.eval_ssl.report import report
+from stillroom.eval_ssl import FeaturesConfig, FeatureSet, evaluate, extract_features, report
 
 Make = Callable[..., Path]
 

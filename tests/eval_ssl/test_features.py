@@ -34,9 +34,9 @@ from stillroom.eval_ssl import (
     evaluate,
     evaluation,
     extract_features,
+    report,
 )
 from stillroom.eval_ssl.features import Extractor
-from stillroom.eval_ssl.report import report
 
 Make = Callable[..., Path]
 
@@ -75,7 +75,7 @@ def break_image(path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_rows_stand_in_the_order_of_the_files(labelled: Make, workers: int) -> None:
+def test_rows_are_in_the_order_of_the_files(labelled: Make, workers: int) -> None:
     folder = labelled("train", per_class=4)
     found = extract(colour_backbone(), folder, workers=workers)
     assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -198,7 +198,7 @@ def test_a_pass_that_was_made_is_not_made_again_until_something_changes(labelled
     first = extract(small_net(), folder)
     again = extract(small_net(), folder)
     assert passes == [5, 5, 2] and torch.equal(first.features, again.features)
-    assert torch.equal(first.features, extract(small_net(), folder, keep=False).features)
+    assert torch.equal(first.features, extract(small_net(), folder, cache=False).features)
     head = nn.Sequential(nn.Linear(64, 7))
     changed = [
         (small_net(seed=1), {}),
@@ -225,7 +225,7 @@ def test_a_pass_that_was_made_is_not_made_again_until_something_changes(labelled
     assert sum(passes) == 12
 
 
-def test_a_pass_that_was_stopped_goes_on_where_it_was(labelled: Make, passes: list[int]) -> None:
+def test_an_interrupted_pass_resumes_where_it_stopped(labelled: Make, passes: list[int]) -> None:
     folder = labelled("train", per_class=4)
     break_image(folder / "red" / "003.png")  # of the last batch
     with pytest.raises(ValueError, match=r"red/003\.png cannot be read"):
@@ -248,20 +248,20 @@ def test_a_level_is_the_spatial_mean_of_its_map(labelled: Make, level: int) -> N
     torch.testing.assert_close(extract(net, folder, levels=(level,)).features, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"there is no level 3: cifar/resnet20 has 3 levels"):
         extract(net, folder, levels=(3,))
-    with pytest.raises(ValueError, match=r"--head reads the pooled feature"):
+    with pytest.raises(ValueError, match=r"--head takes the pooled feature"):
         extract(net, folder, levels=(0,), head=nn.Sequential(nn.Linear(64, 2)))
 
 
-def test_several_readings_stand_side_by_side_from_one_pass(labelled: Make, passes: list[int]) -> None:
+def test_several_feature_sources_are_concatenated_in_one_pass(labelled: Make, passes: list[int]) -> None:
     folder = labelled("train", per_class=2)
     found = extract(small_net(), folder, levels=(None, -1, 0))
     assert sum(passes) == 6
-    assert found.readings == {"pooled": slice(0, 64), "level-1": slice(64, 128), "level-3": slice(128, 144)}
+    assert found.feature_sources == {"pooled": slice(0, 64), "level-1": slice(64, 128), "level-3": slice(128, 144)}
     for name, level in (("pooled", None), ("level-1", -1), ("level-3", -3)):
         assert torch.equal(
-            found.features[:, found.readings[name]], extract(small_net(), folder, levels=(level,)).features
+            found.features[:, found.feature_sources[name]], extract(small_net(), folder, levels=(level,)).features
         )
-    with pytest.raises(ValueError, match="level-1 is read twice"):
+    with pytest.raises(ValueError, match="level-1 is requested twice"):
         extract(small_net(), folder, levels=(-1, 2))
 
 

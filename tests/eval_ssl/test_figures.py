@@ -1,4 +1,4 @@
-"""Pictures, looked at by their pixels."""
+"""Figures, checked by their pixels."""
 
 import sys
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from torch.nn.functional import normalize
 
-from stillroom.eval_ssl.figures import choose_queries, draw_neighbours, draw_shots, embed
+from stillroom.eval_ssl.figures import draw_neighbours, draw_shots, embed, sample_queries
 
 GREEN, RED = (42, 143, 74), (200, 50, 43)
 
 
-def test_frames_of_the_sheet_say_what_was_right(labelled: Callable[..., Path], tmp_path: Path) -> None:
+def test_frames_of_the_sheet_show_what_was_correct(labelled: Callable[..., Path], tmp_path: Path) -> None:
     folder = labelled("train", per_class=3, classes=("blue", "red"))
     blue, red = (sorted((folder / name).glob("*.png")) for name in ("blue", "red"))
     draw_neighbours(
@@ -32,17 +32,19 @@ def test_frames_of_the_sheet_say_what_was_right(labelled: Callable[..., Path], t
     assert inside[2] > inside[0]  # the picture itself: blue
 
 
-def test_half_of_the_queries_were_answered_wrongly_where_there_are_as_many() -> None:
+def test_half_of_the_sampled_queries_are_incorrect_where_there_are_enough() -> None:
     right = torch.ones(100, dtype=torch.bool)
     right[::10] = False
-    chosen = choose_queries(right, seed=0, many=8)
+    chosen = sample_queries(right, seed=0, num_queries=8)
     assert right[chosen].tolist() == [False] * 4 + [True] * 4 and len(set(chosen)) == 8
-    assert chosen == choose_queries(right, seed=0, many=8) != choose_queries(right, seed=1, many=8)
+    assert chosen == sample_queries(right, seed=0, num_queries=8) != sample_queries(right, seed=1, num_queries=8)
     right[:] = True
     right[3] = False
-    assert len(choose_queries(right, seed=0, many=8)) == 8 and choose_queries(right, seed=0, many=8)[0] == 3
-    assert len(choose_queries(torch.tensor([True, False]), seed=0)) == 2
-    assert right[choose_queries(~right, seed=0, many=8)].tolist() == [True] * 7 + [False]
+    assert (
+        len(sample_queries(right, seed=0, num_queries=8)) == 8 and sample_queries(right, seed=0, num_queries=8)[0] == 3
+    )
+    assert len(sample_queries(torch.tensor([True, False]), seed=0)) == 2
+    assert right[sample_queries(~right, seed=0, num_queries=8)].tolist() == [True] * 7 + [False]
 
 
 def test_the_plane_is_that_of_scikit_learns_pca() -> None:
@@ -71,7 +73,7 @@ def test_umap_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPa
         embed(torch.randn(5, 3), "umap")
 
 
-def test_shots_are_a_line_for_each_net(tmp_path: Path) -> None:
+def test_shots_are_a_line_per_checkpoint(tmp_path: Path) -> None:
     one = {1: (20.0, 2.0), 4: (40.0, 1.0)}
     draw_shots(tmp_path / "one.png", {"a": one}, "few-shot")
     draw_shots(tmp_path / "two.png", {"a": one, "b": {1: (30.0, 2.0), 4: (60.0, 1.0)}}, "few-shot")

@@ -13,8 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from stillroom.eval_ssl import knn_classify, nearest_neighbours, retrieval_map
-from stillroom.eval_ssl.knn import answer
 from stillroom.eval_ssl.neighbours import largest
+from stillroom.eval_ssl.voting import predict
 
 
 def random_set(
@@ -86,8 +86,8 @@ def test_neighbours_are_those_of_faiss() -> None:
     values, rows = nearest_neighbours(train_x, test_x, 10)
     np.testing.assert_allclose(values.numpy(), scores, rtol=0, atol=1e-6)
     similarities = reference_similarities(train_x, test_x)
-    found, wanted = (np.take_along_axis(similarities, ids, axis=1) for ids in (rows.numpy(), expected))
-    assert (np.abs(found - wanted)[rows.numpy() != expected] < 1e-6).all()
+    found, reference = (np.take_along_axis(similarities, ids, axis=1) for ids in (rows.numpy(), expected))
+    assert (np.abs(found - reference)[rows.numpy() != expected] < 1e-6).all()
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 20])
@@ -235,21 +235,21 @@ def test_ranks_and_reciprocal_ranks_are_those_of_a_loop() -> None:
     train_x, labels, test_x = random_set(seed=12, num_classes=9)
     truth = torch.randint(9, (60,), generator=torch.Generator().manual_seed(1))
     near, rows = nearest_neighbours(train_x, test_x, 20)
-    answers = answer(near, labels[rows], truth, (1, 20), 9)
-    for k, answered in answers.items():
+    predictions = predict(near, labels[rows], truth, (1, 20), 9)
+    for k, prediction in predictions.items():
         ranks, firsts = [], []
         for classes, true in zip(labels[rows][:, :k].tolist(), truth.tolist(), strict=True):
             distinct = list(dict.fromkeys(classes))  # by their nearest member
             order = sorted(distinct, key=lambda number: -classes.count(number))
             ranks.append(order.index(true) + 1 if true in order else 0)
             firsts.append(classes.index(true) + 1 if true in classes else 0)
-        assert answered.rank.tolist() == ranks and answered.first.tolist() == firsts
-        metrics = answered.metrics()
+        assert prediction.rank.tolist() == ranks and prediction.first_match.tolist() == firsts
+        metrics = prediction.metrics()
         assert metrics["top1"] == pytest.approx(np.mean([rank == 1 for rank in ranks]))
         assert metrics["top5"] == pytest.approx(np.mean([1 <= rank <= 5 for rank in ranks]))
         assert metrics["mrr"] == pytest.approx(np.mean([1 / first if first else 0 for first in firsts]))
-        assert torch.equal(answered.predicted == truth, answered.rank == 1)
-        assert torch.equal(answered.predicted, knn_classify(train_x, labels, test_x, (k,), 9)[k])
+        assert torch.equal(prediction.predicted == truth, prediction.rank == 1)
+        assert torch.equal(prediction.predicted, knn_classify(train_x, labels, test_x, (k,), 9)[k])
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -305,7 +305,7 @@ def test_scaling_features_by_positive_numbers_changes_nothing(seed: int, data: s
         ((5, 0), "k = 0 does not fit 150 training images"),
         ((-1, 5), "k = -1 does not fit 150 training images"),
         ((1, 151), "k = 151 does not fit 150 training images: choose k from 1 to 150"),
-        ((), "--k is empty: give at least one number of neighbours"),
+        ((), "--k is empty: pass at least one number of neighbours"),
     ],
 )
 def test_numbers_of_neighbours_that_do_not_fit_are_refused(k: tuple[int, ...], text: str) -> None:
@@ -358,7 +358,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.parametrize("memory", [0.0, -1.0, float("nan"), float("inf")])
-def test_memory_that_is_no_bound_is_refused(memory: float) -> None:
+def test_a_memory_bound_that_is_not_positive_is_refused(memory: float) -> None:
     train, _, test = random_set()
     with pytest.raises(ValueError, match=r"--memory-gib is .*: it must be above 0, and finite"):
         nearest_neighbours(train, test, 3, memory_gib=memory)

@@ -16,7 +16,7 @@ def test_weights_are_those_of_scikit_learn(penalty: float) -> None:
     x, y = clouds()
     ours = fit_logreg(x, y, 5, penalty, tolerance=1e-8)
     theirs = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-9, max_iter=5000).fit(x.double().numpy(), y.numpy())
-    assert ours.slope <= 1e-8 and ours.iterations < 1000
+    assert ours.max_gradient <= 1e-8 and ours.iterations < 1000
     torch.testing.assert_close(ours.weight.T, torch.from_numpy(theirs.coef_), rtol=0, atol=1e-5)
     centred = ours.bias - ours.bias.mean()  # a constant added to every class changes nothing
     expected = torch.from_numpy(theirs.intercept_)
@@ -30,10 +30,10 @@ def test_where_it_starts_changes_no_result() -> None:
     torch.testing.assert_close(warm.weight, cold.weight, rtol=0, atol=1e-5)
 
 
-def test_a_fit_that_was_cut_short_says_how_steep_it_still_is() -> None:
+def test_a_fit_that_was_cut_short_reports_its_gradient() -> None:
     x, y = clouds()
     cut = fit_logreg(x, y, 5, 1e-6, iterations=2)
-    assert cut.iterations == 2 and cut.slope > 1e-4
+    assert cut.iterations == 2 and cut.max_gradient > 1e-4
 
 
 def test_the_penalty_that_is_best_on_the_held_out_part_is_fitted_to_all() -> None:
@@ -56,7 +56,7 @@ def test_the_penalty_that_is_best_on_the_held_out_part_is_fitted_to_all() -> Non
     ("penalties", "text"),
     [([], "--penalties is empty"), ([1.0, 0.0], "--penalties holds 0:"), ([float("nan")], "--penalties holds nan")],
 )
-def test_penalties_that_cannot_be_are_one_sentence(penalties: list[float], text: str) -> None:
+def test_impossible_penalties_are_one_sentence(penalties: list[float], text: str) -> None:
     x, y = clouds()
     with pytest.raises(ValueError, match=text):
         logistic_regression(x, y, x, 5, penalties)

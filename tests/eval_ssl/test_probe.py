@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy, normalize
 from stillroom.backbone import Run
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.schedule import Schedule, Step
+from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.probe import (
-    Point,
     Recipe,
     Standardise,
     batches,
@@ -49,10 +49,10 @@ def test_every_point_of_a_grid_is_what_a_plain_loop_gives(schedule: Schedule) ->
     x, y = clouds()
     recipe = Recipe(epochs=2, batch_size=64, schedule=schedule)
     trained = train_probes(x, y, 5, GRID, recipe)
-    for place, point in enumerate(GRID):
+    for index, point in enumerate(GRID):
         layer = plain_loop(x, y, 5, point, recipe)
-        assert (trained.weight[place].T.double() - layer.weight).abs().max() < 1e-6
-        assert (trained.bias[place].double() - layer.bias).abs().max() < 1e-6
+        assert (trained.weight[index].T.double() - layer.weight).abs().max() < 1e-6
+        assert (trained.bias[index].double() - layer.bias).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 5])
@@ -64,8 +64,8 @@ def test_a_grid_in_groups_and_a_single_run_are_the_grid(at_once: int) -> None:
     alone = train_probes(x, y, 5, [GRID[3]], recipe)
     torch.testing.assert_close(alone.weight[0], together.weight[3], rtol=0, atol=1e-6)
     assert alone.predict(x, 0).shape == (300, 5)
-    one, many = (linear_probe(x, y, x, 5, GRID, recipe, at_once=each) for each in (at_once, None))
-    assert one.point == many.point and torch.equal(one.logits, many.logits)
+    one, all_at_once = (linear_probe(x, y, x, 5, GRID, recipe, at_once=each) for each in (at_once, None))
+    assert one.point == all_at_once.point and torch.equal(one.logits, all_at_once.logits)
 
 
 def test_each_image_comes_once_an_epoch_in_an_order_of_its_own() -> None:
@@ -99,7 +99,7 @@ def test_the_held_out_part_has_the_same_share_of_each_class() -> None:
         split_stratified(labels, 1.0, seed=0)
 
 
-def test_the_best_point_on_the_held_out_part_is_trained_on_all_and_told(run: Run) -> None:
+def test_the_best_point_on_the_held_out_part_is_trained_on_all(run: Run) -> None:
     (x, y), (other, truth) = clouds(), clouds(seed=1)
     recipe = Recipe(epochs=5, batch_size=64)
     points = [Point(lr=0.0, weight_decay=0.0), Point(lr=0.1, weight_decay=1e-4), Point(lr=1e-6, weight_decay=0.0)]
@@ -119,12 +119,12 @@ def test_the_best_point_on_the_held_out_part_is_trained_on_all_and_told(run: Run
     ("points", "text"),
     [
         ([], "the grid is empty"),
-        ([Point(lr=-1.0, weight_decay=0.0)], "of the grid is negative, or no number"),
-        ([Point(lr=float("nan"), weight_decay=0.0)], "or no number"),
+        ([Point(lr=-1.0, weight_decay=0.0)], "of the grid is negative or NaN"),
+        ([Point(lr=float("nan"), weight_decay=0.0)], "negative or NaN"),
         ([Point(lr=1e30, weight_decay=1.0)], r"learning rate 1e\+30 diverged"),
     ],
 )
-def test_grids_that_cannot_be_are_one_sentence(points: list[Point], text: str) -> None:
+def test_impossible_grids_are_one_sentence(points: list[Point], text: str) -> None:
     x, y = clouds()
     with pytest.raises(ValueError, match=text):
         linear_probe(x, y, x, 5, points, Recipe(epochs=2))
@@ -143,7 +143,7 @@ def test_features_that_are_not_finite_are_one_sentence() -> None:
     broken = x.clone()
     broken[3, 2] = torch.nan
     for train, test in ((broken, x), (x, broken)):
-        with pytest.raises(ValueError, match="some features are not finite: nothing can be learnt from them"):
+        with pytest.raises(ValueError, match="some features are not finite: no classifier can be trained on them"):
             linear_probe(train, y, test, 5, GRID, Recipe())
 
 

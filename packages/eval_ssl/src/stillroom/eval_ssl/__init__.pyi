@@ -1,15 +1,21 @@
-from .config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
+from .comparison import report
+from .config import Point
 from .evaluation import evaluate
-from .features import FeatureSet, extract_features
-from .knn import knn_classify, retrieval_map
+from .features import FeatureSet, FeatureSets, extract_features
 from .logreg import few_shot, fit_logreg, logistic_regression
 from .monitor import monitor_knn
 from .neighbours import nearest_neighbours
 from .probe import Recipe, linear_probe, train_probes
-from .settings import Point
+from .protocols.features import FeaturesConfig
+from .protocols.few_shot import FewShotConfig
+from .protocols.knn import KnnConfig
+from .protocols.linear import LinearConfig
+from .protocols.logreg import LogregConfig
+from .voting import knn_classify, retrieval_map
 
 __all__ = [
     "FeatureSet",
+    "FeatureSets",
     "FeaturesConfig",
     "FewShotConfig",
     "KnnConfig",
@@ -26,6 +32,7 @@ __all__ = [
     "logistic_regression",
     "monitor_knn",
     "nearest_neighbours",
+    "report",
     "retrieval_map",
     "train_probes",
 ]

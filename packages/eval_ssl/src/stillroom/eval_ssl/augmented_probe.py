@@ -1,9 +1,10 @@
-"""SimReg's live linear evaluation: the classifier learns from random crops, made anew in each epoch."""
+"""A linear probe trained on augmented images (`--mode live`): random crops and flips, drawn anew in each epoch."""
 
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,11 +16,11 @@ from stillroom.backbone.atomic import write_file
 from stillroom.backbone.loading import build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, key_of
+from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, FeatureSet, refuse_infinite
 from stillroom.eval_ssl.probe import (
-    Point,
+    Minibatch,
     Recipe,
-    Rows,
     SgdProbes,
     Standardise,
     batches,
@@ -27,8 +28,8 @@ from stillroom.eval_ssl.probe import (
     check_features,
 )
 
-_SCALE = (0.08, 1.0)  # of the image's area
-_VERSION = 1  # of what is kept: to be raised where the same run would learn something else
+_SCALE = (0.08, 1.0)  # crop area over image area
+_VERSION = 1  # of the saved state: to be raised when the same run would learn something else
 
 
 class CropView:
@@ -39,33 +40,36 @@ class CropView:
 
         interpolation = v2.InterpolationMode(spec.interpolation)
         crop = v2.RandomResizedCrop(spec.size, _SCALE, interpolation=interpolation, antialias=spec.antialias)
-        self.steps = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
+        self.transform = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.steps(image)
+        return self.transform(image)
 
 
 @dataclass(frozen=True)
-class LiveParts:
-    """One epoch's steps cut into parts of a fixed size, dealt out to the processes: their number changes nothing."""
+class MicroBatches:
+    """A batch sampler for one epoch: its steps in micro-batches of a fixed size, distributed over the processes.
 
-    steps: list[Rows]
+    The size does not depend on the number of processes, which therefore changes no bit.
+    """
+
+    steps: list[Minibatch]
     epoch: int
-    part: int
+    size: int
     run: Run
 
-    def of(self, step: Rows) -> list[Tensor]:
-        """This process's parts of a step."""
-        return list(step.rows.split(self.part)[self.run.rank :: self.run.world_size])
+    def local(self, step: Minibatch) -> list[Tensor]:
+        """The rows of this process's micro-batches of a step."""
+        return list(step.rows.split(self.size)[self.run.rank :: self.run.world_size])
 
     def __len__(self) -> int:
-        return sum(len(self.of(step)) for step in self.steps)
+        return sum(len(self.local(step)) for step in self.steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return ([(self.epoch, int(row)) for row in part] for step in self.steps for part in self.of(step))
+        return ([(self.epoch, int(row)) for row in rows] for step in self.steps for rows in self.local(step))
 
 
-def train_live(
+def train_augmented(
     extractor: Extractor,
     train: FeatureSet,
     test_x: Float[Tensor, "m d"],
@@ -75,74 +79,95 @@ def train_live(
     *,
     batch_size: int = 64,
     workers: int = 1,
-    keep: bool = True,
+    cache: bool = True,
 ) -> tuple[Float[Tensor, "m c"], Callable[[], None]]:
     """Train a linear classifier on random crops of the training images, and classify the test images.
 
-    Steps, order and rates are those of `train_probes`; what standardises the features are the statistics of the centre
-    crops. Views are drawn by (seed, epoch, image), images go through the net in fixed parts: the number of processes
-    changes no bit. A run that was stopped goes on after its last whole epoch.
+    Steps, order and rates are those of `train_probes`; features are standardised by the statistics of the centre crops.
+    Crops are drawn by (seed, epoch, image), and images go through the net in micro-batches of a fixed size: the number
+    of processes changes no bit. An interrupted run resumes after its last full epoch.
 
     Args:
-        extractor: on the run's device, with one reading.
+        extractor: on the run's device, with one feature source.
         train: features of the centre crops, and the images.
         test_x: features to classify, on the run's device.
         point: the one setting.
-        recipe: of the classifier.
+        recipe: how the classifier is trained.
         run: this process.
         batch_size: images per forward pass.
         workers: processes that decode images.
-        keep: the state of each whole epoch in `$STILLROOM_CACHE/live`.
+        cache: save the state after each epoch in `$STILLROOM_CACHE/live`.
 
     Returns:
-        Logits, and what forgets the state, to be called once by the main process when they are safe.
+        Logits, and a function that deletes the saved state, for the main process to call once the logits are stored.
 
     Raises:
-        ValueError: constant features, features that are not finite, a run that diverged.
+        ValueError: constant features, features that are not finite, or a run that diverged.
+
+    Reference: SimReg (Navaneet et al., BMVC 2021), linear evaluation.
     """
+    # What is trained: one classifier of standardised features, on augmented images.
     check_features(train.features, test_x)
     scale = Standardise.fit(train.features.to(run.device), unit=point.unit)
     labels, num_classes = train.labels, len(train.files.classes)
     probes = SgdProbes(extractor.dim, num_classes, [point], recipe, run.device)
-    backbone = extractor.backbone
-    record = {
-        "version": _VERSION,
-        "weights": weights_sha256(backbone.net),
-        "net": [backbone.spec.name, backbone.spec.arguments, backbone.spec.feature, asdict(backbone.spec.input)],
-        "readings": list(extractor.readings),
-        "head": None if extractor.head is None else [repr(extractor.head), weights_sha256(extractor.head)],
-        "files": train.files.stamp,
-        "recipe": repr((point, recipe, batch_size)),
-        "device": run.device.type,
-    }
-    file = cache_directory("live") / f"{key_of(record)}.pt"
-    first = 0
-    if keep and file.exists():
-        saved = torch.load(file, map_location=run.device, weights_only=True)
-        first, probes.state = saved["epoch"], saved["state"]
+    dataset = ImageDataset(train.files, CropView(extractor.backbone.spec.input), seed=recipe.seed)
+
+    # The state of an interrupted run with the same settings, if there is one.
+    file = cache_directory("live") / f"{key_of(state_record(extractor, train, point, recipe, run, batch_size))}.pt"
+    first_epoch = 0
+    if cache and file.exists():
+        state = torch.load(file, map_location=run.device, weights_only=True)
+        first_epoch, probes.state = state["epoch"], state["state"]
     run.wait()  # every process has read it before one writes
-    dataset = ImageDataset(train.files, CropView(backbone.spec.input), seed=recipe.seed)
-    progress = Progress(len(labels) * recipe.epochs, run, "live", done=len(labels) * first)
-    for epoch in range(first, recipe.epochs):
+
+    progress = Progress(len(labels) * recipe.epochs, run, "live", done=len(labels) * first_epoch)
+    for epoch in range(first_epoch, recipe.epochs):
+        # One epoch's images, each process loading its micro-batches.
         steps = list(batches(len(labels), replace(recipe, epochs=epoch + 1), epoch))
-        parts = LiveParts(steps, epoch, batch_size, run)
-        loader = iter(progress.over(build_loader(dataset, parts, workers), close=False))
+        micro_batches = MicroBatches(steps, epoch, batch_size, run)
+        loader = iter(progress.over(build_loader(dataset, micro_batches, workers), close=False))
         for step in steps:
-            mine = [extractor(next(loader).images.to(run.device)).cpu() for _ in parts.of(step)]
-            dealt = run.gather(mine)
-            whole = [dealt[place % run.world_size][place // run.world_size] for place in range(sum(map(len, dealt)))]
-            x = torch.cat(whole)
+            # The features of the whole step, gathered in its order; every process takes the same step.
+            local = [extractor(next(loader).images.to(run.device)).cpu() for _ in micro_batches.local(step)]
+            gathered = run.gather(local)
+            num_parts = sum(map(len, gathered))
+            x = torch.cat([gathered[part % run.world_size][part // run.world_size] for part in range(num_parts)])
             refuse_infinite(step.rows[~torch.isfinite(x).all(dim=1)].tolist(), train.files)
             probes.step(scale(x.to(run.device)), labels[step.rows].to(run.device), step.epoch)
-        assert next(loader, None) is None, "every part belongs to a step"
+        assert next(loader, None) is None, "every micro-batch belongs to a step"
+
+        # A checkpoint after each epoch that did not diverge.
         if not bool(torch.isfinite(probes.state["weight"]).all()):
             raise ValueError(
-                f"the probe of learning rate {point.lr:g} diverged in epoch {epoch + 1}: give smaller --lrs"
+                f"the probe of learning rate {point.lr:g} diverged in epoch {epoch + 1}: pass smaller --lrs"
             )
-        if keep and run.is_main:
+        if cache and run.is_main:
             buffer = io.BytesIO()
             torch.save({"epoch": epoch + 1, "state": probes.state}, buffer)
             write_file(file, buffer.getvalue())
     progress.close()
+
     logits = check_converged(probes.linear().predict(scale(test_x), 0), point)
-    return logits, partial(file.unlink, missing_ok=True) if keep else lambda: None
+    return logits, partial(file.unlink, missing_ok=True) if cache else lambda: None
+
+
+def state_record(
+    extractor: Extractor, train: FeatureSet, point: Point, recipe: Recipe, run: Run, batch_size: int
+) -> dict[str, Any]:
+    """What the saved state depends on. Its hash names the file, so names and values here stay as they are."""
+    backbone = extractor.backbone
+    point_text = (
+        f"Point(lr={point.lr!r}, weight_decay={point.weight_decay!r}, reading={point.feature_source!r}, "
+        f"unit={point.unit!r})"  # the fields as 0.4 named them
+    )
+    return {
+        "version": _VERSION,
+        "weights": weights_sha256(backbone.net),
+        "net": [backbone.spec.name, backbone.spec.arguments, backbone.spec.feature, asdict(backbone.spec.input)],
+        "readings": list(extractor.feature_sources),
+        "head": None if extractor.head is None else [repr(extractor.head), weights_sha256(extractor.head)],
+        "files": train.files.stamp,
+        "recipe": f"({point_text}, {recipe!r}, {batch_size!r})",
+        "device": run.device.type,
+    }

@@ -6,52 +6,54 @@ from typing import Any
 import tyro
 
 from stillroom.backbone.command import print_on_main, report_errors
-from stillroom.eval_ssl.config import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
 from stillroom.eval_ssl.presets import simreg
-from stillroom.eval_ssl.settings import preflight
+from stillroom.eval_ssl.protocols import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
 
-NOTES = {
+DESCRIPTIONS = {
     "knn": "Exact k-NN classification of frozen features.",
-    "linear": "A linear classifier of frozen features: a grid of settings, chosen on a held-out part of TRAIN.",
-    "linear-simreg": "SimReg's linear evaluation: one setting, unit length, rate / 10 at 15 and 30, cached or live.",
-    "logreg": "Logistic regression by L-BFGS to convergence, its penalty chosen on a held-out part of TRAIN.",
-    "few-shot": "Logistic regression from 1 to 16 images of each class, mean and spread of several draws.",
-    "features": "The features as .npy, .safetensors or Parquet files.",
-    "smoke": "k-NN of a random net, by default on the toy data: seconds, and proves only that it works.",
+    "linear": "A grid of linear classifiers of frozen features; the best on a held-out part of TRAIN counts.",
+    "linear-simreg": "SimReg's linear evaluation: one setting, unit length, rate / 10 at epochs 15 and 30.",
+    "logreg": "Logistic regression by L-BFGS to convergence; the best penalty on a held-out part of TRAIN counts.",
+    "few-shot": "Logistic regression from 1 to 16 images per class: mean and standard deviation of several draws.",
+    "features": "Write the features as .npy, .safetensors or Parquet files.",
+    "smoke": "k-NN of a random net, on the toy data by default: takes seconds, and shows only that it works.",
 }
 
 
 @report_errors
 def main() -> None:
     """Entry point of `stillroom-eval-ssl`."""
+    # 1. Parse the flags into the config of a protocol.
     config = tyro.cli(
         command_type(),
         prog="stillroom-eval-ssl",
         description="Frozen evaluation of any backbone.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    preflight(config)  # before torch is imported
+    # 2. Refuse bad flags and missing paths, before torch is imported.
+    config.preflight()
+    from stillroom.eval_ssl.comparison import report
     from stillroom.eval_ssl.evaluation import evaluate
-    from stillroom.eval_ssl.report import report
 
+    # 3. Evaluate, and print the table.
     print_on_main(report(evaluate(config)))
 
 
 def command_type() -> Any:
-    """Every command asks for everything; `smoke` has the toy data for its defaults."""
+    """The subcommands as one type for tyro: paths are required, except those of `smoke`, which has the toy data."""
     missing: Any = tyro.MISSING
     toy = Path("data/toy/heldout-shapes")
-    alone = {"checkpoint": missing, "train": missing, "out": missing}
-    given = alone | {"test": missing}
+    paths = {"checkpoint": missing, "train": missing, "out": missing}
+    paths_with_test = paths | {"test": missing}
     configs = {
-        "knn": KnnConfig(**alone),
-        "linear": LinearConfig(**given),
-        "linear-simreg": simreg(**given),
-        "logreg": LogregConfig(**given),
-        "few-shot": FewShotConfig(**given),
-        "features": FeaturesConfig(**alone),
+        "knn": KnnConfig(**paths),
+        "linear": LinearConfig(**paths_with_test),
+        "linear-simreg": simreg(**paths_with_test),
+        "logreg": LogregConfig(**paths_with_test),
+        "few-shot": FewShotConfig(**paths_with_test),
+        "features": FeaturesConfig(**paths),
         "smoke": KnnConfig(
             checkpoint=("random:cifar/resnet20",), train=toy / "train", test=toy / "val", out=Path("runs/smoke-knn")
         ),
     }
-    return tyro.extras.subcommand_type_from_defaults(configs, descriptions=NOTES)
+    return tyro.extras.subcommand_type_from_defaults(configs, descriptions=DESCRIPTIONS)

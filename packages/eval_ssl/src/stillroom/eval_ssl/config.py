@@ -1,46 +1,85 @@
-"""What a frozen evaluation is. The words under each field are its `--help`."""
+"""What all protocols share: flags, checks of flags and arguments, and the methods of a protocol. Imports no torch."""
 
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from tyro.conf import arg  # only to show what a checkpoint may be in --help
+from tyro.conf import arg  # only to show in --help what a checkpoint may be
 
+from stillroom import (  # lazy packages: the quoted types import torch, and only where they are checked
+    backbone,
+    eval_ssl,
+)
+from stillroom.backbone.checks import at_least, flag
 from stillroom.backbone.flags import DeviceName, OnBroken
-from stillroom.backbone.schedule import Cosine, Schedule
+from stillroom.backbone.image_files import ImageFiles, read_labelled, refuse_missing_images, shuffled_by_class
+from stillroom.backbone.names import refuse_missing_checkpoint
+from stillroom.backbone.results import RESULTS, Results
 from stillroom.backbone.spec import FeaturePoint
+from stillroom.backbone.sweep import refuse_twice
 
-FileFormat = Literal["npy", "safetensors", "parquet"]
-Mode = Literal["cached", "live"]
-Embedding = Literal["pca", "umap"]
 Vote = Literal["majority", "weighted"]
 Metric = Literal["cosine", "l2"]
 Backend = Literal["torch", "faiss"]
+Embedding = Literal["pca", "umap"]
+Mode = Literal["cached", "live"]
+FileFormat = Literal["npy", "safetensors", "parquet"]
 
 TEMPERATURE = 0.07
-"""Of the weighted vote of the neighbours."""
+"""Temperature of weighted k-NN votes, as in Wu et al., CVPR 2018."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureConfig:
-    """Whose features, of what images."""
+class Outcome:
+    """What a protocol makes of the features of one checkpoint.
+
+    Args:
+        protocol: versioned id that names everything that changes the numbers.
+        metrics: name -> fraction from 0 to 1.
+        extra: what else results.json holds.
+        write_files: writes further files into the run directory.
+        draw_figures: draws PNG files into a folder.
+        clean_up: deletes intermediate state, once the results are on disk.
+    """
+
+    protocol: str
+    metrics: dict[str, float]
+    extra: dict[str, Any] = field(default_factory=dict)
+    write_files: Callable[[Path], None] | None = None
+    draw_figures: Callable[[Path], None] | None = None
+    clean_up: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(ABC):
+    """One protocol, on the frozen features of one or several checkpoints.
+
+    Each file of `protocols/` holds one subclass: flags, checks, evaluation and report, in this order.
+    """
+
+    task: ClassVar[str]
+    """`task` of results.json: knn, linear, logreg, few-shot or features."""
 
     checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
-    """Checkpoint directory, a backbone name with its pretrained weights, or random:NAME; of several, one table."""
+    """Checkpoint directory, a backbone name with its pretrained weights, or random:NAME; several give one table."""
     train: Path
-    """Image folder whose labels are known: TRAIN/<class>/<image>."""
+    """Folder of labelled images to learn from: TRAIN/<class>/<image>."""
     test: Path
-    """Image folder to classify, with the same classes."""
+    """Folder of images to classify, with the same classes."""
     out: Path
-    """Run directory to make; with several checkpoints one in it for each, and those that are done are kept."""
+    """Run directory to make; with several checkpoints it holds one per checkpoint, and finished ones are kept."""
     limit: int | None = None
-    """For a quick look: only so many images of each folder, drawn by the seed; it then stands in the protocol."""
+    """Use only this many images per folder, drawn by the seed, for a quick result; it is named in the protocol id."""
     feature: FeaturePoint | None = None
     """Read the pooled feature before or after the last activation; None as the checkpoint says."""
     level: int | None = None
-    """Instead of the pooled feature the spatial mean of this level's map, -1: the last; None: the pooled feature."""
+    """Evaluate the spatial mean of this level's map instead of the pooled feature, -1: the last; None: the feature."""
     head: str | None = None
-    """Evaluate the output of this head of the checkpoint; a student keeps `distill` if asked to. None: none."""
+    """Evaluate the output of this head of the checkpoint; a student may keep one named `distill`. None: no head."""
     size: int | None = None
     """Input side, pixels; None as the checkpoint says."""
     crop_fraction: float | None = None
@@ -48,109 +87,176 @@ class FeatureConfig:
     batch_size: int = 64
     """Images per forward pass."""
     cache: bool = True
-    """Keep the features in ~/.cache/stillroom (or $STILLROOM_CACHE) for the next evaluation, and look there first."""
+    """Cache features in ~/.cache/stillroom (or $STILLROOM_CACHE) and reuse those of earlier evaluations."""
     seed: int = 0
-    """Of the weights of random:NAME, and of whatever is drawn."""
+    """Seed of the weights of random:NAME and of every random draw."""
     device: DeviceName = "auto"
-    """auto: a GPU if there is one."""
+    """Device to compute on; auto: a GPU if there is one."""
     workers: int = 1
     """Processes that decode images."""
     on_broken: OnBroken = "refuse"
-    """An image that cannot be read stops the run, or is skipped, named and counted."""
+    """Stop at an image that cannot be read, or skip it: it is then named and counted."""
+
+    def preflight(self) -> None:
+        """Refuse what can be refused before torch is imported: bad flags and missing paths.
+
+        Raises:
+            ValueError: in one sentence.
+        """
+        self.check()
+        for images in filter(None, (self.train, self.test)):
+            refuse_missing_images(images)
+        for name in self.checkpoint:
+            refuse_missing_checkpoint(name)
+
+    def check(self) -> None:
+        """Refuse flags that cannot work, whatever the images are.
+
+        Raises:
+            ValueError: in one sentence.
+        """
+        if not self.checkpoint:
+            raise ValueError("--checkpoint is empty: pass at least one")
+        refuse_twice(self.checkpoint, "--checkpoint")
+        if self.out.exists() and (len(self.checkpoint) == 1 or (self.out / RESULTS).exists() or self.out.is_file()):
+            raise ValueError(f"{self.out} exists: choose another --out")
+        at_least(self, 0, "seed")
+        at_least(self, 1, "batch_size")
+        if self.limit is not None:
+            at_least(self, 1, "limit")
+
+    def read_images(self) -> tuple[ImageFiles, ImageFiles | None]:
+        """List the images of TRAIN and TEST, or as many of them as `--limit` allows.
+
+        Raises:
+            ValueError: see `read_labelled`; a single class, which leaves nothing to predict.
+        """
+        train = read_labelled(self.train)
+        if len(train.classes) < 2:
+            raise ValueError(f"{self.train} holds one class, {train.classes[0]}: there is nothing to tell apart")
+        test = None if self.test is None else read_labelled(self.test, train.classes)
+        return self.limited(train), None if test is None else self.limited(test)
+
+    def limited(self, files: ImageFiles) -> ImageFiles:
+        """As many of the images as `--limit` allows, balanced over the classes."""
+        if self.limit is None:
+            return files
+        by_class = shuffled_by_class(files.labels or [0] * len(files), self.seed).values()
+        alternating = [index for turn in zip_longest(*by_class) for index in turn if index is not None]
+        return files.subset(sorted(alternating[: self.limit]))
+
+    @abstractmethod
+    def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
+        """Refuse flags that these images do not allow, before the hours of extraction.
+
+        Raises:
+            ValueError: in one sentence.
+        """
+
+    @property
+    def levels(self) -> tuple[int | None, ...]:
+        """The feature sources to extract, side by side; see `Extractor`."""
+        return (self.level,)
+
+    @abstractmethod
+    def evaluate(self, features: "eval_ssl.FeatureSets", run: "backbone.Run") -> Outcome:
+        """Apply the protocol to the features of one checkpoint."""
+
+    @classmethod
+    @abstractmethod
+    def report(cls, directory: Path, results: Results) -> str:
+        """What is printed of a run: a table, and last its directory with the headline metric."""
+
+    @classmethod
+    def table_metrics(cls, metrics: Mapping[str, float]) -> dict[str, str]:
+        """The metrics that a table of several checkpoints shows, each with its column header; none for files alone."""
+        return {}
+
+    @classmethod
+    def headline(cls, metrics: Mapping[str, float]) -> str:
+        """The metric that stands for all; those that `table_metrics` names hold it."""
+        return next(iter(cls.table_metrics(metrics)))
+
+    @classmethod  # noqa: B027
+    def draw_comparison(cls, folder: Path, metrics: Mapping[str, dict[str, float]]) -> None:
+        """Draw figures of several checkpoints, by name, into a folder; most protocols have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig(FeatureConfig):
-    """Features as files, for whatever else they are wanted for."""
-
-    test: Path | None = None  # type: ignore[assignment]  # nothing is classified
-    """A second image folder, with the same classes; None: TRAIN alone."""
-    labels: bool = True
-    """TRAIN and TEST have a folder for each class; without, every image below them is read, and none has a label."""
-    format: FileFormat = "npy"
-    """npy and safetensors come with a table of paths and labels; parquet (extra `parquet`) holds them itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrozenConfig(FeatureConfig):
-    """A measurement on frozen features."""
+class MeasurementConfig(EvaluationConfig):
+    """A protocol that gives numbers, and figures of them."""
 
     figures: bool = True
-    """Also draw PNG files: where the classes are confused, and what the command adds."""
+    """Also draw PNG files: a confusion matrix and others, by protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig(FrozenConfig):
-    """Exact k-NN classification of frozen features."""
+class Point:
+    """One setting of a linear probe's grid: how to learn, and from what.
 
-    test: Path | None = None  # type: ignore[assignment]  # here too there is something to do without
-    """Image folder to classify, with the same classes; None: each image of TRAIN by all the others (leave-one-out)."""
-    k: tuple[int, ...] | None = None
-    """Numbers of neighbours, all in one pass; None: those of 1, 5, 10, 20, 100, 200 that TRAIN has images for."""
-    vote: Vote = "majority"
-    """Equal votes, or weights exp(similarity / temperature)."""
-    temperature: float = TEMPERATURE
-    """Of the weighted vote."""
-    metric: Metric = "cosine"
-    """What is near; l2: the Euclidean distance."""
-    backend: Backend = "torch"
-    """faiss needs the extra `faiss`; both are exact."""
-    memory_gib: float = 1.0
-    """Bound of the similarities that the torch backend holds at once, GiB."""
-    retrieval: bool = False
-    """Also the mean average precision of ranking all of TRAIN for each test image."""
-    embedding: Embedding = "pca"
-    """The plane of the figure of all test images; umap needs the extra `umap`."""
+    Args:
+        lr: learning rate of SGD.
+        weight_decay: of SGD.
+        feature_source: which of the features' sources; see `linear_probe`.
+        unit: whether features are L2-normalised before they are standardised.
+    """
+
+    lr: float
+    weight_decay: float
+    feature_source: str = "pooled"
+    unit: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinearConfig(FrozenConfig):
-    """A linear classifier of frozen features: a grid of settings at once, chosen on a held-out part of TRAIN."""
+def above_zero(**numbers: float) -> None:
+    """Refuse numbers, by the name of their flag, that are not above 0 or not finite.
 
-    name: str = "v1"
-    """Of the recipe, for the protocol id."""
-    mode: Mode = "cached"
-    """Features of fixed centre crops, or live: of random crops and flips, made anew in each epoch, one setting only."""
-    lrs: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    """Learning rates of the grid."""
-    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)
-    """Weight decays of the grid."""
-    more_levels: tuple[int, ...] = ()
-    """Levels whose spatial means are tried beside the feature, as more choices of the grid, -1: the last; or none."""
-    unit: tuple[bool, ...] = (False,)
-    """Whether features are brought to unit length before they are standardised; give both to try both."""
-    held_out: float = 0.1
-    """Share of each class of TRAIN that the choice is made on; the chosen point is then trained on all of TRAIN."""
-    epochs: int = 40
-    """Passes over the features."""
-    probe_batch_size: int = 256
-    """Features per step of the classifier."""
-    schedule: Schedule = Cosine()  # noqa: RUF009  # frozen
-    at_once: int | None = None
-    """Points of the grid trained together, what memory allows; None: all."""
+    Raises:
+        ValueError: with the first of them.
+    """
+    for name, number in numbers.items():
+        if not (number > 0 and math.isfinite(number)):
+            raise ValueError(f"{flag(name)} is {number}: it must be above 0, and finite")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogregConfig(FrozenConfig):
-    """Logistic regression by L-BFGS to convergence; its penalty is chosen on a held-out part of TRAIN."""
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that gives no weights.
 
-    penalties: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-    """Factors l of l/2 |W|^2 beside the mean cross-entropy."""
-    held_out: float = 0.1
-    """Share of each class of TRAIN that the choice is made on; the classifier is then fitted on all of TRAIN."""
-    tolerance: float = 1e-5
-    """Converged where no entry of the gradient is larger."""
-    iterations: int = 1000
-    """At most, for each penalty; what has not converged by then is told."""
+    Raises:
+        ValueError: not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"--temperature is {temperature}: it must be above 0")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FewShotConfig(FrozenConfig):
-    """Logistic regression from a few images of each class, several draws of them."""
+def check_grid(points: Sequence[Point]) -> None:
+    """Refuse a grid that cannot be trained.
 
-    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Images per class; smaller draws are part of the larger ones."""
-    draws: int = 5
-    """Draws, each by its own seed: `--seed` and the next ones."""
-    inverse_penalty: float = 1.0
-    """C of the summed cross-entropy, beside |W|^2 / 2."""
+    Raises:
+        ValueError: an empty grid, or a setting that is negative or NaN.
+    """
+    if not points:
+        raise ValueError("the grid is empty: pass at least one --lrs and one --weight-decays")
+    if not all(value >= 0 for point in points for value in (point.lr, point.weight_decay)):
+        raise ValueError("a learning rate or a weight decay of the grid is negative or NaN")
+
+
+def check_held_out(fraction: float) -> None:
+    """Refuse a held-out fraction that leaves one part empty.
+
+    Raises:
+        ValueError: outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"--held-out is {fraction}: it must lie in (0, 1)")
+
+
+def check_penalties(penalties: Sequence[float]) -> None:
+    """Refuse penalties that define no problem.
+
+    Raises:
+        ValueError: none at all, or one that is not above 0: separable classes then have no solution.
+    """
+    if not penalties:
+        raise ValueError("--penalties is empty: pass at least one")
+    if bad := [penalty for penalty in penalties if not (penalty > 0 and math.isfinite(penalty))]:
+        raise ValueError(f"--penalties holds {bad[0]:g}: they must be above 0, and finite")

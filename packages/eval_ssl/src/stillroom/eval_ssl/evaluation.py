@@ -1,172 +1,208 @@
-"""Frozen evaluation, from images to results.json."""
+"""Frozen evaluation, from a config to results.json: the life cycle that all protocols share."""
 
-import json
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
+from torch import nn
 
-from stillroom.backbone import ImageFiles, Results, Run, weights_sha256, write_results
-from stillroom.backbone.atomic import replace_directory, write_file
+from stillroom.backbone import (
+    ImageFiles,
+    Results,
+    Run,
+    load_backbone,
+    read_results,
+    replace_input,
+    weights_sha256,
+    write_results,
+)
+from stillroom.backbone.atomic import replace_directory
+from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.heads import build_head
+from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import RESULTS, CheckpointRecord, read_results
+from stillroom.backbone.results import RESULTS, CheckpointRecord, DatasetRecord
+from stillroom.backbone.run import seed_everything
 from stillroom.backbone.schedule import Schedule
 from stillroom.backbone.sweep import directory_name, once
-from stillroom.eval_ssl.config import (
-    FeatureConfig,
-    FewShotConfig,
-    FrozenConfig,
-    KnnConfig,
-    LinearConfig,
-    LogregConfig,
-)
-from stillroom.eval_ssl.frozen import Frozen, extract_sets, read_sets
-from stillroom.eval_ssl.logreg import draw_shots
-from stillroom.eval_ssl.measure import Measured, curve_of, measure
-from stillroom.eval_ssl.neighbours import check_k
-from stillroom.eval_ssl.probe import split_stratified
-from stillroom.eval_ssl.settings import check, grid_of, numbers_of_neighbours
+from stillroom.eval_ssl.comparison import write_comparison
+from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outcome
+from stillroom.eval_ssl.features import FeatureSets, extract_features
 
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)
-TABLE = "table.json"
 FIGURES = "figures"
-_UMAP_IMAGES = 20
 
 
-def evaluate(config: FeatureConfig) -> Path:
-    """Measure each checkpoint as the config's class says, and return the run directory.
+def evaluate(config: EvaluationConfig) -> Path:
+    """Evaluate each checkpoint by the config's protocol, and return the run directory.
 
-    One checkpoint: `out` gets results.json, figures/ and whatever else is measured. Several: `out` gets one such
-    directory for each, and table.json; those that are done already are kept.
+    One checkpoint: `out` gets results.json, figures/ and what else the protocol writes. Several: `out` gets one such
+    directory per checkpoint, and table.json; finished ones are kept.
 
     Raises:
         ValueError: bad input, each in one sentence.
     """
-    check(config)
+    # 1. Refuse flags that cannot work, before anything is read.
+    config.check()
+
+    # 2. Join the processes that torchrun started, or be the only one.
     run = Run.start(config.device)
-    parts = split(config)
-    for part in parts:
-        refuse_stale(part)
+
+    # 3. Checkpoint by checkpoint: keep a finished evaluation unless its weights or images changed, or do it.
+    singles = split(config)
+    for single in singles:
+        refuse_stale(single)
         try:
-            if lacks_pictures(part):
-                evaluate_one(part, run)
-            once(part, UNIONS, partial(evaluate_one, run=run))
+            if lacks_figures(single):
+                evaluate_one(single, run)
+            once(single, UNIONS, partial(evaluate_one, run=run))
         except ValueError as error:
-            raise (ValueError(f"{part.checkpoint[0]}: {error}") if len(parts) > 1 else error) from error
-    if len(parts) > 1 and run.is_main:
-        write_table(config, [part.out for part in parts])
+            raise (ValueError(f"{single.checkpoint[0]}: {error}") if len(singles) > 1 else error) from error
+
+    # 4. Compare several checkpoints in one table.
+    if len(singles) > 1 and run.is_main:
+        write_comparison(config, [single.out for single in singles])
+
+    # 5. Leave together, when the files are there for every process.
     run.wait()
     run.close()
     return config.out
 
 
-def evaluate_one(config: FeatureConfig, run: Run) -> None:
-    """One checkpoint: results.json and the pictures, whole or not at all. Afterwards every process finds them."""
+def evaluate_one(config: EvaluationConfig, run: Run) -> None:
+    """Evaluate one checkpoint: results.json and figures, whole or not at all. Afterwards every process sees them."""
     began = time.perf_counter()
-    files = read_sets(config)
-    check_images(config, *files)
-    frozen = extract_sets(config, run, *files)
-    measured = measure(config, run, frozen)
+
+    # 1. List the images, and refuse flags that they do not allow.
+    train_files, test_files = config.read_images()
+    config.check_images(train_files, test_files)
+
+    # 2. Extract the features of TRAIN and TEST, or read them from the cache.
+    features = extract(config, run, train_files, test_files)
+
+    # 3. Apply the protocol.
+    outcome = config.evaluate(features, run)
+
+    # 4. Write files, figures and results into a temporary directory, then rename it.
     if run.is_main:
-        with replace_directory(config.out) as aside:
-            if measured.files is not None:
-                measured.files(aside)
-            if measured.pictures is not None and isinstance(config, FrozenConfig) and config.figures:
-                (aside / FIGURES).mkdir()
-                measured.pictures(aside / FIGURES)
-            write_results(aside, results_of(config, frozen, measured, time.perf_counter() - began))
-        if measured.done is not None:
-            measured.done()
+        with replace_directory(config.out) as temporary:
+            if outcome.write_files is not None:
+                outcome.write_files(temporary)
+            if outcome.draw_figures is not None and draws_figures(config):
+                (temporary / FIGURES).mkdir()
+                outcome.draw_figures(temporary / FIGURES)
+            write_results(temporary, results_of(config, features, outcome, time.perf_counter() - began))
+        if outcome.clean_up is not None:
+            outcome.clean_up()
     run.wait()
 
 
-def check_images(config: FeatureConfig, train: ImageFiles, test: ImageFiles | None) -> None:
-    """Refuse settings that these images do not allow, before the hours of extraction.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    labels = torch.tensor(train.labels or ())
-    match config:
-        case KnnConfig():
-            check_k(numbers_of_neighbours(config, len(train) - (test is None)), len(train) - (test is None))
-            if config.figures and config.embedding == "umap" and len(test or train) < _UMAP_IMAGES:
-                raise ValueError(f"--embedding umap needs {_UMAP_IMAGES} images, {len(test or train)} were given")
-        case LinearConfig() if len(grid_of(config, ["pooled", *map(str, config.more_levels)])) > 1:
-            split_stratified(labels, config.held_out, config.seed, train.classes)
-        case LogregConfig() if len(config.penalties) > 1:
-            split_stratified(labels, config.held_out, config.seed, train.classes)
-        case FewShotConfig():
-            draw_shots(labels, max(config.shots), config.seed, train.classes)
-
-
-def split(config: FeatureConfig) -> list[FeatureConfig]:
-    """One config for each checkpoint; of several each in a directory of its own."""
+def split(config: EvaluationConfig) -> list[EvaluationConfig]:
+    """One config per checkpoint; several get directories of their own."""
     if len(config.checkpoint) == 1:
         return [config]
     return [replace(config, checkpoint=(n,), out=config.out / directory_name(n)) for n in config.checkpoint]
 
 
-def refuse_stale(config: FeatureConfig) -> None:
-    """Refuse to keep what was measured on a checkpoint or on images that have changed since.
+def refuse_stale(config: EvaluationConfig) -> None:
+    """Refuse to keep an evaluation whose checkpoint or images have changed since.
 
     Raises:
         ValueError: with what changed.
     """
     if not (config.out / RESULTS).exists():
         return
-    found, (name,) = read_results(config.out), config.checkpoint
-    train, test = read_sets(config)
+    results, (name,) = read_results(config.out), config.checkpoint
+    train, test = config.read_images()
     fingerprints = {"train": train.fingerprint} | ({} if test is None else {"test": test.fingerprint})
-    if is_checkpoint(name) and read_manifest(Path(name) / "manifest.json").weights.sha256 != found.checkpoint.sha256:
+    if is_checkpoint(name) and read_manifest(Path(name) / MANIFEST).weights.sha256 != results.checkpoint.sha256:
         raise ValueError(f"{config.out} was measured on other weights than {name} has now: choose another --out")
-    if fingerprints != {role: record.fingerprint for role, record in found.datasets.items()}:
+    if fingerprints != {role: record.fingerprint for role, record in results.datasets.items()}:
         raise ValueError(f"{config.out} was measured on other images than there are now: choose another --out")
 
 
-def lacks_pictures(config: FeatureConfig) -> bool:
-    """Whether a measurement is done, but not with the pictures that are wanted now; its features are in the cache."""
-    if not (config.out / RESULTS).exists() or not isinstance(config, FrozenConfig) or not config.figures:
+def draws_figures(config: EvaluationConfig) -> bool:
+    """Whether figures are requested."""
+    return isinstance(config, MeasurementConfig) and config.figures
+
+
+def lacks_figures(config: EvaluationConfig) -> bool:
+    """Whether an evaluation is finished, but without the figures that are requested now."""
+    if not (config.out / RESULTS).exists() or not draws_figures(config):
         return False
-    asked, found = config_to_dict(config, UNIONS), read_results(config.out).made_by.config
-    return not (config.out / FIGURES).exists() or asked.get("embedding") != found.get("embedding")
+    now, then = config_to_dict(config, UNIONS), read_results(config.out).made_by.config
+    return not (config.out / FIGURES).exists() or now.get("embedding") != then.get("embedding")
 
 
-def results_of(config: FeatureConfig, frozen: Frozen, measured: Measured, seconds: float) -> Results:
-    """The record of a measurement."""
+def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_files: ImageFiles | None) -> FeatureSets:
+    """Load the config's one checkpoint, and extract the features of both image sets."""
+    seed_everything(config.seed)
+    (name,) = config.checkpoint
+    backbone = load_backbone(name, config.feature).to(run.device)
+    backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
+    head = load_head(name, config.head).to(run.device) if config.head else None
+    train, test = (
+        None
+        if files is None
+        else extract_features(
+            backbone,
+            files,
+            run,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            on_broken=config.on_broken,
+            head=head,
+            levels=config.levels,
+            cache=config.cache,
+            label=label,
+        )
+        for label, files in (("train", train_files), ("test", test_files))
+    )
+    assert train is not None, "there is always a TRAIN set"
+    datasets = {"train": DatasetRecord.of(train_files, broken=len(train.broken))}
+    if test_files is not None and test is not None:
+        datasets["test"] = DatasetRecord.of(test_files, broken=len(test.broken))
+    spec = backbone.spec
+    parts = [
+        f"feature={spec.feature} size={spec.input.size} crop={spec.input.crop_fraction:g}",
+        f"resize={spec.input.resize.replace(' ', '-')} dtype=float32",
+        f"level={config.level}" if config.level is not None else "",
+        f"head={config.head}" if config.head else "",
+        f"limit={config.limit}" if config.limit else "",
+    ]
+    description = " ".join(filter(None, parts))
+    return FeatureSets(backbone=backbone, head=head, train=train, test=test, datasets=datasets, description=description)
+
+
+def load_head(checkpoint: str, name: str) -> nn.Module:
+    """Load a head that a checkpoint holds under this name.
+
+    Raises:
+        ValueError: a backbone name instead of a checkpoint; `CheckpointError` where it holds no such head.
+    """
+    if not is_checkpoint(checkpoint):
+        raise ValueError(f"--head {name}: {checkpoint} is not a checkpoint directory, so it has no heads")
+    tensors = load_heads(checkpoint, name)
+    return build_head(read_manifest(Path(checkpoint) / MANIFEST).heads[name], tensors)
+
+
+def results_of(config: EvaluationConfig, features: FeatureSets, outcome: Outcome, seconds: float) -> Results:
+    """The contents of results.json."""
     (name,) = config.checkpoint
     return Results(
-        task=measured.task,
-        protocol=measured.protocol,
-        datasets=frozen.datasets,
+        task=config.task,
+        protocol=outcome.protocol,
+        datasets=features.datasets,
         checkpoint=CheckpointRecord(
-            path=name, sha256=weights_sha256(frozen.backbone.net), method=checkpoint_method(name)
+            path=name, sha256=weights_sha256(features.backbone.net), method=checkpoint_method(name)
         ),
-        metrics=measured.metrics,
+        metrics=outcome.metrics,
         seed=config.seed,
         seconds=seconds,
         made_by=made_by(PACKAGE, config_to_dict(config, UNIONS)),
-        extra={"broken": frozen.broken, "classes": list(frozen.classes), **measured.extra},
+        extra={"broken": features.broken, "classes": list(features.classes), **outcome.extra},
     )
-
-
-def write_table(config: FeatureConfig, runs: list[Path]) -> None:
-    """table.json of several checkpoints, and of few shots their curves in one picture."""
-    rows = {name: read_results(run) for name, run in zip(config.checkpoint, runs, strict=True)}
-    table = {
-        name: {"run": run.name, "protocol": results.protocol, "metrics": results.metrics}
-        for (name, results), run in zip(rows.items(), runs, strict=True)
-    }
-    task = next(iter(rows.values())).task
-    write_file(config.out / TABLE, json.dumps({"task": task, "rows": table}, indent=2) + "\n")
-    if task == "few-shot" and isinstance(config, FrozenConfig) and config.figures:
-        from stillroom.eval_ssl import figures  # noqa: PLC0415  # matplotlib, when there is something to draw
-
-        curves = {name: curve_of(results.metrics) for name, results in rows.items()}
-        figures.draw_shots(config.out / "shots.png", curves, "few-shot")

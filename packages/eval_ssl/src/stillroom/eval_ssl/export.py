@@ -8,14 +8,14 @@ import numpy as np
 from safetensors.torch import save_file
 
 from stillroom.eval_ssl.config import FileFormat
+from stillroom.eval_ssl.extras import import_pyarrow
 from stillroom.eval_ssl.features import FeatureSet
-from stillroom.eval_ssl.settings import import_pyarrow
 
 
-def export_features(folder: Path, name: str, found: FeatureSet, file_format: FileFormat) -> Path:
-    """Write features below `folder`, and return the file.
+def export_features(folder: Path, name: str, features: FeatureSet, file_format: FileFormat) -> Path:
+    """Write features into `folder`, and return the file.
 
-    - npy: NAME.npy, (n, d) float32; safetensors: NAME.safetensors with `features` and `labels`. Beside either stands
+    - npy: NAME.npy, (n, d) float32; safetensors: NAME.safetensors with `features` and `labels`. Either comes with
       NAME.csv: row, path, label, class, in the order of the rows.
     - parquet: NAME.parquet with the columns path, label, class, feature.
 
@@ -24,17 +24,17 @@ def export_features(folder: Path, name: str, found: FeatureSet, file_format: Fil
     Raises:
         ValueError: parquet without pyarrow.
     """
-    labels = found.labels.tolist()
-    paths = [str(path) for path in found.files.paths]
-    classes = [found.files.classes[label] if label >= 0 else "" for label in labels]
+    labels = features.labels.tolist()
+    paths = [str(path) for path in features.files.paths]
+    classes = [features.files.classes[label] if label >= 0 else "" for label in labels]
     file = folder / f"{name}.{file_format}"
     if file_format == "parquet":
-        _write_parquet(file, found.features.numpy(), {"path": paths, "label": labels, "class": classes})
+        _write_parquet(file, features.features.numpy(), {"path": paths, "label": labels, "class": classes})
         return file
     if file_format == "npy":
-        np.save(file, found.features.numpy())
+        np.save(file, features.features.numpy())
     else:
-        save_file({"features": found.features.contiguous(), "labels": found.labels}, file)
+        save_file({"features": features.features.contiguous(), "labels": features.labels}, file)
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(["row", "path", "label", "class"])

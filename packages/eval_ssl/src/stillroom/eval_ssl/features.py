@@ -1,11 +1,12 @@
-"""One pass over images: frozen features in the order of the files, kept on disk for the next evaluation."""
+"""One pass over images: frozen features in the order of the files, cached on disk for the next evaluation."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from stillroom.backbone import (
@@ -21,29 +22,30 @@ from stillroom.backbone import (
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loading import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
+from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 
-_VERSION = 1  # of what is kept: to be raised where the same net would see or give something else
-_SAME = 1e-5  # of a feature's largest entry; batches of unequal size differ by 4e-6
+_VERSION = 1  # of the cache: to be raised when the same net would see other pixels or give other features
+_SAME = 1e-5  # relative to a feature's largest entry; batches of unequal size differ by 4e-6
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features (n, d) of the n images that could be read, and the sentences about those that could not.
+    """Features (n, d) of the n images that could be read, and error messages of the others.
 
-    Features that come from the cache are mapped from the disk, and not to be written to.
+    Features from the cache are memory-mapped, and not to be written to.
 
     Attributes:
         features: one row for each of `files`.
         files: the images that could be read.
-        broken: why the others could not.
-        readings: the columns of each reading of the net, by its name; see `Extractor`.
+        broken: a sentence for each image that could not be read.
+        feature_sources: the columns of each feature source, by its name; see `Extractor`.
     """
 
     features: Float[Tensor, "n d"]
     files: ImageFiles
     broken: tuple[str, ...]
-    readings: dict[str, slice]
+    feature_sources: dict[str, slice]
 
     @property
     def labels(self) -> Int[Tensor, " n"]:
@@ -51,21 +53,65 @@ class FeatureSet:
         return torch.tensor(self.files.labels or [-1] * len(self.files))
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureSets:
+    """A net, and its features of TRAIN and TEST.
+
+    Attributes:
+        backbone, head: the net, on the run's device.
+        train: features to learn from.
+        test: features to classify; None where there is one folder alone.
+        datasets: records for results.json, by role.
+        description: the part of the protocol id that names feature point, input and subset.
+    """
+
+    backbone: Backbone
+    head: nn.Module | None
+    train: FeatureSet
+    test: FeatureSet | None
+    datasets: dict[str, DatasetRecord]
+    description: str
+
+    @property
+    def queries(self) -> FeatureSet:
+        """The images to classify: TEST, or TRAIN where it is alone."""
+        return self.train if self.test is None else self.test
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of both sets, by class number."""
+        return self.train.files.classes
+
+    @property
+    def broken(self) -> list[str]:
+        """Error messages of all images that could not be read."""
+        return [*self.train.broken, *(() if self.test is None else self.test.broken)]
+
+    def accuracy_by_class(self, correct: Bool[Tensor, " m"]) -> dict[str, float]:
+        """The fraction of correct predictions for each class among the queries.
+
+        Args:
+            correct: whether each query was classified correctly.
+        """
+        targets = self.queries.labels
+        return {self.classes[i]: float(correct[targets == i].double().mean()) for i in sorted(set(targets.tolist()))}
+
+
 class Extractor(nn.Module):
-    """Pixels -> one frozen feature per image, float32: one reading of the net, or several side by side.
+    """Pixels -> one frozen feature per image, float32: from one feature source of the net, or several concatenated.
 
     Args:
         backbone: in its own input specification; it is set to eval mode.
-        head: what the pooled feature goes through, or None.
-        levels: instead of the pooled feature the spatial means of these levels' maps, -1: the last, None: the pooled
-            feature; several stand side by side.
+        head: applied to the pooled feature; None: no head.
+        levels: the feature sources: None is the pooled feature, a number the spatial mean of that level's map, -1: the
+            last.
 
     Attributes:
-        readings: the columns of each, by name: `pooled`, `level-1`, ...
+        feature_sources: the columns of each, by name: `pooled`, `level-1`, ...
         dim: columns in all, d.
 
     Raises:
-        ValueError: no such level, a level twice; a head on a level.
+        ValueError: no such level, a duplicate level, or a head on a level.
     """
 
     def __init__(
@@ -75,24 +121,24 @@ class Extractor(nn.Module):
         self.backbone, self.head, self.levels = backbone, head, tuple(levels)
         self.normalize = Normalize(backbone.spec.input)
         self.eval()
-        self.readings: dict[str, slice] = {}
+        self.feature_sources: dict[str, slice] = {}
         self.dim = 0
         for level in self.levels:
             name, width = self._name(level), self._width(level)
-            if name in self.readings:
-                raise ValueError(f"{name} is read twice: name each level once")
-            self.readings[name] = slice(self.dim, self.dim + width)
+            if name in self.feature_sources:
+                raise ValueError(f"{name} is requested twice: name each level once")
+            self.feature_sources[name] = slice(self.dim, self.dim + width)
             self.dim += width
 
     def _name(self, level: int | None) -> str:
-        known = self.backbone.spec.levels
+        num_levels = len(self.backbone.spec.levels)
         if level is None:
             return "pooled"
-        if not -len(known) <= level < len(known):
-            raise ValueError(f"there is no level {level}: {self.backbone.spec.name} has {len(known)} levels")
+        if not -num_levels <= level < num_levels:
+            raise ValueError(f"there is no level {level}: {self.backbone.spec.name} has {num_levels} levels")
         if self.head is not None:
-            raise ValueError("--head reads the pooled feature: leave out --level and --more-levels")
-        return f"level{level - len(known) if level >= 0 else level}"  # counted from the last, so each has one name
+            raise ValueError("--head takes the pooled feature: leave out --level and --more-levels")
+        return f"level{level - num_levels if level >= 0 else level}"  # counted from the last, so each has one name
 
     def _width(self, level: int | None) -> int:
         if level is not None:
@@ -103,11 +149,11 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # else convolutions round to 10 bits on GPUs
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would round convolutions to 10 bits
             features = self.backbone(self.normalize(images))
-        return torch.cat([self._read(features, level) for level in self.levels], dim=1)
+        return torch.cat([self._select(features, level) for level in self.levels], dim=1)
 
-    def _read(self, features: Features, level: int | None) -> Float[Tensor, "b _"]:
+    def _select(self, features: Features, level: int | None) -> Float[Tensor, "b _"]:
         if level is not None:
             return features.maps[level].float().mean(dim=(2, 3))
         pooled = features.pooled.float()
@@ -124,14 +170,14 @@ def extract_features(
     on_broken: OnBroken = "refuse",
     head: nn.Module | None = None,
     levels: Sequence[int | None] = (None,),
-    keep: bool = True,
+    cache: bool = True,
     label: str = "features",
 ) -> FeatureSet:
-    """Run a backbone over images in its own input specification, float32, in eval mode.
+    """Extract features with a backbone in its own input specification, float32, in eval mode.
 
-    The images go through the net in fixed batches of `batch_size`, dealt out to the processes: the number of processes
-    changes no bit. Every process returns all features. A pass that was stopped goes on where it was, and one that was
-    made before, of the same weights, input, feature, batch size and files, is not made again.
+    The images go through the net in fixed batches of `batch_size`, distributed over the processes, so the number of
+    processes changes no bit. Every process returns all features. An interrupted pass resumes where it stopped, and a
+    finished pass with the same weights, input, feature, batch size and files is read from the cache.
 
     Args:
         backbone: on the run's device.
@@ -141,25 +187,29 @@ def extract_features(
         workers: processes that decode images.
         on_broken: see `OnBroken`.
         head, levels: see `Extractor`; the head on the run's device.
-        keep: in `$STILLROOM_CACHE/features`, by default below ~/.cache/stillroom; a module of the user's own, whose
-            code has no hash, is never kept.
+        cache: use `$STILLROOM_CACHE/features`, by default below ~/.cache/stillroom. A user's own module, whose code has
+            no hash, is never cached.
         label: of the progress bar.
 
     Raises:
-        ValueError: no readable image, features that are not finite, with the image's name; see also
+        ValueError: no readable image, or features that are not finite, with the image's name; see also
             `Extractor` and `Store.open`.
     """
     if not len(files):
         raise ValueError(f"there are no images below {files.root}")
     extractor = Extractor(backbone, head, levels).to(run.device)
+
+    # The cached rows, if any; the loader gives the batches that have missing rows.
     store = None
-    if keep and not backbone.spec.name.startswith("module/"):
+    if cache and not backbone.spec.name.startswith("module/"):
         store = open_store(extractor, files, run, batch_size)
-    wanted = None if store is None else store.missing
-    run.wait()  # every process has looked at what is missing before one of them writes
+    missing = None if store is None else store.missing
+    run.wait()  # every process reads which rows are missing before one of them writes
     dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=on_broken)
-    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run, wanted=wanted), workers)
+    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run, wanted=missing), workers)
     progress = Progress(len(files), run, label, done=0 if store is None else len(files) - store.num_missing)
+
+    # The pass: finite features go into the cache, or into memory.
     parts: list[tuple[Tensor, Tensor]] = []
     unread: list[int] = []
     infinite: list[int] = []
@@ -175,39 +225,31 @@ def extract_features(
             parts.append((batch.indices, features))
         else:
             store.write(batch.indices[finite], features[finite])
+
+    # What went wrong in any process.
     broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
     refuse_infinite(sorted(i for one in run.gather(infinite) for i in one), files)
     readable = torch.ones(len(files), dtype=torch.bool)
     readable[[i for one in run.gather(unread) for i in one]] = False
     if not readable.any():
         raise ValueError(f"no image of {files.root} could be read, for instance: {broken[0]}")
+
+    # The rows of all processes, in the order of the files.
     if store is None:
-        everything = torch.zeros(len(files), extractor.dim)
+        values = torch.zeros(len(files), extractor.dim)
         for indices, rows in (part for one in run.gather(parts) for part in one):
-            everything[indices] = rows
+            values[indices] = rows
     else:
-        everything = store.values
+        values = store.values
     if not readable.all():
-        everything, files = everything[readable], files.subset(readable.nonzero().flatten().tolist())
-    return FeatureSet(everything, files, tuple(broken), extractor.readings)
+        values, files = values[readable], files.subset(readable.nonzero().flatten().tolist())
+    return FeatureSet(values, files, tuple(broken), extractor.feature_sources)
 
 
 def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: int) -> Store:
-    """The place on disk of these features of these files."""
-    spec, head = extractor.backbone.spec, extractor.head
+    """Open the cache of these features of these files, or create it empty."""
     root = cache_directory("features")
-    record = {
-        "version": _VERSION,
-        "weights": weights_sha256(extractor.backbone.net),
-        "net": [spec.name, spec.arguments],
-        "input": asdict(spec.input),
-        "feature": spec.feature,
-        "readings": list(extractor.readings),
-        "head": None if head is None else [repr(head), weights_sha256(head)],
-        "files": files.stamp,
-        "batch_size": batch_size,  # batch 1 and batch 64 differ in the last digits, and so do devices
-        "device": run.device.type,
-    }
+    record = cache_record(extractor, files, run, batch_size)
     store = Store.open(root, record, len(files), extractor.dim, run, "float32")
     if run.is_main and store.num_missing == len(files):
         size = store_bytes(len(files), extractor.dim, "float32") / 2**20
@@ -215,19 +257,40 @@ def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: in
     return store
 
 
+def cache_record(extractor: Extractor, files: ImageFiles, run: Run, batch_size: int) -> dict[str, Any]:
+    """What cached features depend on. Its hash names the cache, so names and values here stay as they are."""
+    spec, head = extractor.backbone.spec, extractor.head
+    return {
+        "version": _VERSION,
+        "weights": weights_sha256(extractor.backbone.net),
+        "net": [spec.name, spec.arguments],
+        "input": asdict(spec.input),
+        "feature": spec.feature,
+        "readings": list(extractor.feature_sources),
+        "head": None if head is None else [repr(head), weights_sha256(head)],
+        "files": files.stamp,
+        "batch_size": batch_size,  # batch 1 and batch 64 differ in the last digits, and so do devices
+        "device": run.device.type,
+    }
+
+
 def is_constant(features: Float[Tensor, "n d"]) -> bool:
-    """Whether a backbone gives every image the same feature, but for the last digits."""
+    """Whether all rows are equal up to rounding: the backbone has collapsed."""
     first = features[:1]
-    near = _SAME * first.abs().max()
-    return all(bool(((part - first).abs().max()) <= near) for part in (features[-1:], features))
+    tolerance = _SAME * first.abs().max()
+    return all(bool(((part - first).abs().max()) <= tolerance) for part in (features[-1:], features))
 
 
-def refuse_infinite(places: list[int], files: ImageFiles) -> None:
-    """Refuse features that are not finite, of these places among the files.
+def refuse_infinite(indices: list[int], files: ImageFiles) -> None:
+    """Refuse features that are not finite.
+
+    Args:
+        indices: the rows that are not finite.
+        files: the images of all rows.
 
     Raises:
-        ValueError: with their number and the name of the first.
+        ValueError: with their number and the first image.
     """
-    if places:
-        first = files.paths[places[0]]
-        raise ValueError(f"{len(places)} images give features that are not finite, the first is {first}")
+    if indices:
+        first = files.paths[indices[0]]
+        raise ValueError(f"{len(indices)} images give features that are not finite, the first is {first}")

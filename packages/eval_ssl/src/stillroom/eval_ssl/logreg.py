@@ -1,4 +1,4 @@
-"""Logistic regression to convergence, on all images of TRAIN or on a few of each class."""
+"""Logistic regression to convergence, on all images or on a few per class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,34 +10,36 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from stillroom.backbone.image_files import shuffled_by_class
+from stillroom.eval_ssl.config import check_penalties
 from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_features, split_stratified
-from stillroom.eval_ssl.settings import check_penalties
 
 TOLERANCE = 1e-5
+"""Largest entry of the gradient at convergence."""
 FEW_SHOT_TOLERANCE = 1e-8
-"""Features of unit length that differ little give small gradients from the start."""
+"""The same for few shots: L2-normalised features that differ little give small gradients from the start."""
 ITERATIONS = 1000
-_HISTORY = 10  # pairs of steps and gradients that L-BFGS remembers
+"""L-BFGS iterations at most."""
+_HISTORY = 10  # pairs of steps and gradients that L-BFGS stores
 
 
 @dataclass(frozen=True)
-class Logreg:
+class LogregFit:
     """A fitted classifier.
 
     Attributes:
         weight: (d, c), float64.
-        bias: (c,).
-        slope: the largest entry of the gradient where the fit ended.
+        bias: (c,), float64.
+        max_gradient: the largest entry of the gradient at the end of the fit.
         iterations: of L-BFGS.
     """
 
     weight: Float[Tensor, "d c"]
     bias: Float[Tensor, " c"]
-    slope: float
+    max_gradient: float
     iterations: int
 
     def predict(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-        """The logits."""
+        """The logits, float64."""
         return features.double() @ self.weight + self.bias
 
 
@@ -49,9 +51,9 @@ def fit_logreg(
     *,
     tolerance: float = TOLERANCE,
     iterations: int = ITERATIONS,
-    start: Logreg | None = None,
-) -> Logreg:
-    """Minimise the mean cross-entropy + penalty / 2 |W|^2 over W and the bias, which is not penalised.
+    start: LogregFit | None = None,
+) -> LogregFit:
+    """Minimise mean cross-entropy + penalty / 2 |W|^2 over W and the bias, which is not penalised.
 
     L-BFGS with a strong Wolfe line search, in float64: the memory is 8 n d bytes. The problem is convex, so the
     starting point changes the time and not the result.
@@ -60,10 +62,10 @@ def fit_logreg(
         features: on any device that has float64.
         labels: class numbers.
         num_classes: c.
-        penalty: l; scikit-learn's C is 1 / (n l).
-        tolerance: converged where no entry of the gradient is larger.
+        penalty: scikit-learn's C is 1 / (n penalty).
+        tolerance: largest entry of the gradient at convergence.
         iterations: at most.
-        start: where to begin; None: zero.
+        start: initial weights; None: zero.
     """
     x = features.double()
     weight, bias = (
@@ -75,9 +77,14 @@ def fit_logreg(
         )
     )
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=iterations, max_eval=2 * iterations, tolerance_grad=tolerance, tolerance_change=0,
-        history_size=_HISTORY, line_search_fn="strong_wolfe",
-    )  # fmt: skip
+        [weight, bias],
+        max_iter=iterations,
+        max_eval=2 * iterations,
+        tolerance_grad=tolerance,
+        tolerance_change=0,
+        history_size=_HISTORY,
+        line_search_fn="strong_wolfe",
+    )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -88,20 +95,20 @@ def fit_logreg(
     optimizer.step(loss)  # type: ignore[arg-type]
     loss()
     assert weight.grad is not None and bias.grad is not None, "the loss has just been differentiated"
-    slope = max(float(weight.grad.abs().max()), float(bias.grad.abs().max()))
-    steps = int(optimizer.state[weight]["n_iter"])
-    return Logreg(weight.detach(), bias.detach(), slope, steps)
+    max_gradient = max(float(weight.grad.abs().max()), float(bias.grad.abs().max()))
+    num_iterations = int(optimizer.state[weight]["n_iter"])
+    return LogregFit(weight.detach(), bias.detach(), max_gradient, num_iterations)
 
 
 @dataclass(frozen=True)
-class Regressed:
-    """A logistic regression whose penalty was chosen.
+class LogregResult:
+    """A logistic regression with a chosen penalty.
 
     Attributes:
         penalty: the best one.
-        accuracies: top-1 for every penalty on the held-out part, fractions; one alone is not held against any.
+        accuracies: top-1 for every penalty on the held-out part, fractions; empty for a single penalty.
         logits: (m, c) of the test images.
-        fits: what was fitted to all of TRAIN last, and before it for every penalty: largest gradient and iterations.
+        fits: largest gradient and iterations of every fit, one for each penalty and last the one to all of TRAIN.
     """
 
     penalty: float
@@ -121,49 +128,58 @@ def logistic_regression(
     seed: int = 0,
     tolerance: float = TOLERANCE,
     iterations: int = ITERATIONS,
-) -> Regressed:
+) -> LogregResult:
     """Choose a penalty on a held-out part of the training features, then fit all of them.
 
-    Features are standardised by the training ones. The penalties are fitted in the given order, each from the last; of
-    equally good ones the first wins.
+    Features are standardised by the training ones. The penalties are fitted in the given order, each from the last
+    solution; of equally good ones the first is chosen.
 
     Args:
         train_x, train_y, test_x: features and class numbers.
         num_classes, tolerance, iterations: see `fit_logreg`.
         penalties: the grid.
-        held_out: share of each class that the choice is made on.
-        seed: of that part.
+        held_out: fraction of each class to choose on.
+        seed: of the held-out part.
 
     Raises:
         ValueError: see `check_penalties` and `split_stratified`; constant features.
     """
     check_features(train_x, test_x)
     check_penalties(penalties)
-    chosen, accuracies, fits = penalties[0], list[float](), list[Logreg]()
+    chosen, accuracies, fits = penalties[0], list[float](), list[LogregFit]()
     fit = partial(fit_logreg, num_classes=num_classes, tolerance=tolerance, iterations=iterations)
+
+    # Fit every penalty without the held-out part, and choose one.
     if len(penalties) > 1:
         kept, held = split_stratified(train_y.cpu(), held_out, seed)
         scale = Standardise.fit(train_x[kept])
-        known, unseen = scale(train_x[kept]), scale(train_x[held])
+        x, val_x = scale(train_x[kept]), scale(train_x[held])
         for penalty in penalties:
             start = fits[-1] if fits else None
-            fits.append(fit(known, train_y[kept], penalty=penalty, start=start))
-            accuracies.append(accuracy_of(fits[-1].predict(unseen), train_y[held]))
+            fits.append(fit(x, train_y[kept], penalty=penalty, start=start))
+            accuracies.append(accuracy_of(fits[-1].predict(val_x), train_y[held]))
         chosen = penalties[accuracies.index(max(accuracies))]
+
+    # Fit the chosen one to all of TRAIN.
     scale = Standardise.fit(train_x)
     fits.append(fit(scale(train_x), train_y, penalty=chosen))
     logits = fits[-1].predict(scale(test_x))
-    return Regressed(chosen, tuple(accuracies), logits, tuple((fit.slope, fit.iterations) for fit in fits))
+    return LogregResult(chosen, tuple(accuracies), logits, tuple((fit.max_gradient, fit.iterations) for fit in fits))
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where it has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def draw_shots(labels: Int[Tensor, " n"], shots: int, seed: int, classes: Sequence[str] = ()) -> Int[Tensor, " k"]:
-    """Rows of `shots` images of each class; a smaller draw of the same seed is part of a larger one.
+    """Draw `shots` rows of each class; a smaller draw with the same seed is part of a larger one.
 
     Args:
         labels: class numbers.
-        shots: images of each.
+        shots: images per class.
         seed: of the draw.
-        classes: names of all classes, for the messages; none of them may be without an image.
+        classes: names of all classes, for error messages; each of them needs images.
 
     Raises:
         ValueError: a class with fewer images.
@@ -190,18 +206,18 @@ def few_shot(
     inverse_penalty: float = 1.0,
     classes: Sequence[str] = (),
 ) -> Float[Tensor, "m c"]:
-    """The logits of a logistic regression from a few images of each class, on features of unit length.
+    """Fit a logistic regression to a few images per class, on L2-normalised features; return the logits.
 
-    Nothing is chosen, for there is nothing to choose it on: C is fixed, so that the penalty is 1 / (C n).
+    C is fixed, since there are no images to choose it on; the penalty is 1 / (C n).
 
     Args:
-        train_x, train_y: features and class numbers, of which a few are drawn.
+        train_x, train_y: features and class numbers to draw from.
         test_x: features to classify.
         num_classes: c.
         shots: images per class.
         seed: of the draw.
         inverse_penalty: C.
-        classes: names, for the messages.
+        classes: names, for error messages.
 
     Raises:
         ValueError: see `draw_shots`; constant features, or some that are not finite.
@@ -211,6 +227,6 @@ def few_shot(
     """
     check_features(train_x, test_x)
     rows = draw_shots(train_y.cpu(), shots, seed, classes).to(train_x.device)
-    x, asked = (normalize(each.float(), dim=1) for each in (train_x[rows], test_x))
+    x, queries = (normalize(each.float(), dim=1) for each in (train_x[rows], test_x))
     penalty = 1 / (inverse_penalty * len(rows))
-    return fit_logreg(x, train_y[rows], num_classes, penalty, tolerance=FEW_SHOT_TOLERANCE).predict(asked)
+    return fit_logreg(x, train_y[rows], num_classes, penalty, tolerance=FEW_SHOT_TOLERANCE).predict(queries)
