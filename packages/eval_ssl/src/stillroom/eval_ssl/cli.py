@@ -11,9 +11,9 @@ from stillroom.eval_ssl.protocols import FeaturesConfig, FewShotConfig, KnnConfi
 
 DESCRIPTIONS = {
     "knn": "Exact k-NN classification of frozen features.",
-    "linear": "A grid of linear classifiers of frozen features; the best on a held-out part of TRAIN counts.",
+    "linear": "A grid of linear classifiers of frozen features; the best one is selected on a held-out part of TRAIN.",
     "linear-simreg": "SimReg's linear evaluation: one setting, unit length, rate / 10 at epochs 15 and 30.",
-    "logreg": "Logistic regression by L-BFGS to convergence; the best penalty on a held-out part of TRAIN counts.",
+    "logreg": "Logistic regression by L-BFGS to convergence; its penalty is selected on a held-out part of TRAIN.",
     "few-shot": "Logistic regression from 1 to 16 images per class: mean and standard deviation of several draws.",
     "features": "Write the features as .npy, .safetensors or Parquet files.",
     "smoke": "k-NN of a random net, on the toy data by default: takes seconds, and shows only that it works.",

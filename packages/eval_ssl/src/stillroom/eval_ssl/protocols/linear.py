@@ -15,7 +15,7 @@ from stillroom.eval_ssl.protocols.classifier import ClassifierConfig, join_setti
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig(ClassifierConfig):
-    """A grid of linear classifiers of frozen features, trained at once; the best on a held-out part of TRAIN counts."""
+    """A grid of linear classifiers of frozen features; the best one is selected on a held-out part of TRAIN."""
 
     task: ClassVar[str] = "linear"
     title: ClassVar[str] = "linear probe"

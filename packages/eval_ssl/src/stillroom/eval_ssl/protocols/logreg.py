@@ -12,7 +12,7 @@ from stillroom.eval_ssl.protocols.classifier import ClassifierConfig, join_setti
 
 @dataclass(frozen=True, kw_only=True)
 class LogregConfig(ClassifierConfig):
-    """Logistic regression by L-BFGS to convergence; the best penalty on a held-out part of TRAIN counts."""
+    """Logistic regression by L-BFGS to convergence; its penalty is selected on a held-out part of TRAIN."""
 
     task: ClassVar[str] = "logreg"
     title: ClassVar[str] = "logistic regression"
