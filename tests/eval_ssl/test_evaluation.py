@@ -214,8 +214,10 @@ def test_several_checkpoints_give_one_table_and_done_ones_are_kept(
 def test_figures_are_written_beside_the_metrics(config: KnnConfig) -> None:
     evaluate(replace(config, figures=True))
     assert sorted(path.name for path in (config.out / "figures").iterdir()) == [
-        "confusion.png", "embedding.png", "neighbours.png",
-    ]  # fmt: skip
+        "confusion.png",
+        "embedding.png",
+        "neighbours.png",
+    ]
     alone = replace(config, figures=True, test=None, out=config.out.with_name("alone"))
     assert (evaluate(alone) / "figures" / "neighbours.png").exists()
     linear = linear_config(config, figures=True, out=config.out.with_name("linear"))

@@ -87,9 +87,13 @@ def test_rows_are_in_the_order_of_the_files(labelled: Make, workers: int) -> Non
 def test_the_manifests_input_is_used(labelled: Make) -> None:
     folder = labelled("train", per_class=2)
     spec = InputSpec(
-        size=20, crop_fraction=20 / 36, mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0), channel_order="bgr",
+        size=20,
+        crop_fraction=20 / 36,
+        mean=(10.0, 20.0, 30.0),
+        std=(2.0, 4.0, 8.0),
+        channel_order="bgr",
         value_range=(0.0, 255.0),
-    )  # fmt: skip
+    )
     expected = (mean_colours(folder, margin=8)[:, ::-1] - [10.0, 20.0, 30.0]) / [2.0, 4.0, 8.0]
     np.testing.assert_allclose(extract(colour_backbone(spec), folder).features.numpy(), expected, rtol=0, atol=1e-4)
 

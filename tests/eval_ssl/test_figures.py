@@ -20,9 +20,12 @@ def test_frames_of_the_sheet_show_what_was_correct(labelled: Callable[..., Path]
     folder = labelled("train", per_class=3, classes=("blue", "red"))
     blue, red = (sorted((folder / name).glob("*.png")) for name in ("blue", "red"))
     draw_neighbours(
-        tmp_path / "sheet.png", [blue[0], red[0]], [blue[1:], [red[1], blue[0]]], [[True, True], [True, False]],
+        tmp_path / "sheet.png",
+        [blue[0], red[0]],
+        [blue[1:], [red[1], blue[0]]],
+        [[True, True], [True, False]],
         [True, False],
-    )  # fmt: skip
+    )
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert pixels.shape == (2 * 80, 3 * 80 + 8, 3)
     lefts = (0, 88, 168)
