@@ -1,4 +1,4 @@
-"""Backbones into torchvision's detectors and back: names, features, what is held."""
+"""Backbones into torchvision's detectors and back: names, features, frozen norms."""
 
 import copy
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import nn
 from stillroom.backbone import Backbone, CheckpointError, Normalize, build_backbone
 from stillroom.backbone.bridge import assert_same
 from stillroom.det_transfer import DetectConfig
+from stillroom.det_transfer.backends.torchvision.nets import build_detector, image_arguments
 from stillroom.det_transfer.levels import anchor_sides, pyramid_strides
-from stillroom.det_transfer.with_torchvision.nets import build_detector, image_arguments
 
 Make = Callable[..., DetectConfig]
 Lively = Callable[[str], Backbone]
@@ -64,9 +64,14 @@ def test_c4_cuts_the_last_stage_off_and_uses_it(make_config: Make, lively: Livel
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [*((name, {}) for name in NETS), ("torchvision/resnet50", {"neck": "c4"}), ("timm/resnet18", {"neck": "c4"}),
-     ("timm/vit_tiny_patch16_224", {}), ("torchvision/resnet18", {"detector": "retinanet"})],
-)  # fmt: skip
+    [
+        *((name, {}) for name in NETS),
+        ("torchvision/resnet50", {"neck": "c4"}),
+        ("timm/resnet18", {"neck": "c4"}),
+        ("timm/vit_tiny_patch16_224", {}),
+        ("torchvision/resnet18", {"detector": "retinanet"}),
+    ],
+)
 def test_there_and_back_is_equal_to_the_bit(make_config: Make, lively: Lively, name: str, changes: dict) -> None:
     backbone = lively(name).at("before")
     model, bridge = cross(make_config(**changes), backbone)
@@ -115,8 +120,12 @@ def test_anchors_are_those_of_the_papers(make_config: Make) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("cifar/resnet20", {"detector": "retinanet"}, "takes maps of stride 8 and more, cifar/resnet20 ends at 4"),
-        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 wants the four stages of a ResNet"),
+        (
+            "cifar/resnet20",
+            {"detector": "retinanet"},
+            "takes maps of stride 8 and more, the coarsest of cifar/resnet20 is 4",
+        ),
+        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 needs the four stages of a ResNet"),
         ("timm/vit_tiny_patch16_224", {"detector": "retinanet"}, "retinanet takes maps of several strides"),
         ("timm/vit_tiny_patch16_224", {"fpn_norm": "gn"}, "a net of one stride, has layer norms: leave --fpn-norm out"),
         ("torchvision/resnet18", {"neck": "c4", "detector": "mask-rcnn"}, "takes a pyramid under torchvision"),

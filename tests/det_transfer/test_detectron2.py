@@ -47,19 +47,20 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.images import load_image
 from stillroom.backbone.run import DivergedError
-from stillroom.det_transfer import DetectConfig, finetune, measure, predict, resume, voc_ap
+from stillroom.det_transfer import DetectConfig, compute_metrics, finetune, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
+from stillroom.det_transfer.backends.detectron2 import train as d2_train
+from stillroom.det_transfer.backends.detectron2.detectors import build_model
+from stillroom.det_transfer.backends.detectron2.hooks import ClipGradients
+from stillroom.det_transfer.backends.detectron2.images import PictureMapper, as_records
+from stillroom.det_transfer.backends.detectron2.nets import ExtraNorm, boxes_in_float32
+from stillroom.det_transfer.backends.detectron2.recipe import build_config
+from stillroom.det_transfer.backends.detectron2.train import trim_metrics
+from stillroom.det_transfer.backends.detectron2.user_config import from_records, read_user_data
 from stillroom.det_transfer.config import check
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
-from stillroom.det_transfer.schedule import factor
-from stillroom.det_transfer.with_detectron2 import train as d2_train
-from stillroom.det_transfer.with_detectron2.hooks import ClipGradients
-from stillroom.det_transfer.with_detectron2.images import PictureMapper, as_records
-from stillroom.det_transfer.with_detectron2.nets import ExtraNorm
-from stillroom.det_transfer.with_detectron2.recipe import build_model
-from stillroom.det_transfer.with_detectron2.train import boxes_in_float, build_config, cut_metrics
-from stillroom.det_transfer.with_detectron2.user_config import from_records, read_user_data
+from stillroom.det_transfer.schedule import lr_multiplier
 from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2
@@ -89,9 +90,16 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize("norm", ["bn", "frozen"])
 @pytest.mark.parametrize(
     "name",
-    ["torchvision/resnet18", "torchvision/resnet34", "torchvision/resnet50", "timm/resnet101", "timm/convnext_atto",
-     "torchvision/mobilenet_v2", "timm/mobilenetv2_100"],
-)  # fmt: skip
+    [
+        "torchvision/resnet18",
+        "torchvision/resnet34",
+        "torchvision/resnet50",
+        "timm/resnet101",
+        "timm/convnext_atto",
+        "torchvision/mobilenet_v2",
+        "timm/mobilenetv2_100",
+    ],
+)
 def test_every_level_is_equal(make: Make, lively: Lively, name: str, norm: str) -> None:
     backbone = lively(name)
     model, _ = cross(make(norm=norm), backbone)
@@ -119,12 +127,16 @@ def test_c4_uses_the_last_stage_as_the_head(make: Make, lively: Lively, name: st
 @pytest.mark.parametrize(
     ("name", "changes", "aside"),
     [
-        ("torchvision/resnet18", {}, 0), ("torchvision/resnet50", {"norm": "frozen"}, 53),
-        ("torchvision/resnet18", {"neck": "c4"}, 0), ("timm/resnet34", {"neck": "c4", "norm": "frozen"}, 36),
-        ("torchvision/mobilenet_v2", {}, 0), ("timm/convnext_atto", {"detector": "retinanet"}, 0),
-        ("timm/vit_tiny_patch16_224", {}, 0), ("torchvision/resnet18", {"neck": "c4", "legacy": "std-1"}, 2),
+        ("torchvision/resnet18", {}, 0),
+        ("torchvision/resnet50", {"norm": "frozen"}, 53),
+        ("torchvision/resnet18", {"neck": "c4"}, 0),
+        ("timm/resnet34", {"neck": "c4", "norm": "frozen"}, 36),
+        ("torchvision/mobilenet_v2", {}, 0),
+        ("timm/convnext_atto", {"detector": "retinanet"}, 0),
+        ("timm/vit_tiny_patch16_224", {}, 0),
+        ("torchvision/resnet18", {"neck": "c4", "legacy": "std-1"}, 2),
     ],
-)  # fmt: skip
+)
 def test_there_and_back_is_equal_to_the_bit(make: Make, lively: Lively, name: str, changes: dict, aside: int) -> None:
     backbone = lively(name)
     model, bridge = cross(make(**changes), backbone)
@@ -162,9 +174,13 @@ def test_what_does_not_fit_is_named(make: Make, lively: Lively) -> None:
     with pytest.raises(CheckpointError, match=r"do not fit the checkpoint's: backbone.bottom_up.res2.0.conv3"):
         bridge.load(model, build_backbone("torchvision/resnet50"))
     for name, changes, words in (
-        ("timm/resnet50c", {"neck": "c4"}, "--neck c4 wants a ResNet that Detectron2 has"),
-        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 wants the four stages of a ResNet"),
-        ("torchvision/resnet50", {"neck": "c4", "legacy": "std-1"}, "--legacy under c4 is KDEP's ResNet-18"),
+        ("timm/resnet50c", {"neck": "c4"}, "--neck c4 needs a ResNet that Detectron2 has"),
+        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 needs the four stages of a ResNet"),
+        (
+            "torchvision/resnet50",
+            {"neck": "c4", "legacy": "std-1"},
+            "--legacy with --neck c4 needs torchvision/resnet18",
+        ),
         ("timm/vit_tiny_patch16_224", {"detector": "retinanet"}, "retinanet takes maps of several strides"),
         ("timm/vit_tiny_patch16_224", {"fpn_norm": "gn"}, "a net of one stride, has layer norms: leave --fpn-norm out"),
     ):
@@ -270,7 +286,7 @@ def test_the_rate_is_that_of_the_other_backend(make: Make, lively: Lively, run: 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
     multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), config.steps)
     for step in range(config.steps):
-        rate = factor(step, steps=config.steps, warmup=config.warmup, drops=config.drops)
+        rate = lr_multiplier(step, steps=config.steps, warmup=config.warmup, drops=config.drops)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-9), step
         optimizer.step()
         multiplier.step()
@@ -312,9 +328,9 @@ def test_lines_behind_the_state_are_cut_on_resume(make: Make) -> None:
 
 def test_a_line_that_was_cut_in_the_middle_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2}\n{"itera')
-    cut_metrics(tmp_path / "metrics.json", 9)
+    trim_metrics(tmp_path / "metrics.json", 9)
     assert (tmp_path / "metrics.json").read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
-    cut_metrics(tmp_path / "metrics.json", 2)
+    trim_metrics(tmp_path / "metrics.json", 2)
     assert (tmp_path / "metrics.json").read_text() == '{"iteration": 1}\n'
 
 
@@ -347,8 +363,8 @@ def test_kdeps_c4_is_measured_with_precise_statistics(make: Make, monkeypatch: p
     assert "(roi_heads.res5.stage: 23 of 50)" in read_results(out).extra["loaded"]
     precise = trained(out)["backbone.stem.conv1.norm.running_mean"]
     cfg, model = LazyConfig.load(str(out / "config.yaml")), torch.nn.BatchNorm2d(3)
-    assert d2_train.precise(model, cfg, replace(config, steps=1000))._num_iter == 200, "batches"
-    assert d2_train.precise(model, cfg, replace(config, legacy="none")) is None
+    assert d2_train.build_precise_bn(model, cfg, replace(config, steps=1000))._num_iter == 200, "batches"
+    assert d2_train.build_precise_bn(model, cfg, replace(config, legacy="none")) is None
     monkeypatch.setattr(hooks.PreciseBN, "update_stats", lambda self: None)
     plain = trained(finetune(replace(config, out=out.parent / "plain")))["backbone.stem.conv1.norm.running_mean"]
     share = 1 - 0.9**3  # of what momentum 0.1 has forgotten of the first 0 in three steps
@@ -403,7 +419,7 @@ def guesses(images: Images) -> list[Detections]:
     """True boxes, some moved, and false ones; coordinates of one decimal and scores of three, as VOC's files have."""
     rng, found = np.random.default_rng(5), []
     for row in images.rows:
-        true = row.corners.astype(float)
+        true = row.xyxy.astype(float)
         boxes = np.concatenate([true + rng.normal(0, 2, true.shape), true + rng.normal(0, 5, true.shape)]).round(1)
         labels, order = np.concatenate([row.labels, rng.integers(0, 2, len(true))]), rng.permutation(len(boxes))
         scores = np.sort(rng.permutation(1000)[: len(boxes)] / 1000)[::-1].copy()
@@ -428,7 +444,7 @@ def test_the_same_predictions_give_the_ap_of_detectron2s_evaluator(make: Make, b
         evaluator.process([{"image_id": row.id}], [{"instances": instances}])
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = evaluator.evaluate()["bbox"]
-    ours = measure(data.val, found, data.classes)
+    ours = compute_metrics(data.val, found, data.classes)
     assert 5 < theirs["AP"] < 95
     for key in ("AP", "AP50", "AP75", "APs"):
         assert 100 * ours.metrics[key] == pytest.approx(theirs[key], abs=1e-5)  # their boxes are float32
@@ -454,9 +470,13 @@ def test_voc_ap_is_that_of_detectron2s_evaluator(make_config: Make, voc: Path, t
         (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
         for (metric_07, kind), iou in itertools.product(((False, "area"), (True, "eleven")), (0.5, 0.75)):
             *_, theirs = voc_eval(
-                str(tmp_path / "{}.txt"), str(voc / "Annotations" / "{}.xml"),
-                str(voc / "ImageSets" / "Main" / "val.txt"), name, ovthresh=iou, use_07_metric=metric_07,
-            )  # fmt: skip
+                str(tmp_path / "{}.txt"),
+                str(voc / "Annotations" / "{}.xml"),
+                str(voc / "ImageSets" / "Main" / "val.txt"),
+                name,
+                ovthresh=iou,
+                use_07_metric=metric_07,
+            )
             assert getattr(voc_ap(data.val, found, label, iou), kind) == pytest.approx(theirs, abs=1e-9)
             seen.append(theirs)
     assert 0.1 < np.mean(seen) < 0.9 and len({*seen}) > 3
@@ -474,7 +494,7 @@ def test_a_yaml_of_detectron2_names_our_backbone() -> None:
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model as build
 
-    from stillroom.det_transfer.with_detectron2.nets import add_stillroom_config
+    from stillroom.det_transfer.backends.detectron2.nets import add_stillroom_config
 
     cfg = get_cfg()
     add_stillroom_config(cfg)
@@ -549,29 +569,29 @@ def test_a_config_of_ones_own_gets_our_weights(boxed: Path, tmp_path: Path) -> N
     own = OWN.format(root=str(boxed), strides=False)
     lists = "dataloader.test.dataset.names = [dataloader.test.dataset.names]"
     for more, words in (
-        ("model.num_classes = 80", "the config's model tells 80 classes apart, its data have 2"),
+        ("model.num_classes = 80", "the config's model predicts 80 classes, its data has 2"),
         ("model.backbone.out_channels = 'x'", "the model of .*own.py cannot be built: "),
         ("train.amp.enabled = True", "train.amp.enabled needs a GPU"),
-        ("del train.checkpointer", "own.py has no train.checkpointer.period: a LazyConfig of Detectron2 was expected"),
-        (f"{lists}; model.num_classes = 80", "the config's model tells 80 classes apart, its data have 2"),
+        ("del train.checkpointer", "own.py has no train.checkpointer.period: expected a LazyConfig of Detectron2"),
+        (f"{lists}; model.num_classes = 80", "the config's model predicts 80 classes, its data has 2"),
     ):
         file.write_text(f"{own}\n{more}\n")
         with pytest.raises(ValueError, match=words):
             finetune(replace(config, out=tmp_path / "early"))
         assert not (tmp_path / "early").exists(), "as if nothing had been asked"
     file.write_text(OWN.format(root=str(boxed), strides=True))
-    with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours has not: say stride_in_1x1=False"):
+    with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours in 3x3: set stride_in_1x1=False"):
         finetune(replace(config, out=tmp_path / "c"))
     for words in ("model = = 1", "model = absent", "import absent", "assert 1 > 2"):
         file.write_text(words)
         with pytest.raises(ValueError, match=r"own.py cannot be read as a LazyConfig: "):
             finetune(replace(config, out=tmp_path / "f"))
-    for words, fault in (("{a: [", "cannot be read as a LazyConfig: "), ("", "has no model: a LazyConfig of")):
+    for words, fault in (("{a: [", "cannot be read as a LazyConfig: "), ("", "has no model: expected a LazyConfig of")):
         (tmp_path / "own.yaml").write_text(words)
         with pytest.raises(ValueError, match=f"own.yaml {fault}"):
             finetune(replace(config, framework_config=tmp_path / "own.yaml", out=tmp_path / "g"))
     file.write_text("model = 1")
-    with pytest.raises(ValueError, match=r"own.py has no model: a LazyConfig of Detectron2 was expected"):
+    with pytest.raises(ValueError, match=r"own.py has no model: expected a LazyConfig of Detectron2"):
         finetune(replace(config, out=tmp_path / "d"))
     with pytest.raises(ValueError, match=r"there is no .*absent.py"):
         finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))
@@ -628,7 +648,7 @@ def test_records_of_several_folders_keep_their_masks(tmp_path: Path) -> None:
     assert found.rows[1].boxes[0].area == rle.area(found.rows[1].boxes[0].mask) > 0
     assert [[box.crowd for box in row.boxes] for row in found.rows] == [[False], [True, False], []]
     assert [len(record["annotations"]) for record in as_records(found)] == [1, 1, 0], "nothing is learned from crowds"
-    assert found.root == tmp_path and not found.without_masks
+    assert found.root == tmp_path and not found.boxes_without_mask
     with pytest.raises(ValueError, match="the config's data set has no images"):
         from_records([], {})
 
@@ -636,7 +656,7 @@ def test_records_of_several_folders_keep_their_masks(tmp_path: Path) -> None:
 def test_boxes_are_cut_out_at_their_own_place_under_mixed_precision() -> None:
     """A ramp of whole numbers, which bfloat16 holds; but of 1221, the middle of the box, it makes 1224."""
     net = torch.nn.Sequential(ROIPooler(1, scales=[1 / 16], sampling_ratio=0, pooler_type="ROIAlignV2"))
-    boxes_in_float(net)
+    boxes_in_float32(net)
     ramp = torch.arange(100).expand(1, 1, 64, 100).bfloat16()
     (found,) = net[0]([ramp], [Boxes(torch.tensor([[1205.0, 100, 1237, 132]]))]).flatten().tolist()
     assert found == pytest.approx(1221 / 16 - 0.5, abs=1e-3)
