@@ -1,4 +1,4 @@
-"""Images with boxes, held as COCO's format has them, and their validation."""
+"""Images with boxes in COCO's terms, and their validation."""
 
 import math
 from collections import Counter
