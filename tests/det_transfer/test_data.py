@@ -1,4 +1,4 @@
-"""Boxes on disk: what is read, and what is refused by name."""
+"""Reading boxes from disk, and refusing invalid ones by name."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ Make = Callable[..., DetectConfig]
 Change = Callable[[Callable[[dict], object]], Path]
 
 
-def test_coco_is_read_as_it_stands(make_config: Make, boxed: Path) -> None:
+def test_coco_is_read_as_annotated(make_config: Make, boxed: Path) -> None:
     data = read_data(make_config(detector="mask-rcnn"))
     assert data.classes == ("blue", "red"), "in the order of their ids"
     assert (len(data.train), len(data.val)) == (9, 4)
@@ -53,7 +53,7 @@ def test_voc_counts_pixels_from_one_and_includes_the_last(make_config: Make, voc
     assert pixels[upper:lower, left - 2, 2].mean() < 120 and pixels[upper:lower, right + 1, 2].mean() < 120
 
 
-def test_data_of_ones_own_files(make_config: Make, boxed: Path) -> None:
+def test_train_and_val_take_any_files(make_config: Make, boxed: Path) -> None:
     parts = {name: (boxed / "annotations" / f"{name}.json", boxed / "images" / name) for name in ("train", "val")}
     found = read_data(make_config(data=None, **parts))
     assert found.train.record.fingerprint == read_data(make_config()).train.record.fingerprint
@@ -112,20 +112,20 @@ def first(content: dict) -> dict:
         (lambda c: c["categories"].append({"id": 9, "name": "x"}), r"have different categories, such as 'x' \(9\)"),
     ],
 )
-def test_what_is_wrong_in_a_json_is_named(make_config: Make, change: Change, how: Callable, words: str) -> None:
+def test_errors_in_a_json_are_named(make_config: Make, change: Change, how: Callable, words: str) -> None:
     change(how)
     with pytest.raises(ValueError, match=words):
         read_data(make_config())
 
 
-def test_images_to_measure_on_must_have_a_box(make_config: Make, boxed: Path) -> None:
+def test_validation_images_must_have_a_box(make_config: Make, boxed: Path) -> None:
     file = boxed / "annotations" / "val.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
     with pytest.raises(ValueError, match=r"none of the 4 validation images in .*val has a box"):
         read_data(make_config())
 
 
-def test_the_fingerprint_knows_boxes_and_masks(make_config: Make, change: Change) -> None:
+def test_the_fingerprint_covers_boxes_and_masks(make_config: Make, change: Change) -> None:
     config = make_config(detector="mask-rcnn")
     seen = {read_data(config).train.record.fingerprint}
     for how in (
@@ -159,7 +159,7 @@ def test_the_fingerprint_knows_boxes_and_masks(make_config: Make, change: Change
         ({"counts": [0, 3072], "size": [64, 48]}, r"is an RLE of \[64, 48\], the image is 48 px high"),
     ],
 )
-def test_masks_that_are_none_are_named_where_they_are_learned(
+def test_invalid_masks_are_named_when_they_are_trained_on(
     make_config: Make, change: Change, mask: object, words: str
 ) -> None:
     change(lambda c: first(c).update(segmentation=mask))
@@ -168,7 +168,7 @@ def test_masks_that_are_none_are_named_where_they_are_learned(
         read_data(make_config(detector="mask-rcnn"))
 
 
-def test_runs_of_a_compressed_mask_are_those_that_were_compressed() -> None:
+def test_run_lengths_decodes_a_compressed_mask() -> None:
     rng = np.random.default_rng(0)
     for number in range(30):
         drawn = np.asfortranarray(rng.random((37, 300)) < rng.random(), dtype=np.uint8)
@@ -180,7 +180,7 @@ def test_runs_of_a_compressed_mask_are_those_that_were_compressed() -> None:
         assert mask_fault({**compressed, "counts": compressed["counts"][:-1].decode()}, 300, 37)
 
 
-def test_areas_are_those_of_the_json_or_of_the_box(make_config: Make, change: Change) -> None:
+def test_areas_come_from_the_json_or_from_the_box(make_config: Make, change: Change) -> None:
     change(
         lambda c: (first(c).update(area=None), c["annotations"][1].update(area=7.5), c["annotations"][2].update(area=0))
     )
@@ -189,16 +189,14 @@ def test_areas_are_those_of_the_json_or_of_the_box(make_config: Make, change: Ch
     assert boxes[2].area == 0, "as COCO's own small crowds have it"
 
 
-def test_bad_boxes_may_be_left_out_by_name(
-    make_config: Make, change: Change, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_skipped_boxes_are_named(make_config: Make, change: Change, capsys: pytest.CaptureFixture[str]) -> None:
     change(lambda c: first(c).update(bbox=[3, 3, 0, 9]))
     data = read_data(make_config(on_bad_box="skip"))
     assert data.train.left_out == ("box 1 of 00.png has no area: 0 x 9 px",)
     assert "left out: box 1 of 00.png has no area" in capsys.readouterr().err
 
 
-def test_a_box_that_rounding_put_beyond_its_image_is_cut(make_config: Make, change: Change) -> None:
+def test_a_box_slightly_beyond_its_image_is_clipped(make_config: Make, change: Change) -> None:
     change(lambda c: first(c).update(bbox=[-0.5, 3, 65.2, 9]))
     row = read_data(make_config()).train.rows[0]
     assert row.xyxy[0].tolist() == [0, 3, 64, 12], "to be learned from"
@@ -208,7 +206,7 @@ def test_a_box_that_rounding_put_beyond_its_image_is_cut(make_config: Make, chan
     assert read_data(make_config()).train.rows[0].xyxy[0].tolist() == [0, 3, 64, 12], "by up to one whole pixel"
 
 
-def test_a_box_inside_its_image_is_left_as_it_is() -> None:
+def test_a_box_inside_its_image_is_not_clipped() -> None:
     """Its right edge less its left one is not its width, to the last bit."""
     image = AnnotatedImage(id=1, file=Path("a.png"), width=64, height=48)
     box = Box(x=10.1, y=3.3, width=20.2, height=9.9, label=0, area=1.0, name="a box")
@@ -217,7 +215,7 @@ def test_a_box_inside_its_image_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("edge", ["xmax", "ymax"])
-def test_a_line_is_no_box_in_voc(make_config: Make, voc: Path, edge: str) -> None:
+def test_a_line_is_not_a_box_in_voc(make_config: Make, voc: Path, edge: str) -> None:
     xml = voc / "Annotations" / "002.xml"
     tree = ElementTree.parse(xml)
     box = next(tree.iter("bndbox"))
@@ -227,7 +225,7 @@ def test_a_line_is_no_box_in_voc(make_config: Make, voc: Path, edge: str) -> Non
         read_data(make_config(data=voc, layout="voc"))
 
 
-def test_nothing_is_learned_from_crowds_and_empty_images(
+def test_crowds_and_empty_images_are_not_trained_on(
     make_config: Make, change: Change, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def crowd(content: dict) -> None:
@@ -243,13 +241,13 @@ def test_nothing_is_learned_from_crowds_and_empty_images(
     assert len(read_data(make_config(keep_empty=True)).train) == 9
 
 
-def test_images_that_are_no_images_are_named(make_config: Make, boxed: Path) -> None:
+def test_broken_images_are_named(make_config: Make, boxed: Path) -> None:
     (boxed / "images" / "train" / "04.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"1 of 9 images do not match .*; .*04.png cannot be read as an image"):
         read_data(make_config())
 
 
-def test_an_image_that_its_tag_turns_is_named(make_config: Make, voc: Path) -> None:
+def test_a_jpeg_rotated_by_its_exif_tag_is_named(make_config: Make, voc: Path) -> None:
     file = voc / "JPEGImages" / "002.jpg"
     image = Image.open(file)
     tags = image.getexif()
@@ -259,7 +257,7 @@ def test_an_image_that_its_tag_turns_is_named(make_config: Make, voc: Path) -> N
         read_data(make_config(data=voc, layout="voc"))
 
 
-def test_a_name_may_begin_with_dots(make_config: Make, change: Change, boxed: Path) -> None:
+def test_a_file_name_may_begin_with_dots(make_config: Make, change: Change, boxed: Path) -> None:
     change(lambda c: c["images"][1].update(file_name="./..a.png"))
     (boxed / "images" / "train" / "01.png").rename(boxed / "images" / "train" / "..a.png")
     assert read_data(make_config()).train.rows[1].file.name == "..a.png"
@@ -273,7 +271,7 @@ def test_an_image_of_too_many_pixels_is_named(make_config: Make, monkeypatch: py
         read_data(make_config())
 
 
-def test_a_png_that_its_tag_turns_is_named(make_config: Make, boxed: Path) -> None:
+def test_a_png_rotated_by_its_exif_tag_is_named(make_config: Make, boxed: Path) -> None:
     file = boxed / "images" / "train" / "02.png"
     image = Image.open(file)
     tags = image.getexif()
@@ -290,8 +288,8 @@ def test_a_class_that_no_training_image_has_is_named(make_config: Make, voc: Pat
         read_data(make_config(data=voc, layout="voc"))
 
 
-def test_voc_as_it_is_found_in_the_wild(make_config: Make, voc: Path) -> None:
-    """A list of a class with its marks and a byte order mark, names with spaces, capital suffixes, nobody difficult."""
+def test_irregular_voc_folders_are_read(make_config: Make, voc: Path) -> None:
+    """A class list with its marks and a byte order mark, names with spaces, capital suffixes, no difficult flag."""
     (voc / "JPEGImages" / "001.jpg").rename(voc / "JPEGImages" / "001.JPG")
     for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
         (voc / folder / f"002.{suffix}").rename(voc / folder / f"image 1.{suffix}")
@@ -327,7 +325,7 @@ def test_voc_as_it_is_found_in_the_wild(make_config: Make, voc: Path) -> None:
         ("JPEGImages/001.jpg", None, r"1 of 6 images of .*train.txt are missing, the first is .*001.jpg"),
     ],
 )
-def test_what_is_wrong_in_a_voc_folder_is_named(
+def test_errors_in_a_voc_folder_are_named(
     make_config: Make, voc: Path, file: str, text: str | None, words: str
 ) -> None:
     if text is None:
@@ -368,7 +366,7 @@ def test_published_data_is_counted(make_config: Make, boxed: Path, voc: Path, tm
         read_data(make_config(data=voc, layout="voc0712"))
 
 
-def test_voc_0712_learns_from_both_years_and_is_measured_on_the_test_of_2007(make_config: Make, voc: Path) -> None:
+def test_voc_0712_trains_on_both_years_and_is_evaluated_on_the_test_set_of_2007(make_config: Make, voc: Path) -> None:
     root = voc.parent / "both"
     for xml in (voc / "Annotations").iterdir():
         xml.write_text(xml.read_text().replace(">blue<", ">cat<").replace(">red<", ">dog<"))
@@ -386,7 +384,7 @@ def test_voc_0712_learns_from_both_years_and_is_measured_on_the_test_of_2007(mak
     assert len(data.classes) == 20 and data.classes[data.val.rows[0].boxes[0].label] == "cat"
 
 
-def test_the_blood_cells_name_the_boxes_without_area(make_config: Make, shared_data: Path, tmp_path: Path) -> None:
+def test_boxes_without_area_in_the_blood_cells_are_named(make_config: Make, shared_data: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(shared_data / "bccd.zip").extractall(tmp_path)
     config = make_config(data=next(tmp_path.rglob("ImageSets")).parent, layout="voc")
     with pytest.raises(ValueError, match=r"bad boxes: RBC \d+ of BloodImage_00338.jpg has no area|BloodImage_00343"):

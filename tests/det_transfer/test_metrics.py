@@ -37,7 +37,7 @@ def guesses(images: Images, seed: int, masks: bool = False) -> list[Detections]:
 
 
 def by_pycocotools(truth: Path, results: list[dict], kind: str, folder: Path) -> np.ndarray:
-    """The twelve numbers as anybody would get them: from two files."""
+    """The twelve numbers by pycocotools from two files."""
     file = folder / "results.json"
     file.write_text(json.dumps(results))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -78,7 +78,7 @@ def test_coco_ap_equals_pycocotools_on_files(
     assert measured.precision["red"].shape == (101,)
 
 
-def test_nothing_found_is_zero(make_config: Callable[..., DetectConfig]) -> None:
+def test_no_detections_give_zero(make_config: Callable[..., DetectConfig]) -> None:
     data = read_data(make_config())
     nothing = Detections(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, dtype=int))
     measured = compute_metrics(data.val, [nothing] * len(data.val), data.classes)
@@ -86,7 +86,7 @@ def test_nothing_found_is_zero(make_config: Callable[..., DetectConfig]) -> None
     assert measured.per_class == {"blue": 0, "red": 0}
 
 
-def test_masks_are_measured_where_a_detector_knows_them_found_or_not(make_config: Callable[..., DetectConfig]) -> None:
+def test_masks_are_evaluated_only_for_detectors_that_predict_them(make_config: Callable[..., DetectConfig]) -> None:
     data = read_data(make_config(detector="mask-rcnn"))
     nothing = Detections(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, dtype=int), masks=())
     assert compute_metrics(data.val, [nothing] * len(data.val), data.classes).metrics["maskAP"] == 0
@@ -109,7 +109,7 @@ def seen(*boxes: tuple[float, float, float, float, float]) -> Detections:
     return Detections(boxes=rows[:, :4], scores=rows[:, 4], labels=np.zeros(len(rows), dtype=int))
 
 
-def test_areas_of_results_are_those_of_what_is_measured() -> None:
+def test_areas_of_results_are_of_boxes_or_of_masks() -> None:
     plane = np.zeros((20, 20), np.uint8)
     plane[2:5, 3:7] = 1
     row = {
@@ -176,7 +176,7 @@ def test_scores_are_ranked_over_all_images() -> None:
     assert voc_ap(Images(root=Path(), rows=rows), wrong_first, 0).area == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
-def test_pictures_are_drawn(make_config: Callable[..., DetectConfig], tmp_path: Path) -> None:
+def test_figures_are_drawn(make_config: Callable[..., DetectConfig], tmp_path: Path) -> None:
     from stillroom.det_transfer.figures import draw_precision, draw_sheet
 
     data = read_data(make_config(detector="mask-rcnn"))

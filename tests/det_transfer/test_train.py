@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
-from predicted import assert_predicted_as_measured
+from predicted import assert_predicted_as_evaluated
 from pycocotools import mask as rle
 from safetensors.torch import load_file
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -46,11 +46,11 @@ Make = Callable[..., DetectConfig]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    """Of the whole detector."""
+    """Weights of the whole detector."""
     return torch.load(out / STATE, weights_only=True)["model"]
 
 
-def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config: Make, student: Path) -> None:
+def test_a_run_writes_checkpoint_predictions_figures_and_results(make_config: Make, student: Path) -> None:
     config = make_config(checkpoint=(str(student),), data_licence="CC-BY-NC-4.0")
     out = finetune(config)
     results = read_results(out)
@@ -133,9 +133,7 @@ def test_detectors_and_backbones_train(make_config: Make, boxed: Path, name: str
         assert rows and all(row["area"] == rle.area(row["segmentation"]) for row in rows), "not those of their boxes"
 
 
-def test_a_run_of_mixed_precision_makes_its_anchors_in_float32(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_anchors_are_float32_under_mixed_precision(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[torch.dtype] = set()
     grid = AnchorGenerator.grid_anchors
 
@@ -206,7 +204,7 @@ def test_a_run_whose_boxes_changed_is_not_resumed(make_config: Make, boxed: Path
         resume(out)
 
 
-def test_a_sweep_makes_one_table_and_keeps_what_is_done(make_config: Make, small_student: Path) -> None:
+def test_a_sweep_makes_one_table_and_keeps_finished_runs(make_config: Make, small_student: Path) -> None:
     config = make_config(checkpoint=("random", str(small_student)), seeds=(0, 1), steps=1)
     out = finetune(config)
     table = json.loads((out / "table.json").read_text())
@@ -237,7 +235,7 @@ def test_two_processes_train_one_net(make_config: Make, in_two_processes: Callab
     results = read_results(config.out)
     assert results.datasets["test"].count == 4
     assert [row["step"] for row in read_metrics(config.out)] == list(range(1, config.steps + 1))
-    assert_predicted_as_measured(config)
+    assert_predicted_as_evaluated(config)
 
 
 def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, tmp_path: Path) -> None:
@@ -254,7 +252,7 @@ def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, 
     assert [row["score"] for row in rows if row["image_id"] == 1] == measured
 
 
-def test_views_are_mirrored_with_their_boxes_and_masks(make_config: Make) -> None:
+def test_images_are_flipped_with_their_boxes_and_masks(make_config: Make) -> None:
     images = read_data(make_config(detector="mask-rcnn")).train
     pixels, row = np.asarray(Image.open(images.rows[0].file)), images.rows[0]
     dataset = BoxedImages(images, InputSpec(), seed=0, masks=True)
@@ -272,7 +270,7 @@ def test_views_are_mirrored_with_their_boxes_and_masks(make_config: Make) -> Non
     assert {*turned} == {False, True}
 
 
-def test_images_are_measured_at_the_test_size(make_config: Make) -> None:
+def test_images_are_evaluated_at_the_test_size(make_config: Make) -> None:
     config = make_config(test_size=40, max_size=160)
     model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
     sides: list[torch.Size] = []
@@ -281,8 +279,8 @@ def test_images_are_measured_at_the_test_size(make_config: Make) -> None:
     assert sides == [(64, 96)], "40 x 80 px, filled up to multiples of 32"
 
 
-def test_every_step_draws_other_anchors_and_boxes(make_config: Make, change: Callable) -> None:
-    """One image seen in two ways, and weights that stand still, give more losses than two."""
+def test_every_step_samples_other_anchors_and_boxes(make_config: Make, change: Callable) -> None:
+    """One image in two views, with constant weights, gives more than two losses."""
 
     def keep_one(content: dict) -> None:
         content["images"] = content["images"][:1]
@@ -308,7 +306,7 @@ def test_norms_are_not_decayed(make_config: Make) -> None:
     assert decay["backbone.fpn.inner_blocks.0.1.weight"] == 0
 
 
-def test_batch_norms_that_count_over_all_gpus_keep_their_activations(make_config: Make, lively: Callable) -> None:
+def test_synchronised_batch_norms_keep_their_activations(make_config: Make, lively: Callable) -> None:
     model, _ = build_detector(make_config(), lively("timm/mobilenetv2_100"), 2)
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -320,7 +318,7 @@ def test_batch_norms_that_count_over_all_gpus_keep_their_activations(make_config
 
 
 @pytest.mark.parametrize("detector", ["faster-rcnn", "retinanet"])
-def test_boxes_of_mixed_precision_lie_between_its_steps(make_config: Make, detector: str) -> None:
+def test_boxes_are_finer_than_bfloat16_under_mixed_precision(make_config: Make, detector: str) -> None:
     config = make_config(detector=detector, amp="bf16", rois=64)
     torch.manual_seed(0)
     model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
@@ -347,7 +345,7 @@ def test_boxes_of_mixed_precision_lie_between_its_steps(make_config: Make, detec
         assert not torch.equal(boxes, boxes.bfloat16().float()), "what is measured"
 
 
-def test_a_class_that_is_never_learned_is_never_found(make_config: Make) -> None:
+def test_a_class_that_is_never_trained_is_never_predicted(make_config: Make) -> None:
     config = make_config(detector="retinanet")
     model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
     torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, 2.0)  # all is found, class 0 too
@@ -355,12 +353,12 @@ def test_a_class_that_is_never_learned_is_never_found(make_config: Make) -> None
     assert {*found.labels.tolist()} == {0, 1}
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make) -> None:
+def test_a_loss_that_is_nan_or_infinite_stops_the_run(make_config: Make) -> None:
     with pytest.raises(DivergedError, match=r"the loss is \w+ at one of the steps \d+ to \d+: lower"):
         finetune(make_config(steps=8, lr=1e20, warmup=0, save_every=1))
 
 
-def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path) -> None:
+def test_an_image_that_breaks_during_training_is_named(make_config: Make, boxed: Path) -> None:
     for file in (boxed / "images" / "train").iterdir():
         file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(BrokenImageError, match=r"\.png cannot be read as an image"):
@@ -408,7 +406,7 @@ def test_settings_that_cannot_work_are_refused(make_config: Make, changes: dict,
     assert not config.out.exists(), "nothing was begun"
 
 
-def test_classes_may_be_called_as_formulas_are(tmp_path: Path) -> None:
+def test_class_names_may_look_like_formulas(tmp_path: Path) -> None:
     """matplotlib reads dollar signs as mathematics."""
     file = tmp_path / "a.png"
     Image.new("RGB", (64, 48)).save(file)
@@ -417,7 +415,7 @@ def test_classes_may_be_called_as_formulas_are(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "b.png").size == (64, 48)
 
 
-def test_images_to_predict_are_looked_at_first(
+def test_images_to_predict_are_checked_first(
     make_config: Make, boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = finetune(make_config(steps=1))
@@ -441,7 +439,7 @@ def test_images_to_predict_are_looked_at_first(
     assert not (tmp_path / "found").exists()
 
 
-def test_masks_are_asked_for_where_there_are_none(make_config: Make, boxed: Path) -> None:
+def test_missing_masks_are_named(make_config: Make, boxed: Path) -> None:
     for part in ("train", "val"):
         file = boxed / "annotations" / f"{part}.json"
         content = json.loads(file.read_text())
@@ -452,7 +450,7 @@ def test_masks_are_asked_for_where_there_are_none(make_config: Make, boxed: Path
         finetune(make_config(detector="mask-rcnn"))
 
 
-def test_the_rate_rises_and_falls_as_detectron2s_does() -> None:
+def test_the_learning_rate_rises_and_falls_as_detectron2s_does() -> None:
     rates = [lr_multiplier(step, steps=90, warmup=10, drops=(2 / 3, 8 / 9)) for step in (0, 5, 10, 59, 60, 79, 80, 89)]
     assert rates == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01])
     assert lr_multiplier(70, steps=90, warmup=100, drops=(2 / 3,)) == pytest.approx(0.7003), "the rise knows of no drop"
