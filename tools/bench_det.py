@@ -20,7 +20,7 @@ from stillroom.backbone.configs import config_to_json
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.run_files import CONFIG
 from stillroom.det_transfer import DetectConfig
-from stillroom.det_transfer.backend import find_backend
+from stillroom.det_transfer.backends import find_backend
 
 NET = "random:torchvision/resnet18"
 
@@ -68,8 +68,8 @@ class Det:
         from detectron2.engine import SimpleTrainer, hooks  # noqa: PLC0415
         from detectron2.utils.events import EventStorage  # noqa: PLC0415
 
-        from stillroom.det_transfer.with_detectron2.hooks import RefuseDiverged, SeededSteps  # noqa: PLC0415
-        from stillroom.det_transfer.with_detectron2.train import build_config  # noqa: PLC0415
+        from stillroom.det_transfer.backends.detectron2.hooks import RefuseDiverged, SeededSteps  # noqa: PLC0415
+        from stillroom.det_transfer.backends.detectron2.recipe import build_config  # noqa: PLC0415
 
         out = folder / ("ours" if own else "reference")
         config = DetectConfig(
@@ -115,7 +115,7 @@ def own_microseconds() -> float:
     """What the hook that seeds a step takes, alone."""
     from types import SimpleNamespace  # noqa: PLC0415
 
-    from stillroom.det_transfer.with_detectron2.hooks import SeededSteps  # noqa: PLC0415
+    from stillroom.det_transfer.backends.detectron2.hooks import SeededSteps  # noqa: PLC0415
 
     hook, times = SeededSteps(0, 0), []
     hook.trainer = SimpleNamespace(iter=0)

@@ -68,7 +68,7 @@ LINES: dict[str, dict[str, str]] = {
     "det_transfer": {
         "faster-rcnn-fpn --nonsense": "",
         f"faster-rcnn-fpn {RUN} --backend torchvision --data /nowhere": "there is no folder /nowhere",
-        f"faster-rcnn-fpn {RUN} --backend torchvision": "give --data, or --train and --val, or --framework-config",
+        f"faster-rcnn-fpn {RUN} --backend torchvision": "pass --data, or --train and --val, or --framework-config",
         f"smoke {RUN} --train /nowhere.json HERE --val HERE HERE": "there is no /nowhere.json",
         "predict --run HERE --out OUT --images HERE": "is no run that is done: it has no results.json",
         "resume /nowhere": "/nowhere is not a run directory",

@@ -82,7 +82,7 @@ def test_what_a_package_imports_it_declares(package: str) -> None:
             top = name.split(".")[0]
             if top in sys.stdlib_module_names or top == "stillroom":
                 continue
-            if file.parent.name == "with_detectron2" and top in with_detectron2:
+            if file.parent.name == "detectron2" and top in with_detectron2:
                 continue
             assert names.get(top.lower(), top.lower()) in declared, f"{file} imports {top}"
 

@@ -43,8 +43,10 @@ def boxed(tmp_path: Path) -> Path:
     root, rng = tmp_path / "boxed", np.random.default_rng(0)
     for part, count in (("train", 9), ("val", 4)):
         content: dict[str, list[dict[str, Any]]] = {
-            "images": [], "annotations": [], "categories": [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}],
-        }  # fmt: skip
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}],
+        }
         (root / "images" / part).mkdir(parents=True)
         for number in range(count):
             pixels, boxes = draw(rng)
@@ -52,10 +54,17 @@ def boxed(tmp_path: Path) -> Path:
             Image.fromarray(pixels).save(root / "images" / part / name)
             content["images"].append({"id": 100 + number, "file_name": name, "width": WIDTH, "height": HEIGHT})
             for label, box in boxes:
-                content["annotations"].append({
-                    "id": len(content["annotations"]) + 1, "image_id": 100 + number, "category_id": (3, 7)[label],
-                    "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "segmentation": polygon(box),
-                })  # fmt: skip
+                content["annotations"].append(
+                    {
+                        "id": len(content["annotations"]) + 1,
+                        "image_id": 100 + number,
+                        "category_id": (3, 7)[label],
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                        "segmentation": polygon(box),
+                    }
+                )
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"{part}.json").write_text(json.dumps(content))
     return root
@@ -110,11 +119,24 @@ def make_config(boxed: Path, tmp_path: Path) -> Callable[..., DetectConfig]:
 
     def make(**changes: object) -> DetectConfig:
         settings: dict = {
-            "checkpoint": ("random:cifar/resnet20",), "data": boxed, "out": tmp_path / "run",
-            "backend": "torchvision", "fpn_dim": 16, "box_dim": 32, "rois": 8, "train_sizes": (48, 64),
-            "test_size": 48, "max_size": 96, "steps": 4, "batch_size": 2, "warmup": 2, "log_every": 1,
-            "save_every": 2, "workers": 0, "device": "cpu",
-        }  # fmt: skip
+            "checkpoint": ("random:cifar/resnet20",),
+            "data": boxed,
+            "out": tmp_path / "run",
+            "backend": "torchvision",
+            "fpn_dim": 16,
+            "box_dim": 32,
+            "rois": 8,
+            "train_sizes": (48, 64),
+            "test_size": 48,
+            "max_size": 96,
+            "steps": 4,
+            "batch_size": 2,
+            "warmup": 2,
+            "log_every": 1,
+            "save_every": 2,
+            "workers": 0,
+            "device": "cpu",
+        }
         return DetectConfig(**(settings | changes))
 
     return make

@@ -1,12 +1,12 @@
-"""Is what a run predicts what it was measured on?"""
+"""Check that `predict` repeats the predictions of a run's evaluation."""
 
 import json
 
 from stillroom.det_transfer import DetectConfig, predict
 
 
-def assert_predicted_as_measured(config: DetectConfig) -> None:
-    """The detector that was saved finds in every image what was found when it was measured, by whichever process."""
+def assert_predicted_as_evaluated(config: DetectConfig) -> None:
+    """The saved detector predicts in every image what it predicted in the evaluation, in whichever process."""
     measured = json.loads((config.out / "predictions.json").read_text())
     out = predict(config.out, config.data / "images" / "val", config.out.parent / "again", score=0.0, device="cpu")
     rows = json.loads((out / "detections.json").read_text())["annotations"]

@@ -1,4 +1,4 @@
-"""Backbones into torchvision's detectors and back: names, features, what is held."""
+"""Backbones into torchvision's detectors and back: names, features, frozen norms."""
 
 import copy
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import nn
 from stillroom.backbone import Backbone, CheckpointError, Normalize, build_backbone
 from stillroom.backbone.bridge import assert_same
 from stillroom.det_transfer import DetectConfig
+from stillroom.det_transfer.backends.torchvision.nets import build_detector, image_arguments
 from stillroom.det_transfer.levels import anchor_sides, pyramid_strides
-from stillroom.det_transfer.with_torchvision.nets import build_detector, image_arguments
 
 Make = Callable[..., DetectConfig]
 Lively = Callable[[str], Backbone]
@@ -51,7 +51,7 @@ def test_every_level_is_equal_to_the_bit(make_config: Make, lively: Lively, name
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
-def test_c4_cuts_the_last_stage_off_and_uses_it(make_config: Make, lively: Lively, name: str) -> None:
+def test_c4_uses_the_last_stage_as_the_head(make_config: Make, lively: Lively, name: str) -> None:
     backbone = lively(name).at("after")
     model, _ = cross(make_config(neck="c4"), backbone)
     images = torch.randn(2, 3, 64, 64)
@@ -64,10 +64,15 @@ def test_c4_cuts_the_last_stage_off_and_uses_it(make_config: Make, lively: Livel
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [*((name, {}) for name in NETS), ("torchvision/resnet50", {"neck": "c4"}), ("timm/resnet18", {"neck": "c4"}),
-     ("timm/vit_tiny_patch16_224", {}), ("torchvision/resnet18", {"detector": "retinanet"})],
-)  # fmt: skip
-def test_there_and_back_is_equal_to_the_bit(make_config: Make, lively: Lively, name: str, changes: dict) -> None:
+    [
+        *((name, {}) for name in NETS),
+        ("torchvision/resnet50", {"neck": "c4"}),
+        ("timm/resnet18", {"neck": "c4"}),
+        ("timm/vit_tiny_patch16_224", {}),
+        ("torchvision/resnet18", {"detector": "retinanet"}),
+    ],
+)
+def test_a_round_trip_is_equal_to_the_bit(make_config: Make, lively: Lively, name: str, changes: dict) -> None:
     backbone = lively(name).at("before")
     model, bridge = cross(make_config(**changes), backbone)
     returned = bridge.from_framework(model.state_dict(), backbone)
@@ -77,7 +82,7 @@ def test_there_and_back_is_equal_to_the_bit(make_config: Make, lively: Lively, n
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_what_does_not_fit_is_named(make_config: Make, lively: Lively) -> None:
+def test_tensors_that_do_not_fit_are_named(make_config: Make, lively: Lively) -> None:
     backbone = lively("torchvision/resnet18")
     model, bridge = cross(make_config(), backbone)
     tensors, aside = bridge.to_framework(backbone)
@@ -115,19 +120,25 @@ def test_anchors_are_those_of_the_papers(make_config: Make) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("cifar/resnet20", {"detector": "retinanet"}, "takes maps of stride 8 and more, cifar/resnet20 ends at 4"),
-        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 wants the four stages of a ResNet"),
+        (
+            "cifar/resnet20",
+            {"detector": "retinanet"},
+            "takes maps of stride 8 and more, the coarsest of cifar/resnet20 is 4",
+        ),
+        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 needs the four stages of a ResNet"),
         ("timm/vit_tiny_patch16_224", {"detector": "retinanet"}, "retinanet takes maps of several strides"),
         ("timm/vit_tiny_patch16_224", {"fpn_norm": "gn"}, "a net of one stride, has layer norms: leave --fpn-norm out"),
         ("torchvision/resnet18", {"neck": "c4", "detector": "mask-rcnn"}, "takes a pyramid under torchvision"),
     ],
 )
-def test_a_net_that_does_not_fit_is_refused(make_config: Make, name: str, changes: dict, words: str) -> None:
+def test_a_net_that_the_detector_cannot_take_is_refused(
+    make_config: Make, name: str, changes: dict, words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         build_detector(make_config(**changes), build_backbone(name), 2)
 
 
-def test_frozen_norms_stay_as_they_came(make_config: Make, lively: Lively) -> None:
+def test_frozen_norms_stay_in_evaluation_mode(make_config: Make, lively: Lively) -> None:
     model, _ = cross(make_config(norm="frozen"), lively("torchvision/resnet18"))
     norms = [m for m in model.train().modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 20 and not any(norm.training for norm in norms)

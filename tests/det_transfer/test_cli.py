@@ -1,4 +1,4 @@
-"""The command line, and what it says where Detectron2 is missing."""
+"""The command line, and its error where Detectron2 is missing."""
 
 import importlib.util
 from functools import partial
@@ -24,7 +24,7 @@ def test_every_preset_explains_itself(
     assert "--anchor-scale" in said and "DIR|NAME" in said
 
 
-def test_presets_of_published_data_have_its_schedule() -> None:
+def test_presets_have_the_schedule_of_their_data_set() -> None:
     for name, preset in PRESETS.items():
         config = preset(checkpoint=("x",), out=Path("x"))
         schedule = {"voc0712": (18_000, 100, 480), "coco2017": (90_000, 1000, 640), "coco": (90_000, 1000, 640)}
@@ -34,7 +34,7 @@ def test_presets_of_published_data_have_its_schedule() -> None:
     assert (legacy.layout, legacy.legacy, legacy.detector, legacy.neck) == ("coco2017", "rgb-mean", "mask-rcnn", "c4")
 
 
-def test_a_run_from_the_command_line_ends_with_its_number(
+def test_a_run_from_the_command_line_prints_its_ap_last(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, boxed: Path, tmp_path: Path
 ) -> None:
     flags = ["--data", str(boxed), "--out", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]
@@ -45,7 +45,7 @@ def test_a_run_from_the_command_line_ends_with_its_number(
 
 
 def fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> str:
-    """What a command says before it ends with code 2."""
+    """The error of a command that exits with code 2."""
     with pytest.raises(SystemExit) as stopped:
         run_cli(monkeypatch, *words)
     assert stopped.value.code == 2
@@ -61,7 +61,7 @@ def test_bad_input_is_one_sentence_and_exit_2(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("detectron2") is not None, reason="Detectron2 is installed")
-def test_without_detectron2_one_sentence_names_both_ways_out(
+def test_without_detectron2_one_sentence_names_both_alternatives(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, boxed: Path, tmp_path: Path
 ) -> None:
     words = ["--checkpoint", "random:torchvision/resnet18", "--data", str(boxed), "--out", str(tmp_path / "o")]

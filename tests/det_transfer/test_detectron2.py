@@ -5,6 +5,7 @@ import copy
 import io
 import itertools
 import json
+import pickle
 import re
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed: see its own documentation")
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyCall, LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import hooks
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
@@ -30,7 +31,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.solver import LRMultiplier
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
-from predicted import assert_predicted_as_measured
+from predicted import assert_predicted_as_evaluated
 from pycocotools import mask as rle
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -47,19 +48,21 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.images import load_image
 from stillroom.backbone.run import DivergedError
-from stillroom.det_transfer import DetectConfig, finetune, measure, predict, resume, voc_ap
+from stillroom.det_transfer import DetectConfig, compute_metrics, finetune, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
+from stillroom.det_transfer.backends.detectron2 import train as d2_train
+from stillroom.det_transfer.backends.detectron2.detectors import build_model
+from stillroom.det_transfer.backends.detectron2.hooks import ClipGradients
+from stillroom.det_transfer.backends.detectron2.images import PictureMapper, as_records
+from stillroom.det_transfer.backends.detectron2.nets import ExtraNorm, StillroomBackbone, boxes_in_float32
+from stillroom.det_transfer.backends.detectron2.recipe import build_config
+from stillroom.det_transfer.backends.detectron2.saved import load_saved_config
+from stillroom.det_transfer.backends.detectron2.train import trim_metrics
+from stillroom.det_transfer.backends.detectron2.user_config import from_records, load_user_config, read_user_data
 from stillroom.det_transfer.config import check
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
-from stillroom.det_transfer.schedule import factor
-from stillroom.det_transfer.with_detectron2 import train as d2_train
-from stillroom.det_transfer.with_detectron2.hooks import ClipGradients
-from stillroom.det_transfer.with_detectron2.images import PictureMapper, as_records
-from stillroom.det_transfer.with_detectron2.nets import ExtraNorm
-from stillroom.det_transfer.with_detectron2.recipe import build_model
-from stillroom.det_transfer.with_detectron2.train import boxes_in_float, build_config, cut_metrics
-from stillroom.det_transfer.with_detectron2.user_config import from_records, read_user_data
+from stillroom.det_transfer.schedule import lr_multiplier
 from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2
@@ -89,9 +92,16 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize("norm", ["bn", "frozen"])
 @pytest.mark.parametrize(
     "name",
-    ["torchvision/resnet18", "torchvision/resnet34", "torchvision/resnet50", "timm/resnet101", "timm/convnext_atto",
-     "torchvision/mobilenet_v2", "timm/mobilenetv2_100"],
-)  # fmt: skip
+    [
+        "torchvision/resnet18",
+        "torchvision/resnet34",
+        "torchvision/resnet50",
+        "timm/resnet101",
+        "timm/convnext_atto",
+        "torchvision/mobilenet_v2",
+        "timm/mobilenetv2_100",
+    ],
+)
 def test_every_level_is_equal(make: Make, lively: Lively, name: str, norm: str) -> None:
     backbone = lively(name)
     model, _ = cross(make(norm=norm), backbone)
@@ -119,13 +129,17 @@ def test_c4_uses_the_last_stage_as_the_head(make: Make, lively: Lively, name: st
 @pytest.mark.parametrize(
     ("name", "changes", "aside"),
     [
-        ("torchvision/resnet18", {}, 0), ("torchvision/resnet50", {"norm": "frozen"}, 53),
-        ("torchvision/resnet18", {"neck": "c4"}, 0), ("timm/resnet34", {"neck": "c4", "norm": "frozen"}, 36),
-        ("torchvision/mobilenet_v2", {}, 0), ("timm/convnext_atto", {"detector": "retinanet"}, 0),
-        ("timm/vit_tiny_patch16_224", {}, 0), ("torchvision/resnet18", {"neck": "c4", "legacy": "std-1"}, 2),
+        ("torchvision/resnet18", {}, 0),
+        ("torchvision/resnet50", {"norm": "frozen"}, 53),
+        ("torchvision/resnet18", {"neck": "c4"}, 0),
+        ("timm/resnet34", {"neck": "c4", "norm": "frozen"}, 36),
+        ("torchvision/mobilenet_v2", {}, 0),
+        ("timm/convnext_atto", {"detector": "retinanet"}, 0),
+        ("timm/vit_tiny_patch16_224", {}, 0),
+        ("torchvision/resnet18", {"neck": "c4", "legacy": "std-1"}, 2),
     ],
-)  # fmt: skip
-def test_there_and_back_is_equal_to_the_bit(make: Make, lively: Lively, name: str, changes: dict, aside: int) -> None:
+)
+def test_a_round_trip_is_equal_to_the_bit(make: Make, lively: Lively, name: str, changes: dict, aside: int) -> None:
     backbone = lively(name)
     model, bridge = cross(make(**changes), backbone)
     assert len(bridge.to_framework(backbone)[1]) == aside
@@ -142,7 +156,7 @@ def plain(name: str) -> str:
 
 
 def test_legacy_loads_23_of_50_tensors_and_the_plain_head_25_of_25(make: Make, lively: Lively) -> None:
-    """Of the last stage, as its counters of batches aside."""
+    """Of the last stage; batch counters are not counted."""
     backbone = lively("torchvision/resnet18")
     for legacy, ours, all_of_them in (("std-1", 23, 50), ("none", 25, 25)):
         model, bridge = cross(make(neck="c4", legacy=legacy), backbone)
@@ -157,14 +171,18 @@ def test_legacy_loads_23_of_50_tensors_and_the_plain_head_25_of_25(make: Make, l
     assert bridge.count(model) == "100 of 100 tensors of the backbone come from the checkpoint"
 
 
-def test_what_does_not_fit_is_named(make: Make, lively: Lively) -> None:
+def test_tensors_that_do_not_fit_are_named(make: Make, lively: Lively) -> None:
     model, bridge = cross(make(), lively("torchvision/resnet18"))
     with pytest.raises(CheckpointError, match=r"do not fit the checkpoint's: backbone.bottom_up.res2.0.conv3"):
         bridge.load(model, build_backbone("torchvision/resnet50"))
     for name, changes, words in (
-        ("timm/resnet50c", {"neck": "c4"}, "--neck c4 wants a ResNet that Detectron2 has"),
-        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 wants the four stages of a ResNet"),
-        ("torchvision/resnet50", {"neck": "c4", "legacy": "std-1"}, "--legacy under c4 is KDEP's ResNet-18"),
+        ("timm/resnet50c", {"neck": "c4"}, "--neck c4 needs a ResNet that Detectron2 has"),
+        ("torchvision/mobilenet_v2", {"neck": "c4"}, "--neck c4 needs the four stages of a ResNet"),
+        (
+            "torchvision/resnet50",
+            {"neck": "c4", "legacy": "std-1"},
+            "--legacy with --neck c4 needs torchvision/resnet18",
+        ),
         ("timm/vit_tiny_patch16_224", {"detector": "retinanet"}, "retinanet takes maps of several strides"),
         ("timm/vit_tiny_patch16_224", {"fpn_norm": "gn"}, "a net of one stride, has layer norms: leave --fpn-norm out"),
     ):
@@ -172,7 +190,7 @@ def test_what_does_not_fit_is_named(make: Make, lively: Lively) -> None:
             build_model(make(**changes), build_backbone(name).spec, 2, synced=False)
 
 
-def test_pixels_are_the_checkpoints_or_kdeps(make: Make) -> None:
+def test_pixels_are_normalised_as_the_checkpoint_or_kdep_does(make: Make) -> None:
     spec = build_backbone("torchvision/resnet18").spec
     plain = build_model(make(), spec, 2, synced=False)[0]
     assert list(plain.pixel_mean) == pytest.approx([123.675, 116.28, 103.53])
@@ -264,26 +282,26 @@ def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make: Make, tmp_path: Pa
 
 
 @pytest.mark.parametrize("warmup", [10, 80])  # the second one reaches behind the first drop
-def test_the_rate_is_that_of_the_other_backend(make: Make, lively: Lively, run: Run, warmup: int) -> None:
+def test_the_learning_rate_equals_the_other_backends(make: Make, lively: Lively, run: Run, warmup: int) -> None:
     config = make(steps=90, warmup=warmup)
     cfg, _ = build_config(config, run, lively("torchvision/resnet18"), 2)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
     multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), config.steps)
     for step in range(config.steps):
-        rate = factor(step, steps=config.steps, warmup=config.warmup, drops=config.drops)
+        rate = lr_multiplier(step, steps=config.steps, warmup=config.warmup, drops=config.drops)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-9), step
         optimizer.step()
         multiplier.step()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make: Make) -> None:
+def test_a_loss_that_is_nan_or_infinite_stops_the_run(make: Make) -> None:
     with pytest.raises(DivergedError, match=r"the loss is not finite at step \d+: lower --lr; the last good state is"):
         finetune(make(steps=8, lr=1e20, warmup=0, save_every=1))
 
 
 @pytest.mark.parametrize("save_every", [1, 100])
-def test_weights_that_are_not_finite_are_not_saved(make: Make, save_every: int) -> None:
-    """Though no line was logged that would have shown the loss."""
+def test_weights_that_are_nan_or_infinite_are_not_saved(make: Make, save_every: int) -> None:
+    """Even when no line that shows the loss was logged."""
     config = make(steps=6, lr=1e12, warmup=0, save_every=save_every, log_every=20, detector="retinanet")
     with pytest.raises(DivergedError, match=r"not finite at step \d+: lower --lr"):
         finetune(config)
@@ -300,7 +318,43 @@ def test_every_run_of_a_process_has_a_log_of_its_own(make: Make, tmp_path: Path)
     assert (first.out / "log.txt").read_text() == before and "iter: 1" in (second.out / "log.txt").read_text()
 
 
-def test_lines_behind_the_state_are_cut_on_resume(make: Make) -> None:
+STORED = Path(__file__).parent / "fixtures" / "config-0.1.3.yaml"
+"""The config.yaml of a run of version 0.1.3; RUN stands for its directory."""
+
+
+def test_a_run_of_an_earlier_version_predicts_and_resumes(make: Make) -> None:
+    """Its config.yaml is the stored one, and its states name a hook as they did."""
+    config = make(checkpoint=("random:cifar/resnet20",), norm="frozen")
+    out = finetune(config)
+    uninterrupted, metrics = trained(out), read_results(out).metrics
+    (out / "config.yaml").write_text(STORED.read_text().replace("RUN", str(out)))
+    for file in out.glob("model_*.pth"):
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        del state["trainer"]["hooks"]["SeededSteps"]
+        state["trainer"]["hooks"]["SteadySteps"] = {"seconds": 1000.0}
+        torch.save(state, file)
+    assert instantiate(load_saved_config(out).model).backbone.bottom_up.frozen_part == "norms"
+    assert_predicted_as_evaluated(config)
+    assert load_user_config(out / "config.yaml").dataloader.evaluator["_target_"].endswith("predict.Collector")
+    (out / "results.json").unlink()
+    (out / "last_checkpoint").write_text("model_0000001.pth")  # as if killed before the next state
+    resume(out)
+    assert_bit_equal(uninterrupted, trained(out))
+    assert read_results(out).metrics == metrics
+    assert read_results(out).seconds > 1000, "the time before the resume counts"
+    assert "with_detectron2" not in (out / "config.yaml").read_text()
+
+
+def test_a_pickled_config_of_an_earlier_version_finds_its_classes(tmp_path: Path) -> None:
+    cfg = LazyCall(StillroomBackbone)(name="cifar/resnet20", arguments={}, out_features=["level2"], freeze="norms")
+    saved = pickle.dumps(cfg, protocol=0)
+    assert saved.count(b"det_transfer.backends.detectron2.nets\n") == saved.count(b"freeze\n") == 1
+    saved = saved.replace(b"backends.detectron2.nets\n", b"with_detectron2.nets\n").replace(b"freeze\n", b"hold\n")
+    (tmp_path / "config.yaml.pkl").write_bytes(saved)
+    assert instantiate(load_saved_config(tmp_path)).frozen_part == "norms"
+
+
+def test_log_lines_after_the_state_are_dropped_on_resume(make: Make) -> None:
     out = finetune(make(steps=4))
     lines = (out / "metrics.json").read_text()
     (out / "results.json").unlink()
@@ -310,17 +364,17 @@ def test_lines_behind_the_state_are_cut_on_resume(make: Make) -> None:
     assert steps == sorted({*steps}) == [json.loads(line)["iteration"] for line in lines.splitlines()]
 
 
-def test_a_line_that_was_cut_in_the_middle_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_log_line_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2}\n{"itera')
-    cut_metrics(tmp_path / "metrics.json", 9)
+    trim_metrics(tmp_path / "metrics.json", 9)
     assert (tmp_path / "metrics.json").read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
-    cut_metrics(tmp_path / "metrics.json", 2)
+    trim_metrics(tmp_path / "metrics.json", 2)
     assert (tmp_path / "metrics.json").read_text() == '{"iteration": 1}\n'
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_breaks_under_way_is_named(make: Make, boxed: Path, part: str, workers: int) -> None:
+def test_an_image_that_breaks_during_training_is_named(make: Make, boxed: Path, part: str, workers: int) -> None:
     for file in (boxed / "images" / part).iterdir():
         file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(BrokenImageError, match=r"^/[^\n]*\.png cannot be read as an image: [^\n]*$"):
@@ -328,7 +382,7 @@ def test_an_image_that_breaks_under_way_is_named(make: Make, boxed: Path, part: 
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_images_of_any_kind_are_read_as_by_the_other_backend(tmp_path: Path, order: str) -> None:
+def test_images_of_any_mode_are_read_as_by_the_other_backend(tmp_path: Path, order: str) -> None:
     grey = np.random.default_rng(0).integers(0, 65536, (9, 8), dtype=np.uint16)
     clear = np.random.default_rng(0).integers(0, 256, (9, 8, 4), dtype=np.uint8)
     mapper = PictureMapper(is_train=False, augmentations=[], image_format=order)
@@ -340,15 +394,15 @@ def test_images_of_any_kind_are_read_as_by_the_other_backend(tmp_path: Path, ord
         assert (found["height"], found["width"]) == (9, 8)
 
 
-def test_kdeps_c4_is_measured_with_precise_statistics(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And says how much of its head comes from the checkpoint."""
+def test_kdeps_c4_is_evaluated_with_precise_statistics(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its results also count the head's tensors that come from the checkpoint."""
     config = make(neck="c4", legacy="std-1", steps=3, lr=0.0)
     out = finetune(config)
     assert "(roi_heads.res5.stage: 23 of 50)" in read_results(out).extra["loaded"]
     precise = trained(out)["backbone.stem.conv1.norm.running_mean"]
     cfg, model = LazyConfig.load(str(out / "config.yaml")), torch.nn.BatchNorm2d(3)
-    assert d2_train.precise(model, cfg, replace(config, steps=1000))._num_iter == 200, "batches"
-    assert d2_train.precise(model, cfg, replace(config, legacy="none")) is None
+    assert d2_train.build_precise_bn(model, cfg, replace(config, steps=1000))._num_iter == 200, "batches"
+    assert d2_train.build_precise_bn(model, cfg, replace(config, legacy="none")) is None
     monkeypatch.setattr(hooks.PreciseBN, "update_stats", lambda self: None)
     plain = trained(finetune(replace(config, out=out.parent / "plain")))["backbone.stem.conv1.norm.running_mean"]
     share = 1 - 0.9**3  # of what momentum 0.1 has forgotten of the first 0 in three steps
@@ -356,7 +410,7 @@ def test_kdeps_c4_is_measured_with_precise_statistics(make: Make, monkeypatch: p
     assert not torch.allclose(plain, precise, rtol=0.3, atol=0.05 * float(precise.abs().max()))
 
 
-def test_the_net_of_a_wrapper_may_count_over_all_gpus(make: Make) -> None:
+def test_the_wrapper_synchronises_batch_norms_unless_frozen(make: Make) -> None:
     spec = build_backbone("timm/mobilenetv2_100").spec
     for config, synced in ((make(), True), (make(norm="frozen"), False), (make(frozen=True), False)):
         model = instantiate(build_model(config, spec, 2, synced=True)[0])
@@ -372,7 +426,7 @@ def test_pixels_come_in_the_checkpoints_order(make: Make, tmp_path: Path) -> Non
     save_checkpoint(tmp_path / "bgr", first, method="random", package="test")
     config = make(checkpoint=(str(tmp_path / "bgr"),), steps=1)
     finetune(config)
-    assert_predicted_as_measured(config)
+    assert_predicted_as_evaluated(config)
     (sample,) = itertools.islice(instantiate(LazyConfig.load(str(config.out / "config.yaml")).dataloader.test), 1)
     pixels = np.asarray(Image.open(sample[0]["file_name"]))
     assert np.abs(sample[0]["image"].float().mean((1, 2)).numpy() - pixels.mean((0, 1))[::-1]).max() < 2
@@ -403,7 +457,7 @@ def guesses(images: Images) -> list[Detections]:
     """True boxes, some moved, and false ones; coordinates of one decimal and scores of three, as VOC's files have."""
     rng, found = np.random.default_rng(5), []
     for row in images.rows:
-        true = row.corners.astype(float)
+        true = row.xyxy.astype(float)
         boxes = np.concatenate([true + rng.normal(0, 2, true.shape), true + rng.normal(0, 5, true.shape)]).round(1)
         labels, order = np.concatenate([row.labels, rng.integers(0, 2, len(true))]), rng.permutation(len(boxes))
         scores = np.sort(rng.permutation(1000)[: len(boxes)] / 1000)[::-1].copy()
@@ -428,7 +482,7 @@ def test_the_same_predictions_give_the_ap_of_detectron2s_evaluator(make: Make, b
         evaluator.process([{"image_id": row.id}], [{"instances": instances}])
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = evaluator.evaluate()["bbox"]
-    ours = measure(data.val, found, data.classes)
+    ours = compute_metrics(data.val, found, data.classes)
     assert 5 < theirs["AP"] < 95
     for key in ("AP", "AP50", "AP75", "APs"):
         assert 100 * ours.metrics[key] == pytest.approx(theirs[key], abs=1e-5)  # their boxes are float32
@@ -454,9 +508,13 @@ def test_voc_ap_is_that_of_detectron2s_evaluator(make_config: Make, voc: Path, t
         (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
         for (metric_07, kind), iou in itertools.product(((False, "area"), (True, "eleven")), (0.5, 0.75)):
             *_, theirs = voc_eval(
-                str(tmp_path / "{}.txt"), str(voc / "Annotations" / "{}.xml"),
-                str(voc / "ImageSets" / "Main" / "val.txt"), name, ovthresh=iou, use_07_metric=metric_07,
-            )  # fmt: skip
+                str(tmp_path / "{}.txt"),
+                str(voc / "Annotations" / "{}.xml"),
+                str(voc / "ImageSets" / "Main" / "val.txt"),
+                name,
+                ovthresh=iou,
+                use_07_metric=metric_07,
+            )
             assert getattr(voc_ap(data.val, found, label, iou), kind) == pytest.approx(theirs, abs=1e-9)
             seen.append(theirs)
     assert 0.1 < np.mean(seen) < 0.9 and len({*seen}) > 3
@@ -467,14 +525,14 @@ def test_two_processes_train_one_net(make: Make, in_two_processes: Callable, cha
     config = make(**({"steps": 2, "batch_size": 4, "rois": 4} | changes))
     assert in_two_processes(lambda: str(finetune(config))) == [str(config.out)] * 2
     assert read_results(config.out).datasets["test"].count == 4
-    assert_predicted_as_measured(config)
+    assert_predicted_as_evaluated(config)
 
 
 def test_a_yaml_of_detectron2_names_our_backbone() -> None:
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model as build
 
-    from stillroom.det_transfer.with_detectron2.nets import add_stillroom_config
+    from stillroom.det_transfer.backends.detectron2.nets import add_stillroom_config
 
     cfg = get_cfg()
     add_stillroom_config(cfg)
@@ -522,14 +580,14 @@ optimizer.lr, train.max_iter, train.log_period = 0.001, 2, 1
 
 
 def adopt(file: Path) -> DetectConfig:
-    """A run by a config of one's own."""
+    """A run with a user's LazyConfig."""
     out = file.parent / "run"
     return DetectConfig(
         checkpoint=("random:torchvision/resnet50",), framework_config=file, out=out, device="cpu", workers=0
     )
 
 
-def test_a_config_of_ones_own_gets_our_weights(boxed: Path, tmp_path: Path) -> None:
+def test_a_user_config_gets_our_weights(boxed: Path, tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(OWN.format(root=str(boxed), strides=False))
     config = adopt(file)
@@ -549,29 +607,29 @@ def test_a_config_of_ones_own_gets_our_weights(boxed: Path, tmp_path: Path) -> N
     own = OWN.format(root=str(boxed), strides=False)
     lists = "dataloader.test.dataset.names = [dataloader.test.dataset.names]"
     for more, words in (
-        ("model.num_classes = 80", "the config's model tells 80 classes apart, its data have 2"),
+        ("model.num_classes = 80", "the config's model predicts 80 classes, its data has 2"),
         ("model.backbone.out_channels = 'x'", "the model of .*own.py cannot be built: "),
         ("train.amp.enabled = True", "train.amp.enabled needs a GPU"),
-        ("del train.checkpointer", "own.py has no train.checkpointer.period: a LazyConfig of Detectron2 was expected"),
-        (f"{lists}; model.num_classes = 80", "the config's model tells 80 classes apart, its data have 2"),
+        ("del train.checkpointer", "own.py has no train.checkpointer.period: expected a LazyConfig of Detectron2"),
+        (f"{lists}; model.num_classes = 80", "the config's model predicts 80 classes, its data has 2"),
     ):
         file.write_text(f"{own}\n{more}\n")
         with pytest.raises(ValueError, match=words):
             finetune(replace(config, out=tmp_path / "early"))
         assert not (tmp_path / "early").exists(), "as if nothing had been asked"
     file.write_text(OWN.format(root=str(boxed), strides=True))
-    with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours has not: say stride_in_1x1=False"):
+    with pytest.raises(ValueError, match=r"strides in 1x1 convolutions, ours in 3x3: set stride_in_1x1=False"):
         finetune(replace(config, out=tmp_path / "c"))
     for words in ("model = = 1", "model = absent", "import absent", "assert 1 > 2"):
         file.write_text(words)
         with pytest.raises(ValueError, match=r"own.py cannot be read as a LazyConfig: "):
             finetune(replace(config, out=tmp_path / "f"))
-    for words, fault in (("{a: [", "cannot be read as a LazyConfig: "), ("", "has no model: a LazyConfig of")):
+    for words, fault in (("{a: [", "cannot be read as a LazyConfig: "), ("", "has no model: expected a LazyConfig of")):
         (tmp_path / "own.yaml").write_text(words)
         with pytest.raises(ValueError, match=f"own.yaml {fault}"):
             finetune(replace(config, framework_config=tmp_path / "own.yaml", out=tmp_path / "g"))
     file.write_text("model = 1")
-    with pytest.raises(ValueError, match=r"own.py has no model: a LazyConfig of Detectron2 was expected"):
+    with pytest.raises(ValueError, match=r"own.py has no model: expected a LazyConfig of Detectron2"):
         finetune(replace(config, out=tmp_path / "d"))
     with pytest.raises(ValueError, match=r"there is no .*absent.py"):
         finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))
@@ -582,8 +640,8 @@ def test_a_config_of_ones_own_gets_our_weights(boxed: Path, tmp_path: Path) -> N
         finetune(replace(config, data=boxed, out=tmp_path / "h"))
 
 
-def test_objects_of_a_config_of_ones_own_are_as_large_as_their_json_says(boxed: Path, tmp_path: Path) -> None:
-    """Detectron2's records leave that out, and COCO's sizes are those of the objects, not of their boxes."""
+def test_areas_in_a_user_config_come_from_its_json(boxed: Path, tmp_path: Path) -> None:
+    """Detectron2's records leave areas out, and COCO's sizes are those of the objects, not of their boxes."""
     truth, file = boxed / "annotations" / "val.json", tmp_path / "own.py"
     content = json.loads(truth.read_text())
     for entry in content["annotations"]:
@@ -596,8 +654,8 @@ def test_objects_of_a_config_of_ones_own_are_as_large_as_their_json_says(boxed: 
     assert data.category_ids == (3, 7)
 
 
-def test_a_config_of_ones_own_counts_as_it_was_read(boxed: Path, tmp_path: Path) -> None:
-    """It may be edited, or go, while its run is under way; and YAML cannot hold all that it may."""
+def test_a_user_config_applies_as_it_was_read(boxed: Path, tmp_path: Path) -> None:
+    """It may be edited or deleted during the run, and may hold what YAML cannot."""
     file, second = tmp_path / "own.py", "dataloader.test.mapper.augmentations.append(L(T.RandomBrightness)({}, {}))"
     bright = second.format("intensity_min=0.2", "intensity_max=0.2")
     head = "import torch\nimport detectron2.data.transforms as T\nfrom detectron2.config import LazyCall as L\n"
@@ -610,7 +668,7 @@ def test_a_config_of_ones_own_counts_as_it_was_read(boxed: Path, tmp_path: Path)
         patch.setattr(d2_train, "predict_all", lambda *given: (file.unlink(), begin(*given))[1])
         out = finetune(config)
     assert read_results(out).protocol.endswith(f"framework-config=own.py sha256={digest} weights=last")
-    assert_predicted_as_measured(replace(config, data=boxed))
+    assert_predicted_as_evaluated(replace(config, data=boxed))
 
 
 def test_records_of_several_folders_keep_their_masks(tmp_path: Path) -> None:
@@ -628,15 +686,15 @@ def test_records_of_several_folders_keep_their_masks(tmp_path: Path) -> None:
     assert found.rows[1].boxes[0].area == rle.area(found.rows[1].boxes[0].mask) > 0
     assert [[box.crowd for box in row.boxes] for row in found.rows] == [[False], [True, False], []]
     assert [len(record["annotations"]) for record in as_records(found)] == [1, 1, 0], "nothing is learned from crowds"
-    assert found.root == tmp_path and not found.without_masks
+    assert found.root == tmp_path and not found.boxes_without_mask
     with pytest.raises(ValueError, match="the config's data set has no images"):
         from_records([], {})
 
 
-def test_boxes_are_cut_out_at_their_own_place_under_mixed_precision() -> None:
+def test_boxes_are_cropped_exactly_under_mixed_precision() -> None:
     """A ramp of whole numbers, which bfloat16 holds; but of 1221, the middle of the box, it makes 1224."""
     net = torch.nn.Sequential(ROIPooler(1, scales=[1 / 16], sampling_ratio=0, pooler_type="ROIAlignV2"))
-    boxes_in_float(net)
+    boxes_in_float32(net)
     ramp = torch.arange(100).expand(1, 1, 64, 100).bfloat16()
     (found,) = net[0]([ramp], [Boxes(torch.tensor([[1205.0, 100, 1237, 132]]))]).flatten().tolist()
     assert found == pytest.approx(1221 / 16 - 0.5, abs=1e-3)
@@ -651,7 +709,7 @@ def test_gradients_are_clipped_by_their_norm() -> None:
     assert torch.allclose(torch.nn.functional.normalize(net.weight.grad, dim=None), direction)
 
 
-def test_kdeps_head_has_a_norm_behind() -> None:
+def test_kdeps_head_ends_in_a_norm() -> None:
     torch.manual_seed(0)
     head = ExtraNorm([torch.nn.Conv2d(3, 4, 1)], torch.nn.BatchNorm2d(4))
     maps = head(10 + 5 * torch.randn(8, 3, 6, 6))

@@ -15,17 +15,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from stillroom.det_transfer import DetectConfig
-from stillroom.det_transfer.annotations import Annotated, Box, Images
+from stillroom.det_transfer.annotations import AnnotatedImage, Box, Images
 from stillroom.det_transfer.data import read_data
-from stillroom.det_transfer.detections import Detections, as_results
-from stillroom.det_transfer.metrics import NAMES, as_annotations, measure, voc_ap
+from stillroom.det_transfer.detections import Detections, to_coco_results
+from stillroom.det_transfer.metrics import NAMES, compute_metrics, to_coco_annotations, voc_ap
 
 
 def guesses(images: Images, seed: int, masks: bool = False) -> list[Detections]:
     """True boxes, some moved, some of another class, and false ones."""
     rng, found = np.random.default_rng(seed), []
     for row in images.rows:
-        true = row.corners.astype(float) + rng.normal(0, 1.5, (len(row.labels), 4))
+        true = row.xyxy.astype(float) + rng.normal(0, 1.5, (len(row.labels), 4))
         false = np.sort(rng.uniform(0, 47, (3, 2, 2)), axis=1).reshape(3, 4) + np.asarray((0, 0, 1, 1))
         boxes = np.concatenate([true, true + rng.normal(0, 4, true.shape), false])
         labels = np.concatenate([row.labels, row.labels, rng.integers(0, 2, 3)])
@@ -37,7 +37,7 @@ def guesses(images: Images, seed: int, masks: bool = False) -> list[Detections]:
 
 
 def by_pycocotools(truth: Path, results: list[dict], kind: str, folder: Path) -> np.ndarray:
-    """The twelve numbers as anybody would get them: from two files."""
+    """The twelve numbers by pycocotools from two files."""
     file = folder / "results.json"
     file.write_text(json.dumps(results))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -62,8 +62,8 @@ def test_coco_ap_equals_pycocotools_on_files(
     truth.write_text(json.dumps(content))
     data = read_data(make_config(detector="mask-rcnn"))
     found = guesses(data.val, seed, masks=True)
-    measured = measure(data.val, found, data.classes)
-    results = as_results(data.val, found, data.category_ids)
+    measured = compute_metrics(data.val, found, data.classes)
+    results = to_coco_results(data.val, found, data.category_ids)
     for row in results:
         row["segmentation"] = {**row["segmentation"], "counts": row["segmentation"]["counts"].decode()}
     for kind, prefix in (("bbox", ""), ("segm", "mask")):
@@ -78,30 +78,30 @@ def test_coco_ap_equals_pycocotools_on_files(
     assert measured.precision["red"].shape == (101,)
 
 
-def test_nothing_found_is_zero(make_config: Callable[..., DetectConfig]) -> None:
+def test_no_detections_give_zero(make_config: Callable[..., DetectConfig]) -> None:
     data = read_data(make_config())
     nothing = Detections(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, dtype=int))
-    measured = measure(data.val, [nothing] * len(data.val), data.classes)
+    measured = compute_metrics(data.val, [nothing] * len(data.val), data.classes)
     assert measured.metrics["AP"] == measured.metrics["VOC_AP50"] == measured.metrics["VOC07_AP50"] == 0
     assert measured.per_class == {"blue": 0, "red": 0}
 
 
-def test_masks_are_measured_where_a_detector_knows_them_found_or_not(make_config: Callable[..., DetectConfig]) -> None:
+def test_masks_are_evaluated_only_for_detectors_that_predict_them(make_config: Callable[..., DetectConfig]) -> None:
     data = read_data(make_config(detector="mask-rcnn"))
     nothing = Detections(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, dtype=int), masks=())
-    assert measure(data.val, [nothing] * len(data.val), data.classes).metrics["maskAP"] == 0
+    assert compute_metrics(data.val, [nothing] * len(data.val), data.classes).metrics["maskAP"] == 0
     blind = guesses(data.val, 0)
-    assert "maskAP" not in measure(data.val, blind, data.classes).metrics
+    assert "maskAP" not in compute_metrics(data.val, blind, data.classes).metrics
 
 
-def image(number: int, *boxes: tuple[float, float, float, float, bool]) -> Annotated:
+def image(number: int, *boxes: tuple[float, float, float, float, bool]) -> AnnotatedImage:
     own = tuple(
         Box(
             x=float(x), y=float(y), width=float(w), height=float(h), label=0, difficult=hard, area=float(w * h), name=""
         )
         for x, y, w, h, hard in boxes
     )
-    return Annotated(id=number, file=Path(f"{number}.jpg"), width=100, height=100, boxes=own)
+    return AnnotatedImage(id=number, file=Path(f"{number}.jpg"), width=100, height=100, boxes=own)
 
 
 def seen(*boxes: tuple[float, float, float, float, float]) -> Detections:
@@ -109,7 +109,7 @@ def seen(*boxes: tuple[float, float, float, float, float]) -> Detections:
     return Detections(boxes=rows[:, :4], scores=rows[:, 4], labels=np.zeros(len(rows), dtype=int))
 
 
-def test_areas_of_results_are_those_of_what_is_measured() -> None:
+def test_areas_of_results_are_of_boxes_or_of_masks() -> None:
     plane = np.zeros((20, 20), np.uint8)
     plane[2:5, 3:7] = 1
     row = {
@@ -118,8 +118,8 @@ def test_areas_of_results_are_those_of_what_is_measured() -> None:
         "bbox": [3.0, 2.0, 10.0, 5.0],
         "segmentation": rle.encode(np.asfortranarray(plane)),
     }
-    assert as_annotations([row])[0]["area"] == 50
-    assert as_annotations([row], "segm")[0]["area"] == 12
+    assert to_coco_annotations([row])[0]["area"] == 50
+    assert to_coco_annotations([row], "segm")[0]["area"] == 12
 
 
 def test_voc_ap_worked_by_hand() -> None:
@@ -141,7 +141,7 @@ def test_voc_ap_worked_by_hand() -> None:
 def test_vocs_numbers_are_means_over_classes_and_overlaps(make_config: Callable[..., DetectConfig]) -> None:
     data = read_data(make_config())
     found = guesses(data.val, 0)
-    metrics = measure(data.val, found, data.classes).metrics
+    metrics = compute_metrics(data.val, found, data.classes).metrics
     for prefix, kind in (("VOC", "area"), ("VOC07", "eleven")):
         table = {
             percent: np.mean([getattr(voc_ap(data.val, found, label, percent / 100), kind) for label in (0, 1)])
@@ -176,12 +176,12 @@ def test_scores_are_ranked_over_all_images() -> None:
     assert voc_ap(Images(root=Path(), rows=rows), wrong_first, 0).area == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
-def test_pictures_are_drawn(make_config: Callable[..., DetectConfig], tmp_path: Path) -> None:
+def test_figures_are_drawn(make_config: Callable[..., DetectConfig], tmp_path: Path) -> None:
     from stillroom.det_transfer.figures import draw_precision, draw_sheet
 
     data = read_data(make_config(detector="mask-rcnn"))
     found = guesses(data.val, 0, masks=True)
     draw_sheet(tmp_path / "sheet.png", data.val, found, data.classes, "a sheet")
-    draw_precision(tmp_path / "curve.png", measure(data.val, found, data.classes), "a curve")
+    draw_precision(tmp_path / "curve.png", compute_metrics(data.val, found, data.classes), "a curve")
     for name in ("sheet.png", "curve.png"):
         assert min(Image.open(tmp_path / name).size) > 300

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
-from predicted import assert_predicted_as_measured
+from predicted import assert_predicted_as_evaluated
 from pycocotools import mask as rle
 from safetensors.torch import load_file
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -28,28 +28,29 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.run import STATE, DivergedError, read_metrics
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
+from stillroom.det_transfer.backends.torchvision.images import BoxedImages
+from stillroom.det_transfer.backends.torchvision.nets import autocast, boxes_in_float32, build_detector
+from stillroom.det_transfer.backends.torchvision.predict import predict_image
+from stillroom.det_transfer.backends.torchvision.train import build_optimizer
 from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.figures import draw_overlay
-from stillroom.det_transfer.levels import sync_norms
-from stillroom.det_transfer.metrics import index
+from stillroom.det_transfer.freeze import sync_norms
+from stillroom.det_transfer.metrics import index_coco
 from stillroom.det_transfer.record import summary
-from stillroom.det_transfer.schedule import factor
-from stillroom.det_transfer.with_torchvision.images import BoxedImages
-from stillroom.det_transfer.with_torchvision.nets import autocast, boxes_in_float, build_detector
-from stillroom.det_transfer.with_torchvision.train import build_optimizer, find
+from stillroom.det_transfer.schedule import lr_multiplier
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., DetectConfig]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    """Of the whole detector."""
+    """Weights of the whole detector."""
     return torch.load(out / STATE, weights_only=True)["model"]
 
 
-def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config: Make, student: Path) -> None:
+def test_a_run_writes_checkpoint_predictions_figures_and_results(make_config: Make, student: Path) -> None:
     config = make_config(checkpoint=(str(student),), data_licence="CC-BY-NC-4.0")
     out = finetune(config)
     results = read_results(out)
@@ -91,7 +92,7 @@ def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config:
     assert again == [row["score"] for row in predictions if row["image_id"] == 100], "as it was when measured"
     (read, names), middle = read_coco(found / "detections.json", config.data / "images" / "val", "skip"), 0.5
     assert read.num_boxes and names == {1: "blue", 2: "red"}, "in COCO's format: others can read it"
-    assert len(index(content).anns) == len(content["annotations"])
+    assert len(index_coco(content).anns) == len(content["annotations"])
     middle = float(np.median([row["score"] for row in content["annotations"]]))
     likely = predict(out, config.data / "images" / "val", config.out.parent / "likely", score=middle, device="cpu")
     kept = [row["score"] for row in json.loads((likely / "detections.json").read_text())["annotations"]]
@@ -132,9 +133,7 @@ def test_detectors_and_backbones_train(make_config: Make, boxed: Path, name: str
         assert rows and all(row["area"] == rle.area(row["segmentation"]) for row in rows), "not those of their boxes"
 
 
-def test_a_run_of_mixed_precision_makes_its_anchors_in_float32(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_anchors_are_float32_under_mixed_precision(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[torch.dtype] = set()
     grid = AnchorGenerator.grid_anchors
 
@@ -151,9 +150,19 @@ def test_a_run_of_mixed_precision_makes_its_anchors_in_float32(
 def test_two_blocks_are_learned(make_config: Make) -> None:
     """Sixty steps on nine images find most of their blocks: boxes, labels and classes are where they should be."""
     config = make_config(
-        checkpoint=("random:timm/test_resnet",), steps=60, batch_size=4, lr=0.02, warmup=10, anchor_scale=4.0,
-        train_sizes=(48,), rois=32, box_dim=64, fpn_dim=32, save_every=1000, drops=(),
-    )  # fmt: skip
+        checkpoint=("random:timm/test_resnet",),
+        steps=60,
+        batch_size=4,
+        lr=0.02,
+        warmup=10,
+        anchor_scale=4.0,
+        train_sizes=(48,),
+        rois=32,
+        box_dim=64,
+        fpn_dim=32,
+        save_every=1000,
+        drops=(),
+    )
     data = config.data
     assert data is not None
     own = (data / "annotations" / "train.json", data / "images" / "train")
@@ -195,7 +204,7 @@ def test_a_run_whose_boxes_changed_is_not_resumed(make_config: Make, boxed: Path
         resume(out)
 
 
-def test_a_sweep_makes_one_table_and_keeps_what_is_done(make_config: Make, small_student: Path) -> None:
+def test_a_sweep_makes_one_table_and_keeps_finished_runs(make_config: Make, small_student: Path) -> None:
     config = make_config(checkpoint=("random", str(small_student)), seeds=(0, 1), steps=1)
     out = finetune(config)
     table = json.loads((out / "table.json").read_text())
@@ -226,7 +235,7 @@ def test_two_processes_train_one_net(make_config: Make, in_two_processes: Callab
     results = read_results(config.out)
     assert results.datasets["test"].count == 4
     assert [row["step"] for row in read_metrics(config.out)] == list(range(1, config.steps + 1))
-    assert_predicted_as_measured(config)
+    assert_predicted_as_evaluated(config)
 
 
 def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, tmp_path: Path) -> None:
@@ -243,7 +252,7 @@ def test_channels_come_in_the_checkpoints_order(make_config: Make, boxed: Path, 
     assert [row["score"] for row in rows if row["image_id"] == 1] == measured
 
 
-def test_views_are_mirrored_with_their_boxes_and_masks(make_config: Make) -> None:
+def test_images_are_flipped_with_their_boxes_and_masks(make_config: Make) -> None:
     images = read_data(make_config(detector="mask-rcnn")).train
     pixels, row = np.asarray(Image.open(images.rows[0].file)), images.rows[0]
     dataset = BoxedImages(images, InputSpec(), seed=0, masks=True)
@@ -251,7 +260,7 @@ def test_views_are_mirrored_with_their_boxes_and_masks(make_config: Make) -> Non
     for epoch in range(8):
         _, view, target = dataset[epoch, 0]
         turned.append(not np.array_equal(view.permute(1, 2, 0).numpy(), pixels))
-        left, upper, right, lower = row.corners.T
+        left, upper, right, lower = row.xyxy.T
         if turned[-1]:
             assert np.array_equal(view.permute(1, 2, 0).numpy(), pixels[:, ::-1])
             left, right = row.width - right, row.width - left
@@ -261,17 +270,17 @@ def test_views_are_mirrored_with_their_boxes_and_masks(make_config: Make) -> Non
     assert {*turned} == {False, True}
 
 
-def test_images_are_measured_at_the_test_size(make_config: Make) -> None:
+def test_images_are_evaluated_at_the_test_size(make_config: Make) -> None:
     config = make_config(test_size=40, max_size=160)
     model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
     sides: list[torch.Size] = []
     model.backbone.register_forward_pre_hook(lambda _, arguments: sides.append(arguments[0].shape[-2:]))
-    find(model, config, torch.zeros(3, 30, 60, dtype=torch.uint8), torch.device("cpu"))
+    predict_image(model, config, torch.zeros(3, 30, 60, dtype=torch.uint8), torch.device("cpu"))
     assert sides == [(64, 96)], "40 x 80 px, filled up to multiples of 32"
 
 
-def test_every_step_draws_other_anchors_and_boxes(make_config: Make, change: Callable) -> None:
-    """One image seen in two ways, and weights that stand still, give more losses than two."""
+def test_every_step_samples_other_anchors_and_boxes(make_config: Make, change: Callable) -> None:
+    """One image in two views, with constant weights, gives more than two losses."""
 
     def keep_one(content: dict) -> None:
         content["images"] = content["images"][:1]
@@ -297,7 +306,7 @@ def test_norms_are_not_decayed(make_config: Make) -> None:
     assert decay["backbone.fpn.inner_blocks.0.1.weight"] == 0
 
 
-def test_batch_norms_that_count_over_all_gpus_keep_their_activations(make_config: Make, lively: Callable) -> None:
+def test_synchronised_batch_norms_keep_their_activations(make_config: Make, lively: Callable) -> None:
     model, _ = build_detector(make_config(), lively("timm/mobilenetv2_100"), 2)
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -309,11 +318,11 @@ def test_batch_norms_that_count_over_all_gpus_keep_their_activations(make_config
 
 
 @pytest.mark.parametrize("detector", ["faster-rcnn", "retinanet"])
-def test_boxes_of_mixed_precision_lie_between_its_steps(make_config: Make, detector: str) -> None:
+def test_boxes_are_finer_than_bfloat16_under_mixed_precision(make_config: Make, detector: str) -> None:
     config = make_config(detector=detector, amp="bf16", rois=64)
     torch.manual_seed(0)
     model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
-    boxes_in_float(model)
+    boxes_in_float32(model)
     target = [{"boxes": torch.tensor([[100.0, 100, 200, 200]]), "labels": torch.tensor([1])}]
     seen: list[torch.Tensor] = []
     if detector == "faster-rcnn":
@@ -329,27 +338,27 @@ def test_boxes_of_mixed_precision_lie_between_its_steps(make_config: Make, detec
     assert seen and all(part.dtype == torch.float32 for part in seen), "what is learned from"
     maps: list[torch.dtype] = []
     model.backbone.register_forward_hook(lambda _, __, answer: maps.extend(map_.dtype for map_ in answer.values()))
-    found = find(model, config, torch.randint(0, 256, (3, 300, 500), dtype=torch.uint8), torch.device("cpu"))
+    found = predict_image(model, config, torch.randint(0, 256, (3, 300, 500), dtype=torch.uint8), torch.device("cpu"))
     assert set(maps) == {torch.float32}, "all that is measured"
     if len(found.boxes):
         boxes = torch.from_numpy(found.boxes).float()
         assert not torch.equal(boxes, boxes.bfloat16().float()), "what is measured"
 
 
-def test_a_class_that_is_never_learned_is_never_found(make_config: Make) -> None:
+def test_a_class_that_is_never_trained_is_never_predicted(make_config: Make) -> None:
     config = make_config(detector="retinanet")
     model, _ = build_detector(config, build_backbone("torchvision/resnet18"), 2)
     torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, 2.0)  # all is found, class 0 too
-    found = find(model, config, torch.zeros(3, 48, 64, dtype=torch.uint8), torch.device("cpu"))
+    found = predict_image(model, config, torch.zeros(3, 48, 64, dtype=torch.uint8), torch.device("cpu"))
     assert {*found.labels.tolist()} == {0, 1}
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make) -> None:
+def test_a_loss_that_is_nan_or_infinite_stops_the_run(make_config: Make) -> None:
     with pytest.raises(DivergedError, match=r"the loss is \w+ at one of the steps \d+ to \d+: lower"):
         finetune(make_config(steps=8, lr=1e20, warmup=0, save_every=1))
 
 
-def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path) -> None:
+def test_an_image_that_breaks_during_training_is_named(make_config: Make, boxed: Path) -> None:
     for file in (boxed / "images" / "train").iterdir():
         file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(BrokenImageError, match=r"\.png cannot be read as an image"):
@@ -363,15 +372,17 @@ def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path)
         ({"warmup": -1}, "--warmup is -1: it must be at least 0"),
         ({"lr": float("nan")}, "--lr is nan: it must be at least 0, and finite"),
         ({"weight_decay": float("inf")}, "--weight-decay is inf: it must be at least 0, and finite"),
-        ({"anchor_scale": 0.0}, "--anchor-scale is 0.0: it must be above 0"),
-        ({"train_sizes": ()}, r"--train-sizes holds \[\]: sides of 1 pixel or more"),
-        ({"drops": (0.8, 0.5)}, r"--drops holds \[0.8, 0.5\]: rising shares of the steps"),
+        ({"anchor_scale": 0.0}, r"--anchor-scale is 0.0: it must lie in \(0, inf\)"),
+        ({"train_sizes": ()}, "--train-sizes is empty: pass at least one size in pixels"),
+        ({"train_sizes": (48, 0)}, r"--train-sizes holds \[48, 0\]: it must be at least 1"),
+        ({"drops": (0.8, 0.5)}, r"--drops holds \[0.8, 0.5\]: the fractions must rise"),
+        ({"drops": (0.8, 1.0)}, r"--drops holds \[0.8, 1.0\]: it must lie in \(0, 1\)"),
         ({"detector": "retinanet", "neck": "c4"}, "retinanet has no second stage for --neck c4"),
-        ({"fpn_norm": "gn", "neck": "c4"}, "--fpn-norm is of a pyramid, --neck c4 has none"),
-        ({"fpn_norm": "gn"}, "--fpn-dim is 16: --fpn-norm gn wants a multiple of 32"),
-        ({"frozen": True, "neck": "c4"}, "--frozen keeps the whole backbone"),
+        ({"fpn_norm": "gn", "neck": "c4"}, "--fpn-norm needs a pyramid, --neck c4 has none"),
+        ({"fpn_norm": "gn"}, "--fpn-dim is 16: --fpn-norm gn needs a multiple of 32"),
+        ({"frozen": True, "neck": "c4"}, "--frozen freezes the last stage too, which is the box head under c4"),
         ({"legacy": "std-1"}, "--legacy repeats what KDEP did in Detectron2"),
-        ({"framework_config": Path("x.py")}, "--framework-config is a config of Detectron2's"),
+        ({"framework_config": Path("x.py")}, "--framework-config takes a LazyConfig of Detectron2"),
         ({"batch_size": 64}, "batch size 64 is larger than the data: 9 images"),
         ({"checkpoint": ()}, "--checkpoint is empty: give at least one"),
         ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
@@ -380,11 +391,11 @@ def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path)
             {"checkpoint": ("random:timm/vit_tiny_patch16_224",), "detector": "retinanet"},
             "retinanet takes maps of several strides",
         ),
-        ({"checkpoint": ("random:timm/vit_small_patch14_dinov2",)}, "has maps of stride 14: a detector wants powers"),
-        ({"checkpoint": ("random:timm/swin_tiny_patch4_window7_224",)}, "takes no images of 96 x 64 px"),
+        ({"checkpoint": ("random:timm/vit_small_patch14_dinov2",)}, "has maps of stride 14: a detector needs powers"),
+        ({"checkpoint": ("random:timm/swin_tiny_patch4_window7_224",)}, "refuses images of 96 x 64 px"),
         (
             {"checkpoint": ("random:torchvision/resnet18", "random:torchvision/mobilenet_v2"), "neck": "c4"},
-            "--neck c4 wants the four stages of a ResNet",
+            "--neck c4 needs the four stages of a ResNet",
         ),
     ],
 )
@@ -395,7 +406,7 @@ def test_settings_that_cannot_work_are_refused(make_config: Make, changes: dict,
     assert not config.out.exists(), "nothing was begun"
 
 
-def test_classes_may_be_called_as_formulas_are(tmp_path: Path) -> None:
+def test_class_names_may_look_like_formulas(tmp_path: Path) -> None:
     """matplotlib reads dollar signs as mathematics."""
     file = tmp_path / "a.png"
     Image.new("RGB", (64, 48)).save(file)
@@ -404,7 +415,7 @@ def test_classes_may_be_called_as_formulas_are(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "b.png").size == (64, 48)
 
 
-def test_images_to_predict_are_looked_at_first(
+def test_images_to_predict_are_checked_first(
     make_config: Make, boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = finetune(make_config(steps=1))
@@ -417,7 +428,7 @@ def test_images_to_predict_are_looked_at_first(
     tags = image.getexif()
     tags[ExifTags.Base.Orientation] = 6
     image.save(tmp_path / "twins" / "b.jpg", exif=tags)
-    with pytest.raises(ValueError, match=r"b.jpg is turned by its EXIF tag"):
+    with pytest.raises(ValueError, match=r"b.jpg is rotated by its EXIF tag"):
         predict(out, tmp_path / "twins" / "b.jpg", tmp_path / "found", device="cpu")
     (tmp_path / "twins" / "c.png").write_text("no image")
     with pytest.raises(BrokenImageError, match=r"c.png cannot be read as an image"):
@@ -428,7 +439,7 @@ def test_images_to_predict_are_looked_at_first(
     assert not (tmp_path / "found").exists()
 
 
-def test_masks_are_asked_for_where_there_are_none(make_config: Make, boxed: Path) -> None:
+def test_missing_masks_are_named(make_config: Make, boxed: Path) -> None:
     for part in ("train", "val"):
         file = boxed / "annotations" / f"{part}.json"
         content = json.loads(file.read_text())
@@ -439,10 +450,10 @@ def test_masks_are_asked_for_where_there_are_none(make_config: Make, boxed: Path
         finetune(make_config(detector="mask-rcnn"))
 
 
-def test_the_rate_rises_and_falls_as_detectron2s_does() -> None:
-    rates = [factor(step, steps=90, warmup=10, drops=(2 / 3, 8 / 9)) for step in (0, 5, 10, 59, 60, 79, 80, 89)]
+def test_the_learning_rate_rises_and_falls_as_detectron2s_does() -> None:
+    rates = [lr_multiplier(step, steps=90, warmup=10, drops=(2 / 3, 8 / 9)) for step in (0, 5, 10, 59, 60, 79, 80, 89)]
     assert rates == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert factor(70, steps=90, warmup=100, drops=(2 / 3,)) == pytest.approx(0.7003), "the rise knows of no drop"
+    assert lr_multiplier(70, steps=90, warmup=100, drops=(2 / 3,)) == pytest.approx(0.7003), "the rise knows of no drop"
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-9])

@@ -1,4 +1,4 @@
-"""Student to object detection: Detectron2, or torchvision's detectors, started from our weights, asserted by tensor."""
+"""Fine-tune a backbone for object detection, with the detectors of Detectron2 or of torchvision."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Images with boxes, in memory as COCO's format says it, and what can be wrong with them."""
+"""Images with boxes in COCO's terms, and their validation."""
 
 import math
 from collections import Counter
@@ -20,21 +20,21 @@ from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
 
 TOLERANCE = 1.0
-"""How far a box may reach beyond its image, pixels: rounding of other tools. It is cut there to be learned from."""
+"""How far a box may reach beyond its image, pixels, for other tools round. For training it is clipped to the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """One object.
+    """One annotated object.
 
     Args:
         x, y, width, height: pixels from the left and upper edge; the pixel (0, 0) covers 0 to 1.
-        label: index of its class.
-        crowd: the box holds many objects of the class; nothing is learned from it, and finding it is no mistake.
-        difficult: VOC's word for an object that need not be found.
-        area: of the object, pixels; of the box where nobody says.
-        mask: COCO's compressed RLE; None where there is none.
-        name: what an error calls it.
+        label: class index.
+        crowd: the box holds many objects of the class; it is not trained on, and detections in it count neither way.
+        difficult: VOC's flag for an object whose detection counts neither way.
+        area: area of the object, square pixels; that of the box where the annotation has none.
+        mask: COCO's compressed RLE; None without a mask.
+        name: the box's name in error sentences.
     """
 
     x: float
@@ -50,14 +50,14 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annotated:
+class AnnotatedImage:
     """An image and its boxes.
 
     Args:
-        id: of the image; COCO's, or its place.
-        file: of the image.
+        id: COCO's image id, or a running number.
+        file: the image file.
         width, height: pixels.
-        boxes: may be none.
+        boxes: possibly none.
     """
 
     id: int
@@ -67,34 +67,34 @@ class Annotated:
     boxes: tuple[Box, ...] = ()
 
     @property
-    def wanted(self) -> tuple[Box, ...]:
-        """What is learned from: all but crowds, as far as the image goes."""
-        return tuple(cut(box, self) for box in self.boxes if not box.crowd)
+    def targets(self) -> tuple[Box, ...]:
+        """The boxes that are trained on: all but crowds, clipped to the image."""
+        return tuple(clip_box(box, self) for box in self.boxes if not box.crowd)
 
     @property
-    def corners(self) -> Float[np.ndarray, "n 4"]:
-        """Left, upper, right, lower edge of each wanted box, pixels."""
-        rows = [(b.x, b.y, b.x + b.width, b.y + b.height) for b in self.wanted]
+    def xyxy(self) -> Float[np.ndarray, "n 4"]:
+        """Left, upper, right, lower edge of each target, pixels."""
+        rows = [(b.x, b.y, b.x + b.width, b.y + b.height) for b in self.targets]
         return np.asarray(rows, dtype=np.float32).reshape(-1, 4)
 
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
-        """Class of each wanted box."""
-        return np.asarray([box.label for box in self.wanted], dtype=np.int64)
+        """Class index of each target."""
+        return np.asarray([box.label for box in self.targets], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """The images of one part of a data set.
+    """The images of one split of a data set.
 
     Args:
         root: folder that holds them all.
         rows: the images.
-        left_out: what was left out of them, one sentence each.
+        left_out: one sentence for each box that was left out.
     """
 
     root: Path
-    rows: tuple[Annotated, ...]
+    rows: tuple[AnnotatedImage, ...]
     left_out: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
@@ -102,43 +102,44 @@ class Images:
 
     @cached_property
     def record(self) -> DatasetRecord:
-        """For results.json; the fingerprint is that of the images and of their boxes."""
+        """The entry in results.json; its fingerprint covers the images and their boxes."""
         digest = ImageFiles(self.root, tuple(row.file for row in self.rows)).fingerprint
         boxes = [
             (row.id, b.label, b.x, b.y, b.width, b.height, b.area, b.crowd, b.difficult, b.mask and b.mask["counts"])
             for row in self.rows
             for b in row.boxes
         ]
-        told = sha256(f"{digest} {boxes}".encode()).hexdigest()
-        return DatasetRecord(path=str(self.root), count=len(self.rows), fingerprint=told)
+        fingerprint = sha256(f"{digest} {boxes}".encode()).hexdigest()
+        return DatasetRecord(path=str(self.root), count=len(self.rows), fingerprint=fingerprint)
 
     @property
     def num_boxes(self) -> int:
+        """Number of boxes in all images."""
         return sum(len(row.boxes) for row in self.rows)
 
     @property
-    def without_masks(self) -> list[str]:
-        """What an error calls the boxes that have none."""
+    def boxes_without_mask(self) -> list[str]:
+        """Names, for error sentences, of the boxes without a mask."""
         return [f"{box.name} of {row.file}" for row in self.rows for box in row.boxes if box.mask is None]
 
-    def filled(self) -> "Images":
-        """Without the images that have nothing to learn from."""
+    def with_targets(self) -> "Images":
+        """The images that have something to train on."""
         return replace(self, rows=tuple(row for row in self.rows if not all(box.crowd for box in row.boxes)))
 
 
-def encode(mask: Any, width: int, height: int) -> dict[str, Any]:
-    """COCO's polygons or uncompressed RLE as one compressed RLE."""
+def encode_mask(mask: Any, width: int, height: int) -> dict[str, Any]:
+    """Convert COCO's polygons or uncompressed RLE to one compressed RLE."""
     if isinstance(mask, list):
         return rle.merge(rle.frPyObjects(mask, height, width))
     return rle.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
 
 
-def fault_of_mask(mask: Any, width: int, height: int) -> str | None:
-    """What is wrong with a mask in COCO's format, or None."""
+def mask_fault(mask: Any, width: int, height: int) -> str | None:
+    """The reason why a mask is not valid in COCO's format, or None."""
     if isinstance(mask, list):
         good = all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in mask)
         good = good and all(isinstance(v, int | float) and math.isfinite(v) for part in mask for v in part)
-        return None if good else "is no list of polygons, each of three points or more"
+        return None if good else "is not a list of polygons of at least three points each"
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list | str | bytes):
         return "is neither a list of polygons nor an RLE"
     if mask.get("size") != [height, width]:
@@ -151,11 +152,11 @@ def fault_of_mask(mask: Any, width: int, height: int) -> str | None:
 
 
 def run_lengths(counts: str | bytes) -> list[int]:
-    """The lengths that COCO's compressed RLE says.
+    """Decode the run lengths of COCO's compressed RLE.
 
-    Each is a number of 5 bits a character, the lowest first, less 48; bit 6 says that more follow, the highest of the
-    last five is the sign. From the fourth on it is the difference to the length two before (COCO API, maskApi.c).
-    pycocotools reads a string that ends early as what memory holds by chance.
+    Each character, less 48, carries 5 bits of a number, lowest first; its bit 6 is set when more follow, and the
+    highest bit of the last five is the sign. From the fourth number on, it is the difference to the length two before
+    (COCO API, maskApi.c). pycocotools itself reads past the end of a truncated string, into uninitialised memory.
     """
     lengths: list[int] = []
     value = shift = 0
@@ -172,89 +173,94 @@ def run_lengths(counts: str | bytes) -> list[int]:
     return lengths
 
 
-def refuse_doubles(values: Iterable[object], what: str, source: Path) -> None:
-    """Refuse an id or a name that stands twice.
+def refuse_duplicates(values: Iterable[object], what: str, source: Path) -> None:
+    """Refuse ids or names that occur more than once.
+
+    Args:
+        values: the ids or names.
+        what: what they are, plural.
+        source: the file that lists them.
 
     Raises:
-        ValueError: with the first of them, and how many there are.
+        ValueError: with the first duplicate and their number.
     """
-    if twice := [value for value, many in Counter(values).items() if many > 1]:
-        raise ValueError(f"{source} has {len(twice)} {what} twice, the first is {twice[0]!r}")
+    if duplicates := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{source} has {len(duplicates)} duplicate {what}, the first is {duplicates[0]!r}")
 
 
-def check_files(rows: Sequence[Annotated], source: Path) -> None:
-    """Look whether every image is there, and is as large as its boxes think.
+def check_files(rows: Sequence[AnnotatedImage], source: Path) -> None:
+    """Check that every image exists and has the size that its annotation states.
 
     Raises:
-        ValueError: with the first that is missing, broken or of another size, and how many there are.
+        ValueError: images that are missing, broken, rotated or of another size, with the first and their number.
     """
     missing = [row.file for row in rows if not row.file.is_file()]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(rows)} images of {source} are not there, the first is {missing[0]}")
+        raise ValueError(f"{len(missing)} of {len(rows)} images of {source} are missing, the first is {missing[0]}")
     wrong = []
     for row in rows:
         try:
             with Image.open(row.file) as opened:
                 if is_turned(opened):
-                    wrong.append(f"{row.file} is turned by its EXIF tag, its boxes are not: save it upright")
+                    wrong.append(f"{row.file} is rotated by its EXIF tag, its boxes are not: save it upright")
                 elif opened.size != (row.width, row.height):
-                    found = f"{opened.width} x {opened.height}"
-                    wrong.append(f"{row.file} is {found} px, {source} says {row.width} x {row.height}")
+                    size = f"{opened.width} x {opened.height}"
+                    wrong.append(f"{row.file} is {size} px, {source} states {row.width} x {row.height}")
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             wrong.append(f"{row.file} cannot be read as an image: {error}")
     if wrong:
-        raise ValueError(f"{len(wrong)} of {len(rows)} images do not fit; {wrong[0]}")
+        raise ValueError(f"{len(wrong)} of {len(rows)} images do not match their annotations; {wrong[0]}")
 
 
 def check_boxes(
-    rows: Sequence[Annotated], source: Path, on_bad_box: OnBadBox, known: Collection[str] = ()
-) -> tuple[list[Annotated], list[str]]:
-    """Find boxes without area or outside of their image, by more than a pixel.
+    rows: Sequence[AnnotatedImage], source: Path, on_bad_box: OnBadBox, known: Collection[str] = ()
+) -> tuple[list[AnnotatedImage], list[str]]:
+    """Find boxes without area, and boxes more than a pixel outside of their image.
 
     Args:
         rows: the images.
-        source: of the boxes.
+        source: the file of the boxes.
         on_bad_box: refuse or leave out such boxes.
-        known: names of those that are left out in any case.
+        known: names of the bad boxes that are always left out.
 
     Returns:
         The images, and a sentence for every box that was left out.
 
     Raises:
-        ValueError: such a box, where they are refused, and how many there are.
+        ValueError: such boxes, where they are refused, with the first three and their number.
     """
-    kept, bad, strange = [], [], []
+    kept, left_out, refused = [], [], []
     for row in rows:
         boxes = []
         for box in row.boxes:
-            if fault := fault_of(box, row):
-                bad.append(f"{box.name} of {row.file.name} {fault}")
-                strange += [] if box.name in known else [bad[-1]]
+            if fault := box_fault(box, row):
+                left_out.append(f"{box.name} of {row.file.name} {fault}")
+                refused += [] if box.name in known else [left_out[-1]]
             else:
                 boxes.append(box)
         kept.append(replace(row, boxes=tuple(boxes)))
-    if strange and on_bad_box == "refuse":
-        words = "; ".join(strange[:3])
-        raise ValueError(f"{source} has {len(strange)} bad boxes: {words}: mend it, or say --on-bad-box skip")
-    return kept, bad
+    if refused and on_bad_box == "refuse":
+        first = "; ".join(refused[:3])
+        raise ValueError(f"{source} has {len(refused)} bad boxes: {first}: correct them, or pass --on-bad-box skip")
+    return kept, left_out
 
 
-def fault_of(box: Box, image: Annotated) -> str | None:
-    """What is wrong with a box, or None."""
+def box_fault(box: Box, image: AnnotatedImage) -> str | None:
+    """The reason why a box is not valid, or None."""
     values = (box.x, box.y, box.width, box.height)
     if not np.isfinite(values).all():
-        return f"is no box: {values}"
+        return f"is not finite: {values}"
     if box.width <= 0 or box.height <= 0:
         return f"has no area: {box.width:g} x {box.height:g} px"
     right, lower = box.x + box.width - image.width, box.y + box.height - image.height
     if max(-box.x, -box.y, right, lower) > TOLERANCE:
         return f"reaches {max(-box.x, -box.y, right, lower):g} px beyond the image"
-    left, upper, right, lower = replace(image, boxes=(replace(box, crowd=False),)).corners[0]
+    left, upper, right, lower = replace(image, boxes=(replace(box, crowd=False),)).xyxy[0]
     return None if left < right and upper < lower else "has no area inside the image"
 
 
-def cut(box: Box, image: Annotated) -> Box:
-    """A box as far as its image goes."""
+def clip_box(box: Box, image: AnnotatedImage) -> Box:
+    """Clip a box to its image; one that lies inside is returned unchanged, to the bit."""
     left, upper = max(box.x, 0.0), max(box.y, 0.0)
     right, lower = min(box.x + box.width, image.width), min(box.y + box.height, image.height)
     if (left, upper, right, lower) == (box.x, box.y, box.x + box.width, box.y + box.height):
@@ -262,15 +268,19 @@ def cut(box: Box, image: Annotated) -> Box:
     return replace(box, x=left, y=upper, width=right - left, height=lower - upper)
 
 
-def as_coco(images: Images, classes: Sequence[str]) -> dict[str, Any]:
-    """COCO's format, for pycocotools: categories are 1 and up in the order of the classes, annotations likewise."""
+def to_coco_dataset(images: Images, classes: Sequence[str]) -> dict[str, Any]:
+    """Convert to COCO's format for pycocotools: category ids are 1 and up in the order of the classes."""
     annotations: list[Mapping[str, Any]] = []
     for row in images.rows:
         for box in row.boxes:
             annotation: dict[str, Any] = {
-                "id": len(annotations) + 1, "image_id": row.id, "category_id": box.label + 1,
-                "bbox": [box.x, box.y, box.width, box.height], "area": box.area, "iscrowd": int(box.crowd),
-            }  # fmt: skip
+                "id": len(annotations) + 1,
+                "image_id": row.id,
+                "category_id": box.label + 1,
+                "bbox": [box.x, box.y, box.width, box.height],
+                "area": box.area,
+                "iscrowd": int(box.crowd),
+            }
             if box.mask is not None:
                 annotation["segmentation"] = box.mask
             annotations.append(annotation)

@@ -19,9 +19,10 @@ from stillroom.det_transfer.presets import PRESETS
 
 
 class Resume(ResumeFlags):
-    """Go on with a run that was stopped, from its last state."""
+    """Resume an interrupted run from its last state."""
 
     def run(self) -> str:
+        """Check the path, then resume and summarise the results."""
         refuse_unresumable(self.path)
         from stillroom.det_transfer.record import summary
         from stillroom.det_transfer.sweep import resume
@@ -31,20 +32,21 @@ class Resume(ResumeFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Find objects with a trained run: one JSON in COCO's format, and overlays to look at."""
+    """Detect objects in new images with a finished run: one JSON in COCO's format, and a picture of each image."""
 
     run_directory: Annotated[Path, arg(name="run", metavar="RUN")]
-    """Directory of a run that is done."""
+    """Directory of a finished run."""
     images: Path
     """Folder of images, a file list (.txt), or one image."""
     out: Path
-    """Folder to make: detections.json, overlays/."""
+    """Folder to make, with detections.json and overlays/."""
     score: float = 0.5
-    """Of the least likely detection that is kept, 0 to 1."""
+    """Lowest score of a detection that is kept, 0 to 1."""
     device: DeviceName = "auto"
     """auto: a GPU if there is one."""
 
     def run(self) -> str:
+        """Check the paths, then predict and count the pictures."""
         refuse_existing(self.out)
         refuse_unfinished(self.run_directory)
         refuse_missing_images(self.images)
@@ -67,7 +69,7 @@ def main() -> None:
 
 
 def train(config: DetectConfig) -> str:
-    """Do what a preset says: its paths and flags are looked at before torch is imported."""
+    """Run a preset; its flags and paths are checked before torch is imported."""
     preflight(config)
     from stillroom.det_transfer.record import summary
     from stillroom.det_transfer.sweep import finetune
@@ -76,5 +78,5 @@ def train(config: DetectConfig) -> str:
 
 
 def command_type() -> Any:
-    """The presets, `resume` and `predict` as one union for tyro."""
+    """Join the presets, `resume` and `predict` in one union for tyro."""
     return subcommand_union(PRESETS, {"resume": Resume, "predict": Predict})

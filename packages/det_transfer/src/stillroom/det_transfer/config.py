@@ -1,13 +1,15 @@
-"""What a detection run is. The words under each field are its `--help`."""
+"""The settings of a detection run. The docstring under each field is its `--help`."""
 
 import math
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.atomic import refuse_missing
+from stillroom.backbone.checks import at_least, within
 from stillroom.backbone.configs import refuse_beside
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import existing_folder
@@ -23,85 +25,93 @@ OnBadBox = Literal["refuse", "skip"]
 Legacy = Literal["none", "rgb-mean", "std-1"]
 Amp = Literal["none", "bf16"]
 
+INSTALLATION = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectConfig:
-    """Train a backbone with a detector; several checkpoints or seeds: a sweep."""
+    """Fine-tune a backbone for object detection; several checkpoints or seeds make a sweep."""
 
     checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
-    """First weights: checkpoint directory, a name with its pretrained weights, random:NAME, random or pretrained."""
+    """Initial weights: a checkpoint directory, the name of a net with its pretrained weights, random:NAME, random or
+    pretrained (see --like)."""
     out: Path
-    """Run directory to make; of a sweep one in it for each run, and those that are done are kept."""
+    """Run directory to make; a sweep makes one in it for each run, and keeps the finished ones."""
     backend: BackendName = "detectron2"
-    """Whose detector and loop. Detectron2 is installed as its own documentation says; torchvision is always there."""
+    """Library of the detector and the training loop. Detectron2 is installed as its own documentation says; torchvision
+    is always available."""
     framework_config: Path | None = None
-    """A LazyConfig of Detectron2's own (.py, or .yaml as LazyConfig.save writes it), with the preset faster-rcnn-fpn:
-    its model, data and schedule count, and flags that would say otherwise are refused; only the backbone's weights, the
-    seed, the device and the run directory are replaced."""
+    """A LazyConfig for Detectron2 (.py, or .yaml as LazyConfig.save writes it), to be run with the preset
+    faster-rcnn-fpn. Its model, data and schedule apply, and flags that they would override are refused; only the
+    backbone's weights, the seed, the device and the run directory are replaced."""
     data: Path | None = None
-    """Folder of the data set."""
+    """Folder of the data set, in the layout that --layout names."""
     layout: Layout = "coco"
-    """coco: DATA/annotations/{train,val}.json, DATA/images/{train,val}/; voc: DATA/{JPEGImages,Annotations,
-    ImageSets/Main}; or a published data set in its official layout: coco2017, voc0712 (DATA/VOC2007, DATA/VOC2012)."""
+    """coco: DATA/annotations/{train,val}.json and DATA/images/{train,val}/; voc: DATA/JPEGImages, DATA/Annotations and
+    DATA/ImageSets/Main; or a published data set in its official layout: coco2017, voc0712 (DATA/VOC2007,
+    DATA/VOC2012)."""
     splits: tuple[str, str] = ("train", "val")
-    """Of layout coco and voc: the names of what is learned from and of what is measured on."""
+    """Names of the training and the validation split, under layout coco or voc."""
     train: tuple[Path, Path] | None = None
-    """COCO-format JSON and folder of its images to learn from, wherever they are, in place of DATA's."""
+    """COCO-format JSON and image folder of the training data, in place of DATA's."""
     val: tuple[Path, Path] | None = None
-    """COCO-format JSON and folder of its images to measure on."""
+    """COCO-format JSON and image folder of the validation data, in place of DATA's."""
     partial: bool = False
-    """Take what is there of a published data set that is not whole; the protocol then says so."""
+    """Accept an incomplete copy of a published data set; the protocol id then says partial."""
     on_bad_box: OnBadBox = "refuse"
-    """What a box without area or outside of its image does: stop with its name, or be left out, named and counted."""
+    """Boxes without area or outside of their image: refuse stops with their names, skip leaves them out and reports
+    them."""
     keep_empty: bool = False
-    """Learn from images without boxes too."""
+    """Train on images without boxes too."""
     like: str | None = None
-    """Whose net and input `random` and `pretrained` take; None: those of the first other checkpoint."""
+    """Net and input specification for `random` and `pretrained`; None: those of the first other checkpoint."""
     detector: DetectorName = "faster-rcnn"
-    """mask-rcnn needs a polygon or an RLE mask with every box."""
+    """Detector; mask-rcnn needs a polygon or RLE mask with every box."""
     neck: Neck = "fpn"
-    """fpn: a feature pyramid; c4: boxes are cut out of the stride-16 map, the net's last stage is their head."""
+    """fpn: a feature pyramid; c4: boxes are cropped from the stride-16 map, and the net's last stage is their head."""
     norm: Norm = "bn"
-    """Of the backbone. bn: batch norm that trains (over all GPUs); frozen: statistics and affine as they came."""
+    """Batch norms of the backbone. bn: they train, with statistics over all GPUs; frozen: statistics and affine weights
+    stay as in the checkpoint."""
     frozen: bool = False
-    """Keep all weights and statistics of the backbone: what its features are good for as they are."""
+    """Freeze the whole backbone, weights and statistics: this evaluates its features as they are."""
     legacy: Legacy = "none"
-    """What KDEP's code did, under c4 with a head of three bottlenecks and one more norm. rgb-mean: mean and std in the
-    order of RGB on BGR images; std-1: mean of BGR, std 1."""
+    """Repeat KDEP's code: under c4 a head of three bottlenecks and one extra norm. rgb-mean: mean and std in RGB order
+    on BGR images; std-1: BGR mean, std 1."""
     fpn_dim: int = 256
     """Channels of the pyramid."""
     fpn_norm: FpnNorm = "none"
-    """gn: group norm of 32 groups behind each of its convolutions; so the size of the features does not matter."""
+    """gn: group norm with 32 groups after each of the pyramid's convolutions, so that the magnitude of the features
+    does not matter."""
     box_dim: int = 1024
-    """Width of the two layers that judge a box."""
+    """Width of the box head's two hidden layers."""
     anchor_scale: float = 8.0
-    """Side of a level's anchors over its stride; c4: the smallest is 2 times the stride, the largest 32 times."""
+    """Side of a level's anchors over its stride; under c4 they are fixed at 2 to 32 times the stride."""
     rois: int = 512
-    """Boxes per image that the second stage learns from."""
+    """Boxes per image sampled to train the second stage."""
     train_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    """Short side of training images, pixels; one is drawn for each."""
+    """Short side of training images, pixels; one size is drawn for each image."""
     test_size: int = 800
-    """Short side of images that are measured on, pixels."""
+    """Short side of validation images, pixels."""
     max_size: int = 1333
-    """Long side at most, pixels."""
+    """Largest long side, pixels."""
     steps: int = 90_000
-    """Steps of the optimiser."""
+    """Optimiser steps."""
     batch_size: int = 16
     """Images per step, over all processes."""
     lr: float = 0.02
     """Learning rate of SGD with momentum 0.9."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)
-    """Shares of the steps after which the rate falls to a tenth."""
+    """Fractions of the steps after which the learning rate falls to a tenth."""
     warmup: int = 1000
-    """Steps in which the rate rises from 0.001 of itself."""
+    """Warm-up steps, in which the learning rate rises linearly from 0.001 of its value."""
     weight_decay: float = 1e-4
-    """On every parameter but those of norms."""
+    """Weight decay, on every parameter except those of norms."""
     clip: float = 0.0
-    """Largest norm of the gradient; 0: any."""
+    """Gradient clipping: largest norm of the gradient; 0: none."""
     amp: Amp = "none"
-    """bf16: forward passes in bfloat16 autocast; under Detectron2 on a GPU."""
+    """bf16: forward passes in bfloat16 autocast; Detectron2 needs a GPU for it."""
     seeds: Annotated[tuple[int, ...], arg(aliases=("--seed",))] = (0,)
-    """Of the random weights, of the order and the views, of the boxes that are drawn."""
+    """Seeds of the random weights, the order of the images, their augmentation and the sampled boxes; one run each."""
     device: DeviceName = "auto"
     """auto: a GPU if there is one."""
     workers: int = 1
@@ -111,100 +121,101 @@ class DetectConfig:
     save_every: int = 1000
     """Steps between two states to resume from."""
     data_licence: str | None = None
-    """Licence of the images; a restricted one goes into the checkpoint's manifest."""
+    """Licence of the images; a restricted one is recorded in the checkpoint's manifest."""
 
     @property
     def seed(self) -> int:
-        """Of a single run."""
+        """The seed of a single run."""
         (seed,) = self.seeds
         return seed
 
     @property
     def name(self) -> str:
-        """Of a single run's first weights."""
+        """The name of a single run's initial weights."""
         (name,) = self.checkpoint
         return name
 
 
-BESIDE_OWN = ("backend", "like", "seeds", "device", "workers", "data_licence")
-"""Fields that count beside a user's own config; `workers` where images are measured on."""
+BESIDE_FRAMEWORK_CONFIG = ("backend", "like", "seeds", "device", "workers", "data_licence")
+"""Fields that apply beside a user's LazyConfig; `workers` to the evaluation only."""
 
 
 def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
-    """Refuse settings that cannot work before there is a run directory.
+    """Refuse settings that cannot work, before there is a run directory.
+
+    Args:
+        config: of a run.
+        world_size: number of processes.
+        on_cpu: whether the run computes on the CPU.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: with the first setting that is refused.
     """
-    for name in (
-        "steps",
-        "batch_size",
-        "fpn_dim",
-        "box_dim",
-        "rois",
-        "test_size",
-        "max_size",
-        "log_every",
-        "save_every",
-    ):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
-    for name in ("workers", "warmup", "lr", "weight_decay", "clip"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0, and finite"
-            )
-    if not 0 < config.anchor_scale < math.inf:
-        raise ValueError(f"--anchor-scale is {config.anchor_scale}: it must be above 0")
-    if not config.train_sizes or min(config.train_sizes) < 1:
-        raise ValueError(f"--train-sizes holds {list(config.train_sizes)}: sides of 1 pixel or more")
-    if list(config.drops) != sorted(config.drops) or not all(0 < drop < 1 for drop in config.drops):
-        raise ValueError(f"--drops holds {list(config.drops)}: rising shares of the steps, between 0 and 1")
+    at_least(config, 1, "steps", "batch_size", "fpn_dim", "box_dim", "rois", "test_size", "max_size")
+    at_least(config, 1, "log_every", "save_every", "train_sizes")
+    at_least(config, 0, "workers", "warmup", "lr", "weight_decay", "clip")
+    within(config, 0, math.inf, "anchor_scale", ends="()")
+    within(config, 0, 1, "drops", ends="()")
+    if not config.train_sizes:
+        raise ValueError("--train-sizes is empty: pass at least one size in pixels")
+    if list(config.drops) != sorted(config.drops):
+        raise ValueError(f"--drops holds {list(config.drops)}: the fractions must rise")
     if config.framework_config is None and config.batch_size % world_size:
-        raise ValueError(f"--batch-size is {config.batch_size}: {world_size} processes cannot share it evenly")
+        raise ValueError(f"--batch-size is {config.batch_size}: it must be a multiple of the {world_size} processes")
     if config.detector == "retinanet" and config.neck == "c4":
-        raise ValueError("retinanet has no second stage for --neck c4: say --neck fpn")
+        raise ValueError("retinanet has no second stage for --neck c4: pass --neck fpn")
     if config.fpn_norm == "gn" and config.neck == "c4":
-        raise ValueError("--fpn-norm is of a pyramid, --neck c4 has none: leave it out")
+        raise ValueError("--fpn-norm needs a pyramid, --neck c4 has none: leave it out")
     if config.fpn_norm == "gn" and config.fpn_dim % 32:
-        raise ValueError(f"--fpn-dim is {config.fpn_dim}: --fpn-norm gn wants a multiple of 32")
+        raise ValueError(f"--fpn-dim is {config.fpn_dim}: --fpn-norm gn needs a multiple of 32")
     if config.frozen and config.neck == "c4":
-        raise ValueError("--frozen keeps the whole backbone, whose last stage judges boxes under c4: say --neck fpn")
+        raise ValueError("--frozen freezes the last stage too, which is the box head under c4: pass --neck fpn")
     if config.legacy != "none" and config.backend != "detectron2":
-        raise ValueError("--legacy repeats what KDEP did in Detectron2: say --backend detectron2")
+        raise ValueError("--legacy repeats what KDEP did in Detectron2: pass --backend detectron2")
     if config.framework_config is not None and config.backend != "detectron2":
-        raise ValueError("--framework-config is a config of Detectron2's: say --backend detectron2")
+        raise ValueError("--framework-config takes a LazyConfig of Detectron2: pass --backend detectron2")
     if config.framework_config is not None:
-        refuse_beside(config, "framework_config", BESIDE_OWN)
+        refuse_beside(config, "framework_config", BESIDE_FRAMEWORK_CONFIG)
     if config.backend == "detectron2" and config.amp != "none" and on_cpu:
         raise ValueError("--amp bf16 needs a GPU under Detectron2: its mixed precision refuses the CPU")
 
 
 def check_source(config: DetectConfig) -> None:
-    """Refuse a run that does not say where its images are.
+    """Refuse a run without a data source, or whose source does not exist.
 
     Raises:
-        ValueError: nothing was given, or it is not there.
+        ValueError: flags that are missing, or a path that does not exist.
     """
     if (config.train is None) != (config.val is None):
-        raise ValueError("give --train and --val both, or --data")
+        raise ValueError("pass both --train and --val, or --data")
     if config.train is None and config.data is None:
-        raise ValueError("give --data, or --train and --val, or --framework-config")
+        raise ValueError("pass --data, or --train and --val, or --framework-config")
     if config.train is None and config.data is not None:
         existing_folder(config.data)
     for annotations, _ in filter(None, (config.train, config.val)):
         refuse_missing(annotations)
 
 
-def preflight(config: DetectConfig) -> None:
-    """Refuse what needs no torch to be refused, before a command imports it: flags, and paths that are not there.
+def refuse_missing_backend(name: BackendName) -> None:
+    """Refuse Detectron2 where it is not installed; nothing is imported.
 
     Raises:
-        ValueError: in the sentence that the run would end with.
+        ValueError: with where its installation is documented, and the alternative.
     """
-    if config.backend == "detectron2":
-        from stillroom.det_transfer import with_detectron2  # noqa: F401, PLC0415  # it says what is not installed
+    if name == "detectron2" and util.find_spec("detectron2") is None:
+        raise ValueError(
+            f"Detectron2 is not installed: install it as {INSTALLATION} says (with setuptools<81), "
+            f"or pass --backend torchvision for torchvision's detectors"
+        )
 
+
+def preflight(config: DetectConfig) -> None:
+    """Check flags and paths, before a command imports torch.
+
+    Raises:
+        ValueError: with the sentence that the run itself would end with.
+    """
+    refuse_missing_backend(config.backend)
     check(config, world_size=1, on_cpu=config.device == "cpu")
     refuse_paths(config, alone=split(config) == [config])
     if config.framework_config is None:

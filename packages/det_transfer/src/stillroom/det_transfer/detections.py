@@ -1,4 +1,4 @@
-"""What a detector says of an image."""
+"""The objects that a detector finds in an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from stillroom.det_transfer.annotations import Images
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """The objects found in one image, likeliest first.
+    """The objects found in one image, highest score first.
 
     Args:
         boxes: left, upper, right, lower edge, pixels of the image as it is on disk.
         scores: 0 to 1.
-        labels: index of the class.
-        masks: COCO's RLE of each, where the detector finds masks.
+        labels: class index.
+        masks: COCO's RLE of each, where the detector predicts masks.
     """
 
     boxes: Float[np.ndarray, "n 4"]
@@ -28,39 +28,42 @@ class Detections:
     masks: tuple[dict[str, Any], ...] | None = None
 
     def above(self, score: float) -> "Detections":
-        """Those of at least this score."""
+        """The detections with at least this score."""
         kept = np.flatnonzero(self.scores >= score)
-        masks = None if self.masks is None else tuple(self.masks[place] for place in kept)
+        masks = None if self.masks is None else tuple(self.masks[index] for index in kept)
         return Detections(boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], masks=masks)
 
-    def rows(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """In COCO's format of results.
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Convert to rows of COCO's results format.
 
         Args:
-            image_id: of the image.
-            category_ids: of the labels; None: 1 and up.
+            image_id: COCO's id of the image.
+            category_ids: COCO's id of each label; None: 1 and up.
         """
-        found: list[dict[str, Any]] = []
-        for place, (left, upper, right, lower) in enumerate(self.boxes.tolist()):
-            label = int(self.labels[place])
+        rows: list[dict[str, Any]] = []
+        for index, (left, upper, right, lower) in enumerate(self.boxes.tolist()):
+            label = int(self.labels[index])
             row: dict[str, Any] = {
-                "image_id": image_id, "category_id": label + 1 if category_ids is None else category_ids[label],
-                "bbox": [left, upper, right - left, lower - upper], "score": float(self.scores[place]),
-            }  # fmt: skip
+                "image_id": image_id,
+                "category_id": label + 1 if category_ids is None else category_ids[label],
+                "bbox": [left, upper, right - left, lower - upper],
+                "score": float(self.scores[index]),
+            }
             if self.masks is not None:
-                row["segmentation"] = self.masks[place]
-            found.append(row)
-        return found
+                row["segmentation"] = self.masks[index]
+            rows.append(row)
+        return rows
 
 
-def encode_plane(plane: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """A mask as COCO's RLE, which JSON can hold."""
-    found = rle.encode(np.asfortranarray(plane, dtype=np.uint8))
-    return {**found, "counts": found["counts"].decode("ascii")}
+def encode_binary_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """A binary mask as COCO's compressed RLE, in values that JSON can hold."""
+    encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {**encoded, "counts": encoded["counts"].decode("ascii")}
 
 
-def as_results(
-    images: Images, found: Sequence[Detections], category_ids: Sequence[int] | None = None
+def to_coco_results(
+    images: Images, predictions: Sequence[Detections], category_ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """All of them in COCO's format of results; see `Detections.rows`."""
-    return [row for image, one in zip(images.rows, found, strict=True) for row in one.rows(image.id, category_ids)]
+    """The detections in all images in COCO's results format; see `Detections.to_coco`."""
+    pairs = zip(images.rows, predictions, strict=True)
+    return [row for image, detections in pairs for row in detections.to_coco(image.id, category_ids)]

@@ -1,4 +1,4 @@
-"""Boxes of images that nobody has labelled."""
+"""Predictions of a trained detector on new images."""
 
 import json
 from pathlib import Path
@@ -14,29 +14,29 @@ from stillroom.backbone.image_files import picture_names, read_some
 from stillroom.backbone.images import is_turned
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import refuse_unfinished
-from stillroom.det_transfer.backend import find_backend
+from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.figures import draw_overlay
-from stillroom.det_transfer.metrics import IouType, as_annotations
+from stillroom.det_transfer.metrics import IouType, to_coco_annotations
 from stillroom.det_transfer.record import INITIAL
 
 
 def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5, device: DeviceName = "auto") -> Path:
-    """Find objects with a trained run: OUT/detections.json in COCO's format, OUT/overlays to look at.
+    """Detect objects with a finished run: OUT/detections.json in COCO's format, and pictures in OUT/overlays.
 
     Args:
-        run_directory: of a run that is done.
+        run_directory: of a finished run.
         images: a folder, a file list (.txt), or one image.
         out: folder to make.
-        score: of the least likely detection that is kept, 0 to 1.
+        score: lowest score of a detection that is kept, 0 to 1.
         device: to compute on.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: no finished run, no images, one that cannot be read or is turned by its EXIF tag, or `out` exists;
-            Detectron2, which trained it, is not installed.
+        ValueError: no finished run, no images, an image that cannot be read or is rotated by its EXIF tag, or `out`
+            exists; the run was trained by Detectron2, which is not installed.
     """
     refuse_existing(out)
     if not 0 <= score <= 1:
@@ -44,41 +44,41 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
     refuse_unfinished(run_directory)
     files = read_some(images)
     names = picture_names(files)
-    listing = [as_entry(number, file, files.root) for number, file in enumerate(files.paths, start=1)]
+    listing = [coco_entry(number, file, files.root) for number, file in enumerate(files.paths, start=1)]
     run = Run.start(device)
     classes = list(read_results(run_directory).extra["classes"])
     config = reread_config(run_directory, DetectConfig)
     backbone, _ = load_checkpoint(run_directory / INITIAL)
-    find_in = find_backend(config.backend).load_predictor(config, backbone, len(classes), run)
+    predict_image = find_backend(config.backend).load_predictor(config, backbone, len(classes), run)
     rows: list[dict[str, Any]] = []
     progress = Progress(len(files), run, "predict")
-    with replace_directory(out) as aside:
+    with replace_directory(out) as folder:
         pairs = zip(listing, names, files.paths, strict=True)
         for ((entry, name, file),) in progress.over([pair] for pair in pairs):
-            found = find_in(file).above(score)
-            rows += found.rows(entry["id"])
-            picture = aside / "overlays" / name
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            draw_overlay(picture, file, found, classes)
+            detections = predict_image(file).above(score)
+            rows += detections.to_coco(entry["id"])
+            overlay = folder / "overlays" / name
+            overlay.parent.mkdir(parents=True, exist_ok=True)
+            draw_overlay(overlay, file, detections, classes)
         kind: IouType = "segm" if any("segmentation" in row for row in rows) else "bbox"
         categories = [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
-        content = {"images": listing, "annotations": as_annotations(rows, kind), "categories": categories}
-        (aside / "detections.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        content = {"images": listing, "annotations": to_coco_annotations(rows, kind), "categories": categories}
+        (folder / "detections.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     run.close()
     return out
 
 
-def as_entry(number: int, file: Path, root: Path) -> dict[str, Any]:
-    """An image in COCO's format.
+def coco_entry(number: int, file: Path, root: Path) -> dict[str, Any]:
+    """Describe an image in COCO's format.
 
     Raises:
-        ValueError: it is turned by its EXIF tag.
-        BrokenImageError: it is none.
+        ValueError: it is rotated by its EXIF tag.
+        BrokenImageError: it cannot be read.
     """
     try:
         with Image.open(file) as opened:
             if is_turned(opened):
-                raise ValueError(f"{file} is turned by its EXIF tag: save it upright")
+                raise ValueError(f"{file} is rotated by its EXIF tag: save it upright")
             name = file.relative_to(root).as_posix()
             return {"id": number, "file_name": name, "width": opened.width, "height": opened.height}
     except (OSError, Image.DecompressionBombError) as error:

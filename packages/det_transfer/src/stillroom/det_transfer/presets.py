@@ -1,4 +1,4 @@
-"""The runs we stand behind, each a lab note. Every field can be changed by its flag."""
+"""Presets: runs that reproduce published recipes, each documented. A flag overrides any of their fields."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,17 +7,19 @@ from typing import Any
 from stillroom.det_transfer.config import DetectConfig
 
 VOC0712: dict[str, Any] = {
-    "layout": "voc0712", "steps": 18_000, "warmup": 100,
+    "layout": "voc0712",
+    "steps": 18_000,
+    "warmup": 100,
     "train_sizes": (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
-}  # fmt: skip
-"""Detectron2's 18,000 steps for VOC 2007 and 2012; short sides in pixels."""
+}
+"""Detectron2's schedule for VOC 2007 and 2012; sizes are short sides in pixels."""
 
 
 def faster_rcnn_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid (Lin et al., CVPR 2017), any backbone with maps.
+    """Faster R-CNN (Ren et al., NeurIPS 2015) with a feature pyramid (Lin et al., CVPR 2017), on any multi-level net.
 
-    SGD, lr 0.02, batch 16, 90,000 steps, rate / 10 at 60,000 and 80,000, short side 640 to 800: Detectron2's 1x, and
-    KDEP's setting on COCO 2017 (He et al., CVPR 2022), there with --layout coco2017.
+    SGD, learning rate 0.02, batch 16, 90,000 steps, rate / 10 at 60,000 and 80,000, short side 640 to 800 pixels:
+    Detectron2's 1x schedule, and with --layout coco2017 KDEP's setting on COCO 2017 (He et al., CVPR 2022).
     """
     return DetectConfig(checkpoint=checkpoint, out=out)
 
@@ -28,63 +30,76 @@ def faster_rcnn_fpn_voc(*, checkpoint: tuple[str, ...], out: Path) -> DetectConf
 
 
 def faster_rcnn_c4(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """Faster R-CNN on the stride-16 map of a ResNet, whose last stage judges each box; else as faster-rcnn-fpn."""
+    """Faster R-CNN on the stride-16 map of a ResNet, with its last stage as box head; otherwise faster-rcnn-fpn."""
     return DetectConfig(checkpoint=checkpoint, out=out, neck="c4")
 
 
 def faster_rcnn_c4_voc(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """faster-rcnn-c4 on VOC 07+12, the usual test of self-supervised ResNets (MoCo, He et al., CVPR 2020)."""
+    """faster-rcnn-c4 on VOC 2007 and 2012, the usual benchmark of self-supervised ResNets (MoCo, CVPR 2020)."""
     return DetectConfig(checkpoint=checkpoint, out=out, neck="c4", **VOC0712)
 
 
 def retinanet_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """RetinaNet (Lin et al., ICCV 2017): one stage, focal loss, pyramid from stride 8; lr 0.01."""
+    """RetinaNet (Lin et al., ICCV 2017): one stage, focal loss, pyramid from stride 8; learning rate 0.01."""
     return DetectConfig(checkpoint=checkpoint, out=out, detector="retinanet", lr=0.01)
 
 
 def mask_rcnn_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """Mask R-CNN (He et al., ICCV 2017) where the annotations have masks; else as faster-rcnn-fpn."""
+    """Mask R-CNN (He et al., ICCV 2017), for annotations with masks; otherwise faster-rcnn-fpn."""
     return DetectConfig(checkpoint=checkpoint, out=out, detector="mask-rcnn")
 
 
 def legacy_kdep_r18_c4(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """KDEP's Faster R-CNN of ResNet-18, C4, on VOC 07+12, its quirks included: for comparing with its numbers only.
+    """KDEP's Faster R-CNN of ResNet-18, C4, on VOC 2007 and 2012, with its quirks: to compare with its numbers.
 
-    The box head is three bottlenecks, which ResNet-18 does not have: 23 of their 50 tensors find one of the same name
-    and shape. A norm more follows them. Images are BGR, minus the mean, over 1.
+    The box head is three bottlenecks, which ResNet-18 does not have: 23 of their 50 tensors match one of its tensors in
+    name and shape. An extra norm follows them. Images are BGR, minus the mean, with a standard deviation of 1.
     """
     return DetectConfig(checkpoint=checkpoint, out=out, neck="c4", legacy="std-1", **VOC0712)
 
 
 def legacy_kdep_r18_c4_coco(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """KDEP's Mask R-CNN of ResNet-18, C4, on COCO 2017: BGR images less the mean of RGB; else as legacy-kdep-r18-c4."""
+    """KDEP's Mask R-CNN of ResNet-18, C4, on COCO 2017: BGR images minus RGB means; otherwise legacy-kdep-r18-c4."""
     return DetectConfig(
         checkpoint=checkpoint, out=out, detector="mask-rcnn", neck="c4", legacy="rgb-mean", layout="coco2017"
     )
 
 
 def legacy_kdep_mnv2_fpn(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """KDEP's Faster R-CNN of MobileNet-V2, FPN, on VOC 07+12, its quirks included: for comparing with its numbers only.
+    """KDEP's Faster R-CNN of MobileNet-V2, FPN, on VOC 2007 and 2012, with its quirks: to compare with its numbers.
 
-    Batch norms are frozen, and images are BGR, minus the mean, over 1, which their statistics do not fit.
+    Batch norms are frozen. Images are BGR, minus the mean, with a standard deviation of 1, which the frozen statistics
+    do not fit.
     """
     return DetectConfig(checkpoint=checkpoint, out=out, norm="frozen", legacy="std-1", **VOC0712)
 
 
 def legacy_kdep_mnv2_fpn_coco(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """KDEP's Faster R-CNN of MobileNet-V2, FPN, on COCO 2017; else as legacy-kdep-mnv2-fpn."""
+    """KDEP's Faster R-CNN of MobileNet-V2, FPN, on COCO 2017; otherwise legacy-kdep-mnv2-fpn."""
     return DetectConfig(checkpoint=checkpoint, out=out, norm="frozen", legacy="std-1", layout="coco2017")
 
 
 def smoke(
     *, checkpoint: tuple[str, ...] = ("random:torchvision/resnet18",), out: Path = Path("runs/smoke-det")
 ) -> DetectConfig:
-    """A few steps of a small net on the toy scenes, with torchvision: seconds, and proves only that it works."""
+    """A few steps of a small net on the toy scenes, with torchvision: takes seconds, shows only that it runs."""
     return DetectConfig(
-        checkpoint=checkpoint, data=Path("data/toy/scenes"), out=out, backend="torchvision", fpn_dim=32, box_dim=64,
-        rois=16, train_sizes=(96,), test_size=96, max_size=160, steps=4, batch_size=4, warmup=2, log_every=1,
+        checkpoint=checkpoint,
+        data=Path("data/toy/scenes"),
+        out=out,
+        backend="torchvision",
+        fpn_dim=32,
+        box_dim=64,
+        rois=16,
+        train_sizes=(96,),
+        test_size=96,
+        max_size=160,
+        steps=4,
+        batch_size=4,
+        warmup=2,
+        log_every=1,
         save_every=2,
-    )  # fmt: skip
+    )
 
 
 PRESETS: dict[str, Callable[..., DetectConfig]] = {

@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 
-START = 0.001
-"""What the warm-up begins with, as a share of the rate."""
+WARMUP_START = 0.001
+"""Multiple of the base learning rate at the first step of the warm-up."""
 GAMMA = 0.1
 
 
-def factor(step: int, *, steps: int, warmup: int, drops: Sequence[float]) -> float:
-    """The multiple of the base learning rate that a step uses: Detectron2's, but the warm-up knows of no drop.
+def lr_multiplier(step: int, *, steps: int, warmup: int, drops: Sequence[float]) -> float:
+    """The multiple of the base learning rate at a step: Detectron2's, except that the warm-up ignores the drops.
 
     Args:
         step: from 0.
-        steps: of the run.
-        warmup: steps of the rise.
-        drops: shares of the steps after which the rate falls to a tenth.
+        steps: in the whole run.
+        warmup: steps of the linear warm-up.
+        drops: fractions of the run after which the rate falls to a tenth.
     """
     if step < warmup:
-        return START + (1 - START) * step / warmup
+        return WARMUP_START + (1 - WARMUP_START) * step / warmup
     return GAMMA ** sum(step >= round(drop * steps) for drop in drops)

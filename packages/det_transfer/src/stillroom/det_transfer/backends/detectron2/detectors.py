@@ -1,4 +1,4 @@
-"""A run as a LazyConfig of Detectron2, which its own tools accept."""
+"""Detectors on our backbones as LazyConfigs of Detectron2."""
 
 from typing import Any
 
@@ -26,19 +26,7 @@ from omegaconf import DictConfig
 from stillroom.backbone import BackboneSpec
 from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.keys import Rule
-from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.levels import (
-    RATIOS,
-    anchor_sides,
-    check_c4,
-    check_flat,
-    held,
-    is_flat,
-    power,
-    pyramid_strides,
-    taken_levels,
-)
-from stillroom.det_transfer.with_detectron2.nets import (
+from stillroom.det_transfer.backends.detectron2.nets import (
     PATCH,
     ExtraNorm,
     OneMoreLevel,
@@ -47,14 +35,26 @@ from stillroom.det_transfer.with_detectron2.nets import (
     native_depth,
     resnet_rules,
 )
+from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.freeze import frozen_part
+from stillroom.det_transfer.levels import (
+    ASPECT_RATIOS,
+    anchor_sides,
+    c4_level,
+    check_one_stride,
+    has_one_stride,
+    level_number,
+    pyramid_inputs,
+    pyramid_strides,
+)
 
-WHOLE = 5
-"""Of Detectron2's `freeze_at`: the stem and all four stages."""
+FREEZE_ALL = 5
+"""The value of Detectron2's `freeze_at` that freezes the stem and all four stages."""
 BGR_MEAN = (103.53, 116.28, 123.675)
-"""ImageNet's, on 0 to 255."""
+"""ImageNet's mean, pixels from 0 to 255."""
 RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
-# Of the first and the second stage, as in Detectron2's configs and the papers behind them.
+# Matching thresholds of the first and the second stage, as in Detectron2's configs and the papers behind them.
 RPN_MATCH = {"thresholds": [0.3, 0.7], "labels": [0, -1, 1], "allow_low_quality_matches": True}
 BOX_MATCH = {"thresholds": [0.5], "labels": [0, 1], "allow_low_quality_matches": False}
 RETINA_MATCH = {"thresholds": [0.4, 0.5], "labels": [0, -1, 1], "allow_low_quality_matches": True}
@@ -62,24 +62,24 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 def build_model(config: DetectConfig, spec: BackboneSpec, num_classes: int, synced: bool) -> tuple[DictConfig, Bridge]:
-    """The detector's LazyConfig, and the way from our backbone into it.
+    """Describe the detector as a LazyConfig, and build the bridge from our backbone into it.
 
     Args:
         config: of a single run.
         spec: of its backbone.
         num_classes: without background.
-        synced: batch norm counts over all processes.
+        synced: whether batch norm statistics are over all processes.
 
     Raises:
-        ValueError: a backbone that the neck does not fit.
+        ValueError: a backbone that the neck cannot take.
     """
-    norm = "FrozenBN" if held(config) != "nothing" else "SyncBN" if synced else "BN"
+    norm = "FrozenBN" if frozen_part(config) != "nothing" else "SyncBN" if synced else "BN"
     if config.neck == "c4":
         return build_c4(config, spec, num_classes, norm)
     backbone, bridge = build_pyramid(config, spec, norm)
-    features = [f"p{power(stride)}" for stride in pyramid_strides(spec, config)]
+    features = [f"p{level_number(stride)}" for stride in pyramid_strides(spec, config)]
     if config.detector == "retinanet":
-        return build_retinanet(config, spec, num_classes, backbone, features), bridge
+        return describe_retinanet(config, spec, num_classes, backbone, features), bridge
     levels = features[:-1]
     scales = [1 / stride for stride in pyramid_strides(spec, config)[:-1]]
     heads = L(StandardROIHeads)(
@@ -94,7 +94,7 @@ def build_model(config: DetectConfig, spec: BackboneSpec, num_classes: int, sync
             conv_dims=[],
             fc_dims=[config.box_dim, config.box_dim],
         ),
-        box_predictor=predictor(config.box_dim, num_classes),
+        box_predictor=describe_box_predictor(config.box_dim, num_classes),
     )
     if config.detector == "mask-rcnn":
         heads.mask_in_features = levels
@@ -106,66 +106,68 @@ def build_model(config: DetectConfig, spec: BackboneSpec, num_classes: int, sync
         )
     model = L(GeneralizedRCNN)(
         backbone=backbone,
-        proposal_generator=proposals(config, spec, features, config.fpn_dim, (2000, 1000), (1000, 1000)),
+        proposal_generator=describe_rpn(config, spec, features, config.fpn_dim, (2000, 1000), (1000, 1000)),
         roi_heads=heads,
-        **pixels(config, spec),
+        **normalization(config, spec),
     )
     return model, bridge
 
 
 def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[DictConfig, Bridge]:
-    """A feature pyramid on Detectron2's own ResNet, or on the wrapper of our net."""
+    """Describe a feature pyramid on Detectron2's own ResNet, or on the wrapper of our net."""
     retina = config.detector == "retinanet"
-    if is_flat(spec):
-        check_flat(spec, config)
+    if has_one_stride(spec):
+        check_one_stride(spec, config)
         strides = pyramid_strides(spec, config)[:-1]
         pyramid = L(PaddedPyramid)(
-            net=wrapper(spec, [PATCH], config, norm), in_feature=PATCH, out_channels=config.fpn_dim,
+            net=describe_wrapper(spec, [PATCH], config, norm),
+            in_feature=PATCH,
+            out_channels=config.fpn_dim,
             scale_factors=[spec.levels[0].stride / stride for stride in strides],
-            top_block=L(OneMoreLevel)(in_feature=f"p{power(strides[-1])}"),
-        )  # fmt: skip
+            top_block=L(OneMoreLevel)(in_feature=f"p{level_number(strides[-1])}"),
+        )
         return pyramid, wrapper_bridge(spec, "backbone.net.")
-    strides = tuple(spec.levels[place].stride for place in taken_levels(spec, config))
+    strides = tuple(spec.levels[index].stride for index in pyramid_inputs(spec, config))
     depth = native_depth(spec)
     if depth is None:
-        features = [f"level{power(stride)}" for stride in strides]
-        bottom_up, bridge = wrapper(spec, features, config, norm), wrapper_bridge(spec, "backbone.bottom_up.")
+        features = [f"level{level_number(stride)}" for stride in strides]
+        bottom_up = describe_wrapper(spec, features, config, norm)
+        bridge = wrapper_bridge(spec, "backbone.bottom_up.")
     else:
-        features = [f"res{power(stride)}" for stride in strides]
-        bottom_up = resnet(depth, norm, features)
-        bottom_up.freeze_at = WHOLE if config.frozen else 0
+        features = [f"res{level_number(stride)}" for stride in strides]
+        bottom_up = describe_resnet(depth, norm, features)
+        bottom_up.freeze_at = FREEZE_ALL if config.frozen else 0
         rules = resnet_rules("backbone.bottom_up.", None, norm == "FrozenBN")
         bridge = Bridge(spec=spec, rules=rules, places=("backbone.bottom_up.",))
-    last = f"p{power(strides[-1])}"
+    last = f"p{level_number(strides[-1])}"
     fpn_norm = "GN" if config.fpn_norm == "gn" else ""
-    more = (
+    top_block = (
         L(LastLevelP6P7)(in_channels=config.fpn_dim, out_channels=config.fpn_dim, in_feature=last)
         if retina
         else L(OneMoreLevel)(in_feature=last)
     )
     pyramid = L(FPN)(
-        bottom_up=bottom_up, in_features=features, out_channels=config.fpn_dim, norm=fpn_norm, top_block=more
+        bottom_up=bottom_up, in_features=features, out_channels=config.fpn_dim, norm=fpn_norm, top_block=top_block
     )
     return pyramid, bridge
 
 
 def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: str) -> tuple[DictConfig, Bridge]:
-    """Faster or Mask R-CNN on the stride-16 map of Detectron2's ResNet; its last stage judges each box.
+    """Describe Faster or Mask R-CNN on the stride-16 map of Detectron2's ResNet, with its last stage as box head.
 
     Raises:
-        ValueError: a net that is not one of Detectron2's ResNets; `--legacy` with another than ResNet-18.
+        ValueError: a net that is not one of Detectron2's ResNets; `--legacy` with a net other than ResNet-18.
     """
-    level, depth, legacy = check_c4(spec), native_depth(spec), config.legacy != "none"
+    level, depth, legacy = c4_level(spec), native_depth(spec), config.legacy != "none"
     if depth is None:
-        raise ValueError(f"--neck c4 wants a ResNet that Detectron2 has, {spec.name} is none: say --neck fpn")
+        raise ValueError(f"--neck c4 needs a ResNet that Detectron2 has, {spec.name} is not one: pass --neck fpn")
     if legacy and depth != 18:
-        raise ValueError(f"--legacy under c4 is KDEP's ResNet-18, not {spec.name}")
+        raise ValueError(f"--legacy with --neck c4 needs torchvision/resnet18, as in KDEP, not {spec.name}")
     dim = spec.levels[3].channels
     num_blocks = {18: 2, 34: 3, 50: 3, 101: 3, 152: 3}[depth]
     stage: dict[str, Any] = {"in_channels": level.channels, "out_channels": dim, "norm": norm}
     if legacy or depth >= 50:
-        inside = 512
-        stage |= {"block_class": BottleneckBlock, "bottleneck_channels": inside, "stride_in_1x1": False}
+        stage |= {"block_class": BottleneckBlock, "bottleneck_channels": 512, "stride_in_1x1": False}
         num_blocks = 3
     else:
         stage |= {"block_class": BasicBlock}
@@ -180,17 +182,17 @@ def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: s
         in_features=["res4"],
         pooler=L(ROIPooler)(output_size=14, scales=[1 / 16], sampling_ratio=0, pooler_type="ROIAlignV2"),
         res5=res5,
-        box_predictor=predictor(dim, num_classes),
+        box_predictor=describe_box_predictor(dim, num_classes),
     )
     if config.detector == "mask-rcnn":
         heads.mask_head = L(MaskRCNNConvUpsampleHead)(
             input_shape=L(ShapeSpec)(channels=dim, width=14, height=14), num_classes=num_classes, conv_dims=[256]
         )
     model = L(GeneralizedRCNN)(
-        backbone=resnet(depth, norm, ["res4"]),
-        proposal_generator=proposals(config, spec, ["res4"], level.channels, (12000, 6000), (2000, 1000)),
+        backbone=describe_resnet(depth, norm, ["res4"]),
+        proposal_generator=describe_rpn(config, spec, ["res4"], level.channels, (12000, 6000), (2000, 1000)),
         roi_heads=heads,
-        **pixels(config, spec),
+        **normalization(config, spec),
     )
     head = "roi_heads.res5.stage." if legacy else "roi_heads.res5."
     rules = resnet_rules("backbone.", head, norm == "FrozenBN", legacy)
@@ -198,10 +200,10 @@ def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: s
     return model, Bridge(spec=spec, rules=rules, places=("backbone.", head), fresh=fresh)
 
 
-def build_retinanet(
+def describe_retinanet(
     config: DetectConfig, spec: BackboneSpec, num_classes: int, backbone: DictConfig, features: list[str]
 ) -> DictConfig:
-    """RetinaNet's one stage on a pyramid."""
+    """Describe RetinaNet on a pyramid."""
     sides = anchor_sides(spec, config)
     return L(RetinaNet)(
         backbone=backbone,
@@ -210,76 +212,87 @@ def build_retinanet(
             num_classes=num_classes,
             conv_dims=[config.fpn_dim] * 4,
             prior_prob=0.01,
-            num_anchors=len(sides[0]) * len(RATIOS),
+            num_anchors=len(sides[0]) * len(ASPECT_RATIOS),
         ),
-        anchor_generator=anchors(config, spec),
+        anchor_generator=describe_anchors(config, spec),
         box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
         anchor_matcher=L(Matcher)(**RETINA_MATCH),
         num_classes=num_classes,
         head_in_features=features,
         focal_loss_alpha=0.25,
         focal_loss_gamma=2.0,
-        **pixels(config, spec),
+        **normalization(config, spec),
     )
 
 
-def resnet(depth: int, norm: str, features: list[str]) -> DictConfig:
-    """Detectron2's ResNet with torchvision's layers: the stride of a bottleneck stands in its 3x3 convolution."""
-    own = {"stride_in_1x1": False} if depth >= 50 else {}
+def describe_resnet(depth: int, norm: str, features: list[str]) -> DictConfig:
+    """Describe Detectron2's ResNet with torchvision's layers: a bottleneck has its stride in the 3x3 convolution."""
+    stride_in_3x3 = {"stride_in_1x1": False} if depth >= 50 else {}
     return L(ResNet)(
         stem=L(BasicStem)(in_channels=3, out_channels=64, norm=norm),
-        stages=L(ResNet.make_default_stages)(depth=depth, norm=norm, **own),
+        stages=L(ResNet.make_default_stages)(depth=depth, norm=norm, **stride_in_3x3),
         out_features=features,
     )
 
 
-def wrapper(spec: BackboneSpec, features: list[str], config: DetectConfig, norm: str) -> DictConfig:
-    """Any net of ours."""
+def describe_wrapper(spec: BackboneSpec, features: list[str], config: DetectConfig, norm: str) -> DictConfig:
+    """Describe the wrapper of our net."""
     return L(StillroomBackbone)(
-        name=spec.name, arguments=dict(spec.arguments), out_features=features, hold=held(config),
+        name=spec.name,
+        arguments=dict(spec.arguments),
+        out_features=features,
+        freeze=frozen_part(config),
         synced=norm == "SyncBN",
-    )  # fmt: skip
+    )
 
 
-def wrapper_bridge(spec: BackboneSpec, place: str) -> Bridge:
-    """Into the wrapper: the same names, further in."""
-    return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{place}net.net.\1"),), places=(place,))
+def wrapper_bridge(spec: BackboneSpec, prefix: str) -> Bridge:
+    """The bridge into the wrapper: our names behind a prefix."""
+    return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{prefix}net.net.\1"),), places=(prefix,))
 
 
-def proposals(
+def describe_rpn(
     config: DetectConfig,
     spec: BackboneSpec,
     features: list[str],
     channels: int,
-    before: tuple[int, int],
-    after: tuple[int, int],
+    before_nms: tuple[int, int],
+    after_nms: tuple[int, int],
 ) -> DictConfig:
-    """The first stage; `before` and `after` suppression: boxes kept in training, and otherwise."""
+    """Describe the first stage, the region proposal network.
+
+    Args:
+        config: of a single run.
+        spec: of its backbone.
+        features: names of the maps.
+        channels: of the maps.
+        before_nms, after_nms: boxes kept before and after non-maximum suppression, in training and in evaluation.
+    """
     sides = anchor_sides(spec, config)
     return L(RPN)(
         in_features=features,
-        head=L(StandardRPNHead)(in_channels=channels, num_anchors=len(sides[0]) * len(RATIOS)),
-        anchor_generator=anchors(config, spec),
+        head=L(StandardRPNHead)(in_channels=channels, num_anchors=len(sides[0]) * len(ASPECT_RATIOS)),
+        anchor_generator=describe_anchors(config, spec),
         anchor_matcher=L(Matcher)(**RPN_MATCH),
         box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_topk=before,
-        post_nms_topk=after,
+        pre_nms_topk=before_nms,
+        post_nms_topk=after_nms,
         nms_thresh=0.7,
     )
 
 
-def anchors(config: DetectConfig, spec: BackboneSpec) -> DictConfig:
-    """Of every level."""
+def describe_anchors(config: DetectConfig, spec: BackboneSpec) -> DictConfig:
+    """Describe the anchors of every level."""
     strides = [16] if config.neck == "c4" else list(pyramid_strides(spec, config))
     return L(DefaultAnchorGenerator)(
-        sizes=anchor_sides(spec, config), aspect_ratios=list(RATIOS), strides=strides, offset=0.0
+        sizes=anchor_sides(spec, config), aspect_ratios=list(ASPECT_RATIOS), strides=strides, offset=0.0
     )
 
 
-def predictor(dim: int, num_classes: int) -> DictConfig:
-    """Class and box from a box's feature."""
+def describe_box_predictor(dim: int, num_classes: int) -> DictConfig:
+    """Describe the layers that predict class and box from the feature of a box."""
     return L(FastRCNNOutputLayers)(
         input_shape=L(ShapeSpec)(channels=dim, height=1, width=1),
         test_score_thresh=0.05,
@@ -288,8 +301,8 @@ def predictor(dim: int, num_classes: int) -> DictConfig:
     )
 
 
-def pixels(config: DetectConfig, spec: BackboneSpec) -> dict[str, Any]:
-    """The checkpoint's mean and std on 0 to 255, and its channel order; or KDEP's."""
+def normalization(config: DetectConfig, spec: BackboneSpec) -> dict[str, Any]:
+    """The checkpoint's mean and std for pixels from 0 to 255, and its channel order; with --legacy, KDEP's."""
     if config.legacy == "std-1":
         return {"pixel_mean": list(BGR_MEAN), "pixel_std": [1.0, 1.0, 1.0], "input_format": "BGR"}
     if config.legacy == "rgb-mean":

@@ -1,4 +1,4 @@
-"""Images with boxes as Detectron2 takes them, in an order and with views that go on where a run was stopped."""
+"""Images with boxes in Detectron2's format; their order and augmentation continue exactly when a run is resumed."""
 
 import copy
 import random
@@ -21,71 +21,76 @@ from stillroom.backbone.loading import TrainingBatches
 from stillroom.backbone.run import mix_seed
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.data import DetectionData, read_data, readable
+from stillroom.det_transfer.data import DetectionData, read_data, refuse_broken
 
 Record = dict[str, Any]
 
 
 def read_run(run: str) -> DetectionData:
-    """The images of a run directory, by its config.json."""
+    """Read the images of a run directory, by its config.json."""
     return read_data(reread_config(Path(run), DetectConfig))
 
 
 def read_records(run: str, part: str) -> list[Record]:
-    """Images of a run directory in Detectron2's format: `part` is `train` or `val`."""
+    """Read the images of a run directory in Detectron2's format: `part` is `train` or `val`."""
     data = read_run(run)
     return as_records(data.train if part == "train" else data.val)
 
 
 def as_records(images: Images) -> list[Record]:
-    """Images in Detectron2's format."""
+    """Convert images to Detectron2's format."""
     return [
         {
-            "file_name": str(row.file), "image_id": row.id, "width": row.width, "height": row.height,
+            "file_name": str(row.file),
+            "image_id": row.id,
+            "width": row.width,
+            "height": row.height,
             "annotations": [
                 {
-                    "bbox": [box.x, box.y, box.x + box.width, box.y + box.height], "bbox_mode": BoxMode.XYXY_ABS,
-                    "category_id": box.label, "iscrowd": 0,
+                    "bbox": [box.x, box.y, box.x + box.width, box.y + box.height],
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": box.label,
+                    "iscrowd": 0,
                     **({} if box.mask is None else {"segmentation": box.mask}),
                 }
-                for box in row.wanted
+                for box in row.targets
             ],
         }
         for row in images.rows
-    ]  # fmt: skip
+    ]
 
 
 class PictureMapper(DatasetMapper):
-    """Detectron2's mapper of boxes and masks, on images read as all our packages read them: to their end, as 8-bit RGB.
+    """Detectron2's mapper of boxes and masks, with the image reader of our packages: whole files, as 8-bit RGB.
 
-    Detectron2's own reader cuts 16 bits off at 255, puts transparent pixels on black, and names no file that is broken.
+    Detectron2's own reader clips 16-bit images at 255, puts transparent pixels on black, and names no broken file.
     """
 
     def __call__(self, dataset_dict: Record) -> Record:
-        """An image, changed with its boxes.
+        """Read an image and augment it with its boxes.
 
         Raises:
-            BrokenImageError: it cannot be read, or not to its end.
+            BrokenImageError: it cannot be read, or is truncated.
         """
         record = copy.deepcopy(dataset_dict)
         pixels = np.asarray(load_image(Path(record["file_name"])))
-        given = AugInput(pixels[:, :, ::-1] if self.image_format == "BGR" else pixels)
-        check_image_size(record, given.image)
-        transforms = self.augmentations(given)
-        record["image"] = torch.as_tensor(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
+        augmented = AugInput(pixels[:, :, ::-1] if self.image_format == "BGR" else pixels)
+        check_image_size(record, augmented.image)
+        transforms = self.augmentations(augmented)  # changes `augmented` in place
+        record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         if self.is_train:
-            self._transform_annotations(record, transforms, given.image.shape[:2])
+            self._transform_annotations(record, transforms, augmented.image.shape[:2])
         else:
             record.pop("annotations", None)
         return record
 
 
 class SeededRecords(Dataset[Any]):
-    """Records behind a mapper whose augmentations are seeded by (seed, epoch, index); a sentence for a broken image.
+    """Mapped records whose augmentation is seeded by (seed, epoch, index); a broken image gives its error sentence.
 
     Args:
         records: in Detectron2's format.
-        mapper: Detectron2's.
+        mapper: reads and augments a record.
         seed: of the run.
     """
 
@@ -102,25 +107,25 @@ class SeededRecords(Dataset[Any]):
         np.random.seed(seed % 2**32)
         try:
             return self.mapper(self.records[index])
-        except BrokenImageError as error:  # raised in the main process, without a worker's words around it
+        except BrokenImageError as error:  # the main process raises it, without a worker's traceback around it
             return str(error)
 
 
 class SeededLoader:
-    """Batches of a run from step `start` to its last one, which depend on nothing but (seed, step).
+    """Batches of a run from step `start` to its last one, which depend on (seed, step) alone.
 
-    Detectron2's own loader begins its stream anew where a run is resumed, and groups images by their aspect.
+    Detectron2's own loader restarts its stream when a run is resumed, and groups images by their aspect ratio.
 
     Args:
         dataset: records.
-        mapper: Detectron2's.
+        mapper: reads and augments a record.
         total_batch_size: over all processes.
-        steps: of the run.
-        seed: of order and views.
-        num_workers: processes that decode.
+        steps: in the whole run.
+        seed: of order and augmentation.
+        num_workers: processes that decode images.
 
     Raises:
-        ValueError: a batch larger than the data; an image that cannot be read, while it goes on.
+        ValueError: a batch larger than the data; while iterating, an image that cannot be read.
     """
 
     def __init__(
@@ -135,21 +140,24 @@ class SeededLoader:
         self.records = SeededRecords(dataset, mapper, seed)
         self.total_batch_size, self.steps, self.seed, self.num_workers = total_batch_size, steps, seed, num_workers
         self.start = 0
-        self.batches()
+        self.batches()  # refuses a batch larger than the data
 
     def batches(self) -> TrainingBatches:
-        """The keys of every step from `start` on."""
+        """The dataset keys of every step from `start` on."""
         per_epoch = len(self.records) // self.total_batch_size
         epochs = -(-self.steps // per_epoch) if per_epoch else 1
-        spread = torch.distributed.is_initialized()
-        rank, world_size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if spread else (0, 1)
+        parallel = torch.distributed.is_initialized()
+        rank, world_size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if parallel else (0, 1)
         run = Run(device=torch.device("cpu"), rank=rank, world_size=world_size)
         return TrainingBatches(len(self.records), self.total_batch_size, epochs, self.seed, run, start=self.start)
 
     def __iter__(self) -> Iterator[list[Record]]:
         batches: Any = self.batches()
         loader = DataLoader(
-            self.records, batch_sampler=batches, num_workers=self.num_workers, collate_fn=list,
+            self.records,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=list,
             generator=torch.Generator(),
-        )  # fmt: skip
-        return map(readable, loader)
+        )
+        return map(refuse_broken, loader)

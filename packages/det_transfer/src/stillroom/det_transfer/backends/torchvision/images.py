@@ -1,4 +1,4 @@
-"""Images with boxes as torchvision's detectors take them."""
+"""Images with boxes in the form that torchvision's detectors take."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ from stillroom.backbone import BrokenImageError, InputSpec, Run
 from stillroom.backbone.images import load_image
 from stillroom.backbone.loading import EvaluationBatches, TrainingBatches
 from stillroom.backbone.run import mix_seed
-from stillroom.det_transfer.annotations import Annotated, Images
+from stillroom.det_transfer.annotations import AnnotatedImage, Images
 
 Target = dict[str, Tensor]
 Sample = tuple[int, Tensor, Target]
 
 
 class BoxedImages(Dataset[Any]):
-    """Image files with their boxes, mirrored at random in training; a pure function of the seed and (epoch, index).
+    """Image files with their boxes, flipped at random in training: a pure function of the seed and (epoch, index).
 
     Args:
-        images: what to read.
-        spec: of the backbone's input: its channel order.
-        seed: of the views; None: as they are.
-        masks: read them too.
+        images: the images to read.
+        spec: the backbone's input, for its channel order.
+        seed: of the augmentation; None: no augmentation.
+        masks: whether to return the masks too.
     """
 
     def __init__(self, images: Images, spec: InputSpec, *, seed: int | None = None, masks: bool = False) -> None:
@@ -42,7 +42,7 @@ class BoxedImages(Dataset[Any]):
         row = self.images.rows[index]
         try:
             image = load_image(row.file)
-        except BrokenImageError as error:  # raised in the main process, without a worker's words around it
+        except BrokenImageError as error:  # the main process raises it, without a worker's traceback around it
             return str(error)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(self.seed or 0, epoch, index))
@@ -52,23 +52,33 @@ class BoxedImages(Dataset[Any]):
         return index, pixels.flip(0) if self.bgr else pixels, plain
 
 
-def target_of(row: Annotated, masks: bool) -> dict[str, Any]:
-    """What is to be found in an image; label 0 is torchvision's background, so ours count from 1."""
+def target_of(row: AnnotatedImage, masks: bool) -> dict[str, Any]:
+    """The boxes, labels and masks of an image; labels start at 1, because 0 is torchvision's background."""
     size = (row.height, row.width)
-    boxes = torch.from_numpy(row.corners)
+    boxes = torch.from_numpy(row.xyxy)
     target: dict[str, Any] = {
         "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # type: ignore[call-overload]
         "labels": torch.from_numpy(row.labels) + 1,
     }
     if masks:
-        planes = [torch.from_numpy(rle.decode(box.mask)) for box in row.wanted]
+        planes = [torch.from_numpy(rle.decode(box.mask)) for box in row.targets]
         target["masks"] = tv_tensors.Mask(torch.stack(planes) if planes else torch.zeros(0, *size, dtype=torch.uint8))
     return target
 
 
-def build_training(images: BoxedImages, batch_size: int, steps: int, seed: int, run: Run, start: int,
-                   workers: int) -> DataLoader:  # fmt: skip
-    """The batches of steps `start` to `steps`, lists of samples.
+def build_train_loader(
+    images: BoxedImages, batch_size: int, steps: int, seed: int, run: Run, start: int, workers: int
+) -> DataLoader:
+    """Build the loader of the batches from step `start` to `steps`, each a list of samples.
+
+    Args:
+        images: to train on.
+        batch_size: over all processes.
+        steps: in the whole run.
+        seed: of the order.
+        run: this process.
+        start: first step.
+        workers: processes that decode images.
 
     Raises:
         ValueError: a batch larger than the data.
@@ -76,17 +86,21 @@ def build_training(images: BoxedImages, batch_size: int, steps: int, seed: int, 
     per_epoch = len(images) // batch_size
     epochs = -(-steps // per_epoch) if per_epoch else 1
     batches = TrainingBatches(len(images), batch_size, epochs, seed, run, start=start)
-    return build(images, batches, workers)
+    return build_loader(images, batches, workers)
 
 
-def build_evaluation(images: BoxedImages, run: Run, workers: int) -> DataLoader:
-    """Every image once, alone, dealt out to the processes."""
-    return build(images, EvaluationBatches(len(images), 1, run), workers)
+def build_evaluation_loader(images: BoxedImages, run: Run, workers: int) -> DataLoader:
+    """Build the loader of every image once, in batches of one, split over the processes."""
+    return build_loader(images, EvaluationBatches(len(images), 1, run), workers)
 
 
-def build(images: BoxedImages, batches: Any, workers: int) -> DataLoader:
-    """A loader of lists of samples. It takes nothing from the global random generator."""
+def build_loader(images: BoxedImages, batches: Any, workers: int) -> DataLoader:
+    """Build a loader of lists of samples; it does not draw from the global random generator."""
     return DataLoader(
-        images, batch_sampler=batches, num_workers=workers, collate_fn=list, pin_memory=torch.cuda.is_available(),
+        images,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
-    )  # fmt: skip
+    )

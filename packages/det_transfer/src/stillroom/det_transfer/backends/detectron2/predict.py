@@ -1,14 +1,13 @@
-"""What a detector of Detectron2's finds: in all images that are measured on, and in any other."""
+"""Predictions of a Detectron2 detector: for the validation images of a run, and for any image file."""
 
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
@@ -19,20 +18,18 @@ from stillroom.backbone import Backbone, BrokenImageError, Run
 from stillroom.backbone.loading import unwrap_worker_errors
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backend import Predictor
+from stillroom.det_transfer.backends.detectron2.images import as_records, read_run
+from stillroom.det_transfer.backends.detectron2.saved import load_saved_config
 from stillroom.det_transfer.config import DetectConfig
-from stillroom.det_transfer.detections import Detections, encode_plane
-from stillroom.det_transfer.metrics import measure
-from stillroom.det_transfer.with_detectron2.images import as_records, read_run
-
-RESOLVED = "config.yaml"
-"""Detectron2's LazyConfig of the run."""
+from stillroom.det_transfer.detections import Detections, encode_binary_mask
+from stillroom.det_transfer.metrics import compute_metrics
 
 
 class Collector(DatasetEvaluator):
-    """Detectron2's evaluator that keeps what was found, and measures it as every backend of ours does.
+    """An evaluator of Detectron2's that collects the detections, and computes the metrics of our packages.
 
     Args:
-        run: directory of the run, for its images; None: `found` is all that is wanted.
+        run: run directory, for its images; None: `evaluate` only gathers the detections.
     """
 
     def __init__(self, run: str | None = None) -> None:
@@ -40,80 +37,74 @@ class Collector(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Nothing was found yet."""
-        self.found: dict[int, Detections] = {}
+        """Drop all detections."""
+        self.predictions: dict[int, Detections] = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Keep what was found in each image."""
-        for given, output in zip(inputs, outputs, strict=True):
-            self.found[given["image_id"]] = as_detections(output["instances"])
+        """Keep the detections in each image of a batch."""
+        for record, output in zip(inputs, outputs, strict=True):
+            self.predictions[record["image_id"]] = as_detections(output["instances"])
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics in percent, as Detectron2 prints them."""
-        parts = comm.all_gather(self.found)
-        self.found = {key: found for part in parts for key, found in part.items()}
+        """Gather the detections of all processes, and return metrics in percent, as Detectron2 prints them."""
+        parts = comm.all_gather(self.predictions)
+        self.predictions = {image_id: detections for part in parts for image_id, detections in part.items()}
         if self.run is None or not comm.is_main_process():
             return None
         data = read_run(self.run)
-        measured = measure(data.val, [self.found[row.id] for row in data.val.rows], data.classes)
-        return {"bbox": {name: 100 * value for name, value in measured.metrics.items()}}
+        predictions = [self.predictions[row.id] for row in data.val.rows]
+        metrics = compute_metrics(data.val, predictions, data.classes).metrics
+        return {"bbox": {name: 100 * value for name, value in metrics.items()}}
 
 
 def predict_all(net: nn.Module, config: DetectConfig, cfg: DictConfig, images: Images) -> list[Detections]:
-    """What a detector finds in every image, by Detectron2's evaluation loop; all processes get all of it."""
+    """Predict every image in Detectron2's evaluation loop; each process gets all the predictions."""
     loader = build_detection_test_loader(
         dataset=as_records(images), mapper=instantiate(cfg.dataloader.test.mapper), num_workers=config.workers
     )
     collector = Collector()
     with unwrap_worker_errors():
         inference_on_dataset(net, loader, collector)
-    return [collector.found[row.id] for row in images.rows]
+    return [collector.predictions[row.id] for row in images.rows]
 
 
 def as_detections(instances: Any) -> Detections:
-    """Detectron2's instances, likeliest first."""
+    """Convert Detectron2's instances, highest score first."""
     instances = instances.to("cpu")
     order = instances.scores.argsort(descending=True, stable=True)
     masks = None
     if instances.has("pred_masks"):
-        masks = tuple(encode_plane(plane) for plane in instances.pred_masks[order].numpy())
+        masks = tuple(encode_binary_mask(mask) for mask in instances.pred_masks[order].numpy())
     return Detections(
         boxes=instances.pred_boxes.tensor[order].float().numpy().astype(float),
         scores=instances.scores[order].float().numpy().astype(float),
-        labels=instances.pred_classes[order].numpy(), masks=masks,
-    )  # fmt: skip
+        labels=instances.pred_classes[order].numpy(),
+        masks=masks,
+    )
 
 
 def load_predictor(config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Predictor:
-    """A detector that was trained, image file -> what it finds.
+    """Load the detector of a finished run.
 
     Args:
-        config: of its run.
-        backbone: that it began with.
+        config: of the run.
+        backbone: its initial backbone.
         num_classes: without background.
         run: this process.
     """
-    cfg = load_resolved(config.out)
+    cfg = load_saved_config(config.out)
     net = instantiate(cfg.model).to(run.device).eval()
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     DetectionCheckpointer(net).load(str(config.out / "model_final.pth"))
     mapper = instantiate(cfg.dataloader.test.mapper)
 
-    def find_in(file: Path) -> Detections:
+    def predict_file(file: Path) -> Detections:
         try:
-            given = mapper({"file_name": str(file)})
-        except OSError as error:  # of a user's own mapper
+            record = mapper({"file_name": str(file)})
+        except OSError as error:  # from a user's own mapper
             raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error
         with torch.no_grad():
-            (output,) = net([given])
+            (output,) = net([record])
         return as_detections(output["instances"])
 
-    return find_in
-
-
-def load_resolved(out: Path) -> DictConfig:
-    """The LazyConfig of a run; LazyConfig.save pickles one that YAML cannot hold, such as a user's with a lambda."""
-    pickled = out / f"{RESOLVED}.pkl"
-    if pickled.exists():
-        return pickle.loads(pickled.read_bytes())  # noqa: S301  # as much a program as the .yaml, which is read with tags
-    return LazyConfig.load(str(out / RESOLVED))
+    return predict_file

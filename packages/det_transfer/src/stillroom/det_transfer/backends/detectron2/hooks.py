@@ -1,4 +1,4 @@
-"""What a run does around each of Detectron2's steps."""
+"""Hooks around each step of Detectron2's trainer."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,30 +8,30 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
 from stillroom.backbone.run import seed_everything
-from stillroom.det_transfer.schedule import factor
+from stillroom.det_transfer.schedule import lr_multiplier
 
 
-class Rate(ParamScheduler):
-    """The multiple of the base learning rate, by the share of the steps that is done; see `factor`."""
+class LearningRateSchedule(ParamScheduler):
+    """The multiple of the base learning rate, by the fraction of the steps that is done; see `lr_multiplier`."""
 
     def __init__(self, steps: int, warmup: int, drops: Sequence[float]) -> None:
         self.steps, self.warmup, self.drops = steps, warmup, drops
 
     def __call__(self, where: float) -> float:
-        return factor(round(where * self.steps), steps=self.steps, warmup=self.warmup, drops=self.drops)
+        return lr_multiplier(round(where * self.steps), steps=self.steps, warmup=self.warmup, drops=self.drops)
 
 
 class RefuseDiverged(HookBase):
-    """Stop before weights that are not finite are saved, every `period` steps and at the end.
+    """Stop the run before weights that are NaN or infinite are saved, every `period` steps and at the end.
 
-    Detectron2 itself looks at the losses, and only where a line is logged.
+    Detectron2 itself checks the losses only, and only when it logs a line.
     """
 
     def __init__(self, net: nn.Module, period: int) -> None:
         self.net, self.period = net, period
 
     def after_step(self) -> None:
-        """Look where a state is due."""
+        """Check the weights at the steps that save a state."""
         step = self.trainer.iter + 1
         due = step % self.period == 0 or step == self.trainer.max_iter
         if due and not all(parameter.isfinite().all() for parameter in self.net.parameters()):
@@ -39,44 +39,44 @@ class RefuseDiverged(HookBase):
 
 
 class SeededSteps(HookBase):
-    """Seed what the net draws, such as the boxes it learns from, by (seed, step, process) before each step.
+    """Seed the random draws of each step, such as the sampled boxes, by (seed, step, process).
 
     Attributes:
-        seconds: of training, over all lives of the run.
+        seconds: training time, from the first step on and across resumes.
     """
 
     def __init__(self, seed: int, rank: int) -> None:
         self.seed, self.rank = seed, rank
-        self.seconds, self.marked = 0.0, time.perf_counter()
+        self.seconds, self.last_time = 0.0, time.perf_counter()
 
     def before_train(self) -> None:
-        """The clock begins."""
-        self.marked = time.perf_counter()
+        """Start the clock."""
+        self.last_time = time.perf_counter()
 
     def before_step(self) -> None:
-        """As it says."""
+        """Seed every random generator."""
         seed_everything(self.seed, self.trainer.iter, self.rank)
 
     def after_step(self) -> None:
-        """The clock goes on."""
+        """Add the time since the last step."""
         now = time.perf_counter()
-        self.seconds, self.marked = self.seconds + now - self.marked, now
+        self.seconds, self.last_time = self.seconds + now - self.last_time, now
 
     def state_dict(self) -> dict[str, float]:
-        """For the next life."""
+        """Return the training time, which Detectron2 saves with the run's state."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Of an earlier life."""
+        """Restore the training time before the resume."""
         self.seconds = state["seconds"]
 
 
 class ClipGradients(HookBase):
-    """Shorten a gradient that is longer than `norm`, as the other backend does."""
+    """Clip the gradient to the norm `norm`, as the torchvision backend does."""
 
     def __init__(self, net: nn.Module, norm: float) -> None:
         self.net, self.norm = net, norm
 
     def after_backward(self) -> None:
-        """As it says."""
+        """Clip the gradient of this step."""
         nn.utils.clip_grad_norm_(self.net.parameters(), self.norm)

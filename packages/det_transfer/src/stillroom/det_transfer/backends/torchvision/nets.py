@@ -18,48 +18,46 @@ from stillroom.backbone import Backbone, BackboneSpec
 from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.keys import Rule
 from stillroom.det_transfer.config import DetectConfig
+from stillroom.det_transfer.freeze import FreezableModule, FrozenPart, frozen_part
 from stillroom.det_transfer.levels import (
-    RATIOS,
-    Held,
-    Hold,
+    ASPECT_RATIOS,
     anchor_sides,
-    check_c4,
-    check_flat,
-    held,
-    is_flat,
+    c4_level,
+    check_one_stride,
+    has_one_stride,
+    pyramid_inputs,
     pyramid_strides,
-    taken_levels,
 )
 
-GROUPS = 32
+NUM_GROUPS = 32
 
 
-class Maps(Held):
+class BackboneMaps(FreezableModule):
     """A backbone as the body of a detector: images (b, 3, h, w) -> some of its maps by name, finest first.
 
     Args:
         backbone: of ours.
-        taken: places of its maps.
-        hold: of it.
+        indices: of the maps to return.
+        freeze: the part of the backbone that is frozen.
     """
 
-    def __init__(self, backbone: Backbone, taken: tuple[int, ...], hold: Hold) -> None:
-        super().__init__(hold)
+    def __init__(self, backbone: Backbone, indices: tuple[int, ...], freeze: FrozenPart) -> None:
+        super().__init__(freeze)
         self.backbone = backbone
-        self.taken = taken
+        self.indices = indices
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         maps = self.backbone(images).maps
-        return OrderedDict((str(number), maps[place]) for number, place in enumerate(self.taken))
+        return OrderedDict((str(number), maps[index]) for number, index in enumerate(self.indices))
 
 
 class SimplePyramid(nn.Module):
-    """Four levels of one map: at 4, 2, 1 and 1/2 of its resolution, for nets of one stride.
+    """A pyramid from a single map, at 4, 2, 1 and 1/2 of its resolution, for nets of one stride.
 
     Args:
         channels: of the map.
-        dim: of every level.
-        scales: of the levels that are made.
+        dim: channels of every level.
+        scales: resolution of each level over the map's.
 
     Reference: Li et al., Exploring Plain Vision Transformer Backbones for Object Detection, ECCV 2022, section 3.
     """
@@ -69,11 +67,13 @@ class SimplePyramid(nn.Module):
         self.levels = nn.ModuleList(
             nn.Sequential(
                 *rescale(channels, scale),
-                nn.Conv2d(channels // max(1, int(scale)), dim, 1, bias=False), LayerNorm2d(dim, eps=1e-6),
-                nn.Conv2d(dim, dim, 3, padding=1, bias=False), LayerNorm2d(dim, eps=1e-6),
+                nn.Conv2d(channels // max(1, int(scale)), dim, 1, bias=False),
+                LayerNorm2d(dim, eps=1e-6),
+                nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+                LayerNorm2d(dim, eps=1e-6),
             )
             for scale in scales
-        )  # fmt: skip
+        )
         self.more = LastLevelMaxPool()
 
     def forward(self, maps: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
@@ -84,7 +84,7 @@ class SimplePyramid(nn.Module):
 
 
 def rescale(channels: int, scale: float) -> list[nn.Module]:
-    """Layers that change a map's resolution by 4, 2, 1 or 1/2; growing halves the channels each time."""
+    """Layers that change a map's resolution by 4, 2, 1 or 1/2; each doubling halves the channels."""
     match scale:
         case 4.0:
             half = channels // 2
@@ -99,9 +99,9 @@ def rescale(channels: int, scale: float) -> list[nn.Module]:
 
 
 class Pyramid(nn.Module):
-    """Body and pyramid, as torchvision's detectors want their backbone."""
+    """Body and pyramid together, as the backbone of torchvision's detectors."""
 
-    def __init__(self, body: Maps, fpn: nn.Module, out_channels: int) -> None:
+    def __init__(self, body: BackboneMaps, fpn: nn.Module, out_channels: int) -> None:
         super().__init__()
         self.body, self.fpn, self.out_channels = body, fpn, out_channels
 
@@ -110,9 +110,9 @@ class Pyramid(nn.Module):
 
 
 class SingleMap(nn.Module):
-    """The stride-16 map of a ResNet whose last stage was cut off."""
+    """The stride-16 map of a ResNet without its last stage, as the backbone of torchvision's detectors."""
 
-    def __init__(self, body: Maps, out_channels: int) -> None:
+    def __init__(self, body: BackboneMaps, out_channels: int) -> None:
         super().__init__()
         self.body, self.out_channels = body, out_channels
 
@@ -120,17 +120,17 @@ class SingleMap(nn.Module):
         return self.body(images)
 
 
-class LastStage(Held):
-    """The last stage of a ResNet as the head of a box: (n, c, 14, 14) -> (n, d).
+class LastStageHead(FreezableModule):
+    """The last stage of a ResNet as a box head: (n, c, 14, 14) -> (n, d).
 
     Args:
         layer4: the stage, without its last activation.
-        last_activation: of it.
-        hold: of it.
+        last_activation: the stage's last activation.
+        freeze: the part of the stage that is frozen.
     """
 
-    def __init__(self, layer4: nn.Module, last_activation: nn.Module, hold: Hold) -> None:
-        super().__init__(hold)
+    def __init__(self, layer4: nn.Module, last_activation: nn.Module, freeze: FrozenPart) -> None:
+        super().__init__(freeze)
         self.layer4, self.last_activation = layer4, last_activation
 
     def forward(self, boxes: Tensor) -> Tensor:
@@ -138,11 +138,11 @@ class LastStage(Held):
 
 
 def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -> tuple[nn.Module, Bridge]:
-    """A detector with fresh weights on a backbone, which becomes part of it, and the way to that.
+    """Build a detector with new weights around a backbone, and the bridge to the backbone in it.
 
     Args:
         config: of a single run.
-        backbone: of ours; its weights are those of the detector from now on.
+        backbone: of ours; it becomes a part of the detector.
         num_classes: without background.
 
     Raises:
@@ -151,21 +151,21 @@ def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -
     if config.neck == "c4":
         return build_c4(config, backbone, num_classes)
     spec = backbone.spec
-    taken, strides = taken_levels(spec, config), pyramid_strides(spec, config)
-    body = Maps(backbone, taken, hold=held(config))
-    channels = [spec.levels[place].channels for place in taken]
+    indices, strides = pyramid_inputs(spec, config), pyramid_strides(spec, config)
+    body = BackboneMaps(backbone, indices, frozen_part(config))
+    channels = [spec.levels[index].channels for index in indices]
     retina = config.detector == "retinanet"
-    if is_flat(spec):
-        check_flat(spec, config)
+    if has_one_stride(spec):
+        check_one_stride(spec, config)
         scales = tuple(spec.levels[0].stride / stride for stride in strides[:-1])
         fpn: nn.Module = SimplePyramid(channels[0], config.fpn_dim, scales)
     else:
-        more = LastLevelP6P7(config.fpn_dim, config.fpn_dim) if retina else LastLevelMaxPool()
-        norm = partial(nn.GroupNorm, GROUPS) if config.fpn_norm == "gn" else None
-        fpn = FeaturePyramidNetwork(channels, config.fpn_dim, more, norm_layer=norm)
+        extra_levels = LastLevelP6P7(config.fpn_dim, config.fpn_dim) if retina else LastLevelMaxPool()
+        norm = partial(nn.GroupNorm, NUM_GROUPS) if config.fpn_norm == "gn" else None
+        fpn = FeaturePyramidNetwork(channels, config.fpn_dim, extra_levels, norm_layer=norm)
     pyramid = Pyramid(body, fpn, config.fpn_dim)
-    sides = [tuple(own) for own in anchor_sides(spec, config)]
-    anchors = AnchorGenerator(tuple(sides), (RATIOS,) * len(sides))
+    sides = [tuple(of_level) for of_level in anchor_sides(spec, config)]
+    anchors = AnchorGenerator(tuple(sides), (ASPECT_RATIOS,) * len(sides))
     rules = (Rule(r"(.*)", r"backbone.body.backbone.net.\1"),)
     bridge = Bridge(spec=spec, rules=rules, places=("backbone.body.backbone.",))
     images = image_arguments(spec, config)
@@ -191,23 +191,23 @@ def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -
 
 
 def build_c4(config: DetectConfig, backbone: Backbone, num_classes: int) -> tuple[nn.Module, Bridge]:
-    """Faster R-CNN on the stride-16 map; the last stage judges each box.
+    """Build Faster R-CNN on the stride-16 map, with the last stage as box head; see `build_detector`.
 
     Reference: Ren et al., Faster R-CNN, NeurIPS 2015; with ResNets: He et al., CVPR 2016, appendix A.
     """
-    spec, level = backbone.spec, check_c4(backbone.spec)
+    spec, level = backbone.spec, c4_level(backbone.spec)
     net: Any = backbone.net
-    hold = held(config)
+    part = frozen_part(config)
     activation = backbone.last_activation
     assert activation is not None, "a ResNet ends in a ReLU"
-    head = LastStage(net.layer4, activation, hold)
+    head = LastStageHead(net.layer4, activation, part)
     net.layer4 = nn.Identity()
-    sides = [tuple(own) for own in anchor_sides(spec, config)]
+    sides = [tuple(of_level) for of_level in anchor_sides(spec, config)]
     if config.detector == "mask-rcnn":
-        raise ValueError("--detector mask-rcnn takes a pyramid under torchvision: say --neck fpn")
+        raise ValueError("--detector mask-rcnn takes a pyramid under torchvision: pass --neck fpn")
     model = FasterRCNN(
-        SingleMap(Maps(backbone, (2,), hold), level.channels),
-        rpn_anchor_generator=AnchorGenerator(tuple(sides), (RATIOS,)),
+        SingleMap(BackboneMaps(backbone, (2,), part), level.channels),
+        rpn_anchor_generator=AnchorGenerator(tuple(sides), (ASPECT_RATIOS,)),
         box_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
         box_head=head,
         box_predictor=FastRCNNPredictor(spec.levels[3].channels, num_classes + 1),
@@ -222,7 +222,7 @@ def build_c4(config: DetectConfig, backbone: Backbone, num_classes: int) -> tupl
 
 
 def image_arguments(spec: BackboneSpec, config: DetectConfig) -> dict[str, Any]:
-    """How the detector itself scales and normalises: the checkpoint's mean and std, on pixels from 0 to 1."""
+    """Arguments for the detector's own resizing and normalisation: the checkpoint's mean and std, on pixels 0 to 1."""
     low, high = spec.input.value_range
     span = high - low
     coarsest = pyramid_strides(spec, config)[-2] if config.neck == "fpn" else 16
@@ -235,34 +235,34 @@ def image_arguments(spec: BackboneSpec, config: DetectConfig) -> dict[str, Any]:
     }
 
 
-def sized(model: Any, sizes: tuple[int, ...]) -> None:
-    """Short sides that a detector scales its images to: drawn in training, the last one otherwise."""
+def set_image_sizes(model: Any, sizes: tuple[int, ...]) -> None:
+    """Set the short sides, pixels, that a detector resizes to: drawn at random in training, else the last one."""
     model.transform.min_size = sizes
 
 
-def boxes_in_float(model: Any) -> None:
-    """Let anchors, and the layers that move them, be float32: from 512 px on bfloat16 knows every fourth pixel."""
+def boxes_in_float32(model: Any) -> None:
+    """Keep anchors, and the outputs that move them, in float32: above 512 pixels bfloat16 has steps of 4 pixels."""
     one_stage = isinstance(model, RetinaNet)
     anchors = (model if one_stage else model.rpn).anchor_generator
-    anchors.register_forward_pre_hook(lambda _anchors, given: (given[0], as_float(given[1])))
+    anchors.register_forward_pre_hook(lambda _anchors, inputs: (inputs[0], empty_float32(inputs[1])))
     for layer in [model.head] if one_stage else [model.rpn.head, model.roi_heads.box_predictor]:
-        layer.register_forward_hook(lambda _layer, _given, answer: in_float(answer))
+        layer.register_forward_hook(lambda _layer, _inputs, output: to_float32(output))
 
 
-def as_float(maps: list[Tensor]) -> list[Tensor]:
-    """Maps of the same shape in float32, without their values: anchors are made of shape, type and device alone."""
+def empty_float32(maps: list[Tensor]) -> list[Tensor]:
+    """Maps of the same shape in float32, without values: anchors depend on shape, type and device alone."""
     return [torch.empty_like(map_, dtype=torch.float32) for map_ in maps]
 
 
-def in_float(answer: Any) -> Any:
-    """Tensors, in tuples, lists or by name, as float32."""
-    if isinstance(answer, Tensor):
-        return answer.float()
-    if isinstance(answer, dict):
-        return {name: in_float(part) for name, part in answer.items()}
-    return type(answer)(in_float(part) for part in answer)
+def to_float32(output: Any) -> Any:
+    """Convert tensors, also those in tuples, lists and dicts, to float32."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return {name: to_float32(part) for name, part in output.items()}
+    return type(output)(to_float32(part) for part in output)
 
 
 def autocast(config: DetectConfig, device: torch.device) -> torch.autocast:
-    """Of the forward pass."""
+    """The autocast context of the forward pass."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")

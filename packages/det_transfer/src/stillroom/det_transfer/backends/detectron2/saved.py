@@ -1,0 +1,60 @@
+"""Files of a run in Detectron2's formats, also those of earlier versions: its LazyConfig and its states."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig
+
+from stillroom.det_transfer.backends.detectron2.moved import import_path, update_config, update_state
+
+CONFIG_YAML = "config.yaml"
+"""Detectron2's LazyConfig of a run."""
+
+
+class MovedUnpickler(pickle.Unpickler):
+    """An unpickler that also finds our classes by the import paths of earlier versions.
+
+    It runs what the pickle says, as Detectron2's own reader of .yaml does, which constructs tagged objects.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Import a class or function."""
+        path = f"{module}.{name}"
+        if (moved := import_path(path)) != path:
+            module, _, name = moved.rpartition(".")
+        return super().find_class(module, name)
+
+
+class RunCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which also loads states of earlier versions."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        checkpoint = super()._load_file(filename)
+        if "trainer" in checkpoint:
+            update_state(checkpoint["trainer"])
+        return checkpoint
+
+
+def load_saved_config(out: Path) -> DictConfig:
+    """Load the LazyConfig of a run directory.
+
+    LazyConfig.save pickles a config that YAML cannot hold, such as a user's with a lambda.
+    """
+    pickled = out / f"{CONFIG_YAML}.pkl"
+    if not pickled.exists():
+        return load_lazy_config(out / CONFIG_YAML)
+    cfg = MovedUnpickler(io.BytesIO(pickled.read_bytes())).load()
+    update_config(cfg)
+    return cfg
+
+
+def load_lazy_config(file: Path) -> DictConfig:
+    """Load a LazyConfig: a .py, or a .yaml that an earlier version may have saved."""
+    cfg = LazyConfig.load(str(file))
+    if file.suffix != ".py":
+        update_config(cfg)
+    return cfg
