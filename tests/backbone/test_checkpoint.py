@@ -331,7 +331,7 @@ def test_what_is_no_checkpoint_is_not_replaced(tmp_path: Path, what: str) -> Non
     photo = tmp_path / "photos" / "holiday.jpg" if what == "folder" else tmp_path / "photos"
     photo.parent.mkdir(exist_ok=True)
     photo.write_text("the only copy")
-    with pytest.raises(CheckpointError, match=r"photos exists and is no checkpoint: it is not replaced, choose"):
+    with pytest.raises(CheckpointError, match=r"photos exists and is not a checkpoint: it is not replaced, choose"):
         store(tmp_path / "photos")
     assert photo.read_text() == "the only copy"
 

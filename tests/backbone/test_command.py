@@ -30,9 +30,9 @@ def test_bad_input_is_one_sentence_on_stderr_and_exit_code_2(
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied; nothing was half-written"),
-        (OSError(28, "No space left on device"), "No space left on device; nothing was half-written"),
-        (OSError("cannot seek"), "cannot seek; nothing was half-written"),
+        (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied; no file is half-written"),
+        (OSError(28, "No space left on device"), "No space left on device; no file is half-written"),
+        (OSError("cannot seek"), "cannot seek; no file is half-written"),
     ],
 )
 def test_what_the_system_refuses_is_one_sentence_too(

@@ -13,9 +13,10 @@ import torchvision
 from torch import Tensor, nn
 
 from stillroom.backbone import CheckpointError, load_backbone, load_checkpoint, load_heads, save_checkpoint
-from stillroom.backbone.exchange import export_file, import_file
+from stillroom.backbone.exporting import export_file
 from stillroom.backbone.families import simclr
 from stillroom.backbone.heads import build_head
+from stillroom.backbone.importing import import_file
 
 State = dict[str, Tensor]
 R18 = "torchvision/resnet18"
@@ -201,7 +202,7 @@ def test_what_timms_layout_cannot_say_is_refused(tmp_path: Path) -> None:
         backbone="torchvision/resnet18",
         channel_order="bgr",
     )
-    with pytest.raises(CheckpointError, match=r"takes bgr in .*: timm's layout cannot say so"):
+    with pytest.raises(CheckpointError, match=r"takes bgr in .*: timm's layout cannot express that"):
         export_file(tmp_path / "bgr", tmp_path / "hub", target="huggingface")
     assert not (tmp_path / "hub").exists()
 

@@ -46,7 +46,7 @@ def test_broken_rows_are_no_longer_missing_and_never_read(tmp_path: Path, run: R
 
 def test_values_beyond_float16_are_refused_and_leave_the_row_empty(tmp_path: Path, run: Run) -> None:
     store = Store.open(tmp_path, {}, 2, 2, run)
-    with pytest.raises(ValueError, match="features up to 1e\\+06 do not fit float16: ask for float32"):
+    with pytest.raises(ValueError, match="features up to 1e\\+06 do not fit float16: use float32"):
         store.write(torch.tensor([0]), torch.tensor([[1e6, 0.0]]))
     assert store.num_missing == 2
     wide = Store.open(tmp_path, {}, 2, 2, run, "float32")

@@ -98,7 +98,7 @@ def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config:
     assert kept == [row["score"] for row in content["annotations"] if row["score"] >= middle]
     with pytest.raises(ValueError, match="found exists: choose another --out"):
         predict(out, config.data / "images" / "val", found, device="cpu")
-    with pytest.raises(ValueError, match=r"is no run that is done: it has no results.json"):
+    with pytest.raises(ValueError, match=r"is not a finished run: it has no results.json"):
         predict(config.data, config.data / "images" / "val", config.out.parent / "other", device="cpu")
     with pytest.raises(ValueError, match=r"--score is 2.0: it must lie in \[0, 1\]"):
         predict(out, config.data / "images" / "val", config.out.parent / "other", score=2.0, device="cpu")

@@ -1,4 +1,4 @@
-"""What training loops on several processes share: gradient averaging, batch-norm statistics, weight averaging."""
+"""Shared parts of training loops: gradient averaging (DDP), batch-norm statistics, weight averaging (EMA)."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def wrap_ddp(module: nn.Module, run: Run, **arguments: Any) -> nn.Module:
 
 
 def broadcast_buffers(module: nn.Module, run: Run) -> None:
-    """Give every process the main one's buffers, for batch norm collects its statistics per process."""
+    """Copy the main process's buffers to every process: batch norm collects its statistics per process."""
     if run.world_size > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)

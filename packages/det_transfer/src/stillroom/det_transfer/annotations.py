@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as rle
 
 from stillroom.backbone import ImageFiles
-from stillroom.backbone.images import is_turned
+from stillroom.backbone.images import has_exif_orientation
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
 
@@ -195,7 +195,7 @@ def check_files(rows: Sequence[Annotated], source: Path) -> None:
     for row in rows:
         try:
             with Image.open(row.file) as opened:
-                if is_turned(opened):
+                if has_exif_orientation(opened):
                     wrong.append(f"{row.file} is turned by its EXIF tag, its boxes are not: save it upright")
                 elif opened.size != (row.width, row.height):
                     found = f"{opened.width} x {opened.height}"

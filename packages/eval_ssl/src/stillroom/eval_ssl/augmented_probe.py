@@ -14,7 +14,7 @@ from stillroom.backbone import ImageDataset, InputSpec, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.loading import build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, key_of
+from stillroom.backbone.store import cache_directory, cache_key
 from stillroom.eval_ssl.features import Extractor, FeatureSet, refuse_infinite
 from stillroom.eval_ssl.probe import (
     Point,
@@ -115,7 +115,7 @@ def train_live(
         "recipe": repr((point, recipe, batch_size)),
         "device": run.device.type,
     }
-    file = cache_directory("live") / f"{key_of(record)}.pt"
+    file = cache_directory("live") / f"{cache_key(record)}.pt"
     first = 0
     if keep and file.exists():
         saved = torch.load(file, map_location=run.device, weights_only=True)

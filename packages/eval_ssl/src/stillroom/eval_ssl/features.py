@@ -158,7 +158,7 @@ def extract_features(
     wanted = None if store is None else store.missing
     run.wait()  # every process has looked at what is missing before one of them writes
     dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=on_broken)
-    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run, wanted=wanted), workers)
+    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run, mask=wanted), workers)
     progress = Progress(len(files), run, label, done=0 if store is None else len(files) - store.num_missing)
     parts: list[tuple[Tensor, Tensor]] = []
     unread: list[int] = []

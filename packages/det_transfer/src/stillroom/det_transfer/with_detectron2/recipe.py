@@ -135,7 +135,7 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
         bottom_up = resnet(depth, norm, features)
         bottom_up.freeze_at = WHOLE if config.frozen else 0
         rules = resnet_rules("backbone.bottom_up.", None, norm == "FrozenBN")
-        bridge = Bridge(spec=spec, rules=rules, places=("backbone.bottom_up.",))
+        bridge = Bridge(spec=spec, rules=rules, prefixes=("backbone.bottom_up.",))
     last = f"p{power(strides[-1])}"
     fpn_norm = "GN" if config.fpn_norm == "gn" else ""
     more = (
@@ -195,7 +195,7 @@ def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: s
     head = "roi_heads.res5.stage." if legacy else "roi_heads.res5."
     rules = resnet_rules("backbone.", head, norm == "FrozenBN", legacy)
     fresh = r"roi_heads\.res5\.stage\.(?:2\..*|\d\.conv3\..*|\d\.conv1\.weight)" if legacy else None
-    return model, Bridge(spec=spec, rules=rules, places=("backbone.", head), fresh=fresh)
+    return model, Bridge(spec=spec, rules=rules, prefixes=("backbone.", head), excluded=fresh)
 
 
 def build_retinanet(
@@ -243,7 +243,7 @@ def wrapper(spec: BackboneSpec, features: list[str], config: DetectConfig, norm:
 
 def wrapper_bridge(spec: BackboneSpec, place: str) -> Bridge:
     """Into the wrapper: the same names, further in."""
-    return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{place}net.net.\1"),), places=(place,))
+    return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{place}net.net.\1"),), prefixes=(place,))
 
 
 def proposals(

@@ -21,8 +21,8 @@ from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
 from stillroom.backbone.atomic import refuse_missing
-from stillroom.backbone.bridge import ASIDE, Bridge
-from stillroom.backbone.image_files import listed
+from stillroom.backbone.bridge import UNUSED, Bridge
+from stillroom.backbone.image_files import from_paths
 from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import Annotated, Box, Images, encode
@@ -84,7 +84,7 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
     if isinstance(net, StillroomBackbone):
         if net.net.spec.name != spec.name:
             raise ValueError(f"the config's backbone is {net.net.spec.name}, the checkpoint is {spec.name}")
-        return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{place}net.net.\1"),), places=(place,))
+        return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{place}net.net.\1"),), prefixes=(place,))
     if not isinstance(net, ResNet) or native_depth(spec) is None:
         raise ValueError(f"the config's backbone is a {type(net).__name__}, which has no rules for {spec.name}")
     if any(block.conv1.stride != (1, 1) for block in model.modules() if isinstance(block, BottleneckBlock)):
@@ -95,7 +95,7 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
     head = "roi_heads.res5." if c4 else None
     rules, known = resnet_rules(place, head, frozen=False), set(model.state_dict())
     places = (place, head) if head else (place,)
-    return Bridge(spec=spec, rules=(*uncounted(spec, rules, known), *rules), places=places)
+    return Bridge(spec=spec, rules=(*uncounted(spec, rules, known), *rules), prefixes=places)
 
 
 def uncounted(spec: BackboneSpec, rules: tuple[Rule, ...], known: set[str]) -> tuple[Rule, ...]:
@@ -103,7 +103,7 @@ def uncounted(spec: BackboneSpec, rules: tuple[Rule, ...], known: set[str]) -> t
     own = build_backbone(spec.name, arguments=spec.arguments).net.state_dict()
     theirs = rename(own, rules, spec.name).tensors
     absent = [ours for ours, there in zip(own, theirs, strict=True) if "num_batches" in ours and there not in known]
-    return tuple(Rule(f"({re.escape(name)})", rf"{ASIDE}\1") for name in absent)
+    return tuple(Rule(f"({re.escape(name)})", rf"{UNUSED}\1") for name in absent)
 
 
 def read_user_data(file: Path) -> DetectionData:
@@ -201,4 +201,4 @@ def from_records(records: list[dict[str, Any]], areas: Mapping[tuple[int | float
                 id=record["image_id"], file=file, width=record["width"], height=record["height"], boxes=tuple(boxes)
             )
         )
-    return Images(root=listed([row.file for row in rows]).root, rows=tuple(rows))
+    return Images(root=from_paths([row.file for row in rows]).root, rows=tuple(rows))
