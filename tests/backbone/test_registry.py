@@ -232,3 +232,16 @@ def test_replace_input_changes_what_is_given_and_keeps_the_rest() -> None:
 def test_replace_input_is_checked() -> None:
     with pytest.raises(ValueError, match="input size is 0 px: it must be at least 1"):
         replace_input(build_backbone("cifar/resnet20"), size=0)
+
+
+def test_an_error_of_the_system_is_called_a_failed_download_only_for_pretrained_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torchvision.models, "get_model", refuse)
+    with pytest.raises(PermissionError):
+        build_backbone("torchvision/resnet18")
+    with pytest.raises(ValueError, match=r"resnet18 cannot be downloaded \(PermissionError\)"):
+        build_backbone("torchvision/resnet18", pretrained=True)
