@@ -48,11 +48,7 @@ class Bridge:
         return {name: tensor for name, tensor in model.items() if self.contains(name)}
 
     def load(self, model: nn.Module, backbone: Backbone) -> None:
-        """Load all weights of a backbone into a model, and nothing else.
-
-        Raises:
-            CheckpointError: tensors that are missing, foreign or of another shape, by name.
-        """
+        """Load all weights of a backbone into a model; CheckpointError names tensors that do not fit."""
         tensors, _ = self.to_framework(backbone)
         state = model.state_dict()
         _refuse_different(self.select(state), tensors, lambda a, b: a.shape == b.shape, "do not fit the checkpoint's")

@@ -140,11 +140,7 @@ class Backbone(nn.Module):
         return cls(opened, spec)
 
     def at(self, feature: FeaturePoint | None) -> "Backbone":
-        """The same net (shared, not copied) with its pooled feature read `before` or `after` the last activation.
-
-        Raises:
-            ValueError: for a user's module whose other feature point is not known.
-        """
+        """The same net (shared), its feature read `before` or `after`; ValueError if a user's module has only the other."""
         if feature in (None, self.spec.feature):
             return self
         if self.spec.name.startswith("module/") and self.last_activation is None:

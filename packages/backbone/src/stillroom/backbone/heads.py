@@ -15,11 +15,7 @@ LAYERS = {nn.Linear: "linear", nn.BatchNorm1d: "batchnorm", nn.SyncBatchNorm: "b
 
 
 def describe_head(head: nn.Sequential, classes: tuple[str, ...] = ()) -> Head:
-    """The description of a head of linear layers, batch norms and ReLUs, for a checkpoint's manifest.
-
-    Raises:
-        ValueError: another kind of layer, or no linear one.
-    """
+    """Describe a head of linear layers (at least one), batch norms and ReLUs for a manifest, or raise ValueError."""
     if unknown := [type(layer).__name__ for layer in head if type(layer) not in LAYERS]:
         raise ValueError(f"a head is made of {', '.join(dict.fromkeys(LAYERS.values()))}, not of {unknown[0]}")
     linears = [layer for layer in head if isinstance(layer, nn.Linear)]

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +28,13 @@ class ImageFiles:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over each file's relative path and size in bytes, in order: cheap, and the same for a copy."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\n".encode())
-        return digest.hexdigest()
+        return _sha256(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}" for path in self.paths)
 
     @cached_property
     def stamp(self) -> str:
         """SHA-256 over each file's path, size and modification time: for caches on this machine."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            status = path.stat()
-            digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        stats = ((path.resolve(), path.stat()) for path in self.paths)
+        return _sha256(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}" for path, stat in stats)
 
     def subset(self, indices: Sequence[int]) -> "ImageFiles":
         """Some of the files, in the order of `indices`."""
@@ -131,16 +126,12 @@ def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> I
     if classes is not None and set(names) != set(classes):
         lacks, extra = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
         raise ValueError(f"the classes of {root} differ from the training set's: missing {lacks}, extra {extra}")
-    classes = tuple(classes) if classes is not None else tuple(names)
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        members = sorted(_walk(root / name))
-        if not members:
-            raise ValueError(f"class folder {root / name} holds no images")
-        paths += members
-        labels += [label] * len(members)
-    return ImageFiles(root, tuple(paths), tuple(labels), classes)
+    classes = tuple(classes or names)
+    members = [sorted(_walk(root / name)) for name in classes]
+    if empty := [name for name, paths in zip(classes, members, strict=True) if not paths]:
+        raise ValueError(f"class folder {root / empty[0]} holds no images")
+    labels = tuple(label for label, paths in enumerate(members) for _ in paths)
+    return ImageFiles(root, tuple(chain(*members)), labels, classes)
 
 
 def shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
@@ -151,6 +142,13 @@ def shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
     return {
         label: np.random.default_rng([seed, label]).permutation(members).tolist() for label, members in indices.items()
     }
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -11,9 +11,7 @@ from stillroom.backbone.spec import FeaturePoint
 def load_backbone(name: str, feature: FeaturePoint | None = None) -> Backbone:
     """Load the backbone a person names: a checkpoint directory, a net with its published weights, or `random:NAME`.
 
-    Raises:
-        ValueError: as `build_backbone`.
-        CheckpointError: as `load_checkpoint`.
+    Errors are those of `build_backbone` and `load_checkpoint`.
     """
     refuse_missing_checkpoint(name)
     if name.startswith(RANDOM):

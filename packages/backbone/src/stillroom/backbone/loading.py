@@ -80,7 +80,7 @@ class ImageDataset(Dataset[Any]):
 
 
 def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Batch:
-    """Stack the readable samples, view by view, and name the others."""
+    """Stack the readable samples, view by view; name the broken ones."""
     good = [(index, views) for index, views in samples if not isinstance(views, str)]
     broken = [(index, why) for index, why in samples if isinstance(why, str)]
     views = [(views,) if isinstance(views, Tensor) else views for _, views in good]

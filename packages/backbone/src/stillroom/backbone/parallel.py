@@ -10,13 +10,7 @@ from stillroom.backbone.run import Run
 
 
 def wrap_ddp(module: nn.Module, run: Run, **arguments: Any) -> nn.Module:
-    """Average a module's gradients over the processes of a run; with one process, return the module itself.
-
-    Args:
-        module: on the run's device.
-        run: this process.
-        arguments: of `DistributedDataParallel`.
-    """
+    """Wrap a module on the run's device in DistributedDataParallel(**arguments); one process needs no wrapper."""
     if run.world_size == 1:
         return module
     return DistributedDataParallel(module, device_ids=[run.device] if run.device.type == "cuda" else None, **arguments)

@@ -120,11 +120,7 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path, run: Run) -> tuple["RunDirectory", dict[str, Any] | None]:
-        """Open a run to resume it: its last state (None if none was saved yet); metrics after that state are removed.
-
-        Raises:
-            ValueError: a state that cannot be read.
-        """
+        """Open a run to resume it from its last state, None if none was saved yet; later metrics are removed."""
         file = path / STATE
         try:
             state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
@@ -152,11 +148,7 @@ class RunDirectory:
         return "the last good state is kept" if (self.path / STATE).exists() else "no state had been saved yet"
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace state/last.pt; `state` must hold tensors and plain values only, and a `step`.
-
-        Raises:
-            DivergedError: weights that are not finite; the last good state is kept.
-        """
+        """Replace state/last.pt by tensors and plain values, with a `step`; DivergedError if any is not finite."""
         if not _all_finite(state):
             raise DivergedError(f"the weights are not finite at step {state['step']}: lower --lr; {self.kept}")
         if not self._writes:

@@ -29,11 +29,7 @@ def list_names() -> list[str]:
 
 
 def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, nn.Module | None]:
-    """Build and open timm's `name`; its classifier, if it has one, is returned with it.
-
-    Raises:
-        ValueError: no published weights, or timm builds a class that is not supported.
-    """
+    """Build and open timm's `name`, and its classifier if any; ValueError if weights or class are not supported."""
     architecture = name.split(".")[0]
     if timm.models.is_model_in_modules(architecture, ["vision_transformer"]):
         arguments = {"dynamic_img_size": True, **arguments}
@@ -67,11 +63,7 @@ def configuration(name: str) -> Any:
 
 
 def published(name: str) -> tuple[InputSpec, Licence]:
-    """The input and the licence that timm's pretrained configuration states for `name`.
-
-    Raises:
-        ValueError: timm has no weights with the tag after the dot of `name`.
-    """
+    """The input and licence in timm's pretrained configuration; ValueError if timm has no such tag (after the dot)."""
     try:
         config = configuration(name)
     except RuntimeError as error:
