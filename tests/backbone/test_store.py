@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stillroom.backbone import Run
-from stillroom.backbone.store import Store, cache_directory, store_bytes
+from stillroom.backbone.store import Store, cache_directory, cache_key, store_bytes
 
 
 @pytest.fixture
@@ -90,3 +90,9 @@ def test_a_store_that_was_cut_short_is_made_anew(tmp_path: Path, run: Run, name:
     assert again.num_missing == 50
     file.unlink()
     assert Store.open(tmp_path, {"a": 1}, 50, 8, run, "float32").num_missing == 50
+
+
+def test_the_key_of_a_record_is_that_of_older_versions() -> None:
+    """Computed with stillroom-backbone 0.3.0: caches that people have are found again."""
+    record = {"weights": "a" * 64, "images": {"count": 3, "view": [1, 2.5, None]}, "path": "x"}
+    assert cache_key(record) == "78c9757f4e935b9319d453ab240b1b74"
