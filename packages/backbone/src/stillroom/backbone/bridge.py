@@ -56,11 +56,7 @@ class Bridge:
         assert_same(self.select(model.state_dict()), tensors)
 
     def from_framework(self, model: Mapping[str, Tensor], initial: Backbone) -> Backbone:
-        """Our backbone with a trained model's tensors; those without a counterpart keep their initial values.
-
-        Args:
-            model: the state dict of the whole model.
-            initial: the backbone that training began with.
+        """Our backbone with the tensors of a trained model's state dict; those without a counterpart are `initial`'s.
 
         Raises:
             CheckpointError: tensors that are missing, foreign or of another shape, by name.

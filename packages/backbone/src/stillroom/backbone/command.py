@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Protocol
 
 import tyro
@@ -46,11 +45,9 @@ class ResumeFlags:
 
 
 def subcommand_union(presets: Mapping[str, Callable[..., Any]], commands: Mapping[str, type]) -> Any:
-    """Presets and commands as one union for tyro.
+    """Presets (functions that make a config) and commands (dataclasses of flags) as one union for tyro.
 
-    Args:
-        presets: functions that make a config; the docstring is the help, and a parameter without a default is required.
-        commands: dataclasses of flags.
+    A preset's docstring is its help, and a parameter without a default is a required flag.
     """
     configs = {}
     for name, preset in presets.items():
@@ -106,11 +103,10 @@ def _is_ours(error: Exception, scripts: Path) -> bool:
     """
     if type(error).__module__.startswith("stillroom."):
         return True  # DataLoader raises an error of its worker again, in a frame of torch
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    trace = error.__traceback__
+    assert trace is not None, "a caught error has a traceback"
+    while trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None:
-        return False
     code = trace.tb_frame.f_code
     module = trace.tb_frame.f_globals.get("__name__", "")
     ours = module.startswith("stillroom.") or scripts in Path(code.co_filename).parents

@@ -35,13 +35,7 @@ def config_to_json(config: Any, unions: tuple[Any, ...] = ()) -> str:
 
 
 def reread_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **changes: Any) -> C:
-    """The config of an existing run; its directory may have been moved.
-
-    Args:
-        path: the run directory; the config's `out`.
-        kind: class of the config.
-        unions: types of its fields that have several variants.
-        changes: fields to replace; None keeps the run's value.
+    """Read the config of the run in `path`, which may have been moved; `changes` that are not None replace fields.
 
     Raises:
         ValueError: not a run directory, or one of another version.
@@ -51,15 +45,9 @@ def reread_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **cha
 
 
 def refuse_beside(config: Any, flag: str, kept: Collection[str]) -> None:
-    """Refuse settings that would have no effect because another one replaces them.
+    """Raise ValueError for a setting, other than those `kept`, that has no effect because `flag` replaces it.
 
-    Args:
-        config: a dataclass; its fields without a default are not checked.
-        flag: name of the field that replaces them.
-        kept: names of the fields that keep their effect.
-
-    Raises:
-        ValueError: with the first field that is not at its default.
+    Such a setting is a field that is not at its default; fields without a default are not checked.
     """
     for field in fields(config):
         value = getattr(config, field.name)

@@ -47,13 +47,12 @@ def rename(state: Mapping[str, Tensor], rules: Sequence[Rule], source: str) -> R
     return renamed
 
 
-# KDEP files were written by the robustness library (Engstrom et al., 2019): the net stands under module.model, a second
+# KDEP files were written by the robustness library (Engstrom et al., 2019): the net is under module.model, a second
 # time under module.attacker.model, and the input normalisation beside both.
 ROBUSTNESS = (
     Rule(r"module\.attacker\..*", None),
     Rule(r"module\.normalizer\.(new_mean|new_std)", r"normalizer.\1"),
-    Rule(r"module\.model\.model\.(.*)", r"\1"),
-    Rule(r"module\.model\.(.*)", r"\1"),
+    Rule(r"module\.model\.(?:model\.)?(.*)", r"\1"),
 )
 
 # KDEP's MobileNet-V2 (each block's layers in one flat Sequential, the last 1x1 convolution outside `features`) in

@@ -14,11 +14,10 @@ B = TypeVar("B", bound=Sized)
 
 
 class Progress:
-    """Show a bar while a loader is iterated, and measure the rate and the waiting time.
+    """Show a bar while a loader is iterated, on the main process only, and measure the rate and the waiting time.
 
     Args:
         total: number of images, over all processes.
-        run: this process; only the main one shows a bar.
         label: text before the bar.
         done: images processed before this run was resumed.
     """

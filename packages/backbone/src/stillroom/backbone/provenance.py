@@ -33,11 +33,9 @@ def made_by(package: str, config: Mapping[str, Any] | None = None) -> MadeBy:
 
 def source_commit() -> str | None:
     """The commit of the source tree this code runs from, `+dirty` with uncommitted changes; None for a wheel."""
-    here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here)]
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
-        if tracked.returncode != 0:
+        if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True).returncode != 0:
             return None
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
