@@ -31,17 +31,16 @@ class Run:
     @classmethod
     def start(cls, device: DeviceName = "auto") -> "Run":
         """Join the process group that torchrun started, or run alone; ValueError if there is no such device."""
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        if device == "auto":
-            device = next(name for name, there in available.items() if there)
-        if not available[device]:
-            raise ValueError(f"device {device} is requested and torch sees none: pass --device cpu, or auto")
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        kind = next(name for name in found if found[name]) if device == "auto" else device
+        if not found[kind]:
+            raise ValueError(f"device {kind} is requested and torch sees none: pass --device cpu, or auto")
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
-            return cls(device=torch.device(device))
+            return cls(device=torch.device(kind))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
         if local.type == "cuda":
             torch.cuda.set_device(local)
         return cls(device=local, rank=dist.get_rank(), world_size=world_size)

@@ -60,7 +60,7 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Opene
     if pretrained:
         raise ValueError(f"cifar/{name} has no published weights: pass random:cifar/{name} or a checkpoint directory")
     depth = int(name.removeprefix("resnet"))
-    net = nn.Sequential()
+    net: Any = nn.Sequential()
     net.add_module("conv1", nn.Conv2d(3, 16, 3, 1, 1, bias=False))
     net.add_module("bn1", nn.BatchNorm2d(16))
     net.add_module("relu", nn.ReLU())

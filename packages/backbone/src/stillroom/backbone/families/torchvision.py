@@ -95,7 +95,7 @@ def open_resnet(net: Any) -> tuple[OpenedNet, nn.Module]:
     # `replace_stride_with_dilation` keeps the resolution of later stages
     strides = tuple(accumulate((getattr(net, name)[0].stride for name in stages[1:]), mul, initial=_STRIDES[0]))
     modules = ("conv1", "bn1", "relu", "maxpool", *stages)
-    tail = {"last_activation": nn.ReLU(), "last_map_is_tail": True}
+    tail: dict[str, Any] = {"last_activation": nn.ReLU(), "last_map_is_tail": True}
     return _open(net, classifier.in_features, modules, stages, strides, **tail), classifier
 
 
@@ -103,7 +103,7 @@ def _open_regnet(net: Any) -> tuple[OpenedNet, nn.Module]:
     classifier, net.fc = net.fc, nn.Identity()
     list(net.trunk_output[-1].children())[-1].activation = nn.Identity()
     stages = [f"trunk_output.{name}" for name, _ in net.trunk_output.named_children()]
-    tail = {"last_activation": nn.ReLU(), "last_map_is_tail": True}
+    tail: dict[str, Any] = {"last_activation": nn.ReLU(), "last_map_is_tail": True}
     return _open(net, classifier.in_features, ["stem", *stages], stages, **tail), classifier
 
 
