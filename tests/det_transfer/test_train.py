@@ -411,7 +411,7 @@ def test_images_to_predict_are_looked_at_first(
     (tmp_path / "twins").mkdir()
     for name in ("a.png", "a.jpg"):
         Image.open(boxed / "images" / "val" / "00.png").save(tmp_path / "twins" / name)
-    with pytest.raises(ValueError, match=r"would share the picture a.png: rename one of them"):
+    with pytest.raises(ValueError, match=r"would share the PNG a.png: rename one of them"):
         predict(out, tmp_path / "twins", tmp_path / "found", device="cpu")
     image = Image.open(tmp_path / "twins" / "a.jpg")
     tags = image.getexif()

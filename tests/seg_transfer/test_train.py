@@ -79,7 +79,7 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
     twins.mkdir()
     for name in ("a.jpg", "a.png"):
         Image.new("RGB", (40, 32)).save(twins / name)
-    with pytest.raises(ValueError, match=r"two images of .*twins would share the picture a.png: rename one of them"):
+    with pytest.raises(ValueError, match=r"two images of .*twins would share the PNG a.png: rename one of them"):
         predict(out, twins, out.parent / "other", device="cpu")
     assert Image.open(masks / "overlays" / "00.png").size == (40, 32)
     assert (masks / "classes.txt").read_text() == "background\nleft\nright\n"
