@@ -16,7 +16,7 @@ import tyro
 from stillroom.backbone import ImageFiles, read_labelled, read_unlabelled
 from stillroom.backbone.atomic import refuse_existing, replace_directory, write_file
 from stillroom.backbone.command import report_errors
-from stillroom.backbone.image_files import listed, shuffled_by_class
+from stillroom.backbone.image_files import from_paths, shuffled_by_class
 
 _CLASSES_SEED = 1234  # of SimReg's ImageNet-100
 
@@ -42,7 +42,7 @@ class Subset:
         refuse_existing(self.out)
         part = choose(self)
         if self.out.suffix == ".txt":
-            part = listed([path.resolve() for path in part.paths])
+            part = from_paths([path.resolve() for path in part.paths])
             write_list(part, self)
         else:
             link(part, self.out)

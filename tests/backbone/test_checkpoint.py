@@ -240,6 +240,30 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path, backbone=tiny())
 
 
+def test_what_is_loaded_is_what_was_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are read once: another process that replaces the file afterwards changes nothing."""
+    path = store(tmp_path / "s", tiny(3.0))
+    read_bytes = Path.read_bytes
+
+    def read_and_replace(file: Path) -> bytes:
+        content = read_bytes(file)
+        file.write_bytes(b"another file")
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_replace)
+    assert load_checkpoint(path, backbone=tiny(0.0))[0].net.weight.unique().tolist() == [3.0]
+    with pytest.raises(CheckpointError, match="has 12 bytes, its manifest says"):
+        load_checkpoint(path, backbone=tiny())
+
+
+def test_a_head_without_its_file_is_refused(tmp_path: Path) -> None:
+    path = store(tmp_path / "s")
+    head = {"kind": "linear", "in_dim": 2, "out_dim": 3, "classes": []}
+    edit(path, lambda raw: raw["heads"].update({"classifier": head}))
+    with pytest.raises(CheckpointError, match=r"describes the head .classifier. and lacks heads\.safetensors"):
+        load_heads(path, "classifier")
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store(tmp_path_factory.mktemp("sound") / "s")
@@ -331,7 +355,7 @@ def test_what_is_no_checkpoint_is_not_replaced(tmp_path: Path, what: str) -> Non
     photo = tmp_path / "photos" / "holiday.jpg" if what == "folder" else tmp_path / "photos"
     photo.parent.mkdir(exist_ok=True)
     photo.write_text("the only copy")
-    with pytest.raises(CheckpointError, match=r"photos exists and is no checkpoint: it is not replaced, choose"):
+    with pytest.raises(CheckpointError, match=r"photos exists and is not a checkpoint: it is not replaced, choose"):
         store(tmp_path / "photos")
     assert photo.read_text() == "the only copy"
 

@@ -92,7 +92,7 @@ def test_inspect_prints_net_input_provenance_licence_and_files(command: Command,
 
 
 def test_verify_says_that_all_is_as_written(command: Command, student: Path) -> None:
-    assert command("verify", student) == (0, f"{student}: 2 files and 114 tensors are as written\n", "")
+    assert command("verify", student) == (0, f"{student}: 2 files and 114 tensors are unchanged\n", "")
 
 
 @pytest.mark.parametrize("word", ["inspect", "verify"])

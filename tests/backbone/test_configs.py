@@ -66,6 +66,6 @@ def test_what_would_not_count_is_refused() -> None:
     config = Config(data=Path("a"), out=Path("b"), mean=(0.1, 0.2))
     refuse_beside(config, "out", ["mean"])
     with pytest.raises(
-        ValueError, match=r"^--mean is \(0.1, 0.2\), by a flag or the preset, and would not count beside"
+        ValueError, match=r"^--mean is \(0.1, 0.2\), set by a flag or the preset, and has no effect beside"
     ):
         refuse_beside(config, "out", ["names"])

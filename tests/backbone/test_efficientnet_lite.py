@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.backbone import CheckpointError, Licence, Normalize, load_checkpoint, load_heads
-from stillroom.backbone.exchange import export_file, import_file
+from stillroom.backbone.exporting import export_file
+from stillroom.backbone.importing import import_file
 from stillroom.backbone.keys import EFFICIENTNET_LITE0, rename
 
 LITE0 = "timm/tf_efficientnet_lite0"

@@ -160,16 +160,16 @@ def test_a_cifar_resnet_has_6n_plus_2_layers(depth: int) -> None:
 
 @pytest.mark.parametrize("name", ["timm/regnetv_040", "timm/regnetz_005"])
 def test_a_regnet_with_a_final_convolution_is_refused(name: str) -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match=f"{name} has a final convolution.*use from_module"):
+    with torch.device("meta"), pytest.raises(ValueError, match=f"{name} has a final convolution.*from_module"):
         build_backbone(name)
 
 
 def test_a_class_without_a_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"timm/resnet18 is a FeatureListNet, which has no rule here: wrap it"):
+    with pytest.raises(ValueError, match=r"timm/resnet18 is a FeatureListNet, which is not supported: wrap it"):
         build_backbone("timm/resnet18", arguments={"features_only": True})
 
 
 @pytest.mark.parametrize("name", ["timm/mobilenetv1_100", "timm/test_efficientnet_evos"])
 def test_an_efficientnet_without_a_plain_last_activation_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} has no activation of its own behind its last convolution"):
+    with pytest.raises(ValueError, match=f"{name} has no separate activation after its last convolution"):
         build_backbone(name)

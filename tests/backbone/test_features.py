@@ -78,7 +78,7 @@ def test_a_module_with_levels_gives_its_maps() -> None:
 
 @pytest.mark.parametrize("name", ["mine", "timm/resnet18", "modules/Pooled"])
 def test_a_net_of_ones_own_is_not_called_like_a_librarys(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' is no name for a net of your own: call it module/Pooled"):
+    with pytest.raises(ValueError, match=f"'{name}' is not the name of your own net: name it module/Pooled"):
         Backbone.from_module(Pooled(), spec_of(name=name))
 
 
@@ -101,7 +101,7 @@ def test_the_other_feature_point_of_a_module_needs_its_last_activation(
 ) -> None:
     backbone = Backbone.from_module(Pooled(), spec_of(pre_activation=pre_activation))
     assert backbone.at(here) is backbone
-    sentence = f"module/Own gives its feature {here} the last activation: for `{other}` pass last_activation to"
+    sentence = f"module/Own returns its feature {here} the last activation: for `{other}` pass last_activation to"
     with pytest.raises(ValueError, match=sentence):
         backbone.at(other)
 

@@ -37,7 +37,7 @@ def test_a_bare_classifier_is_a_linear_head() -> None:
 
 
 def test_what_has_no_word_is_refused() -> None:
-    with pytest.raises(ValueError, match="GELU has no word"):
+    with pytest.raises(ValueError, match="not of GELU"):
         describe_head(nn.Sequential(nn.Linear(2, 2), nn.GELU()))
     with pytest.raises(ValueError, match="needs a linear layer"):
         describe_head(nn.Sequential(nn.ReLU()))

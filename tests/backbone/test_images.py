@@ -24,7 +24,7 @@ from stillroom.backbone import (
     read_unlabelled,
 )
 from stillroom.backbone.image_files import EXTENSIONS
-from stillroom.backbone.images import is_turned, load_image
+from stillroom.backbone.images import has_exif_orientation, load_image
 
 CPU = torch.device("cpu")
 
@@ -376,4 +376,4 @@ def test_a_jpeg_that_its_tag_turns_is_told(tmp_path: Path, orientation: int | No
         tags[ExifTags.Base.Orientation] = orientation
     image.save(tmp_path / "a.jpg", exif=tags)
     with Image.open(tmp_path / "a.jpg") as opened:
-        assert is_turned(opened) == turned
+        assert has_exif_orientation(opened) == turned

@@ -1,4 +1,4 @@
-"""The first weights of a run."""
+"""The initial weights of a run."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 from stillroom.backbone import build_backbone, replace_input, save_checkpoint
 from stillroom.backbone.initial import initial_backbone
-from stillroom.backbone.names import other_than_bare, trained_method
+from stillroom.backbone.names import first_net, trained_method
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_random_and_pretrained_have_the_net_and_the_input_of_another_checkpoint(
     assert not torch.equal(random.net.conv1.weight, other.net.conv1.weight)
     with pytest.raises(ValueError, match="cifar/resnet20 has no published weights"):
         initial_backbone("pretrained", str(student), seed=0)
-    with pytest.raises(ValueError, match="--checkpoint random alone names no net: say random:NAME, or whose by --like"):
+    with pytest.raises(ValueError, match="--checkpoint random names no net: pass random:NAME, or the net with --like"):
         initial_backbone("random", None, seed=0)
 
 
@@ -40,5 +40,5 @@ def test_the_seed_decides_what_random_with_a_name_is() -> None:
 def test_weights_trained_with_labels_are_supervised_or_fine_tuned() -> None:
     methods = [trained_method(name) for name in ("random", "random:cifar/resnet20", "timm/resnet18", "runs/a")]
     assert methods == ["supervised", "supervised", "finetune", "finetune"]
-    assert other_than_bare(("random", "pretrained", "runs/a", "runs/b")) == "runs/a"
-    assert other_than_bare(("random",)) is None
+    assert first_net(("random", "pretrained", "runs/a", "runs/b")) == "runs/a"
+    assert first_net(("random",)) is None

@@ -74,17 +74,17 @@ def test_a_path_without_a_checkpoint_is_refused_and_what_may_be_a_net_passes(
 
 
 def test_a_name_like_no_other_is_told_what_names_look_like() -> None:
-    with pytest.raises(ValueError, match="names look like torchvision/resnet18; a net of your own"):
+    with pytest.raises(ValueError, match="names look like torchvision/resnet18; wrap a net of your own"):
         build_backbone("xqz")
 
 
 def test_cifar_nets_have_no_published_weights() -> None:
-    with pytest.raises(ValueError, match="cifar/resnet20 has no published weights: say random:cifar/resnet20 or give"):
+    with pytest.raises(ValueError, match="cifar/resnet20 has no published weights: pass random:cifar/resnet20 or a"):
         build_backbone("cifar/resnet20", pretrained=True)
 
 
 def test_a_timm_net_without_published_weights_says_so() -> None:
-    with pytest.raises(ValueError, match="timm has no published weights for resnet200: say random:timm/resnet200"):
+    with pytest.raises(ValueError, match="timm has no published weights for resnet200: pass random:timm/resnet200"):
         build_backbone("timm/resnet200", pretrained=True)
 
 
@@ -176,7 +176,7 @@ def test_weights_of_torchvision_are_read_from_torchs_cache(monkeypatch: pytest.M
         assert torch.equal(tensor, state[key]), key
 
 
-def test_torchvision_weights_that_cannot_be_downloaded_say_where_the_file_is_looked_for(
+def test_torchvision_weights_that_cannot_be_downloaded_say_where_the_file_is_searched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -186,14 +186,14 @@ def test_torchvision_weights_that_cannot_be_downloaded_say_where_the_file_is_loo
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     sentence = (
-        rf"weights of torchvision/resnet18 cannot be downloaded \(URLError\): they are looked for in {tmp_path}/hub/"
-        r"checkpoints .*put the file there.*stillroom-checkpoint import.*or say random:torchvision/resnet18"
+        rf"weights of torchvision/resnet18 cannot be downloaded \(URLError\): they are searched in {tmp_path}/hub/"
+        r"checkpoints .*put the file there.*stillroom-checkpoint import.*or pass random:torchvision/resnet18"
     )
     with pytest.raises(ValueError, match=sentence):
         build_backbone("torchvision/resnet18", pretrained=True)
 
 
-def test_timm_weights_that_cannot_be_downloaded_say_where_the_file_is_looked_for(
+def test_timm_weights_that_cannot_be_downloaded_say_where_the_file_is_searched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -232,3 +232,16 @@ def test_replace_input_changes_what_is_given_and_keeps_the_rest() -> None:
 def test_replace_input_is_checked() -> None:
     with pytest.raises(ValueError, match="input size is 0 px: it must be at least 1"):
         replace_input(build_backbone("cifar/resnet20"), size=0)
+
+
+def test_an_error_of_the_system_is_called_a_failed_download_only_for_pretrained_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torchvision.models, "get_model", refuse)
+    with pytest.raises(PermissionError):
+        build_backbone("torchvision/resnet18")
+    with pytest.raises(ValueError, match=r"resnet18 cannot be downloaded \(PermissionError\)"):
+        build_backbone("torchvision/resnet18", pretrained=True)

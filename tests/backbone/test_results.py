@@ -48,12 +48,12 @@ def test_a_dataset_is_recorded_by_its_files(unlabelled: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"schema": null}'])
 def test_a_damaged_file_is_no_results_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json is no results file"):
+    with pytest.raises(ValueError, match=r"results\.json is not a results file"):
         read_results(tmp_path)
 
 
 def test_a_missing_file_is_no_results_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"results\.json is no results file: .*No such file"):
+    with pytest.raises(ValueError, match=r"results\.json is not a results file: .*No such file"):
         read_results(tmp_path)
 
 

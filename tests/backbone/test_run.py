@@ -45,8 +45,8 @@ def test_auto_takes_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("device", "sentence"),
     [
-        ("cuda", "device cuda was asked for and torch sees no GPU: say --device cpu, or auto"),
-        ("mps", "device mps was asked for and this machine has none: say --device cpu, or auto"),
+        ("cuda", "device cuda is requested and torch sees none: pass --device cpu, or auto"),
+        ("mps", "device mps is requested and torch sees none: pass --device cpu, or auto"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, sentence: str) -> None:
@@ -85,7 +85,7 @@ def test_two_processes_add_up_gather_and_share_one_directory(tmp_path: Path) -> 
     received = sorted(answers.get(timeout=60) for _ in processes)
     for process in processes:
         process.join(60)
-    refused = f"{tmp_path}/run exists: choose another --out, or go on with it by `resume {tmp_path}/run`"
+    refused = f"{tmp_path}/run exists: choose another --out, or resume it with `resume {tmp_path}/run`"
     everybody = [{"rank": 0}, {"rank": 1}]
     assert received == [[rank, 2, [3.0, 20.0], everybody, refused] for rank in (0, 1)]
     assert read_metrics(tmp_path / "run") == [{"step": 1, "loss": 0.0}]  # the main process alone writes
@@ -153,7 +153,7 @@ def test_a_new_run_directory_holds_its_config(tmp_path: Path, run: Run) -> None:
 
 
 def test_an_existing_directory_is_refused(tmp_path: Path, run: Run) -> None:
-    with pytest.raises(ValueError, match=f"{tmp_path} exists: choose another --out, or go on with it by `resume "):
+    with pytest.raises(ValueError, match=f"{tmp_path} exists: choose another --out, or resume it with `resume "):
         RunDirectory.create(tmp_path, "{}", run)
     assert list(tmp_path.iterdir()) == []
 
@@ -227,7 +227,7 @@ class Hostile:
 
 def test_a_hostile_state_is_not_run(stopped: Path, run: Run, tmp_path: Path) -> None:
     torch.save({"step": 2, "config": Hostile(tmp_path / "was-run")}, stopped / "state" / "last.pt")
-    with pytest.raises(ValueError, match=r"last.pt is damaged: remove it, and .* begins anew when it is resumed"):
+    with pytest.raises(ValueError, match=r"last.pt is damaged: remove it, and .* is resumed from its first step"):
         RunDirectory.reopen(stopped, run)
     assert not (tmp_path / "was-run").exists()
     assert len(read_metrics(stopped)) == 4  # nothing was cut

@@ -43,3 +43,16 @@ def test_every_gamma_and_warm_up_of_steps_are_heeded() -> None:
 )
 def test_a_factor_is_never_below_zero_or_above_one(schedule: Cosine | Step, share: float, epochs: int) -> None:
     assert 0 <= schedule.factor(share * epochs, epochs) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "sentence"),
+    [
+        (Cosine, {"warmup_epochs": -1.0}, r"--schedule\.warmup-epochs is -1\.0: it must be at least 0"),
+        (Step, {"warmup_epochs": float("nan")}, r"--schedule\.warmup-epochs is nan: it must be at least 0, and finite"),
+        (Step, {"every": 0}, r"--schedule\.every is 0: it must be at least 1"),
+    ],
+)
+def test_an_impossible_schedule_is_refused_when_it_is_made(kind: type, change: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        kind(**change)

@@ -12,10 +12,20 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from stillroom.backbone import CheckpointError, load_backbone, load_checkpoint, load_heads, save_checkpoint
-from stillroom.backbone.exchange import export_file, import_file
+from stillroom.backbone import (
+    Backbone,
+    BackboneSpec,
+    CheckpointError,
+    InputSpec,
+    load_backbone,
+    load_checkpoint,
+    load_heads,
+    save_checkpoint,
+)
+from stillroom.backbone.exporting import export_file, write_onnx
 from stillroom.backbone.families import simclr
 from stillroom.backbone.heads import build_head
+from stillroom.backbone.importing import import_file
 
 State = dict[str, Tensor]
 R18 = "torchvision/resnet18"
@@ -201,7 +211,7 @@ def test_what_timms_layout_cannot_say_is_refused(tmp_path: Path) -> None:
         backbone="torchvision/resnet18",
         channel_order="bgr",
     )
-    with pytest.raises(CheckpointError, match=r"takes bgr in .*: timm's layout cannot say so"):
+    with pytest.raises(CheckpointError, match=r"takes bgr in .*: timm's layout cannot express that"):
         export_file(tmp_path / "bgr", tmp_path / "hub", target="huggingface")
     assert not (tmp_path / "hub").exists()
 
@@ -219,6 +229,16 @@ def test_onnx_gives_the_same_features_at_any_batch(name: str, tmp_path: Path) ->
             expected = load_checkpoint(tmp_path / "ckpt")[0].eval()(images).pooled
         ours = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
         assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_an_error_of_the_net_is_not_called_a_failed_export(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise IndexError("a bug")
+
+    spec = BackboneSpec(name="module/Net", dim=2, input=InputSpec(size=8))
+    with pytest.raises(IndexError, match="a bug"):
+        write_onnx(tmp_path / "net.onnx", Backbone.from_module(Net(), spec))
 
 
 def test_onnx_without_its_packages_is_one_sentence(

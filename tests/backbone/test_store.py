@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stillroom.backbone import Run
-from stillroom.backbone.store import Store, cache_directory, store_bytes
+from stillroom.backbone.store import Store, cache_directory, cache_key, store_bytes
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_broken_rows_are_no_longer_missing_and_never_read(tmp_path: Path, run: R
 
 def test_values_beyond_float16_are_refused_and_leave_the_row_empty(tmp_path: Path, run: Run) -> None:
     store = Store.open(tmp_path, {}, 2, 2, run)
-    with pytest.raises(ValueError, match="features up to 1e\\+06 do not fit float16: ask for float32"):
+    with pytest.raises(ValueError, match="features up to 1e\\+06 do not fit float16: use float32"):
         store.write(torch.tensor([0]), torch.tensor([[1e6, 0.0]]))
     assert store.num_missing == 2
     wide = Store.open(tmp_path, {}, 2, 2, run, "float32")
@@ -90,3 +90,9 @@ def test_a_store_that_was_cut_short_is_made_anew(tmp_path: Path, run: Run, name:
     assert again.num_missing == 50
     file.unlink()
     assert Store.open(tmp_path, {"a": 1}, 50, 8, run, "float32").num_missing == 50
+
+
+def test_the_key_of_a_record_is_that_of_older_versions() -> None:
+    """Computed with stillroom-backbone 0.3.0: caches that people have are found again."""
+    record = {"weights": "a" * 64, "images": {"count": 3, "view": [1, 2.5, None]}, "path": "x"}
+    assert cache_key(record) == "78c9757f4e935b9319d453ab240b1b74"

@@ -89,7 +89,7 @@ def test_runs_that_are_done_are_kept_and_one_that_was_stopped_goes_on(
 def test_random_has_the_net_of_the_first_checkpoint(config: ClassifyConfig) -> None:
     cells = split(config)
     assert {cell.like for cell in cells if cell.checkpoint == ("random",)} == {config.checkpoint[0]}
-    with pytest.raises(ValueError, match="--checkpoint random alone names no net: say random:NAME, or whose by --like"):
+    with pytest.raises(ValueError, match="--checkpoint random names no net: pass random:NAME, or the net with --like"):
         finetune(replace(config, checkpoint=("random",), lrs=(0.1,), seeds=(0,)))
 
 

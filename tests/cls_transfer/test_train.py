@@ -35,7 +35,7 @@ from stillroom.backbone import (
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.exchange import import_file
+from stillroom.backbone.importing import import_file
 from stillroom.backbone.loading import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train

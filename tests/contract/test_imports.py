@@ -62,7 +62,7 @@ LINES: dict[str, dict[str, str]] = {
         f"pspnet {RUN} --data /nowhere": "there is no folder /nowhere",
         f"pspnet {RUN}": "give --data, or --framework-config with a data set of its own",
         f"pspnet {RUN} --framework-config /nowhere.py": "there is no /nowhere.py",
-        "predict --run HERE --out OUT --images HERE": "is no run that is done: it has no results.json",
+        "predict --run HERE --out OUT --images HERE": "is not a finished run: it has no results.json",
         "resume /nowhere": "/nowhere is not a run directory",
     },
     "det_transfer": {
@@ -70,7 +70,7 @@ LINES: dict[str, dict[str, str]] = {
         f"faster-rcnn-fpn {RUN} --backend torchvision --data /nowhere": "there is no folder /nowhere",
         f"faster-rcnn-fpn {RUN} --backend torchvision": "pass --data, or --train and --val, or --framework-config",
         f"smoke {RUN} --train /nowhere.json HERE --val HERE HERE": "there is no /nowhere.json",
-        "predict --run HERE --out OUT --images HERE": "is no run that is done: it has no results.json",
+        "predict --run HERE --out OUT --images HERE": "is not a finished run: it has no results.json",
         "resume /nowhere": "/nowhere is not a run directory",
     },
     "eval_ssl": {
@@ -87,7 +87,7 @@ LINES: dict[str, dict[str, str]] = {
         "verify /nowhere": "/nowhere is not a checkpoint: it has no manifest.json",
     },
     "make_subset": {"--nonsense": "", "--per-class 2 --data /nowhere --out OUT": "there is no folder /nowhere"},
-    "table": {"--nonsense": "", "student=/nowhere": "/nowhere is no results file"},
+    "table": {"--nonsense": "", "student=/nowhere": "/nowhere is not a results file"},
     "make_toy_data": {"--nonsense": ""},
     "study": {"methods --nonsense": ""},
     "bench": {"--nonsense": ""},

@@ -90,7 +90,7 @@ def test_tensors_that_do_not_fit_are_named(make_config: Make, lively: Lively) ->
     with torch.no_grad():
         model.backbone.body.backbone.net.layer3[0].conv1.weight[0, 0, 0, 0] += 1e-6
     with pytest.raises(CheckpointError, match=r"1 of 120 tensors .* are not the checkpoint's: .*layer3.0.conv1.weight"):
-        assert_same(bridge.own(model.state_dict()), tensors)
+        assert_same(bridge.select(model.state_dict()), tensors)
     with pytest.raises(CheckpointError, match=r"do not fit the checkpoint's: backbone.body.backbone.net.layer1"):
         bridge.load(model, build_backbone("torchvision/resnet50"))
     state = model.state_dict()

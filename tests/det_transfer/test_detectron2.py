@@ -162,7 +162,7 @@ def test_legacy_loads_23_of_50_tensors_and_the_plain_head_25_of_25(make: Make, l
         model, bridge = cross(make(neck="c4", legacy=legacy), backbone)
         head = "roi_heads.res5.stage." if legacy != "none" else "roi_heads.res5."
         names = [n for n in model.state_dict() if n.startswith(head) and "num_batches" not in n]
-        own = [name for name in names if bridge.owns(name)]
+        own = [name for name in names if bridge.contains(name)]
         assert (len(own), len(names)) == (ours, all_of_them)
         if legacy != "none":
             theirs = {plain(name): tuple(model.state_dict()[name].shape) for name in names}
@@ -635,7 +635,7 @@ def test_a_user_config_gets_our_weights(boxed: Path, tmp_path: Path) -> None:
         finetune(replace(config, framework_config=tmp_path / "absent.py", out=tmp_path / "e"))
     check(config, world_size=3, on_cpu=True)  # the config's own batch is shared, not ours
     with pytest.raises(
-        ValueError, match=r"--data is .*boxed, .* would not count beside --framework-config: leave it out"
+        ValueError, match=r"--data is .*boxed, .* has no effect beside --framework-config: leave it out"
     ):
         finetune(replace(config, data=boxed, out=tmp_path / "h"))
 

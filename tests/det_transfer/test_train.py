@@ -99,7 +99,7 @@ def test_a_run_writes_checkpoint_predictions_figures_and_results(make_config: Ma
     assert kept == [row["score"] for row in content["annotations"] if row["score"] >= middle]
     with pytest.raises(ValueError, match="found exists: choose another --out"):
         predict(out, config.data / "images" / "val", found, device="cpu")
-    with pytest.raises(ValueError, match=r"is no run that is done: it has no results.json"):
+    with pytest.raises(ValueError, match=r"is not a finished run: it has no results.json"):
         predict(config.data, config.data / "images" / "val", config.out.parent / "other", device="cpu")
     with pytest.raises(ValueError, match=r"--score is 2.0: it must lie in \[0, 1\]"):
         predict(out, config.data / "images" / "val", config.out.parent / "other", score=2.0, device="cpu")
@@ -422,7 +422,7 @@ def test_images_to_predict_are_checked_first(
     (tmp_path / "twins").mkdir()
     for name in ("a.png", "a.jpg"):
         Image.open(boxed / "images" / "val" / "00.png").save(tmp_path / "twins" / name)
-    with pytest.raises(ValueError, match=r"would share the picture a.png: rename one of them"):
+    with pytest.raises(ValueError, match=r"would share the PNG a.png: rename one of them"):
         predict(out, tmp_path / "twins", tmp_path / "found", device="cpu")
     image = Image.open(tmp_path / "twins" / "a.jpg")
     tags = image.getexif()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stillroom.backbone import load_backbone
-from stillroom.backbone.exchange import import_file
+from stillroom.backbone.importing import import_file
 from stillroom.distill import AlignedTarget, Moments, PowerTemperatureScaling, SvdAlignment, SvdPts, build_alignment
 from stillroom.distill.alignment import fix_signs
 

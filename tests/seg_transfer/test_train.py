@@ -79,13 +79,13 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
     twins.mkdir()
     for name in ("a.jpg", "a.png"):
         Image.new("RGB", (40, 32)).save(twins / name)
-    with pytest.raises(ValueError, match=r"two images of .*twins would share the picture a.png: rename one of them"):
+    with pytest.raises(ValueError, match=r"two images of .*twins would share the PNG a.png: rename one of them"):
         predict(out, twins, out.parent / "other", device="cpu")
     assert Image.open(masks / "overlays" / "00.png").size == (40, 32)
     assert (masks / "classes.txt").read_text() == "background\nleft\nright\n"
     with pytest.raises(ValueError, match="masks exists: choose another --out"):
         predict(out, config.data / "images" / "val", masks, device="cpu")
-    with pytest.raises(ValueError, match=r"is no run that is done: it has no results.json"):
+    with pytest.raises(ValueError, match=r"is not a finished run: it has no results.json"):
         predict(config.data, config.data / "images" / "val", config.out.parent / "other", device="cpu")
     (twins / "results.json").write_text("{}")
     with pytest.raises(ValueError, match=r"twins has no whole iter_\*.pth: train it again"):
@@ -183,7 +183,7 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
         checkpoint=(str(student),), framework_config=file, out=plain.parent / "adopted", device="cpu"
     )
     for change in ({"data": plain}, {"steps": 7}):
-        with pytest.raises(ValueError, match=r"--(data|steps) is .*, and would not count beside --framework-config"):
+        with pytest.raises(ValueError, match=r"--(data|steps) is .*, and has no effect beside --framework-config"):
             finetune(replace(config, **change))
     out = finetune(config)
     resolved = Config.fromfile(str(out / "config.py"))
@@ -201,7 +201,7 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
         load_file(student / "model.safetensors")["conv1.weight"],
     )
     (out / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"^--log-every is 7, .* would not count beside --framework-config: leave"):
+    with pytest.raises(ValueError, match=r"^--log-every is 7, .* has no effect beside --framework-config: leave"):
         resume(out, log_every=7)
     resume(out)
     assert read_results(out).metrics == results.metrics

@@ -82,7 +82,7 @@ def test_an_existing_list_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     [
         ("", "lists no images"),
         ("# only a comment\n", "lists no images"),
-        ("absent.png\n", "lists 1 files that are not"),
+        ("absent.png\n", "lists 1 files that do not exist"),
     ],
 )
 def test_a_list_that_names_nothing_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -90,5 +90,5 @@ def test_a_list_that_names_nothing_is_one_sentence(tmp_path: Path, text: str, se
     with pytest.raises(ValueError, match=sentence):
         read_unlabelled(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00binary")
-    with pytest.raises(ValueError, match="is no list of images"):
+    with pytest.raises(ValueError, match="is not a list of images"):
         read_unlabelled(tmp_path / "list.txt")

@@ -1,6 +1,6 @@
-"""What a backbone is, how it is stored, rebuilt, fed and run: the one package that all others share."""
+"""Backbones, their checkpoints, images and runs: the one package that all others share."""
 
 import lazy_loader
 
-# The names of __init__.pyi, each imported when it is first used: a command line starts without torch.
+# The names of __init__.pyi, each imported when it is first used, so that a command line starts without torch.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, then renamed."""
+"""Files that are written atomically: complete, or not there."""
 
 import os
 import shutil
@@ -9,46 +9,46 @@ from uuid import uuid4
 
 
 def refuse_existing(out: Path) -> None:
-    """Refuse a place that is taken, by a ValueError."""
+    """Raise ValueError if the path `out` exists."""
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out")
 
 
 def refuse_missing(file: Path) -> None:
-    """Refuse a file that is not there, by a ValueError."""
+    """Raise ValueError if there is no such file."""
     if not file.is_file():
         raise ValueError(f"there is no {file}")
 
 
 @contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write into; it takes the place of `path` when the block ends well, else it goes."""
+    """A temporary sibling to write into; it replaces `path` if the block ends without an error, else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
-    aside.mkdir()
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    partial.mkdir()
     try:
-        yield aside
+        yield partial
         if path.exists():
             old = path.with_name(f".{path.name}.{uuid4().hex[:8]}.old")
             path.rename(old)
-            aside.rename(path)
+            partial.rename(path)
             shutil.rmtree(old)
         else:
-            aside.rename(path)
+            partial.rename(path)
     finally:
-        if aside.exists():
-            shutil.rmtree(aside)
+        if partial.exists():
+            shutil.rmtree(partial)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file aside and rename it over `path`."""
+    """Write a file atomically: a temporary sibling is written and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
     try:
-        with aside.open("wb") as opened:
+        with partial.open("wb") as opened:
             opened.write(content.encode() if isinstance(content, str) else content)
             opened.flush()
             os.fsync(opened.fileno())
-        aside.replace(path)
+        partial.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

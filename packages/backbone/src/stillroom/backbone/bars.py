@@ -1,13 +1,13 @@
-"""The progress bars that stand in the terminal."""
+"""The progress bars that are open in the terminal."""
 
 from weakref import WeakSet
 
 from tqdm import tqdm
 
-standing: WeakSet[tqdm] = WeakSet()
+open_bars: WeakSet[tqdm] = WeakSet()
 
 
 def close_bars() -> None:
-    """End every bar that stands, so that what is said next has a line of its own."""
-    for bar in list(standing):
+    """Close every open bar, so that the next message starts on a line of its own."""
+    for bar in list(open_bars):
         bar.close()

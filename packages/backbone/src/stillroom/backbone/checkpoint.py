@@ -1,11 +1,11 @@
-"""The checkpoint: a directory of safetensors and one manifest, written aside and renamed, read strictly."""
+"""The checkpoint: a directory of safetensors and one manifest, written atomically, read strictly."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from stillroom.backbone.atomic import replace_directory
@@ -22,7 +22,8 @@ from stillroom.backbone.manifest import (
     Manifest,
     Teacher,
     WeightsRecord,
-    verify_checkpoint,
+    parse_model,
+    read_files,
 )
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.registry import build_backbone
@@ -44,26 +45,26 @@ def save_checkpoint(
     alignment: bytes | None = None,
     notes: tuple[str, ...] = (),
 ) -> Manifest:
-    """Write a checkpoint directory; an old one at `path` is replaced only when the new one is whole.
+    """Write a checkpoint directory; an old one at `path` is replaced only when the new one is complete.
 
     Args:
         path: the directory.
         backbone: its weights, spec and licence are stored, its heads are not.
-        method: how the weights came to be: `kdep`, `supervised`, `import`, ...
-        package: the distribution that writes, for instance `stillroom-distill`.
+        method: how the weights were made: `kdep`, `supervised`, `import`, ...
+        package: the distribution that writes it, for instance `stillroom-distill`.
         config: the run's settings, JSON values.
         teacher, data: provenance, for students.
         heads: name -> (description, tensors), stored in heads.safetensors as `<name>.<key>`.
-        alignment: the bytes of the alignment file that the student was trained against.
+        alignment: the bytes of the alignment file that the student was trained with.
         notes: conversions made on import, one sentence each.
 
     Raises:
-        CheckpointError: wrapped nets (DDP, compiled), something at `path` that is no checkpoint, or no space left;
+        CheckpointError: wrapped nets (DDP, compiled), something at `path` that is not a checkpoint, or no space left;
             nothing is half-written.
     """
     path = Path(path)
     if path.exists() and not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is no checkpoint: it is not replaced, choose another place")
+        raise CheckpointError(f"{path} exists and is not a checkpoint: it is not replaced, choose another path")
     state = backbone.net.state_dict()
     wrapped = [key for key in state if key.startswith(_WRAPPERS)]
     if wrapped:
@@ -90,25 +91,26 @@ def save_checkpoint(
     )
     contents[MANIFEST] = manifest.to_json().encode()
     try:
-        with replace_directory(path) as aside:
+        with replace_directory(path) as partial:
             for name, content in contents.items():
-                (aside / name).write_bytes(content)
+                (partial / name).write_bytes(content)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} could not be written ({error.strerror}): nothing was kept") from error
     return manifest
 
 
 def load_checkpoint(path: str | Path, backbone: Backbone | None = None) -> tuple[Backbone, Manifest]:
-    """Rebuild the backbone of a checkpoint. Every file's hash is checked and every tensor must match.
+    """Rebuild the backbone of a checkpoint. Every file is read once, its hash is checked, and every tensor must match.
 
     Args:
         path: the directory.
-        backbone: for a net of the user's own (`module/<class>`): the same net, wrapped, to be filled.
+        backbone: for a user's module (`module/<class>`): the same net, wrapped, to be filled.
 
     Raises:
         CheckpointError: see `verify_checkpoint`; also tensors that are missing, foreign or of another shape, by name.
     """
-    manifest = verify_checkpoint(path)
+    manifest, contents = read_files(path, MODEL)
+    state = parse_model(Path(path), manifest, lambda: load(contents.pop(MODEL)))  # pop: the bytes go, the tensors stay
     spec = manifest.backbone
     if backbone is None:
         if spec.name.startswith("module/"):
@@ -117,52 +119,51 @@ def load_checkpoint(path: str | Path, backbone: Backbone | None = None) -> tuple
                 f"and pass it as load_checkpoint(path, backbone=...)"
             )
         backbone = build_backbone(spec.name, arguments=spec.arguments)
-    own = backbone.spec
-    if (own.name, own.dim, own.levels) != (spec.name, spec.dim, spec.levels):
-        raise CheckpointError(f"checkpoint {path} holds {_briefly(spec)}, not {_briefly(own)}")
-    load_strictly(backbone, load_file(Path(path) / MODEL), source=str(path))
+    built = backbone.spec
+    if (built.name, built.dim, built.levels) != (spec.name, spec.dim, spec.levels):
+        raise CheckpointError(f"checkpoint {path} holds {_summarize(spec)}, not {_summarize(built)}")
+    load_strictly(backbone, state, source=str(path))
     backbone = backbone.at(spec.feature)
     backbone.spec = spec
     return backbone, manifest
 
 
 def load_strictly(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
-    """Fill a backbone's net with `state`: same keys, shapes and types, or an error that names the tensors."""
-    own = backbone.net.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    foreign = sorted(state.keys() - own.keys())
-    both = own.keys() & state.keys()
-    reshaped = sorted(k for k in both if own[k].shape != state[k].shape)
-    retyped = sorted(k for k in both if own[k].dtype != state[k].dtype)
-    if missing or foreign or reshaped or retyped:
-        parts = [
-            f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-            for what, keys in (
-                ("missing", missing),
-                ("foreign", foreign),
-                ("of another shape", reshaped),
-                ("of another type", retyped),
-            )
-            if keys
-        ]
+    """Load `state` into a backbone's net: same keys, shapes and types, or an error that names the tensors."""
+    expected = backbone.net.state_dict()
+    both = expected.keys() & state.keys()
+    wrong = {
+        "missing": expected.keys() - state.keys(),
+        "foreign": state.keys() - expected.keys(),
+        "of another shape": {k for k in both if expected[k].shape != state[k].shape},
+        "of another type": {k for k in both if expected[k].dtype != state[k].dtype},
+    }
+    parts = [
+        f"{len(keys)} {what}: {', '.join(sorted(keys)[:5])}{', ...' if len(keys) > 5 else ''}"
+        for what, keys in wrong.items()
+        if keys
+    ]
+    if parts:
         raise CheckpointError(f"{source} does not fit {backbone.spec.name}: {'; '.join(parts)}")
     backbone.net.load_state_dict(dict(state))
 
 
 def load_heads(path: str | Path, name: str) -> dict[str, Tensor]:
-    """The tensors of one kept head, without their `<name>.` prefix.
+    """Load the tensors of one kept head, without their `<name>.` prefix.
 
     Raises:
-        CheckpointError: when the checkpoint keeps no such head.
+        CheckpointError: no such head; see also `read_files`.
     """
-    manifest = verify_checkpoint(path)
+    manifest, contents = read_files(path, HEADS)
     if name not in manifest.heads:
         raise CheckpointError(f"checkpoint {path} keeps no head named {name!r}; it keeps {sorted(manifest.heads)}")
-    tensors = load_file(Path(path) / HEADS)
+    if HEADS not in contents:
+        raise CheckpointError(f"checkpoint {path} describes the head {name!r} and lacks {HEADS}: copy it again")
+    tensors = load(contents[HEADS])
     return {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
 
 
-def _briefly(spec: BackboneSpec) -> str:
+def _summarize(spec: BackboneSpec) -> str:
     return f"{spec.name} of dim {spec.dim} with levels {', '.join(map(str, spec.levels)) or 'none'}"
 
 

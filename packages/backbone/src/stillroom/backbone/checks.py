@@ -1,6 +1,7 @@
 """Checks of numbers that people set, each with one sentence that names the flag."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 
@@ -16,10 +17,7 @@ def at_least(config: Any, low: float | int, *names: str, prefix: str = "") -> No
     Raises:
         ValueError: with the first field that is refused.
     """
-    for name in names:
-        for number in _elements(config, name):
-            if not low <= number < math.inf:
-                raise ValueError(f"{_state(config, name, prefix)}: it must be at least {low:g}, and finite")
+    _check(config, names, prefix, lambda x: low <= x < math.inf, f"be at least {low:g}, and finite")
 
 
 def within(
@@ -30,25 +28,17 @@ def within(
     ends: Literal["[]", "[)", "(]", "()"] = "[]",
     prefix: str = "",
 ) -> None:
-    """Refuse fields outside an interval.
+    """Refuse fields outside an interval; arguments as in `at_least`.
 
     Args:
-        config: holds the fields; of a tuple every element is checked.
         low, high: the ends of the interval.
-        names: of the fields.
         ends: square brackets include an end, round ones do not.
-        prefix: of the flags, such as `monitor.` for a nested config.
-
-    Raises:
-        ValueError: with the first field that is refused.
     """
-    for name in names:
-        for number in _elements(config, name):
-            above = number > low or (ends[0] == "[" and number == low)
-            below = number < high or (ends[1] == "]" and number == high)
-            if not (above and below):
-                interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
-                raise ValueError(f"{_state(config, name, prefix)}: it must lie in {interval}")
+
+    def inside(x: float | int) -> bool:
+        return (low < x or (ends[0] == "[" and x == low)) and (x < high or (ends[1] == "]" and x == high))
+
+    _check(config, names, prefix, inside, f"lie in {ends[0]}{low:g}, {high:g}{ends[1]}")
 
 
 def flag(name: str, prefix: str = "") -> str:
@@ -56,12 +46,9 @@ def flag(name: str, prefix: str = "") -> str:
     return f"--{prefix}{name.replace('_', '-')}"
 
 
-def _elements(config: Any, name: str) -> tuple[float | int, ...]:
-    value = getattr(config, name)
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _state(config: Any, name: str, prefix: str) -> str:
-    value = getattr(config, name)
-    shown = f"holds {list(value)}" if isinstance(value, tuple) else f"is {value}"
-    return f"{flag(name, prefix)} {shown}"
+def _check(config: Any, names: tuple[str, ...], prefix: str, allowed: Callable[[float | int], bool], rule: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not all(map(allowed, value if isinstance(value, tuple) else (value,))):
+            state = f"holds {list(value)}" if isinstance(value, tuple) else f"is {value}"
+            raise ValueError(f"{flag(name, prefix)} {state}: it must {rule}")

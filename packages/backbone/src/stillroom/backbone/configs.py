@@ -1,4 +1,4 @@
-"""Run configurations: frozen dataclasses to JSON and back, so that `resume` reads what the run began with."""
+"""Run configurations: frozen dataclasses to JSON and back, so that `resume` reads the run's own config."""
 
 import json
 from collections.abc import Collection
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import cattrs
 from cattrs.strategies import configure_tagged_union
 
+from stillroom.backbone.checks import flag as to_flag
 from stillroom.backbone.run_files import read_config
 
 C = TypeVar("C")
@@ -24,7 +25,7 @@ def _converter(unions: tuple[Any, ...]) -> cattrs.Converter:
 
 
 def config_to_dict(config: Any, unions: tuple[Any, ...] = ()) -> dict[str, Any]:
-    """JSON values of a config; members of `unions` carry their class name as `kind`."""
+    """A config as JSON values; members of `unions` have their class name as `kind`."""
     return _converter(unions).unstructure(config)
 
 
@@ -34,48 +35,31 @@ def config_to_json(config: Any, unions: tuple[Any, ...] = ()) -> str:
 
 
 def reread_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **changes: Any) -> C:
-    """What a run began with, by its directory, which may have been moved since.
-
-    Args:
-        path: the run directory; the config's `out`.
-        kind: of the config.
-        unions: its fields of several variants.
-        changes: fields that are replaced; None keeps what the run began with.
+    """Read the config of the run in `path`, which may have been moved; `changes` that are not None replace fields.
 
     Raises:
-        ValueError: no run directory, or one of another version.
+        ValueError: not a run directory, or one of another version.
     """
     config: Any = config_from_json(read_config(path), kind, unions)
     return replace(config, out=path, **{name: value for name, value in changes.items() if value is not None})
 
 
 def refuse_beside(config: Any, flag: str, kept: Collection[str]) -> None:
-    """Refuse settings that would not count, because another one decides in their place.
+    """Raise ValueError for a setting, other than those `kept`, that has no effect because `flag` replaces it.
 
-    Args:
-        config: a dataclass; its fields without a default always count.
-        flag: name of the field that decides.
-        kept: names of those that count beside it.
-
-    Raises:
-        ValueError: with the first that is not at its default.
+    Such a setting is a field that is not at its default; fields without a default are not checked.
     """
     for field in fields(config):
         value = getattr(config, field.name)
         if field.default not in (MISSING, value) and field.name not in (flag, *kept):
-            name, leader = (f"--{word.replace('_', '-')}" for word in (field.name, flag))
             raise ValueError(
-                f"{name} is {value}, by a flag or the preset, and would not count beside {leader}: "
-                "leave it out, or take a preset without it"
+                f"{to_flag(field.name)} is {value}, set by a flag or the preset, and has no effect beside "
+                f"{to_flag(flag)}: leave it out, or use a preset without it"
             )
 
 
 def config_from_json(text: str, kind: type[C], unions: tuple[Any, ...] = ()) -> C:
-    """Read a config back.
-
-    Raises:
-        ValueError: when it does not fit `kind`, which means another version wrote it.
-    """
+    """Read a config back; ValueError if it does not fit `kind`, because another version wrote it."""
     try:
         return _converter(unions).structure(json.loads(text), kind)
     except (cattrs.BaseValidationError, json.JSONDecodeError) as error:

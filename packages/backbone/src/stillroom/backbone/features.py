@@ -1,8 +1,8 @@
-"""`Backbone`: one face for every net. Images in, pooled feature and feature maps out."""
+"""`Backbone`: one interface for every net, from images to pooled feature and feature maps."""
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from stillroom.backbone.spec import BackboneSpec, FeaturePoint, Level
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone says about a batch: `pooled` (b, d) and `maps`, one (b, c, h, w) per level, finest first.
+    """The output of a backbone for a batch: `pooled` (b, d) and `maps`, one (b, c, h, w) per level, finest first.
 
-    `class_token` (b, c) stands beside them where the net has one (ViTs), normed as the maps of its last level.
+    `class_token` (b, c) exists for nets that have one (ViTs); it is normed as the maps of the last level are.
     """
 
     pooled: Float[Tensor, "b d"]
@@ -25,9 +25,31 @@ class Features:
     class_token: Float[Tensor, "b c"] | None = None
 
 
+Trunk = Callable[[Any, Tensor], tuple[list[Tensor], Tensor]]
+
+
+def global_average_pool(net: Any, tail: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+    """The mean over all pixels, the pooling of most CNNs."""
+    return tail.mean(dim=(2, 3))
+
+
+def run_modules(names: Sequence[str], taken: Sequence[str]) -> Trunk:
+    """A trunk that runs a net's modules in order, by name; the outputs of `taken` are the maps."""
+
+    def trunk(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        x, maps = images, []
+        for name in names:
+            x = net.get_submodule(name)(x)
+            if name in taken:
+                maps.append(x)
+        return maps, x
+
+    return trunk
+
+
 @dataclass(frozen=True, kw_only=True)
-class Anatomy:
-    """How one net is opened up. Its last activation, which has no weights, has been taken out of it.
+class OpenedNet:
+    """A net and how to run it in parts. Its last activation, which has no weights, has been taken out.
 
     Args:
         net: the library's module, its classifier removed, state-dict keys unchanged.
@@ -44,48 +66,43 @@ class Anatomy:
     net: nn.Module
     dim: int
     levels: tuple[Level, ...]
-    trunk: Callable[[Any, Tensor], tuple[list[Tensor], Tensor]]
-    pool: Callable[[Any, Tensor], Tensor]
+    trunk: Trunk
+    pool: Callable[[Any, Tensor], Tensor] = global_average_pool
     last_activation: nn.Module | None = None
     last_map_is_tail: bool = False
     activation_follows_pool: bool = False
     has_class_token: bool = False
 
 
-def global_average_pool(net: Any, tail: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
-    """The mean over all pixels, which is how most CNNs pool."""
-    return tail.mean(dim=(2, 3))
-
-
 class Backbone(nn.Module):
-    """A net without its classifier, and what it takes to feed and store it.
+    """A net without its classifier, and everything needed to feed and store it.
 
     `backbone(images)` takes normalised float images (b, 3, h, w) (`Normalize(spec.input)` makes them) and returns
     `Features`. `maps` are always after the activation. `pooled` is read at the feature point:
 
     - ResNet, ResNeXt, RegNet: before or after the ReLU that follows the last block's addition, then averaged;
     - MobileNet-V2, EfficientNet: before or after the ReLU6 / SiLU of the last 1x1 convolution, then averaged;
-    - timm's MobileNet-V3 and V4 pool first: before or after the activation of the convolution behind the pooling;
+    - timm's MobileNet-V3 and V4 pool first: before or after the activation of the convolution after the pooling;
     - ViT, Swin, ConvNeXt end in a norm: both points are the same tensor, timm's `forward_head(pre_logits=True)`.
 
     Args:
-        anatomy: how the net is opened up, from `stillroom.backbone.families`.
-        spec: what is written into a checkpoint.
+        opened: the net and how to run it, from `stillroom.backbone.families`.
+        spec: its description, stored in a checkpoint.
 
     Reference: KDEP (He et al., CVPR 2022), section 3.2, reads features before the last ReLU.
     """
 
-    def __init__(self, anatomy: Anatomy, spec: BackboneSpec) -> None:
+    def __init__(self, opened: OpenedNet, spec: BackboneSpec) -> None:
         super().__init__()
-        assert anatomy.dim == spec.dim and anatomy.levels == spec.levels
-        self.net = anatomy.net
-        self.last_activation = anatomy.last_activation
+        assert opened.dim == spec.dim and opened.levels == spec.levels
+        self.net = opened.net
+        self.last_activation = opened.last_activation
         self.spec = spec
-        self._trunk = anatomy.trunk
-        self._pool = anatomy.pool
-        self._last_map_is_tail = anatomy.last_map_is_tail
-        self._activation_follows_pool = anatomy.activation_follows_pool
-        self.has_class_token = anatomy.has_class_token
+        self._trunk = opened.trunk
+        self._pool = opened.pool
+        self._last_map_is_tail = opened.last_map_is_tail
+        self._activation_follows_pool = opened.activation_follows_pool
+        self.has_class_token = opened.has_class_token
 
     @classmethod
     def from_module(cls, module: nn.Module, spec: BackboneSpec, last_activation: nn.Module | None = None) -> "Backbone":
@@ -95,13 +112,13 @@ class Backbone(nn.Module):
             module: images (b, 3, h, w) -> pooled feature (b, d), or a map (b, d, h, w) that is then averaged. With
                 levels in the spec: -> (list of maps after their activations, that tensor).
             spec: its `name` is `module/<class>`; `pre_activation` says what the module returns.
-            last_activation: given, the module must return the tensor before it, and both feature points exist.
+            last_activation: if passed, the module must return the tensor before it, and both feature points exist.
 
         Raises:
-            ValueError: another name; at the first forward, when the output's shape does not fit the spec.
+            ValueError: another name; at the first forward, an output whose shape does not fit the spec.
         """
         if not spec.name.startswith("module/"):
-            raise ValueError(f"{spec.name!r} is no name for a net of your own: call it module/{type(module).__name__}")
+            raise ValueError(f"{spec.name!r} is not the name of your own net: name it module/{type(module).__name__}")
 
         def trunk(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
             output = net(images)
@@ -117,22 +134,18 @@ class Backbone(nn.Module):
                 )
             return pooled
 
-        anatomy = Anatomy(
+        opened = OpenedNet(
             net=module, dim=spec.dim, levels=spec.levels, trunk=trunk, pool=pool, last_activation=last_activation
         )
-        return cls(anatomy, spec)
+        return cls(opened, spec)
 
     def at(self, feature: FeaturePoint | None) -> "Backbone":
-        """The same net (shared, not copied) with its pooled feature read `before` or `after` the last activation.
-
-        Raises:
-            ValueError: for a module of the user's own whose other feature point is not known.
-        """
+        """The same net (shared), with this feature point; ValueError if a module of the user has only the other."""
         if feature in (None, self.spec.feature):
             return self
         if self.spec.name.startswith("module/") and self.last_activation is None:
             raise ValueError(
-                f"{self.spec.name} gives its feature {self.spec.feature} the last activation: "
+                f"{self.spec.name} returns its feature {self.spec.feature} the last activation: "
                 f"for `{feature}` pass last_activation to Backbone.from_module"
             )
         twin = copy.copy(self)
@@ -151,18 +164,6 @@ class Backbone(nn.Module):
         if self._last_map_is_tail:
             maps = [*maps[:-1], activated]
         return Features(self._pool(self.net, tail if self.spec.pre_activation else activated), tuple(maps))
-
-
-class PooledOnly(nn.Module):
-    """A backbone as a net of one output, in eval mode: normalised images (b, 3, h, w) -> pooled feature (b, d)."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.eval()
-
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        return self.backbone(images).pooled
 
 
 def weights_sha256(net: nn.Module) -> str:

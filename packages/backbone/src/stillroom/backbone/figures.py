@@ -1,4 +1,4 @@
-"""Pictures that several packages draw."""
+"""Figures that several packages draw."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-_MATRIX_CLASSES = 40  # more of them: no room for names and numbers
+_MATRIX_CLASSES = 40  # with more, there is no room for names and numbers
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -17,44 +17,36 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def plain(name: str) -> str:
-    """A name that matplotlib shows as it is: no dollar begins a formula, no underscore hides it from the legend."""
+    """A name escaped for matplotlib: a dollar would begin a formula, a leading underscore hides it from the legend."""
     return f" {name}".replace("$", r"\$")
 
 
 def draw_confusion(
     path: Path, truth: Int[Tensor, " m"], predicted: Int[Tensor, " m"], classes: Sequence[str], title: str
 ) -> None:
-    """Rows: the true class, columns: the answer, shares of the row in percent.
+    """Draw a confusion matrix: rows are true classes, columns predictions, in percent of the row.
 
-    Of more than 40 classes the squares have neither names nor numbers, and hardest.png beside has bars of the worst.
+    With more than 40 classes the squares have neither names nor numbers, and hardest.png has bars of the worst classes.
     """
     counts = torch.zeros(len(classes), len(classes))
     counts.index_put_((truth, predicted), torch.ones(len(truth)), accumulate=True)
     shares = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    if len(classes) > _MATRIX_CLASSES:
-        _draw_bars(path.with_name("hardest.png"), shares.diagonal(), counts.sum(dim=1) > 0, classes, title)
-        _draw_squares(path, shares, title)
-        return
+    labelled = len(classes) <= _MATRIX_CLASSES
     side = 2.5 + 0.42 * len(classes)
-    figure = Figure(figsize=(side, side))
-    axes = figure.add_subplot(
-        title=plain(title), xlabel="answer", ylabel="true class", xticks=range(len(classes)), yticks=range(len(classes))
-    )
-    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticklabels(map(plain, classes), rotation=90)
-    axes.set_yticklabels(map(plain, classes))
-    for row, column in shares.round().nonzero().tolist():
-        value = float(shares[row, column])
-        colour = "white" if value > 50 else "black"
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    save(figure, path)
-
-
-def _draw_squares(path: Path, shares: Float[Tensor, "c c"], title: str) -> None:
-    figure = Figure(figsize=(8, 7))
-    axes = figure.add_subplot(title=plain(title), xlabel="answer", ylabel="true class")
-    squares = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    figure.colorbar(squares, label="share of the true class, %")
+    figure = Figure(figsize=(side, side) if labelled else (8, 7))
+    axes = figure.add_subplot(title=plain(title), xlabel="prediction", ylabel="true class")
+    squares = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation=None if labelled else "nearest")
+    if labelled:
+        names = [plain(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90)
+        axes.set_yticks(range(len(classes)), names)
+        for row, column in shares.round().nonzero().tolist():
+            value = float(shares[row, column])
+            colour = "white" if value > 50 else "black"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    else:
+        figure.colorbar(squares, label="percent of the true class")
+        _draw_bars(path.with_name("hardest.png"), shares.diagonal(), counts.sum(dim=1) > 0, classes, title)
     save(figure, path)
 
 

@@ -1,14 +1,14 @@
-"""What the flags of several commands may say."""
+"""The allowed values of flags that several commands share."""
 
 from typing import Literal
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 OnBroken = Literal["refuse", "skip"]
-"""What an image that cannot be decoded does: stop the run with its name, or be left out, named and counted."""
+"""An image that cannot be decoded stops the run with its name (`refuse`), or is skipped, named and counted."""
 
 Source = Literal["torchvision", "timm", "kdep", "simreg", "moco", "swav", "dino", "efficientnet-lite"]
-"""Whose key names a file to import uses."""
+"""The project whose key names an imported file uses."""
 
 Target = Literal["torchvision", "timm", "huggingface", "onnx"]
-"""Whose key names, or which format, to export to."""
+"""The project whose key names, or the format, to export to."""

@@ -1,4 +1,4 @@
-"""Heads: small nets on a pooled feature, kept in heads.safetensors beside the backbone and rebuilt from words."""
+"""Heads: small nets on a pooled feature, kept in heads.safetensors and rebuilt from their description."""
 
 from collections.abc import Mapping
 
@@ -6,40 +6,32 @@ from torch import Tensor, nn
 
 from stillroom.backbone.manifest import CheckpointError, Head
 
-LAYERS = ("linear", "batchnorm", "relu")
-"""The words of a `Head.kind`, for instance `linear-batchnorm-relu-linear`: the layers in their order."""
+CLASSIFIER = "classifier"
+PROJECTION = "projection"
+"""Names of the heads that an import keeps."""
+
+LAYERS = {nn.Linear: "linear", nn.BatchNorm1d: "batchnorm", nn.SyncBatchNorm: "batchnorm", nn.ReLU: "relu"}
+"""The layers of a head and their names in `Head.kind`, for instance `linear-batchnorm-relu-linear`."""
 
 
 def describe_head(head: nn.Sequential, classes: tuple[str, ...] = ()) -> Head:
-    """The description of a head of linear layers, batch norms and ReLUs, for a checkpoint's manifest.
-
-    Raises:
-        ValueError: another kind of layer, or no linear one.
-    """
-    words = []
-    for layer in head:
-        match layer:
-            case nn.Linear():
-                words.append("linear")
-            case nn.BatchNorm1d() | nn.SyncBatchNorm():
-                words.append("batchnorm")
-            case nn.ReLU():
-                words.append("relu")
-            case _:
-                raise ValueError(f"a head is made of {', '.join(LAYERS)}: {type(layer).__name__} has no word")
+    """Describe a head of linear layers (at least one), batch norms and ReLUs for a manifest, or raise ValueError."""
+    if unknown := [type(layer).__name__ for layer in head if type(layer) not in LAYERS]:
+        raise ValueError(f"a head is made of {', '.join(dict.fromkeys(LAYERS.values()))}, not of {unknown[0]}")
     linears = [layer for layer in head if isinstance(layer, nn.Linear)]
     if not linears:
         raise ValueError("a head needs a linear layer")
-    return Head(kind="-".join(words), in_dim=linears[0].in_features, out_dim=linears[-1].out_features, classes=classes)
+    kind = "-".join(LAYERS[type(layer)] for layer in head)
+    return Head(kind=kind, in_dim=linears[0].in_features, out_dim=linears[-1].out_features, classes=classes)
 
 
 def describe_tensors(tensors: Mapping[str, Tensor], *, relu_between: bool) -> Head:
-    """The description of a head of which only the tensors are known: a bare linear layer, or an `nn.Sequential`.
+    """The description of a head from its tensors alone: a bare linear layer, or an `nn.Sequential`.
 
     Args:
         tensors: of the head.
-        relu_between: places without tensors in the Sequential are ReLUs, as in the projection heads of MoCo, SwAV and
-            SimReg; where that is not known, several layers are an `mlp`, which cannot be rebuilt here.
+        relu_between: indices without tensors in the Sequential are ReLUs, as in the projection heads of MoCo, SwAV and
+            SimReg; if that is not known, several layers are an `mlp`, which cannot be rebuilt here.
 
     Raises:
         CheckpointError: no weight matrix.
@@ -54,10 +46,10 @@ def describe_tensors(tensors: Mapping[str, Tensor], *, relu_between: bool) -> He
     in_dim, out_dim = linears[0].shape[1], linears[-1].shape[0]
     if not relu_between:
         return Head(kind="mlp", in_dim=in_dim, out_dim=out_dim)
-    places = {int(key.split(".")[0]) for key in tensors}
-    words = ["linear" if f"{place}.weight" in matrices else "batchnorm" for place in range(max(places) + 1)]
-    words = [word if place in places else "relu" for place, word in enumerate(words)]
-    return Head(kind="-".join(words), in_dim=in_dim, out_dim=out_dim)
+    indices = {int(key.split(".")[0]) for key in tensors}
+    layers = ["linear" if f"{index}.weight" in matrices else "batchnorm" for index in range(max(indices) + 1)]
+    layers = [layer if index in indices else "relu" for index, layer in enumerate(layers)]
+    return Head(kind="-".join(layers), in_dim=in_dim, out_dim=out_dim)
 
 
 def build_head(description: Head, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -67,24 +59,24 @@ def build_head(description: Head, tensors: Mapping[str, Tensor]) -> nn.Module:
     of an `nn.Sequential`, `0.weight` and so on.
 
     Raises:
-        CheckpointError: a word that is no layer, or tensors that do not fit the description.
+        CheckpointError: an unknown layer, or tensors that do not fit the description.
     """
-    words = description.kind.split("-")
-    if unknown := sorted(set(words) - set(LAYERS)):
+    names = description.kind.split("-")
+    if unknown := sorted(set(names) - set(LAYERS.values())):
         raise CheckpointError(f"head {description.kind!r} has layers that are not known here: {', '.join(unknown)}")
-    if description.kind == "linear":  # `weight`, or its place in the Sequential it came from, `1.weight`
+    if description.kind == "linear":  # `weight`, or with its index in the Sequential it came from, `1.weight`
         tensors = {f"0.{key.split('.')[-1]}": tensor for key, tensor in tensors.items()}
     layers: list[nn.Module] = []
     width = description.in_dim
-    for place, word in enumerate(words):
-        match word:
+    for index, name in enumerate(names):
+        match name:
             case "linear":
-                if (weight := tensors.get(f"{place}.weight")) is None:
-                    raise CheckpointError(f"head {description.kind!r} lacks the tensor {place}.weight")
-                layers.append(nn.Linear(width, weight.shape[0], bias=f"{place}.bias" in tensors))
+                if (weight := tensors.get(f"{index}.weight")) is None:
+                    raise CheckpointError(f"head {description.kind!r} lacks the tensor {index}.weight")
+                layers.append(nn.Linear(width, weight.shape[0], bias=f"{index}.bias" in tensors))
                 width = weight.shape[0]
             case "batchnorm":
-                layers.append(nn.BatchNorm1d(width, affine=f"{place}.weight" in tensors))
+                layers.append(nn.BatchNorm1d(width, affine=f"{index}.weight" in tensors))
             case _:
                 layers.append(nn.ReLU())
     head = nn.Sequential(*layers)

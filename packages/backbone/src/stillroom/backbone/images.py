@@ -1,4 +1,4 @@
-"""Images, decoded, and how they become the tensors of an `InputSpec`."""
+"""Decoding images, and preprocessing them as an `InputSpec` says."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from stillroom.backbone.spec import InputSpec
 
 
 class BrokenImageError(ValueError):
-    """A file that should be an image and cannot be decoded."""
+    """An image file that cannot be decoded."""
 
 
 def load_image(path: Path) -> Image.Image:
-    """Decode one image as 8-bit RGB, whatever its mode (grey, palette, CMYK, 16 bit, transparent over white).
+    """Decode one image as 8-bit RGB from any mode (grey, palette, CMYK, 16 bit, transparent over white).
 
     Raises:
         BrokenImageError: truncated, not an image, or larger than Pillow's decompression limit.
@@ -38,9 +38,9 @@ def load_image(path: Path) -> Image.Image:
         raise BrokenImageError(f"{path} cannot be read as an image: {error}") from error
 
 
-def is_turned(opened: Image.Image) -> bool:
-    """Whether an image's EXIF tag turns it: some libraries obey the tag, others do not. Only the header is read."""
-    if opened.format == "PNG" and "exif" not in opened.info:  # it may stand behind the pixels, where nobody looks
+def has_exif_orientation(opened: Image.Image) -> bool:
+    """Whether an EXIF tag rotates or flips an image: some libraries obey it, others do not. Reads the header only."""
+    if opened.format == "PNG" and "exif" not in opened.info:  # it may follow the pixels, where libraries do not look
         return False
     return opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
@@ -48,7 +48,7 @@ def is_turned(opened: Image.Image) -> bool:
 class EvaluationView:
     """Resize and centre crop as an `InputSpec` says: PIL image -> uint8 (3, size, size).
 
-    It equals torchvision's Resize and CenterCrop (v2) to the bit; torchvision takes longer to import than torch.
+    Equal to torchvision's Resize and CenterCrop (v2) to the bit; torchvision takes longer to import than torch.
     """
 
     def __init__(self, spec: InputSpec) -> None:
@@ -71,7 +71,7 @@ class EvaluationView:
 
 
 class Normalize(nn.Module):
-    """uint8 RGB pixels, or floats in [0, 1], to what a net expects: channel order, value range, mean and std.
+    """Convert uint8 RGB pixels, or floats in [0, 1], to a net's input: channel order, value range, mean and std.
 
     Applied once, by the caller, on the device.
     """
@@ -84,7 +84,7 @@ class Normalize(nn.Module):
         self.flip = spec.channel_order == "bgr"
         self.low, high = spec.value_range
         self.span = high - self.low
-        # float32 whatever the numbers are: NumPy's would make it float64
+        # float32 for any kind of number: NumPy's would make it float64
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 

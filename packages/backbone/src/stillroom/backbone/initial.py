@@ -1,32 +1,47 @@
-"""The first weights of a run, as its `--checkpoint` names them."""
+"""From what a person names to a backbone: `load_backbone`, and the initial weights of a run."""
 
+from stillroom.backbone.checkpoint import load_checkpoint
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.names import BARE, RANDOM
-from stillroom.backbone.registry import build_backbone, load_backbone, replace_input
+from stillroom.backbone.names import KEYWORDS, RANDOM, is_checkpoint, refuse_missing_checkpoint
+from stillroom.backbone.registry import build_backbone, replace_input
 from stillroom.backbone.run import seed_everything
+from stillroom.backbone.spec import FeaturePoint
+
+
+def load_backbone(name: str, feature: FeaturePoint | None = None) -> Backbone:
+    """Load the backbone a person names: a checkpoint directory, a net with its published weights, or `random:NAME`.
+
+    Errors are those of `build_backbone` and `load_checkpoint`.
+    """
+    refuse_missing_checkpoint(name)
+    if name.startswith(RANDOM):
+        return build_backbone(name.removeprefix(RANDOM), feature=feature)
+    if is_checkpoint(name):
+        return load_checkpoint(name)[0].at(feature)
+    return build_backbone(name, pretrained=True, feature=feature)
 
 
 def initial_backbone(name: str, like: str | None, seed: int) -> Backbone:
-    """The backbone that a person names; `random` and `pretrained` have the net of `like`, fed in the same way.
+    """Load the initial weights of a run; `random` and `pretrained` take the net and the input of `like`.
 
-    Published weights keep their own mean and std, and take the other's size.
+    Published weights keep their own mean and std, and take the size and crop of `like`.
 
     Args:
-        name: checkpoint directory, a name with its pretrained weights, random:NAME, random or pretrained.
-        like: whose net the last two have.
+        name: checkpoint directory, a net with its published weights, random:NAME, random or pretrained.
+        like: the checkpoint or net that the last two copy.
         seed: of random weights.
 
     Raises:
-        ValueError: see `load_backbone`; `random` or `pretrained` alone.
+        ValueError: see `load_backbone`; `random` or `pretrained` without `like`.
     """
     seed_everything(seed)
-    if name not in BARE:
+    if name not in KEYWORDS:
         return load_backbone(name)
     if like is None:
-        raise ValueError(f"--checkpoint {name} alone names no net: say {RANDOM}NAME, or whose by --like")
-    other = load_backbone(like).spec
-    seed_everything(seed)  # reading the other one has drawn
-    built = build_backbone(other.name, pretrained=name == "pretrained", arguments=other.arguments)
+        raise ValueError(f"--checkpoint {name} names no net: pass {RANDOM}NAME, or the net with --like")
+    source = load_backbone(like).spec
+    seed_everything(seed)  # building `like` has drawn random numbers
+    built = build_backbone(source.name, pretrained=name == "pretrained", arguments=source.arguments)
     if name == "random":
-        built = replace_input(built, **{key: getattr(other.input, key) for key in vars(other.input)})
-    return replace_input(built, size=other.input.size, crop_fraction=other.input.crop_fraction)
+        built = replace_input(built, **{key: getattr(source.input, key) for key in vars(source.input)})
+    return replace_input(built, size=source.input.size, crop_fraction=source.input.crop_fraction)

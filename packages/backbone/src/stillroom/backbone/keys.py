@@ -1,4 +1,4 @@
-"""Key rules: what foreign tensors are called here. Every key falls under a rule, or is named in an error."""
+"""Key rules: the names of other projects' tensors here. Every key matches a rule, or is named in an error."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from stillroom.backbone.manifest import CheckpointError
 
 @dataclass(frozen=True)
 class Rule:
-    """Keys that match `pattern` in full take `name` (with its groups), or are left out where it is None."""
+    """Keys that match `pattern` in full become `name` (with its groups), or are left out if it is None."""
 
     pattern: str
     name: str | None
@@ -20,18 +20,14 @@ class Rule:
 
 @dataclass
 class Renamed:
-    """The outcome of a set of rules: tensors under their new names, and the old keys that a rule left out."""
+    """The result of a set of rules: tensors under their new names, and the old keys that a rule left out."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
 def rename(state: Mapping[str, Tensor], rules: Sequence[Rule], source: str) -> Renamed:
-    """Apply to each key the first rule that matches it.
-
-    Raises:
-        CheckpointError: keys without a rule, or two keys that become one, by name.
-    """
+    """Apply the first matching rule to each key; CheckpointError names keys without a rule, or two that become one."""
     renamed = Renamed()
     foreign = []
     for key, tensor in state.items():
@@ -51,13 +47,12 @@ def rename(state: Mapping[str, Tensor], rules: Sequence[Rule], source: str) -> R
     return renamed
 
 
-# KDEP files were written by the robustness library (Engstrom et al., 2019): the net stands under module.model, a second
+# KDEP files were written by the robustness library (Engstrom et al., 2019): the net is under module.model, a second
 # time under module.attacker.model, and the input normalisation beside both.
 ROBUSTNESS = (
     Rule(r"module\.attacker\..*", None),
     Rule(r"module\.normalizer\.(new_mean|new_std)", r"normalizer.\1"),
-    Rule(r"module\.model\.model\.(.*)", r"\1"),
-    Rule(r"module\.model\.(.*)", r"\1"),
+    Rule(r"module\.model\.(?:model\.)?(.*)", r"\1"),
 )
 
 # KDEP's MobileNet-V2 (each block's layers in one flat Sequential, the last 1x1 convolution outside `features`) in
@@ -77,7 +72,7 @@ KDEP_MOBILENET_V2 = (
     Rule(r"normalizer\.(.*)", r"normalizer.\1"),
 )
 
-# EfficientNet-Lite0 (blocks counted through) in timm's names (blocks counted within each stage).
+# EfficientNet-Lite0 (blocks numbered over all stages) in timm's names (blocks numbered within each stage).
 _LITE_STAGES = [(stage, block) for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(depth)]
 _LITE_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}  # no expansion
 _LITE_BLOCK = {
@@ -97,11 +92,11 @@ EFFICIENTNET_LITE0 = (
 )
 
 PROJECTION = "@projection."
-"""What a rule puts before the tensors of a projection head, to be kept as a head."""
+"""Prefix that a rule gives the tensors of a projection head, which is kept as a head."""
 
 _COUNTED = r"(\d+\.(?:weight|bias|running_mean|running_var|num_batches_tracked))"
 SELF_SUPERVISED: dict[str, tuple[Rule, ...]] = {
-    # the student, its regression head, and the teacher that stands beside them in the same file
+    # the student, its regression head, and the teacher in the same file
     "simreg": (
         Rule(r"(?:module\.)?encoder_q\.(?:module\.)?fc\..*", None),
         Rule(r"(?:module\.)?encoder_q\.(?:module\.)?(.*)", r"\1"),
@@ -125,13 +120,13 @@ SELF_SUPERVISED: dict[str, tuple[Rule, ...]] = {
         Rule(r"(?:module\.)?(?:teacher\.)?(?:backbone\.)?(?:_orig_mod\.)?(.*)", r"\1"),
     ),
 }
-"""Files of self-supervised training: the backbone in its library's names, the projection head after `PROJECTION`."""
+"""Files of self-supervised training: the backbone in its library's names, the projection head under `PROJECTION`."""
 
 DATA_PARALLEL = (Rule(r"module\.(.*)", r"\1"), Rule(r"(.*)", r"\1"))
 
 
 def complete(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The two conversions an import may make, each with a sentence: half precision to float32, absent counters to 0."""
+    """Make the two conversions of an import, each with a note: half precision to float32, absent counters to 0."""
     notes = []
     half = [key for key, tensor in state.items() if tensor.dtype in (torch.float16, torch.bfloat16)]
     if half:

@@ -1,9 +1,9 @@
-"""Images in batches: which of them a process sees in which step, and how they are read."""
+"""Batches of images: samplers for training and evaluation on any number of processes, and the loader."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ View = Callable[[Image.Image], Tensor | tuple[Tensor, ...]]
 
 @dataclass
 class Batch:
-    """Decoded images of one step: each view's pixels, their place in the file list, and what could not be read."""
+    """Decoded images of one step: each view's pixels, their indices in the file list, and the broken images."""
 
     views: tuple[UInt8[Tensor, "b 3 _ _"], ...]
     indices: Int[Tensor, " b"]
@@ -39,30 +39,29 @@ class Batch:
         return self.views[0]
 
     def pin_memory(self) -> "Batch":
-        """What the loader calls where a GPU will copy from it."""
+        """Pin the pixels; called by the loader if there is a GPU."""
         self.views = tuple(view.pin_memory() for view in self.views)
         return self
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[Any]):
-    """Image files seen through a view, which is a pure function of the seed and a sample's key (epoch, index).
+    """Views of image files; each is a pure function of the seed and a sample's key (epoch, index).
 
     Args:
-        files: what to read.
+        files: images to read.
         view: see `View`; it may draw from torch's random generator, which is seeded per sample.
         seed: of the views.
         on_broken: see `OnBroken`.
-        cycle: after this many epochs the views come again; 0: never.
+        cycle: the views repeat after this many epochs; 0: never.
     """
 
-    def __init__(
-        self, files: ImageFiles, view: View, *, seed: int = 0, on_broken: OnBroken = "refuse", cycle: int = 0
-    ) -> None:
-        self.files = files
-        self.view = view
-        self.seed = seed
-        self.on_broken = on_broken
-        self.cycle = cycle
+    files: ImageFiles
+    view: View
+    _: KW_ONLY
+    seed: int = 0
+    on_broken: OnBroken = "refuse"
+    cycle: int = 0
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,7 +72,7 @@ class ImageDataset(Dataset[Any]):
             epoch %= self.cycle
         try:
             image = load_image(self.files.paths[index])
-        except BrokenImageError as error:  # raised in the main process, without a worker's words around it
+        except BrokenImageError as error:  # raised in the main process, without the worker's traceback in its message
             return index, str(error)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(self.seed, epoch, index))
@@ -81,7 +80,7 @@ class ImageDataset(Dataset[Any]):
 
 
 def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Batch:
-    """Stack the readable samples, view by view, and name the others."""
+    """Stack the readable samples, view by view; name the broken ones."""
     good = [(index, views) for index, views in samples if not isinstance(views, str)]
     broken = [(index, why) for index, why in samples if isinstance(why, str)]
     views = [(views,) if isinstance(views, Tensor) else views for _, views in good]
@@ -96,22 +95,20 @@ def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Bat
 
 @contextmanager
 def unwrap_worker_errors() -> Iterator[None]:
-    """Of an image that breaks in a worker process of somebody else's loop, the sentence alone.
-
-    Raises:
-        BrokenImageError: without the words that torch's DataLoader puts around it.
-    """
+    """Raise BrokenImageErrors from workers of a framework's loop without the traceback that DataLoader adds to them."""
     try:
         yield
     except BrokenImageError as error:
         raise BrokenImageError(str(error).strip().rpartition(f"{BrokenImageError.__name__}: ")[2]) from error
 
 
+@dataclass(frozen=True)
 class TrainingBatches:
-    """The keys of every step of a run, over all epochs, for one process of many.
+    """Sampler of a training run: the keys of this process for every step, over all epochs.
 
-    Each epoch is a permutation of (seed, epoch); each global batch is cut into equal parts, one per process, so that
-    any number of processes sees the same images in the same step. The last, incomplete batch of an epoch is left out.
+    Each epoch is a permutation given by (seed, epoch); each global batch is split into equal parts, one per process, so
+    that any number of processes sees the same images in the same step. The last, incomplete batch of an epoch is
+    dropped.
 
     Args:
         num_images: n.
@@ -119,58 +116,60 @@ class TrainingBatches:
         epochs: passes over the data.
         seed: of the order.
         run: this process.
-        start: first step to give, for resuming.
+        start: first step to yield, for resuming.
 
     Raises:
         ValueError: batch larger than the data, or not divisible by the number of processes.
     """
 
-    def __init__(self, num_images: int, batch_size: int, epochs: int, seed: int, run: Run, start: int = 0) -> None:
-        if batch_size > num_images:
-            raise ValueError(f"batch size {batch_size} is larger than the data: {num_images} images")
-        if batch_size % run.world_size:
-            raise ValueError(f"batch size {batch_size} does not divide over {run.world_size} processes")
-        self.num_images, self.batch_size, self.epochs, self.seed, self.start = (
-            num_images,
-            batch_size,
-            epochs,
-            seed,
-            start,
-        )
-        self.share = batch_size // run.world_size
-        self.first = run.rank * self.share
-        self.steps_per_epoch = num_images // batch_size
+    num_images: int
+    batch_size: int
+    epochs: int
+    seed: int
+    run: Run
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.num_images:
+            raise ValueError(f"batch size {self.batch_size} is larger than the data: {self.num_images} images")
+        if self.batch_size % self.run.world_size:
+            raise ValueError(f"batch size {self.batch_size} does not divide over {self.run.world_size} processes")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_images // self.batch_size
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.epochs - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // self.run.world_size
         for epoch in range(self.start // self.steps_per_epoch, self.epochs):
             order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
             begin = self.start % self.steps_per_epoch if epoch == self.start // self.steps_per_epoch else 0
             for step in range(begin, self.steps_per_epoch):
-                first = step * self.batch_size + self.first
-                yield [(epoch, int(index)) for index in order[first : first + self.share]]
+                first = step * self.batch_size + self.run.rank * share
+                yield [(epoch, int(index)) for index in order[first : first + share]]
 
 
 class EvaluationBatches:
-    """Every image once, in order, in fixed batches dealt out to the processes: their number changes nothing.
+    """Sampler of one pass: every image once, in order, in fixed batches; the number of processes changes no batch.
 
     Args:
         num_images, batch_size: of the whole pass.
         run: this process.
-        epoch: of the keys; what a view that draws is seeded with.
-        wanted: (num_images,) which images are asked for; a batch goes whole, for batch 1 and batch 64 differ in the
-            last digits, or where it holds none of them not at all. None: all.
+        epoch: of the keys; seeds a random view.
+        mask: (num_images,) the images that are needed. A batch without any is skipped, and every other batch stays
+            complete, because results of batch sizes 1 and 64 differ in the last digits. None: all.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, run: Run, *, epoch: int = 0, wanted: Bool[Tensor, " n"] | None = None
+        self, num_images: int, batch_size: int, run: Run, *, epoch: int = 0, mask: Bool[Tensor, " n"] | None = None
     ) -> None:
         starts = range(0, num_images, batch_size)
         batches = [range(s, min(s + batch_size, num_images)) for s in starts][run.rank :: run.world_size]
         self.epoch = epoch
-        self.batches = [b for b in batches if wanted is None or bool(wanted[b.start : b.stop].any())]
+        self.batches = [b for b in batches if mask is None or bool(mask[b.start : b.stop].any())]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -179,17 +178,8 @@ class EvaluationBatches:
         return ([(self.epoch, index) for index in batch] for batch in self.batches)
 
 
-@runtime_checkable
-class Batches(Protocol):
-    """Lists of (epoch, index) keys, one list per step of this process."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]: ...
-
-
 class ImageLoader(DataLoader):
-    """A loader of `Batch`es of an `ImageDataset`, which raises `BrokenImageError` where broken images are refused."""
+    """A loader of `Batch`es of an `ImageDataset`; raises `BrokenImageError` if broken images are refused."""
 
     dataset: ImageDataset
 
@@ -200,11 +190,11 @@ class ImageLoader(DataLoader):
             yield batch
 
 
-def build_loader(dataset: ImageDataset, batches: Batches, num_workers: int) -> ImageLoader:
-    """A loader of `Batch`es. It takes nothing from the global random generator."""
+def build_loader(dataset: ImageDataset, batches: Iterable[list[tuple[int, int]]], num_workers: int) -> ImageLoader:
+    """Build a loader of `Batch`es from the (epoch, index) keys of each step; the global random state is not used."""
     return ImageLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # an iterable with a length is all it needs
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),

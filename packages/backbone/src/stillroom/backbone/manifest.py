@@ -1,11 +1,11 @@
-"""`manifest.json`: schema 1 of a checkpoint, as data, with its reading, writing and upgrading."""
+"""`manifest.json`: schema 1 of a checkpoint as data, with its reader, writer and upgrades, and the check of files."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cattrs
 from safetensors import SafetensorError, safe_open
@@ -17,18 +17,20 @@ MODEL = "model.safetensors"
 HEADS = "heads.safetensors"
 ALIGNMENT = "alignment.safetensors"
 
+T = TypeVar("T", bound=Sized)
+
 SCHEMA = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From a schema's number to the step that turns its manifest into the next schema's. Schema 1 is the first."""
+"""Schema number -> function that upgrades its manifest to the next schema. Schema 1 is the first."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, trusted or written, said in one sentence."""
+    """A checkpoint that cannot be read, trusted or written; the message is one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadeBy:
-    """Who wrote the file: distribution, version, commit of the source tree (if any), command, config, torch, date."""
+    """What wrote the file: distribution, version, commit of the source tree (if any), command, config, torch, date."""
 
     package: str
     version: str
@@ -66,7 +68,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsRecord:
-    """The backbone's tensors: how many, how many numbers trained (parameters), and their common hash."""
+    """The backbone's tensors: their number, the number of trained values (parameters), and one hash over all."""
 
     tensors: int
     parameters: int
@@ -75,7 +77,7 @@ class WeightsRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A head kept in heads.safetensors under `<name>.`: its kind, its input and output widths, its classes if named."""
+    """A head kept in heads.safetensors under `<name>.`: its kind, input and output widths, and classes if named."""
 
     kind: str
     in_dim: int
@@ -85,7 +87,7 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that stands beside the weights of a checkpoint. The fields are those of `manifest.json`."""
+    """Everything in a checkpoint but the weights. The fields are those of `manifest.json`."""
 
     backbone: BackboneSpec
     made_by: MadeBy
@@ -100,7 +102,7 @@ class Manifest:
     evaluations: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> str:
-        """The text of manifest.json: `input` and `licence` stand beside `backbone`, not in it."""
+        """The text of manifest.json: `input` and `licence` are beside `backbone`, not in it."""
         raw = cattrs.unstructure(self)
         raw["input"] = raw["backbone"].pop("input")
         raw["licence"] = raw["backbone"].pop("licence")
@@ -143,14 +145,18 @@ def read_manifest(file: Path) -> Manifest:
         raise CheckpointError(f"{file} does not fit schema {SCHEMA}: {'; '.join(reasons)}") from error
 
 
-def verify_checkpoint(path: str | Path) -> Manifest:
-    """Check a checkpoint's manifest, and each file's presence, size and hash, without building the net.
+def read_files(path: str | Path, *kept: str) -> tuple[Manifest, dict[str, bytes]]:
+    """Read a checkpoint's manifest and check the presence, size and hash of each file it lists; each is read once.
+
+    Args:
+        path: the directory.
+        kept: files whose bytes are returned: the very bytes that were hashed.
 
     Raises:
         CheckpointError: not a checkpoint, newer schema, damaged manifest, or a file that is missing, truncated,
             altered or not listed.
     """
-    path = Path(path)
+    path, contents = Path(path), {}
     manifest = read_manifest(path / MANIFEST)
     if MODEL not in manifest.files:
         raise CheckpointError(f"{path / MANIFEST} does not list {MODEL}: copy or make the checkpoint again")
@@ -161,17 +167,33 @@ def verify_checkpoint(path: str | Path) -> Manifest:
         size = file.stat().st_size
         if size != record.bytes:
             raise CheckpointError(f"{file} has {size} bytes, its manifest says {record.bytes}: copy it again")
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != record.sha256:
-                raise CheckpointError(f"{file} does not have the hash in its manifest: it was altered, copy it again")
+        if name in kept:
+            contents[name] = file.read_bytes()
+            digest = hashlib.sha256(contents[name])
+        else:
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256")
+        if digest.hexdigest() != record.sha256:
+            raise CheckpointError(f"{file} does not have the hash in its manifest: it was altered, copy it again")
     unlisted = sorted(f.name for f in path.glob("*.safetensors") if f.name not in manifest.files)
     if unlisted:
         raise CheckpointError(f"checkpoint {path} holds {', '.join(unlisted)}, which its manifest does not list")
+    return manifest, contents
+
+
+def parse_model(path: Path, manifest: Manifest, parse: Callable[[], T]) -> T:
+    """Parse model.safetensors to tensors or names; CheckpointError if it is damaged or their number is wrong."""
     try:
-        with safe_open(path / MODEL, "np") as opened:
-            tensors = opened.keys()
+        tensors = parse()
     except SafetensorError as error:
         raise CheckpointError(f"{path / MODEL} is not a safetensors file: {error}") from error
     if len(tensors) != manifest.weights.tensors:
         raise CheckpointError(f"{path / MODEL} has {len(tensors)} tensors, expected {manifest.weights.tensors}")
+    return tensors
+
+
+def verify_checkpoint(path: str | Path) -> Manifest:
+    """Check a checkpoint without building the net; CheckpointErrors as in `read_files` and `parse_model`."""
+    manifest, _ = read_files(path)
+    parse_model(Path(path), manifest, lambda: safe_open(Path(path) / MODEL, "np").keys())
     return manifest

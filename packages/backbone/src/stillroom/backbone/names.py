@@ -1,4 +1,4 @@
-"""What a person calls weights: a checkpoint directory, a library's name, random:NAME, random or pretrained."""
+"""Names of weights on the command line: a checkpoint directory, a library's net, random:NAME, random or pretrained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from stillroom.backbone.manifest import MANIFEST, read_manifest
 
 RANDOM = "random:"
 
-BARE = ("random", "pretrained")
-"""First weights that say nothing of the net: it is another checkpoint's."""
+KEYWORDS = ("random", "pretrained")
+"""Initial weights that name no net: it is taken from another checkpoint."""
 
 LIBRARIES = ("cifar", "simclr", "timm", "torchvision")
-"""What stands before the slash in the name of a net."""
+"""The part of a net's name before the slash."""
 
 
 def is_checkpoint(name: str) -> bool:
@@ -19,41 +19,43 @@ def is_checkpoint(name: str) -> bool:
     return (Path(name) / MANIFEST).exists()
 
 
+def is_random(name: str) -> bool:
+    """Whether `name` requests random weights."""
+    return name == "random" or name.startswith(RANDOM)
+
+
 def checkpoint_method(name: str) -> str:
-    """How the weights behind `name` came to be, for a results file: a checkpoint's method, `random` or `pretrained`."""
+    """How the weights behind `name` were made, for a results file: a checkpoint's method, `random` or `pretrained`."""
     if is_checkpoint(name):
         return read_manifest(Path(name) / MANIFEST).method
-    return "random" if name == "random" or name.startswith(RANDOM) else "pretrained"
+    return "random" if is_random(name) else "pretrained"
+
+
+def trained_method(name: str) -> str:
+    """How weights trained with labels from the initial weights `name` were made, for their manifest."""
+    return "supervised" if is_random(name) else "finetune"
+
+
+def first_net(names: tuple[str, ...]) -> str | None:
+    """The first of `names` that names a net: `random` and `pretrained` take that one unless --like is passed."""
+    return next((name for name in names if name not in KEYWORDS), None)
 
 
 def refuse_missing_checkpoint(name: str) -> None:
-    """Refuse the path of a checkpoint that is not there; what may be the name of a net passes.
+    """Raise ValueError for the path of a checkpoint that does not exist; a possible name of a net passes.
 
-    A path begins with a slash, a dot or a folder that exists, or has several slashes, and no library in front.
-
-    Raises:
-        ValueError: see `no_backbone`.
+    A path begins with a slash, a dot or an existing folder, or has several slashes, and no library in front.
     """
     first, slash, rest = name.partition("/")
     is_path = slash and ("/" in rest or not first.strip(".~") or Path(first).is_dir())
     if is_path and first not in LIBRARIES and not is_checkpoint(name):
-        raise no_backbone(name)
+        raise unknown_backbone(name)
 
 
-def no_backbone(name: str, closest: Sequence[str] = ()) -> ValueError:
-    """What is said of a name that nobody knows; `closest` are the names most like it."""
+def unknown_backbone(name: str, closest: Sequence[str] = ()) -> ValueError:
+    """The error for an unknown name; `closest` are the most similar names."""
     hint = f"the closest names are {', '.join(closest)}" if closest else "names look like torchvision/resnet18"
     return ValueError(
         f"there is no backbone named {name!r}, nor a checkpoint directory: {hint}; "
-        f"a net of your own is wrapped with Backbone.from_module"
+        f"wrap a net of your own with Backbone.from_module"
     )
-
-
-def other_than_bare(names: tuple[str, ...]) -> str | None:
-    """Whose net `random` and `pretrained` take where nobody says it: the first one that names a net."""
-    return next((name for name in names if name not in BARE), None)
-
-
-def trained_method(name: str) -> str:
-    """How weights that were trained with labels from `name` came to be, for their manifest."""
-    return "supervised" if name == "random" or name.startswith(RANDOM) else "finetune"

@@ -1,4 +1,4 @@
-"""What training loops on several processes share: gradient averaging, batch-norm statistics, weight averaging."""
+"""Shared parts of training loops: gradient averaging (DDP), batch-norm statistics, weight averaging (EMA)."""
 
 from typing import Any
 
@@ -10,20 +10,14 @@ from stillroom.backbone.run import Run
 
 
 def wrap_ddp(module: nn.Module, run: Run, **arguments: Any) -> nn.Module:
-    """Average a module's gradients over the processes of a run; with one process, return the module itself.
-
-    Args:
-        module: on the run's device.
-        run: this process.
-        arguments: of `DistributedDataParallel`.
-    """
+    """Wrap a module on the run's device in DistributedDataParallel(**arguments); one process needs no wrapper."""
     if run.world_size == 1:
         return module
     return DistributedDataParallel(module, device_ids=[run.device] if run.device.type == "cuda" else None, **arguments)
 
 
 def broadcast_buffers(module: nn.Module, run: Run) -> None:
-    """Give every process the main one's buffers, for batch norm collects its statistics per process."""
+    """Copy the main process's buffers to every process: batch norm collects its statistics per process."""
     if run.world_size > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)

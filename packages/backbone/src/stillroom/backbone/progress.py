@@ -1,4 +1,4 @@
-"""The progress bar of every loop over images: images/s, time left, share of the time spent waiting for data."""
+"""The progress bar of every loop over images: images/s, time left, share of time spent waiting for data."""
 
 import sys
 import time
@@ -7,29 +7,27 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from stillroom.backbone.bars import standing
+from stillroom.backbone.bars import open_bars
 from stillroom.backbone.run import Run
 
 B = TypeVar("B", bound=Sized)
 
 
 class Progress:
-    """Iterate a loader behind a bar, and keep the rate and the waiting time.
+    """Show a bar while a loader is iterated, on the main process only, and measure the rate and the waiting time.
 
     Args:
-        loader: gives batches.
-        total: images in all, over all processes.
-        run: this process; only the main one shows a bar.
-        label: what is going on.
-        done: images already done in an earlier life of this run.
+        total: number of images, over all processes.
+        label: text before the bar.
+        done: images processed before this run was resumed.
     """
 
     def __init__(self, total: int, run: Run, label: str, done: int = 0) -> None:
-        every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file should not fill with bars
+        every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; fewer lines in a log file
         self._bar = tqdm(
             total=total, initial=done, desc=label, unit="img", disable=not run.is_main, smoothing=0.1, mininterval=every
         )
-        standing.add(self._bar)
+        open_bars.add(self._bar)
         self._world_size = run.world_size
         self._began = self._marked = time.perf_counter()
         self._waited = 0.0
@@ -37,12 +35,12 @@ class Progress:
         self.broken: set[str] = set()
 
     def over(self, loader: Iterable[B], *, close: bool = True) -> Iterator[B]:
-        """The loader's batches, one by one, the time for each measured. The bar closes at the end, or stays."""
+        """Yield the loader's batches and measure the wait for each. The bar closes at the end if `close`."""
         batches = iter(loader)
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(batches, None)
-            self._waited += time.perf_counter() - asked
+            self._waited += time.perf_counter() - requested
             if batch is None:
                 break
             yield batch
@@ -52,11 +50,11 @@ class Progress:
             self.close()
 
     def close(self) -> None:
-        """The bar is done."""
+        """Close the bar."""
         self._bar.close()
 
     def lap(self) -> dict[str, float]:
-        """Images per second and share of time spent waiting for data since the last lap; shown behind the bar."""
+        """Images per second, and share of time spent waiting for data (0 to 1), since the last lap."""
         now = time.perf_counter()
         spent = max(now - self._marked, 1e-9)
         lap = {"images_per_second": self._images / spent, "data_wait_share": min(self._waited / spent, 1.0)}
@@ -64,17 +62,17 @@ class Progress:
         return lap
 
     def show(self, **values: float) -> None:
-        """Put numbers behind the bar."""
+        """Show numbers after the bar."""
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
 
     def note(self, words: str, values: Mapping[str, float] | None = None) -> None:
-        """A line above the bar: words, then numbers."""
-        said = ", ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
+        """Print a line above the bar: words, then numbers."""
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
         if not self._bar.disable:
-            self._bar.write(f"{words}: {said}" if said else words, file=sys.stderr)
+            self._bar.write(f"{words}: {numbers}" if numbers else words, file=sys.stderr)
 
     def skip(self, broken: Iterable[str]) -> None:
-        """Take note of images that could not be read; each is named once, without tearing the bar."""
+        """Record images that could not be read; each is printed once, above the bar."""
         for sentence in broken:
             if sentence not in self.broken:
                 self._bar.write(f"skipped: {sentence}", file=sys.stderr)
@@ -82,5 +80,5 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Wall time since the bar appeared."""
+        """Wall time in seconds since the bar was made."""
         return time.perf_counter() - self._began

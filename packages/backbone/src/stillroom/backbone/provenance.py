@@ -1,4 +1,4 @@
-"""Where a file comes from: package, version, commit, command, torch, date."""
+"""The provenance of a file: package, version, commit, command, torch, date."""
 
 import datetime
 import shlex
@@ -18,7 +18,7 @@ def made_by(package: str, config: Mapping[str, Any] | None = None) -> MadeBy:
     """The provenance record of a file written now by `package`."""
     try:
         version = metadata.version(package)
-    except metadata.PackageNotFoundError:  # a checkpoint written by somebody's own script
+    except metadata.PackageNotFoundError:  # a checkpoint written by a user's script
         version = "unknown"
     return MadeBy(
         package=package,
@@ -32,12 +32,10 @@ def made_by(package: str, config: Mapping[str, Any] | None = None) -> MadeBy:
 
 
 def source_commit() -> str | None:
-    """The commit of the source tree this code runs from, `+dirty` if it differs; None for an installed wheel."""
-    here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here)]
+    """The commit of the source tree this code runs from, `+dirty` with uncommitted changes; None for a wheel."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
-        if tracked.returncode != 0:
+        if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True).returncode != 0:
             return None
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""`results.json`: what every evaluation and transfer writes, and the one reader and table behind all reports."""
+"""`results.json`: the output of every evaluation and transfer, its reader, and the tables of all reports."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """Which weights were measured: where they were, their hash (`weights_sha256`), how they came to be."""
+    """The weights that were measured: their path, their hash (`weights_sha256`), how they were made."""
 
     path: str
     sha256: str
@@ -27,7 +27,7 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """Which images were measured on: where, how many, their fingerprint, and how many could not be read."""
+    """The images of a measurement: their folder, number and fingerprint, and how many could not be read."""
 
     path: str
     count: int
@@ -46,7 +46,7 @@ class Results:
 
     Args:
         task: `knn`, `classification`, `distill`, ...
-        protocol: versioned id that says how it was measured, such as `knn/v1 k=20 feature=before size=48`.
+        protocol: versioned id of the way of measuring, such as `knn/v1 k=20 feature=before size=48`.
         datasets: by role: `train`, `test`.
         metrics: name -> number.
         seconds: wall time of the run.
@@ -65,28 +65,24 @@ class Results:
 
 
 def write_results(directory: Path, results: Results) -> None:
-    """Write `results.json` into a run directory, whole or not at all."""
+    """Write `results.json` into a run directory, atomically."""
     write_file(directory / RESULTS, json.dumps(cattrs.unstructure(results), indent=2) + "\n")
 
 
 def refuse_unfinished(run_directory: Path) -> None:
-    """Refuse a run that is not done, by a ValueError."""
+    """Raise ValueError if a run is not finished."""
     if not (run_directory / RESULTS).exists():
-        raise ValueError(f"{run_directory} is no run that is done: it has no {RESULTS}")
+        raise ValueError(f"{run_directory} is not a finished run: it has no {RESULTS}")
 
 
 def read_results(path: str | Path) -> Results:
-    """Read a results.json, or the one of a run directory.
-
-    Raises:
-        ValueError: missing, damaged or newer file.
-    """
+    """Read a results.json, or that of a run directory; ValueError if it is missing, damaged or newer."""
     file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         newer = raw["schema"] > SCHEMA
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no results file: {error}") from error
+        raise ValueError(f"{file} is not a results file: {error}") from error
     if newer:
         raise ValueError(f"{file} has schema {raw['schema']}, this version reads up to {SCHEMA}: upgrade it")
     try:
@@ -96,12 +92,12 @@ def read_results(path: str | Path) -> Results:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, which reads well in a terminal too."""
+    """A Markdown table with aligned columns, readable in a terminal too."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(str(c).ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in lines)
 
 
 def percent(metrics: Mapping[str, float], name: str) -> str:
-    """A fraction as a table shows it."""
+    """A metric as tables print it: percent, one decimal."""
     return f"{100 * metrics[name]:.1f}"

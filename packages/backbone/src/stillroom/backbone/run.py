@@ -1,4 +1,4 @@
-"""One process of a run: its device, its place among the others, its seeds, its directory."""
+"""One process of a run: its device, its rank, its seeds, its directory."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """This process: where it computes and which of `world_size` it is."""
+    """This process: its device, and its rank among `world_size` processes."""
 
     device: torch.device
     rank: int = 0
@@ -30,39 +30,33 @@ class Run:
 
     @classmethod
     def start(cls, device: DeviceName = "auto") -> "Run":
-        """Join the processes that torchrun started, or be the only one.
-
-        Raises:
-            ValueError: a device that this machine does not have.
-        """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device cuda was asked for and torch sees no GPU: say --device cpu, or auto")
-        if device == "mps" and not torch.backends.mps.is_available():
-            raise ValueError("device mps was asked for and this machine has none: say --device cpu, or auto")
+        """Join the process group that torchrun started, or run alone; ValueError if there is no such device."""
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        kind = next(name for name in found if found[name]) if device == "auto" else device
+        if not found[kind]:
+            raise ValueError(f"device {kind} is requested and torch sees none: pass --device cpu, or auto")
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
-            return cls(device=torch.device(device))
+            return cls(device=torch.device(kind))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
-        if where.type == "cuda":
-            torch.cuda.set_device(where)
-        return cls(device=where, rank=dist.get_rank(), world_size=world_size)
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+        if local.type == "cuda":
+            torch.cuda.set_device(local)
+        return cls(device=local, rank=dist.get_rank(), world_size=world_size)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over all processes, in place."""
+        """Sum `tensor` over all processes, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, item: Any) -> list[Any]:
-        """Every process's `item`, in the order of the ranks."""
+        """Collect every process's `item`, in the order of the ranks."""
         if self.world_size == 1:
             return [item]
         items: list[Any] = [None] * self.world_size
@@ -70,7 +64,7 @@ class Run:
         return items
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -95,7 +89,7 @@ def seed_everything(*numbers: int) -> None:
 
 
 class DivergedError(ValueError):
-    """A run whose loss or weights are not finite any more."""
+    """A run whose loss or weights are NaN or infinite."""
 
 
 class RunDirectory:
@@ -112,15 +106,11 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config: str, run: Run) -> "RunDirectory":
-        """Make a new run directory holding `config` (JSON text).
-
-        Raises:
-            ValueError: when `path` exists.
-        """
+        """Make a new run directory with `config` (JSON text); ValueError if `path` exists."""
         taken = path.exists()
-        run.wait()  # every process has looked before the first one makes it
+        run.wait()  # every process has checked before the main one makes it
         if taken:
-            raise ValueError(f"{path} exists: choose another --out, or go on with it by `resume {path}`")
+            raise ValueError(f"{path} exists: choose another --out, or resume it with `resume {path}`")
         if run.is_main:
             (path / "state").mkdir(parents=True)
             write_file(path / CONFIG, config)
@@ -129,16 +119,12 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path, run: Run) -> tuple["RunDirectory", dict[str, Any] | None]:
-        """Open a run to go on with it: its last state (None if none was saved yet); metrics after it are cut off.
-
-        Raises:
-            ValueError: a state that cannot be read.
-        """
+        """Open a run to resume it from its last state, None if none was saved yet; later metrics are removed."""
         file = path / STATE
         try:
             state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
         except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{file} is damaged: remove it, and {path} begins anew when it is resumed") from error
+            raise ValueError(f"{file} is damaged: remove it, and {path} is resumed from its first step") from error
         step = state["step"] if state else 0
         if run.is_main:
             kept = [row for row in read_metrics(path) if row["step"] <= step]
@@ -147,7 +133,7 @@ class RunDirectory:
         return cls(path, run, first_step=step + 1), state
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl and one point per curve in TensorBoard."""
+        """Write one line of metrics.jsonl and one point per curve in TensorBoard."""
         if not self._writes:
             return
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
@@ -157,15 +143,11 @@ class RunDirectory:
 
     @property
     def kept(self) -> str:
-        """What a message about a run that went wrong can promise."""
+        """The end of a message about a diverged run: whether there is a state to resume from."""
         return "the last good state is kept" if (self.path / STATE).exists() else "no state had been saved yet"
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace state/last.pt; `state` must hold tensors and plain values only, and a `step`.
-
-        Raises:
-            DivergedError: weights that are not finite; the last good state stays.
-        """
+        """Replace state/last.pt by tensors and plain values, with a `step`; DivergedError if any is not finite."""
         if not _all_finite(state):
             raise DivergedError(f"the weights are not finite at step {state['step']}: lower --lr; {self.kept}")
         if not self._writes:

@@ -1,4 +1,4 @@
-"""The files of a run directory, and the reading of those that people read too."""
+"""The files of a run directory, and readers for its config and metrics."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,7 @@ STATE = "state/last.pt"
 
 
 def read_config(path: Path) -> str:
-    """The text of a run's config.json.
-
-    Raises:
-        ValueError: when `path` is not a run directory.
-    """
+    """The text of a run's config.json; ValueError if `path` is not a run directory."""
     file = path / CONFIG
     if not file.exists():
         raise ValueError(f"{path} is not a run directory: it has no {CONFIG}")
@@ -22,9 +18,9 @@ def read_config(path: Path) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line torn by a kill is left out."""
+    """The lines of a run's metrics.jsonl; an incomplete last line (the process was killed) is left out."""
     file = path / METRICS
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what stands behind the last newline is torn
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
     return [json.loads(line) for line in lines]

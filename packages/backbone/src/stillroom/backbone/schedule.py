@@ -1,8 +1,10 @@
-"""Learning-rate schedules as data: what fraction of the base rate a step uses."""
+"""Learning-rate schedules as data: the factor on the base rate at each step."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
+
+from stillroom.backbone.checks import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,15 +12,15 @@ class Cosine:
     """Half a cosine from the base rate to zero over the run (SGDR without restarts, Loshchilov and Hutter 2017)."""
 
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up before it."""
+    """Epochs of linear warm-up before the cosine."""
     change_every: Literal["step", "epoch"] = "step"
-    """How often the rate changes, behind the warm-up."""
+    """How often the rate changes after the warm-up."""
 
     def __post_init__(self) -> None:
-        _refuse_negative(self.warmup_epochs)
+        at_least(self, 0, "warmup_epochs", prefix="schedule.")
 
     def factor(self, epoch: float, epochs: int) -> float:
-        """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
+        """The factor on the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
         if epoch < self.warmup_epochs:
             return epoch / self.warmup_epochs
         epoch = math.floor(epoch) if self.change_every == "epoch" else epoch
@@ -38,19 +40,13 @@ class Step:
     """Epochs of linear warm-up at the start."""
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"--schedule.every is {self.every}: the rate drops after 1 epoch or more")
-        _refuse_negative(self.warmup_epochs)
+        at_least(self, 1, "every", prefix="schedule.")
+        at_least(self, 0, "warmup_epochs", prefix="schedule.")
 
     def factor(self, epoch: float, epochs: int) -> float:
-        """The multiple of the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
+        """The factor on the base learning rate at `epoch` (fractional, 0 to `epochs`)."""
         warmup = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return warmup * self.gamma ** math.floor(epoch / self.every)
-
-
-def _refuse_negative(warmup_epochs: float) -> None:
-    if not warmup_epochs >= 0:
-        raise ValueError(f"--schedule.warmup-epochs is {warmup_epochs}: it must be at least 0")
 
 
 Schedule = Cosine | Step

@@ -1,4 +1,4 @@
-"""What a backbone is, as data: its levels, its input, its licence."""
+"""The description of a backbone as data: its levels, its input, its licence."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,7 +9,7 @@ FeaturePoint = Literal["before", "after"]
 PERMISSIVE_LICENCES = frozenset(
     {"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", "CC-BY-4.0", "Unlicense"}
 )
-UNKNOWN_LICENCE = "NOASSERTION"  # SPDX's own word for "nobody said"
+UNKNOWN_LICENCE = "NOASSERTION"  # SPDX's term for "not stated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +26,18 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How an image becomes the tensor that a net was trained on.
+    """The preprocessing a net was trained with, from image to tensor.
 
     Args:
         size: side of the square input, pixels.
         crop_fraction: `size` over the side the image is resized to before the centre crop, in (0, 1].
         resize: `short side` keeps the aspect ratio and crops the centre; `squash` resizes both sides to `size`.
         interpolation: `bilinear` or `bicubic`.
-        antialias: whether shrinking filters first.
+        antialias: whether downsampling low-pass filters first.
         mean: per channel, in units of `value_range`, in `channel_order`.
         std: likewise.
         channel_order: `rgb` or `bgr`.
-        value_range: what black and white are before mean and std: (0, 1) or (0, 255).
+        value_range: the values of black and white before mean and std: (0, 1) or (0, 255).
     """
 
     size: int = 224
@@ -61,11 +61,11 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Licence:
-    """The licence of a set of weights and what it inherits.
+    """The licence of a set of weights and the restrictions it inherits.
 
     Args:
-        spdx: an SPDX identifier, or `NOASSERTION` where nobody said.
-        restrictions: what teacher and data add, one plain phrase each.
+        spdx: an SPDX identifier, or `NOASSERTION` if none is stated.
+        restrictions: added by teacher and data, one plain phrase each.
     """
 
     spdx: str = UNKNOWN_LICENCE
@@ -89,11 +89,11 @@ class BackboneSpec:
     """Everything needed to rebuild and feed a backbone.
 
     Args:
-        name: `torchvision/resnet18`, `timm/vit_tiny_patch16_224`, `cifar/resnet20`, or `module/<class>` for a module
-            of the user's own.
+        name: `torchvision/resnet18`, `timm/vit_tiny_patch16_224`, `cifar/resnet20`, or `module/<class>` for a user's
+            module.
         dim: width of the pooled feature.
         arguments: keyword arguments of the library's constructor, JSON values.
-        pre_activation: True where `pooled` is read before the net's last activation. Nets that end in a norm have no
+        pre_activation: True if `pooled` is read before the net's last activation. Nets that end in a norm have no
             last activation: before and after are then the same tensor.
         levels: the feature maps, finest first.
         input: how images are prepared.
@@ -110,5 +110,5 @@ class BackboneSpec:
 
     @property
     def feature(self) -> FeaturePoint:
-        """Where `pooled` is read, `before` or `after` the last activation."""
+        """The feature point of `pooled`: `before` or `after` the last activation."""
         return "before" if self.pre_activation else "after"

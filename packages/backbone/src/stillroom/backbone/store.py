@@ -1,4 +1,4 @@
-"""Arrays on disk that are costly to make: keyed by what they depend on, memory-mapped, filled in any order."""
+"""Caches of costly arrays on disk: keyed by their inputs, memory-mapped, filled in any order."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,23 +30,23 @@ def cache_directory(kind: str) -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "stillroom") / kind
 
 
-def key_of(record: Mapping[str, Any]) -> str:
-    """The name of what a record describes: a hash of its JSON."""
+def cache_key(record: Mapping[str, Any]) -> str:
+    """The cache key of a record: a hash of its JSON."""
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True, eq=False)
 class Store:
     """One (rows, dim) array, memory-mapped, with the state of each row: empty, written, or broken.
 
-    The folder's name is the hash of `record`, so whatever the record names (weights, images, view, ...) misses the
-    store when it changes. A row is marked only after its values are there, so a killed process leaves no half row that
-    counts; several processes may fill it, each its own rows.
+    The folder's name is the hash of `record`: a change of anything in it (weights, images, view, ...) is a new store. A
+    row is marked after its values are written, so a killed process leaves no half-written row that counts. Several
+    processes may fill a store, each its own rows.
     """
 
-    def __init__(self, path: Path, values: np.ndarray, states: np.ndarray) -> None:
-        self.path = path
-        self._values = values
-        self._states = states
+    path: Path
+    _values: np.ndarray
+    _states: np.ndarray
 
     @classmethod
     def open(
@@ -57,35 +58,35 @@ class Store:
         run: Run,
         dtype: Literal["float16", "float32"] = "float16",
         *,
-        among: int = 1,
+        num_stores: int = 1,
     ) -> "Store":
-        """The store of `record` below `root`; made, empty, where there is none, or where its files were cut short.
+        """Open the store of `record` below `root`; a new one is made if there is none, or if its files are truncated.
 
         Args:
-            root: folder of the stores; with several nodes a folder that all of them share.
-            record: what the rows depend on.
+            root: folder of the stores; on several nodes, a shared folder.
+            record: everything the rows depend on.
             rows, dim, dtype: of the array.
             run: this process; the main one makes the files.
-            among: stores of this size that will stand beside it, for which there must be room too.
+            num_stores: stores of this size that will be made, this one included; the disk must have room for all.
 
         Raises:
-            ValueError: no room on the disk, said with the size that is needed; or a folder that nodes do not share.
+            ValueError: too little disk space, with the size needed; or a folder that nodes do not share.
         """
-        path = root / key_of({**record, "rows": rows, "dim": dim, "dtype": dtype})
+        path = root / cache_key({**record, "rows": rows, "dim": dim, "dtype": dtype})
         missing = not _is_whole(path, (rows, dim))
-        run.wait()  # every process has looked before the main one makes it
+        run.wait()  # every process has checked before the main one makes it
         if missing and run.is_main:
             root.mkdir(parents=True, exist_ok=True)
-            needed, free = among * store_bytes(rows, dim, dtype), shutil.disk_usage(root).free
+            needed, free = num_stores * store_bytes(rows, dim, dtype), shutil.disk_usage(root).free
             if needed > free:
                 raise ValueError(
-                    f"{root} has {free / 2**30:.1f} GiB free, {among} x {rows} rows of {dim} {dtype} need "
-                    f"{needed / 2**30:.1f} GiB: set STILLROOM_CACHE to a larger disk, or do without the cache"
+                    f"{root} has {free / 2**30:.1f} GiB free, {num_stores} x {rows} rows of {dim} {dtype} need "
+                    f"{needed / 2**30:.1f} GiB: set STILLROOM_CACHE to a folder on a larger disk, or disable the cache"
                 )
-            with replace_directory(path) as aside:
-                np.lib.format.open_memmap(aside / VALUES, "w+", np.dtype(dtype), (rows, dim)).flush()
-                np.lib.format.open_memmap(aside / STATES, "w+", np.uint8, (rows,)).flush()
-                (aside / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+            with replace_directory(path) as partial:
+                np.lib.format.open_memmap(partial / VALUES, "w+", np.dtype(dtype), (rows, dim)).flush()
+                np.lib.format.open_memmap(partial / STATES, "w+", np.uint8, (rows,)).flush()
+                (partial / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
         run.wait()
         if not path.exists():
             raise ValueError(f"{root} is not shared with the main process: set STILLROOM_CACHE to a folder that is")
@@ -97,45 +98,41 @@ class Store:
 
     @property
     def missing(self) -> Bool[Tensor, " n"]:
-        """Which rows are still empty, now."""
+        """Which rows are still empty."""
         return torch.from_numpy(np.asarray(self._states == _EMPTY))
 
     @property
     def num_missing(self) -> int:
-        """Rows that are still empty."""
+        """Number of rows that are still empty."""
         return int(self.missing.sum())
 
     def write(self, rows: Int[Tensor, " b"], values: Float[Tensor, "b d"]) -> None:
-        """Fill rows.
-
-        Raises:
-            ValueError: values that are not finite in the store's type, for float16 beyond 65,504.
-        """
+        """Fill rows; ValueError if a value is not finite in the store's type (float16 ends at 65,504)."""
         with np.errstate(over="ignore"):  # infinities are refused below
             block = values.detach().float().cpu().numpy().astype(self._values.dtype)
         if not np.isfinite(block).all():
             largest = float(values.abs().max())
-            raise ValueError(f"features up to {largest:g} do not fit {self._values.dtype}: ask for float32")
+            raise ValueError(f"features up to {largest:g} do not fit {self._values.dtype}: use float32")
         self._values[rows.numpy()] = block
         self._states[rows.numpy()] = _WRITTEN
 
     def mark_broken(self, rows: Int[Tensor, " b"]) -> None:
-        """Rows that will never have values: their images cannot be read."""
+        """Mark rows that will never have values: their images cannot be read."""
         self._states[rows.numpy()] = _BROKEN
 
     @property
     def values(self) -> Float[Tensor, "n d"]:
-        """All rows as they lie on the disk, mapped and not copied; empty ones are zero. Not to be written to."""
+        """All rows, memory-mapped and not copied; empty ones are zero. Read-only."""
         return torch.from_numpy(self._values)
 
     def read(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """Rows that were written, as float32."""
+        """Read rows that were written, as float32."""
         assert (self._states[rows.numpy()] == _WRITTEN).all(), "only rows that were written are read"
         return torch.from_numpy(np.asarray(self._values[rows.numpy()], dtype=np.float32))
 
 
 def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
-    """Whether a store has its files at their full lengths: mapped to be written to, a short one would grow by zeros."""
+    """Whether a store's files have their full lengths: a short one, mapped for writing, would be extended by zeros."""
     try:
         values, states = (np.load(path / name, mmap_mode="r") for name in (VALUES, STATES))
     except (OSError, ValueError, EOFError):
@@ -144,5 +141,5 @@ def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
 
 
 def store_bytes(rows: int, dim: int, dtype: str = "float16") -> int:
-    """Bytes on disk of a store."""
+    """Size of a store on disk, bytes."""
     return math.prod((rows, dim, np.dtype(dtype).itemsize)) + rows

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.manifest import MANIFEST, read_manifest
-from stillroom.backbone.names import BARE, is_checkpoint, other_than_bare, refuse_missing_checkpoint
+from stillroom.backbone.names import KEYWORDS, first_net, is_checkpoint, refuse_missing_checkpoint
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
 from stillroom.backbone.run_files import CONFIG, read_config
 
@@ -71,11 +71,11 @@ def split(config: F) -> list[F]:
         raise ValueError(f"--seeds holds {min(config.seeds)}: seeds are 0 or more")
     if len(config.checkpoint) == len(config.seeds) == 1:
         return [config]
-    like = config.like or other_than_bare(config.checkpoint)
+    like = config.like or first_net(config.checkpoint)
     cells = []
     for checkpoint, seed in product(config.checkpoint, config.seeds):
         cell = replace(  # type: ignore[type-var]  # no protocol says that it is a dataclass
-            config, checkpoint=(checkpoint,), seeds=(seed,), like=like if checkpoint in BARE else None,
+            config, checkpoint=(checkpoint,), seeds=(seed,), like=like if checkpoint in KEYWORDS else None,
             out=config.out / f"{directory_name(checkpoint)}-seed{seed}",
         )  # fmt: skip
         cells.append(cell)

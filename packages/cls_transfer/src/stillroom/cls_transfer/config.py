@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.flags import DeviceName, OnBroken
-from stillroom.backbone.image_files import existing_folder
-from stillroom.backbone.names import BARE, other_than_bare
+from stillroom.backbone.image_files import refuse_missing_folder
+from stillroom.backbone.names import KEYWORDS, first_net
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.backbone.sweep import directory_name, refuse_paths, refuse_twice
 
@@ -171,13 +171,13 @@ def split(config: ClassifyConfig) -> list[ClassifyConfig]:
     axes = (config.tasks or (None,), config.checkpoint, config.lrs, config.seeds)
     if all(len(axis) == 1 for axis in axes):
         return [config]
-    like = config.like or other_than_bare(config.checkpoint)
+    like = config.like or first_net(config.checkpoint)
     cells = []
     for task, checkpoint, lr, seed in product(*axes):
         parts = [task or "", directory_name(checkpoint), f"lr{lr:g}", f"seed{seed}"]
         cell = replace(
             config, tasks=(task,) if task else (), checkpoint=(checkpoint,), lrs=(lr,), seeds=(seed,),
-            out=config.out / "-".join(filter(None, parts)), like=like if checkpoint in BARE else None,
+            out=config.out / "-".join(filter(None, parts)), like=like if checkpoint in KEYWORDS else None,
         )  # fmt: skip
         cells.append(cell)
     return cells
@@ -207,7 +207,7 @@ def preflight(config: ClassifyConfig) -> None:
     refuse_paths(config, alone=split(config) == [config])
     check_sources(config)
     for folder in filter(None, (config.train, config.test, config.val)):
-        existing_folder(folder)
+        refuse_missing_folder(folder)
 
 
 UNIONS = (Schedule,)

@@ -14,7 +14,7 @@ from stillroom.backbone import ImageFiles, Run, read_labelled
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.image_files import EXTENSIONS, shuffled_by_class
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, key_of
+from stillroom.backbone.store import cache_directory, cache_key
 from stillroom.cls_transfer.config import TaskName
 
 _SIDE = 32  # px of CIFAR
@@ -146,7 +146,7 @@ def _read_cifar(source: Source, cifar: Cifar) -> Splits:
                 raise ValueError(f"{archive} cannot be downloaded ({error}): unpack it into {source.data}") from error
         source.run.wait()
     names = [line for line in _lines(folder / cifar.names) if line]
-    images = cache_directory("cifar") / key_of(
+    images = cache_directory("cifar") / cache_key(
         {file: _hash(folder / file) for file in (*cifar.train, *cifar.test, cifar.names)}
     )
     if not images.exists() and source.run.is_main:

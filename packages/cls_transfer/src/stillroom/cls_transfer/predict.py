@@ -11,7 +11,7 @@ from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.image_files import listed
+from stillroom.backbone.image_files import from_paths
 from stillroom.cls_transfer.metrics import answer
 from stillroom.cls_transfer.model import Classifier
 from stillroom.cls_transfer.record import HEAD
@@ -66,7 +66,7 @@ def predict(
     if not 1 <= top <= len(classes):
         raise ValueError(f"--top is {top}: {checkpoint} tells {len(classes)} classes apart")
     alone = images.is_file() and images.suffix != ".txt"
-    files = listed([images.resolve()]) if alone else read_unlabelled(images)
+    files = from_paths([images.resolve()]) if alone else read_unlabelled(images)
     run = Run.start(device)
     found = answer(
         model.to(run.device), files, run, batch_size=batch_size, workers=workers, on_broken=on_broken, label="predict"

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as rle
 
 from stillroom.backbone import ImageFiles
-from stillroom.backbone.images import is_turned
+from stillroom.backbone.images import has_exif_orientation
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
 

@@ -12,7 +12,7 @@ from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import at_least, within
 from stillroom.backbone.configs import refuse_beside
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.image_files import existing_folder
+from stillroom.backbone.image_files import refuse_missing_folder
 from stillroom.backbone.sweep import refuse_paths, split
 
 BackendName = Literal["detectron2", "torchvision"]
@@ -191,7 +191,7 @@ def check_source(config: DetectConfig) -> None:
     if config.train is None and config.data is None:
         raise ValueError("pass --data, or --train and --val, or --framework-config")
     if config.train is None and config.data is not None:
-        existing_folder(config.data)
+        refuse_missing_folder(config.data)
     for annotations, _ in filter(None, (config.train, config.val)):
         refuse_missing(annotations)
 

@@ -10,8 +10,8 @@ from stillroom.backbone import BrokenImageError, Run, load_checkpoint, read_resu
 from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.configs import reread_config
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.image_files import picture_names, read_some
-from stillroom.backbone.images import is_turned
+from stillroom.backbone.image_files import png_names, read_images
+from stillroom.backbone.images import has_exif_orientation
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import refuse_unfinished
 from stillroom.det_transfer.backends import find_backend

@@ -71,7 +71,7 @@ def fill_cache(
         print(f"teacher cache: {many} views x {len(files)} images x {dim} {dtype} {what} = {size} in {root}")
     record = cache_record(config, files, teacher, targets[0] if aligned else None)
     stores = tuple(
-        Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype, among=many)
+        Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype, num_stores=many)
         for view in range(many)
     )
     views = Views(config.view, config.teacher_view, [], [teacher.backbone.spec.input])
@@ -79,7 +79,7 @@ def fill_cache(
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
     progress = Progress(many * len(files), run, "teacher", done=sum(len(s) - s.num_missing for s in stores))
     for view, store in enumerate(stores):
-        batches = EvaluationBatches(len(files), _BATCH_SIZE, run, epoch=view, wanted=store.missing)
+        batches = EvaluationBatches(len(files), _BATCH_SIZE, run, epoch=view, mask=store.missing)
         run.wait()  # every process has looked at what is missing before one of them writes
         for batch in progress.over(build_loader(dataset, batches, config.workers), close=False):
             progress.skip(batch.broken)

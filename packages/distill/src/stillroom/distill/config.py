@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from tyro.conf import arg  # so that the net's name is `--teacher`, not `--teacher.name`; nothing else of tyro is here
 
 from stillroom.backbone.flags import DeviceName, OnBroken
-from stillroom.backbone.image_files import existing_folder, refuse_missing_images
+from stillroom.backbone.image_files import refuse_missing_folder, refuse_missing_images
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.schedule import Cosine, Schedule, Step
 from stillroom.backbone.spec import FeaturePoint
@@ -306,7 +306,7 @@ def preflight(config: DistillConfig, has_knn: bool) -> None:
     for name in (*config.teacher.name, *config.student.name):
         refuse_missing_checkpoint(name)
     if config.monitor.knn is not None:
-        existing_folder(config.monitor.knn)
+        refuse_missing_folder(config.monitor.knn)
 
 
 def preflight_auto(config: AutoConfig, has_knn: bool) -> None:

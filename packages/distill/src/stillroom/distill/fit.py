@@ -15,7 +15,7 @@ from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loading import EvaluationBatches, build_loader
 from stillroom.backbone.loading import View as ViewOfImage
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, key_of
+from stillroom.backbone.store import cache_directory, cache_key
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd
 from stillroom.distill.alignment_file import (
     AlignmentInputs,
@@ -192,7 +192,7 @@ def find_alignment(
     spec = teacher.backbone.spec
     net = [spec.name, spec.arguments, asdict(spec.input)]
     asked = [type(config).__name__, asdict(config), dim, fit.unit]
-    key = key_of({**asdict(inputs), "net": net, "files": fit.files.stamp, "alignment": asked})
+    key = cache_key({**asdict(inputs), "net": net, "files": fit.files.stamp, "alignment": asked})
     file = cache_directory("alignments") / f"{key}.safetensors"
     known = all(fit.run.gather(file.exists()))  # nodes may have caches of their own: all of them load, or all fit
     if known:

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from stillroom.backbone import BackboneSpec, build_backbone
-from stillroom.backbone.bridge import ASIDE, Bridge, assert_same
+from stillroom.backbone.bridge import UNUSED, Bridge, assert_same
 from stillroom.backbone.keys import Rule
 from stillroom.seg_transfer.nets import Atrous
 
@@ -46,7 +46,7 @@ def _torchvision_mobilenet_v2() -> tuple[Rule, ...]:
             rules.append(Rule(rf"{ours}\.{groups}\.(.*)", rf"{theirs}.{groups}.conv.\1"))
             rules.append(Rule(rf"{ours}\.{groups + 1}\.(.*)", rf"{theirs}.{groups}.bn.\1"))
             number += 1
-    return (*rules, Rule(rf"(features\.{number}\..*)", rf"{ASIDE}\1"))
+    return (*rules, Rule(rf"(features\.{number}\..*)", rf"{UNUSED}\1"))
 
 
 def _timm_mobilenet_v2() -> tuple[Rule, ...]:
@@ -58,7 +58,7 @@ def _timm_mobilenet_v2() -> tuple[Rule, ...]:
             theirs = rf"layer{stage + 1}.\1.conv.{k}"
             rules.append(Rule(rf"blocks\.{stage}\.(\d)\.{layer}\.(.*)", rf"{theirs}.conv.\2"))
             rules.append(Rule(rf"blocks\.{stage}\.(\d)\.bn{k + 1}\.(.*)", rf"{theirs}.bn.\2"))
-    return (*rules, Rule(r"((?:conv_head|bn2)\..*)", rf"{ASIDE}\1"))
+    return (*rules, Rule(r"((?:conv_head|bn2)\..*)", rf"{UNUSED}\1"))
 
 
 @dataclass(frozen=True, kw_only=True)

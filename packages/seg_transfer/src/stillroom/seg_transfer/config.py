@@ -10,7 +10,7 @@ from tyro.conf import arg  # names of flags
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.configs import refuse_beside
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.image_files import existing_folder
+from stillroom.backbone.image_files import refuse_missing_folder
 from stillroom.backbone.sweep import refuse_paths, split
 from stillroom.seg_transfer.framework import find_framework
 
@@ -160,7 +160,7 @@ def check_source(config: SegmentConfig) -> None:
     """
     if config.data is None:
         raise ValueError("give --data, or --framework-config with a data set of its own")
-    existing_folder(config.data)
+    refuse_missing_folder(config.data)
 
 
 def preflight(config: SegmentConfig) -> None:

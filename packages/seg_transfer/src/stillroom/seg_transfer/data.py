@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles
 from stillroom.backbone.atomic import refuse_missing
-from stillroom.backbone.images import is_turned
+from stillroom.backbone.images import has_exif_orientation
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
 
@@ -294,7 +294,7 @@ def check_masks(pairs: list[tuple[Path, Path]], num_classes: int) -> None:
             with Image.open(mask) as opened, Image.open(image) as beside:
                 if opened.mode not in ("L", "P"):
                     wrong.append(f"{mask} is of mode {opened.mode}: masks hold one index of 8 bits per pixel")
-                elif is_turned(beside):
+                elif has_exif_orientation(beside):
                     wrong.append(f"{image} is turned by its EXIF tag, its mask is not: save it upright")
                 elif opened.size != beside.size:
                     wrong.append(f"{mask} is {opened.size} px, its image {beside.size}")

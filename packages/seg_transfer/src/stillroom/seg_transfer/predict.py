@@ -14,7 +14,7 @@ from PIL import Image
 from stillroom.backbone import Run, read_results
 from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.image_files import picture_names, read_some
+from stillroom.backbone.image_files import png_names, read_images
 from stillroom.backbone.images import load_image
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import refuse_unfinished
@@ -47,8 +47,8 @@ def predict(run_directory: Path, images: Path, out: Path, *, device: DeviceName 
     weights = latest_weights(run_directory)
     if weights is None:
         raise ValueError(f"{run_directory} has no whole iter_*.pth: train it again")
-    files = read_some(images)
-    names = picture_names(files)
+    files = read_images(images)
+    names = png_names(files)
     run = Run.start(device)
     resolved = Config.fromfile(str(run_directory / RESOLVED), format_python_code=False)
     resolved.model.backbone.init_cfg = None

@@ -4,18 +4,19 @@ Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016,
 of 16, 32, 64 channels with n = (depth - 2) / 6 blocks each, and shortcuts without weights (option A).
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stillroom.backbone.features import Anatomy, global_average_pool
-from stillroom.backbone.spec import InputSpec, Level
+from stillroom.backbone.features import OpenedNet, run_modules
+from stillroom.backbone.spec import InputSpec, Level, Licence
 
 DEPTHS = (20, 32, 44, 56, 110)
-INPUT = InputSpec(size=32, crop_fraction=1.0)
 
 
 class ShortcutA(nn.Module):
-    """Option A: every second pixel, the new channels filled with zeros. It has no weights."""
+    """Option A: every second pixel, the new channels filled with zeros; no weights."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -27,7 +28,7 @@ class ShortcutA(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and an addition; the activation after the addition is a module of its own."""
+    """Two 3x3 convolutions and an addition; the activation after the addition is a separate module."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -44,57 +45,43 @@ class BasicBlock(nn.Module):
         return self.activation(out + self.shortcut(x))
 
 
-class CifarResNet(nn.Module):
-    """The three-stage ResNet of 6n + 2 layers, without a classifier."""
-
-    def __init__(self, depth: int) -> None:
-        super().__init__()
-        num_blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, num_blocks, stride=1)
-        self.layer2 = self._stage(16, 32, num_blocks, stride=2)
-        self.layer3 = self._stage(32, 64, num_blocks, stride=2)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    @staticmethod
-    def _stage(in_channels: int, channels: int, num_blocks: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(in_channels, channels, stride)
-        return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(num_blocks - 1)))
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        x = F.relu(self.bn1(self.conv1(images)))
-        maps = []
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-
 def list_names() -> list[str]:
     """`cifar/resnet20` to `cifar/resnet110`."""
     return [f"cifar/resnet{depth}" for depth in DEPTHS]
 
 
-def build(depth: int) -> Anatomy:
-    """Open up a CIFAR ResNet with random weights."""
-    net = CifarResNet(depth)
+def published(name: str) -> tuple[InputSpec, Licence]:
+    """The input of every CIFAR ResNet; there are no weights to license."""
+    return InputSpec(size=32, crop_fraction=1.0), Licence()
+
+
+def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, None]:
+    """Build and open a CIFAR ResNet with random weights and without a classifier; ValueError if `pretrained`."""
+    if pretrained:
+        raise ValueError(f"cifar/{name} has no published weights: pass random:cifar/{name} or a checkpoint directory")
+    depth = int(name.removeprefix("resnet"))
+    net: Any = nn.Sequential()
+    net.add_module("conv1", nn.Conv2d(3, 16, 3, 1, 1, bias=False))
+    net.add_module("bn1", nn.BatchNorm2d(16))
+    net.add_module("relu", nn.ReLU())
+    levels, width = [], 16
+    for stage, (channels, stride) in enumerate([(16, 1), (32, 2), (64, 2)], start=1):
+        first = BasicBlock(width, channels, stride)
+        rest = (BasicBlock(channels, channels, 1) for _ in range((depth - 2) // 6 - 1))
+        net.add_module(f"layer{stage}", nn.Sequential(first, *rest))
+        levels.append(Level(name=f"layer{stage}", channels=channels, stride=2 ** (stage - 1)))
+        width = channels
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     net.layer3[-1].activation = nn.Identity()
-    return Anatomy(
+    stages = [level.name for level in levels]
+    opened = OpenedNet(
         net=net,
-        dim=64,
-        levels=tuple(
-            Level(name=f"layer{i + 1}", channels=c, stride=s) for i, (c, s) in enumerate([(16, 1), (32, 2), (64, 4)])
-        ),
-        trunk=_trunk,
-        pool=global_average_pool,
+        dim=width,
+        levels=tuple(levels),
+        trunk=run_modules(("conv1", "bn1", "relu", *stages), stages),
         last_activation=nn.ReLU(),
         last_map_is_tail=True,
     )
-
-
-def _trunk(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    maps = net(images)
-    return maps, maps[-1]
+    return opened, None

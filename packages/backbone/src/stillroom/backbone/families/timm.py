@@ -6,10 +6,10 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from stillroom.backbone.features import Anatomy
-from stillroom.backbone.spec import InputSpec, Level, Licence
+from stillroom.backbone.features import OpenedNet
+from stillroom.backbone.spec import PERMISSIVE_LICENCES, InputSpec, Level, Licence
 
-# timm's modules whose nets we open, and the class each must build.
+# timm's modules whose nets are supported, and the class each must build.
 FAMILIES = {
     "resnet": "ResNet",
     "regnet": "RegNet",
@@ -24,54 +24,46 @@ _NUM_VIT_LEVELS = 4  # a ViT has one stride: its levels are this many blocks, ev
 
 
 def list_names() -> list[str]:
-    """All supported names, `timm/` in front."""
+    """All supported names, prefixed with `timm/`."""
     return [f"timm/{name}" for module in FAMILIES for name in timm.list_models(module=module)]
 
 
-def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anatomy, nn.Module | None]:
-    """Open up timm's `name`; the classifier, where it has one, comes back beside it.
-
-    Raises:
-        ValueError: no published weights, or timm builds a class that no rule here opens.
-    """
+def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, nn.Module | None]:
+    """Build and open timm's `name`, and its classifier if any; ValueError if weights or class are not supported."""
     architecture = name.split(".")[0]
     if timm.models.is_model_in_modules(architecture, ["vision_transformer"]):
         arguments = {"dynamic_img_size": True, **arguments}
     if pretrained and not configuration(name).has_weights:
-        raise ValueError(f"timm has no published weights for {name}: say random:timm/{name} or give a checkpoint")
+        raise ValueError(f"timm has no published weights for {name}: pass random:timm/{name} or a checkpoint")
     net = timm.create_model(name, pretrained=pretrained, **arguments)
     if type(net).__name__ not in FAMILIES.values():
         raise ValueError(
-            f"timm/{name} is a {type(net).__name__}, which has no rule here: wrap it with Backbone.from_module"
+            f"timm/{name} is a {type(net).__name__}, which is not supported: wrap it with Backbone.from_module"
         )
     classifier = net.get_classifier()
     net.reset_classifier(0)
     tail = _take_last_activation(net, name)
     taken = _taken_levels(net)
     infos = [net.feature_info[i] for i in taken]
-    anatomy = Anatomy(
+    opened = OpenedNet(
         net=net,
         dim=net.head_hidden_size,
         levels=tuple(Level(name=info["module"], channels=info["num_chs"], stride=info["reduction"]) for info in infos),
         trunk=partial(_trunk, taken=taken, norm=not tail),  # a closing norm closes the maps as well
-        pool=_pool,
+        pool=lambda net, tail: net.forward_head(tail, pre_logits=True),
         has_class_token=getattr(net, "cls_token", None) is not None,
         **tail,
     )
-    return anatomy, classifier if isinstance(classifier, nn.Linear) else None
+    return opened, classifier if isinstance(classifier, nn.Linear) else None
 
 
 def configuration(name: str) -> Any:
-    """What timm states for `name`: input, classifier, licence, where its weights are."""
+    """timm's pretrained configuration of `name`: input, classifier, licence, address of the weights."""
     return timm.get_pretrained_cfg(name)
 
 
 def published(name: str) -> tuple[InputSpec, Licence]:
-    """The input and the licence that timm's pretrained configuration states for `name`.
-
-    Raises:
-        ValueError: when timm has no weights with the tag behind the dot of `name`.
-    """
+    """The input and licence in timm's pretrained configuration; ValueError if timm has no such tag (after the dot)."""
     try:
         config = configuration(name)
     except RuntimeError as error:
@@ -92,22 +84,14 @@ def published(name: str) -> tuple[InputSpec, Licence]:
 
 def _licence(stated: str | None) -> Licence:
     """timm writes licences in lower case (`apache-2.0`, `cc-by-nc-4.0`); free words become a restriction."""
-    spdx = {
-        "apache-2.0": "Apache-2.0",
-        "mit": "MIT",
-        "bsd-3-clause": "BSD-3-Clause",
-        "cc-by-4.0": "CC-BY-4.0",
-        "cc-by-nc-4.0": "CC-BY-NC-4.0",
-    }
     if stated is None:
         return Licence()
-    if stated.lower() in spdx:
-        return Licence(spdx=spdx[stated.lower()])
-    return Licence(restrictions=(f"weights: {stated}",))
+    spdx = {name.lower(): name for name in (*PERMISSIVE_LICENCES, "CC-BY-NC-4.0")}.get(stated.lower())
+    return Licence(spdx=spdx) if spdx else Licence(restrictions=(f"weights: {stated}",))
 
 
 def _take_last_activation(net: Any, name: str) -> dict[str, Any]:
-    """Take the last activation out of `net` and say, in `Anatomy`'s words, where it stood (nothing: ends in a norm)."""
+    """Take the last activation out of `net`: the fields of `OpenedNet` about it, none if the net ends in a norm."""
     match type(net).__name__:
         case "ResNet":
             block = net.layer4[-1]
@@ -115,17 +99,17 @@ def _take_last_activation(net: Any, name: str) -> dict[str, Any]:
             return {"last_activation": activation, "last_map_is_tail": True}
         case "RegNet":
             if not isinstance(net.final_conv, nn.Identity):
-                raise ValueError(f"timm/{name} has a final convolution, which no rule here opens: use from_module")
+                raise ValueError(f"timm/{name} has a final convolution, not supported here: use Backbone.from_module")
             return {"last_activation": _take(list(net.s4.children())[-1], "act3"), "last_map_is_tail": True}
         case "EfficientNet":
             if not hasattr(net.bn2, "act"):  # MobileNet-V1, EvoNorm
                 raise ValueError(
-                    f"timm/{name} has no activation of its own behind its last convolution, "
-                    f"so no rule here opens it: use from_module"
+                    f"timm/{name} has no separate activation after its last convolution, "
+                    f"so it is not supported: use Backbone.from_module"
                 )
             return {"last_activation": _take(net.bn2, "act")}
         case "MobileNetV3":
-            # V4 has a norm behind the last convolution, and the activation is part of that norm
+            # V4 has a norm after the last convolution, and the activation is part of that norm
             v4 = isinstance(net.act2, nn.Identity)
             activation = _take(net.norm_head, "act") if v4 else _take(net, "act2")
             return {"last_activation": activation, "activation_follows_pool": True}
@@ -152,7 +136,3 @@ def _taken_levels(net: Any) -> list[int]:
 def _trunk(net: Any, images: Tensor, taken: list[int], norm: bool) -> tuple[list[Tensor], Tensor]:
     tail, maps = net.forward_intermediates(images, indices=taken, norm=norm, output_fmt="NCHW")
     return maps, tail
-
-
-def _pool(net: Any, tail: Tensor) -> Tensor:
-    return net.forward_head(tail, pre_logits=True)

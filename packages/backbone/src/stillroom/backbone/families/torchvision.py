@@ -1,6 +1,6 @@
 """Nets of torchvision: ResNet, ResNeXt, Wide ResNet, MobileNet-V2 and V3, EfficientNet, RegNet, ConvNeXt."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 from typing import Any
@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from stillroom.backbone.features import Anatomy, global_average_pool
+from stillroom.backbone.features import OpenedNet, run_modules
 from stillroom.backbone.spec import InputSpec, Level, Licence
 
 # The last block at each stride 4, 8, 16, 32 of the nets whose trunk is one `features` Sequential.
@@ -27,13 +27,13 @@ _PREFIXES = ("resnet", "resnext", "wide_resnet", "mobilenet_v", "efficientnet_",
 
 
 def list_names() -> list[str]:
-    """All supported names, `torchvision/` in front."""
+    """All supported names, prefixed with `torchvision/`."""
     names = torchvision.models.list_models(module=torchvision.models)
     return [f"torchvision/{name}" for name in names if name.startswith(_PREFIXES)]
 
 
-def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anatomy, nn.Module]:
-    """Open up torchvision's `name`; the classifier comes back beside it."""
+def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, nn.Module]:
+    """Build and open torchvision's `name`; its classifier is returned with it."""
     net = torchvision.models.get_model(name, weights=None, **arguments)
     if pretrained:
         url = torchvision.models.get_model_weights(name).DEFAULT.url
@@ -41,11 +41,11 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Anato
     if name.startswith(("resnet", "resnext", "wide_resnet")):
         return open_resnet(net)
     if name.startswith("regnet_"):
-        return _regnet(net)
+        return _open_regnet(net)
     if name.startswith("convnext_"):
-        return _convnext(net)
+        return _open_convnext(net)
     family = "efficientnet_v2" if name.startswith("efficientnet_v2") else name.removesuffix(name[-3:])
-    return _inverted_residuals(net, _FEATURE_LEVELS[name if name in _FEATURE_LEVELS else family])
+    return _open_inverted_residuals(net, _FEATURE_LEVELS[name if name in _FEATURE_LEVELS else family])
 
 
 def published(name: str) -> tuple[InputSpec, Licence]:
@@ -65,7 +65,7 @@ def published(name: str) -> tuple[InputSpec, Licence]:
 
 
 class LinearTail(nn.Module):
-    """The last block of a ResNet without the ReLU behind its addition, over the same weights and names.
+    """The last block of a ResNet without the ReLU after its addition, over the same weights and names.
 
     torchvision's blocks use one ReLU module in all places, so the last use cannot be taken out of them.
     """
@@ -87,111 +87,58 @@ class LinearTail(nn.Module):
         return out + (x if self.downsample is None else self.downsample(x))
 
 
-def open_resnet(net: Any) -> tuple[Anatomy, nn.Module]:
-    """Open up any net with the layout of torchvision's ResNet."""
+def open_resnet(net: Any) -> tuple[OpenedNet, nn.Module]:
+    """Open any net with the layout of torchvision's ResNet."""
     classifier, net.fc = net.fc, nn.Identity()
     net.layer4[-1] = LinearTail(net.layer4[-1])
-    names = ("layer1", "layer2", "layer3", "layer4")
+    stages = ("layer1", "layer2", "layer3", "layer4")
     # `replace_stride_with_dilation` keeps the resolution of later stages
-    strides = tuple(accumulate((getattr(net, name)[0].stride for name in names[1:]), mul, initial=_STRIDES[0]))
-
-    def trunk(net: Any, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        maps = []
-        for name in names:
-            x = getattr(net, name)(x)
-            maps.append(x)
-        return maps, x
-
-    anatomy = Anatomy(
-        net=net,
-        dim=classifier.in_features,
-        levels=_levels(names, [getattr(net, name) for name in names], strides),
-        trunk=trunk,
-        pool=global_average_pool,
-        last_activation=nn.ReLU(),
-        last_map_is_tail=True,
-    )
-    return anatomy, classifier
+    strides = tuple(accumulate((getattr(net, name)[0].stride for name in stages[1:]), mul, initial=_STRIDES[0]))
+    modules = ("conv1", "bn1", "relu", "maxpool", *stages)
+    tail: dict[str, Any] = {"last_activation": nn.ReLU(), "last_map_is_tail": True}
+    return _open(net, classifier.in_features, modules, stages, strides, **tail), classifier
 
 
-def _regnet(net: Any) -> tuple[Anatomy, nn.Module]:
+def _open_regnet(net: Any) -> tuple[OpenedNet, nn.Module]:
     classifier, net.fc = net.fc, nn.Identity()
     list(net.trunk_output[-1].children())[-1].activation = nn.Identity()
-    names = [f"trunk_output.{name}" for name, _ in net.trunk_output.named_children()]
-
-    def trunk(net: Any, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        x = net.stem(images)
-        maps = []
-        for stage in net.trunk_output:
-            x = stage(x)
-            maps.append(x)
-        return maps, x
-
-    anatomy = Anatomy(
-        net=net,
-        dim=classifier.in_features,
-        levels=_levels(names, list(net.trunk_output)),
-        trunk=trunk,
-        pool=global_average_pool,
-        last_activation=nn.ReLU(),
-        last_map_is_tail=True,
-    )
-    return anatomy, classifier
+    stages = [f"trunk_output.{name}" for name, _ in net.trunk_output.named_children()]
+    tail: dict[str, Any] = {"last_activation": nn.ReLU(), "last_map_is_tail": True}
+    return _open(net, classifier.in_features, ["stem", *stages], stages, **tail), classifier
 
 
-def _convnext(net: Any) -> tuple[Anatomy, nn.Module]:
+def _open_convnext(net: Any) -> tuple[OpenedNet, nn.Module]:
     # The norm between pooling and classifier belongs to the backbone; only the last Linear is the head.
     classifier, net.classifier[2] = net.classifier[2], nn.Identity()
-    taken = _FEATURE_LEVELS["convnext"]
-
-    def pool(net: Any, tail: Tensor) -> Tensor:
-        return net.classifier(net.avgpool(tail))
-
-    anatomy = Anatomy(
-        net=net,
-        dim=classifier.in_features,
-        levels=_levels([f"features.{i}" for i in taken], [net.features[i] for i in taken]),
-        trunk=_run_features(taken),
-        pool=pool,
-    )
-    return anatomy, classifier
+    blocks = [f"features.{i}" for i in range(len(net.features))]
+    taken = [blocks[i] for i in _FEATURE_LEVELS["convnext"]]
+    opened = _open(net, classifier.in_features, blocks, taken, pool=lambda net, tail: net.classifier(net.avgpool(tail)))
+    return opened, classifier
 
 
-def _inverted_residuals(net: Any, taken: tuple[int, ...]) -> tuple[Anatomy, nn.Module]:
-    taken = tuple(i % len(net.features) for i in taken)
+def _open_inverted_residuals(net: Any, indices: tuple[int, ...]) -> tuple[OpenedNet, nn.Module]:
     classifier, net.classifier = net.classifier, nn.Identity()
     last = net.features[-1]  # convolution, norm, activation
     activation, last[2] = last[2], nn.Identity()
     activation.inplace = False
-    anatomy = Anatomy(
-        net=net,
-        dim=last[0].out_channels,
-        levels=_levels([f"features.{i}" for i in taken], [net.features[i] for i in taken]),
-        trunk=_run_features(taken),
-        pool=global_average_pool,
-        last_activation=activation,
+    blocks = [f"features.{i}" for i in range(len(net.features))]
+    taken = [blocks[i] for i in indices]
+    return _open(net, last[0].out_channels, blocks, taken, last_activation=activation), classifier
+
+
+def _open(
+    net: nn.Module,
+    dim: int,
+    modules: Sequence[str],
+    taken: Sequence[str],
+    strides: tuple[int, ...] = _STRIDES,
+    **rest: Any,
+) -> OpenedNet:
+    levels = tuple(
+        Level(name=name, channels=_out_channels(net.get_submodule(name)), stride=stride)
+        for name, stride in zip(taken, strides, strict=True)
     )
-    return anatomy, classifier
-
-
-def _run_features(taken: tuple[int, ...]) -> Callable[[nn.Module, Tensor], tuple[list[Tensor], Tensor]]:
-    def trunk(net: Any, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        x, maps = images, []
-        for i, stage in enumerate(net.features):
-            x = stage(x)
-            if i in taken:
-                maps.append(x)
-        return maps, x
-
-    return trunk
-
-
-def _levels(names: Any, stages: list[nn.Module], strides: tuple[int, ...] = _STRIDES) -> tuple[Level, ...]:
-    return tuple(
-        Level(name=name, channels=_out_channels(stage), stride=stride)
-        for name, stage, stride in zip(names, stages, strides, strict=True)
-    )
+    return OpenedNet(net=net, dim=dim, levels=levels, trunk=run_modules(modules, taken), **rest)
 
 
 def _out_channels(stage: nn.Module) -> int:

@@ -197,7 +197,7 @@ def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: s
     head = "roi_heads.res5.stage." if legacy else "roi_heads.res5."
     rules = resnet_rules("backbone.", head, norm == "FrozenBN", legacy)
     fresh = r"roi_heads\.res5\.stage\.(?:2\..*|\d\.conv3\..*|\d\.conv1\.weight)" if legacy else None
-    return model, Bridge(spec=spec, rules=rules, places=("backbone.", head), fresh=fresh)
+    return model, Bridge(spec=spec, rules=rules, prefixes=("backbone.", head), excluded=fresh)
 
 
 def describe_retinanet(

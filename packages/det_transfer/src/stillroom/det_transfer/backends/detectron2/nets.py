@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from stillroom.backbone import BackboneSpec, build_backbone
-from stillroom.backbone.bridge import ASIDE
+from stillroom.backbone.bridge import UNUSED
 from stillroom.backbone.keys import Rule
 from stillroom.det_transfer.freeze import FreezableModule, FrozenPart, sync_norms
 from stillroom.det_transfer.levels import level_number
@@ -149,9 +149,9 @@ def resnet_rules(body: str, head: str | None, frozen: bool, legacy: bool = False
         legacy: whether the head is made of bottlenecks, whose first convolutions do not fit.
     """
     last = "layer4" if head is not None else None
-    rules = [Rule(r"(.*\.num_batches_tracked)", rf"{ASIDE}\1")] if frozen else []
+    rules = [Rule(r"(.*\.num_batches_tracked)", rf"{UNUSED}\1")] if frozen else []
     if legacy:
-        rules.append(Rule(r"(layer4\.\d+\.conv1\.weight)", rf"{ASIDE}\1"))
+        rules.append(Rule(r"(layer4\.\d+\.conv1\.weight)", rf"{UNUSED}\1"))
     rules += [Rule(r"conv1\.weight", f"{body}stem.conv1.weight"), Rule(r"bn1\.(.*)", rf"{body}stem.conv1.norm.\1")]
     for stage in range(1, 5):
         prefix = head if f"layer{stage}" == last else f"{body}res{stage + 1}."

@@ -21,8 +21,8 @@ from torch import nn
 
 from stillroom.backbone import BackboneSpec, Run, build_backbone
 from stillroom.backbone.atomic import refuse_missing
-from stillroom.backbone.bridge import ASIDE, Bridge
-from stillroom.backbone.image_files import listed
+from stillroom.backbone.bridge import UNUSED, Bridge
+from stillroom.backbone.image_files import from_paths
 from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import AnnotatedImage, Box, Images, encode_mask
@@ -224,4 +224,4 @@ def from_records(records: list[dict[str, Any]], areas: Mapping[tuple[int | float
                 id=record["image_id"], file=file, width=record["width"], height=record["height"], boxes=tuple(boxes)
             )
         )
-    return Images(root=listed([row.file for row in rows]).root, rows=tuple(rows))
+    return Images(root=from_paths([row.file for row in rows]).root, rows=tuple(rows))

@@ -167,7 +167,7 @@ def build_detector(config: DetectConfig, backbone: Backbone, num_classes: int) -
     sides = [tuple(of_level) for of_level in anchor_sides(spec, config)]
     anchors = AnchorGenerator(tuple(sides), (ASPECT_RATIOS,) * len(sides))
     rules = (Rule(r"(.*)", r"backbone.body.backbone.net.\1"),)
-    bridge = Bridge(spec=spec, rules=rules, places=("backbone.body.backbone.",))
+    bridge = Bridge(spec=spec, rules=rules, prefixes=("backbone.body.backbone.",))
     images = image_arguments(spec, config)
     if retina:
         model: nn.Module = RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **images)
@@ -218,7 +218,7 @@ def build_c4(config: DetectConfig, backbone: Backbone, num_classes: int) -> tupl
         Rule(r"(layer4\..*)", r"roi_heads.box_head.\1"),
         Rule(r"(.*)", r"backbone.body.backbone.net.\1"),
     )
-    return model, Bridge(spec=spec, rules=rules, places=("backbone.body.backbone.", "roi_heads.box_head."))
+    return model, Bridge(spec=spec, rules=rules, prefixes=("backbone.body.backbone.", "roi_heads.box_head."))
 
 
 def image_arguments(spec: BackboneSpec, config: DetectConfig) -> dict[str, Any]:

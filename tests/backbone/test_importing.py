@@ -1,6 +1,5 @@
-"""Other projects' files, in and out, against the nets they belong to."""
+"""Other projects' files into checkpoints, against the nets they belong to."""
 
-import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -12,44 +11,20 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
+from tests.backbone.conftest import build_library_net, trained, write_pth
 from torch import Tensor, nn
 
 from stillroom.backbone import (
     CheckpointError,
-    Licence,
     build_backbone,
     load_checkpoint,
     load_heads,
-    save_checkpoint,
     verify_checkpoint,
 )
-from stillroom.backbone.exchange import export_file, import_file, read_state
+from stillroom.backbone.exporting import export_file
+from stillroom.backbone.importing import import_file, read_state
 
 Images = Callable[[int], Tensor]
-
-
-def build_library_net(name: str, **arguments: Any) -> nn.Module:
-    library, _, short = name.partition("/")
-    if library == "timm":
-        return timm.create_model(short, **arguments)
-    return torchvision.models.get_model(short, weights=None, **arguments)
-
-
-def trained(net: nn.Module) -> nn.Module:
-    """A net whose norms have seen data, as those of a file do."""
-    for name, tensor in net.state_dict().items():
-        if name.endswith(("running_mean", "bias")):
-            tensor.uniform_(-0.3, 0.3)
-        elif tensor.ndim == 1 and tensor.is_floating_point():
-            tensor.uniform_(0.5, 1.5)
-        elif name.endswith("num_batches_tracked"):
-            tensor.fill_(7)
-    return net.eval().requires_grad_(False)
-
-
-def store(file: Path, content: Any) -> Path:
-    torch.save(content, file)
-    return file
 
 
 # name, arguments, prefix of the classifier's keys; ResNets have a test of their own, which also crosses libraries
@@ -71,7 +46,7 @@ def test_a_librarys_file_goes_in_and_out_to_the_bit(name: str, tmp_path: Path, i
     library = name.partition("/")[0]
     net = trained(build_library_net(name, **arguments))
     state = net.state_dict()
-    file = store(tmp_path / "in.pth", state)
+    file = write_pth(tmp_path / "in.pth", state)
     first = import_file(file, tmp_path / "a", source=library, backbone=name, arguments=arguments)
     assert (first.method, first.notes, first.backbone.arguments) == ("import", (), arguments)
     kept = load_heads(tmp_path / "a", "classifier")
@@ -106,7 +81,7 @@ def test_a_state_dict_is_found_where_training_scripts_put_it(
     tmp_path: Path, wrap: Callable[[dict[str, Tensor]], dict[str, Any]]
 ) -> None:
     state = trained(torchvision.models.mobilenet_v3_small()).state_dict()
-    file = store(tmp_path / "in.pth", wrap(state))
+    file = write_pth(tmp_path / "in.pth", wrap(state))
     import_file(file, tmp_path / "a", source="torchvision", backbone="torchvision/mobilenet_v3_small")
     loaded = load_file(tmp_path / "a" / "model.safetensors") | {
         f"classifier.{key}": tensor for key, tensor in load_heads(tmp_path / "a", "classifier").items()
@@ -117,7 +92,7 @@ def test_a_state_dict_is_found_where_training_scripts_put_it(
 
 def test_the_norm_before_convnexts_classifier_stays_with_the_backbone(tmp_path: Path) -> None:
     state = torchvision.models.convnext_tiny(num_classes=2).state_dict()
-    file = store(tmp_path / "in.pth", state)
+    file = write_pth(tmp_path / "in.pth", state)
     import_file(file, tmp_path / "a", source="torchvision", backbone="torchvision/convnext_tiny")
     head = load_heads(tmp_path / "a", "classifier")
     assert head.keys() == {"weight", "bias"}
@@ -129,7 +104,7 @@ def test_the_norm_before_convnexts_classifier_stays_with_the_backbone(tmp_path: 
 def test_a_file_without_a_classifier_makes_no_head(tmp_path: Path) -> None:
     state = build_backbone("torchvision/mobilenet_v3_small").net.state_dict()
     manifest = import_file(
-        store(tmp_path / "in.pth", state),
+        write_pth(tmp_path / "in.pth", state),
         tmp_path / "a",
         source="torchvision",
         backbone="torchvision/mobilenet_v3_small",
@@ -141,7 +116,7 @@ def test_a_file_without_a_classifier_makes_no_head(tmp_path: Path) -> None:
 def test_a_classifier_of_one_matrix_is_linear_and_of_two_an_mlp(tmp_path: Path) -> None:
     for name, kind, in_dim in (("mobilenet_v2", "linear", 1280), ("mobilenet_v3_small", "mlp", 576)):
         state = torchvision.models.get_model(name, num_classes=5).state_dict()
-        file = store(tmp_path / f"{name}.pth", state)
+        file = write_pth(tmp_path / f"{name}.pth", state)
         heads = import_file(file, tmp_path / name, source="torchvision", backbone=f"torchvision/{name}").heads
         head = heads["classifier"]
         assert (head.kind, head.in_dim, head.out_dim) == (kind, in_dim, 5)
@@ -170,7 +145,7 @@ def test_a_kdep_resnet_gives_torchvisions_features(tmp_path: Path, images: Image
         "epoch": 90,
         "amp": None,
     }
-    file = store(tmp_path / "kdep.pt", content)
+    file = write_pth(tmp_path / "kdep.pt", content)
     manifest = import_file(file, tmp_path / "a", source="kdep", backbone="torchvision/resnet18", pre_activation=True)
     spec = manifest.backbone
     assert spec.pre_activation
@@ -183,7 +158,7 @@ def test_a_kdep_resnet_gives_torchvisions_features(tmp_path: Path, images: Image
 
 
 def test_the_given_input_wins_over_the_files_normaliser(tmp_path: Path) -> None:
-    file = store(tmp_path / "kdep.pt", robustness(torchvision.models.resnet18().state_dict(), "module.model."))
+    file = write_pth(tmp_path / "kdep.pt", robustness(torchvision.models.resnet18().state_dict(), "module.model."))
     manifest = import_file(
         file, tmp_path / "a", source="kdep", backbone="torchvision/resnet18", mean=(0.1, 0.1, 0.1), size=96
     )
@@ -240,7 +215,7 @@ class KdepMobileNetV2(nn.Module):
 @pytest.mark.parametrize("prefix", ["module.model.", "module.model.model."])
 def test_kdeps_mobilenet_v2_gives_its_own_features(tmp_path: Path, images: Images, prefix: str) -> None:
     net = trained(KdepMobileNetV2(num_classes=4))
-    file = store(tmp_path / "kdep.pt", {"model": robustness(net.state_dict(), prefix), "epoch": 1})
+    file = write_pth(tmp_path / "kdep.pt", {"model": robustness(net.state_dict(), prefix), "epoch": 1})
     import_file(file, tmp_path / "a", source="kdep", backbone="torchvision/mobilenet_v2")
     loaded, head = load_checkpoint(tmp_path / "a")[0].eval(), load_heads(tmp_path / "a", "classifier")
     pixels = images(64)
@@ -252,7 +227,7 @@ def test_kdeps_mobilenet_v2_gives_its_own_features(tmp_path: Path, images: Image
 
 
 def test_kdep_files_hold_nets_of_torchvision_only(tmp_path: Path) -> None:
-    file = store(tmp_path / "kdep.pt", {"module.model.x": torch.ones(1)})
+    file = write_pth(tmp_path / "kdep.pt", {"module.model.x": torch.ones(1)})
     with pytest.raises(CheckpointError, match="kdep holds torchvision's ResNets and MobileNet-V2, not timm/resnet18"):
         import_file(file, tmp_path / "a", source="kdep", backbone="timm/resnet18")
 
@@ -264,7 +239,7 @@ def test_a_mirror_that_does_not_mirror_is_refused(tmp_path: Path, how: str) -> N
         state["module.attacker.model.bn1.weight"][3] += 1
     else:
         del state["module.model.bn1.weight"]
-    file = store(tmp_path / "kdep.pt", state)
+    file = write_pth(tmp_path / "kdep.pt", state)
     sentence = r"module\.attacker\.model\.bn1\.weight should mirror module\.model\.bn1\.weight and does not"
     with pytest.raises(CheckpointError, match=sentence):
         import_file(file, tmp_path / "a", source="kdep", backbone="torchvision/resnet18")
@@ -274,7 +249,7 @@ def test_a_mirror_that_does_not_mirror_is_refused(tmp_path: Path, how: str) -> N
 def test_half_precision_and_absent_counters_are_mended_and_noted(tmp_path: Path) -> None:
     state = trained(torchvision.models.mobilenet_v2(width_mult=0.25)).state_dict()
     thin = {key: tensor.half() for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
-    file = store(tmp_path / "in.pth", thin)
+    file = write_pth(tmp_path / "in.pth", thin)
     width = {"width_mult": 0.25}
     manifest = import_file(
         file, tmp_path / "a", source="torchvision", backbone="torchvision/mobilenet_v2", arguments=width
@@ -301,7 +276,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "was-run"
     hostile = Hostile(f"touch {mark}")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"conv1.weight": hostile}, protocol=2))
-    store(tmp_path / "zipped.pth", {"state_dict": {"conv1.weight": torch.ones(1)}, "config": hostile})
+    write_pth(tmp_path / "zipped.pth", {"state_dict": {"conv1.weight": torch.ones(1)}, "config": hostile})
     for name in ("plain.pth", "zipped.pth"):
         with pytest.raises(CheckpointError, match=rf"{name} holds more than tensors and is not loaded \(weights"):
             import_file(tmp_path / name, tmp_path / "a", source="torchvision", backbone="torchvision/resnet18")
@@ -328,7 +303,7 @@ def test_a_damaged_file_cannot_be_read(tmp_path: Path, name: str, content: bytes
 
 @pytest.mark.parametrize("cut", [10, 1000, -10])
 def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
-    file = store(tmp_path / "a.pth", torchvision.models.mobilenet_v2(width_mult=0.25).state_dict())
+    file = write_pth(tmp_path / "a.pth", torchvision.models.mobilenet_v2(width_mult=0.25).state_dict())
     file.write_bytes(file.read_bytes()[:cut])
     with pytest.raises(CheckpointError, match=r"a\.pth (cannot be read|holds more than tensors)"):
         read_state(file)
@@ -340,8 +315,8 @@ def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     ids=["list", "empty", "empty model", "no tensors", "tensor", "mixed"],
 )
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
-    file = store(tmp_path / "a.pth", content)
-    with pytest.raises(CheckpointError, match=r"a\.pth is no state dict: .* bare or under model or state_dict"):
+    file = write_pth(tmp_path / "a.pth", content)
+    with pytest.raises(CheckpointError, match=r"a\.pth is not a state dict: .* bare or under model or state_dict"):
         read_state(file)
 
 
@@ -356,164 +331,41 @@ def test_tensors_without_a_place_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=sentence):
         import_file(
-            store(tmp_path / "in.pth", state), tmp_path / "a", source="torchvision", backbone="torchvision/resnet18"
+            write_pth(tmp_path / "in.pth", state), tmp_path / "a", source="torchvision", backbone="torchvision/resnet18"
         )
     assert not (tmp_path / "a").exists()
     kdep = robustness({**build_backbone("torchvision/resnet18").net.state_dict()}, "module.model.")
     kdep["module.queue"] = torch.ones(1)
     with pytest.raises(CheckpointError, match=r"kdep\.pth: no rule for 1 tensors: module\.queue"):
-        import_file(store(tmp_path / "kdep.pth", kdep), tmp_path / "a", source="kdep", backbone="torchvision/resnet18")
+        import_file(
+            write_pth(tmp_path / "kdep.pth", kdep), tmp_path / "a", source="kdep", backbone="torchvision/resnet18"
+        )
 
 
 def test_a_classifier_without_a_matrix_is_refused(tmp_path: Path) -> None:
     state = build_backbone("torchvision/resnet18").net.state_dict() | {"fc.bias": torch.ones(3)}
-    file = store(tmp_path / "in.pth", state)
+    file = write_pth(tmp_path / "in.pth", state)
     with pytest.raises(CheckpointError, match=r"the classifier in this file has no weight matrix, only \['bias'\]"):
         import_file(file, tmp_path / "a", source="torchvision", backbone="torchvision/resnet18")
 
 
 @pytest.mark.parametrize(("source", "backbone"), [("torchvision", "timm/resnet18"), ("timm", "cifar/resnet20")])
 def test_a_source_holds_its_own_nets_only(tmp_path: Path, source: str, backbone: str) -> None:
-    file = store(tmp_path / "in.pth", {"x": torch.ones(1)})
+    file = write_pth(tmp_path / "in.pth", {"x": torch.ones(1)})
     with pytest.raises(CheckpointError, match=f"source {source} holds nets of {source}/, not {backbone}"):
         import_file(file, tmp_path / "a", source=source, backbone=backbone)
 
 
 def test_import_does_not_replace_what_exists(tmp_path: Path) -> None:
-    file = store(tmp_path / "in.pth", {"x": torch.ones(1)})
+    file = write_pth(tmp_path / "in.pth", {"x": torch.ones(1)})
     with pytest.raises(CheckpointError, match=f"{tmp_path} exists: choose another --out"):
         import_file(file, tmp_path, source="torchvision", backbone="torchvision/resnet18")
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> tuple[Path, nn.Module]:
-    """A checkpoint of a torchvision MobileNet-V3 with 7 classes, and the net it came from."""
-    net = trained(torchvision.models.mobilenet_v3_small(num_classes=7))
-    file = store(tmp_path / "in.pth", net.state_dict())
-    licence = Licence(spdx="BSD-3-Clause")
-    import_file(file, tmp_path / "a", source="torchvision", backbone="torchvision/mobilenet_v3_small", licence=licence)
-    return tmp_path / "a", net
-
-
-def test_an_export_as_pth_holds_plain_tensors(small: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    checkpoint, net = small
-    export_file(checkpoint, tmp_path / "out.pth", target="torchvision")
-    state = torch.load(tmp_path / "out.pth", weights_only=True)
-    assert state.keys() == net.state_dict().keys()
-    assert all(torch.equal(state[key], tensor) for key, tensor in net.state_dict().items())
-
-
-def test_input_licence_and_provenance_stand_beside_an_export(small: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    checkpoint, _ = small
-    export_file(checkpoint, tmp_path / "out.safetensors", target="torchvision")
-    record = json.loads((tmp_path / "out.safetensors.json").read_text())
-    manifest = verify_checkpoint(checkpoint)
-    assert record["net"] == "torchvision/mobilenet_v3_small"
-    assert record["input"]["mean"] == [0.485, 0.456, 0.406]
-    assert record["licence"] == {"spdx": "BSD-3-Clause", "restrictions": []}
-    assert record["weights_sha256"] == manifest.weights.sha256
-    assert record["made_by"]["date"] == manifest.made_by.date
-
-
-@pytest.mark.parametrize(
-    "short",
-    ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"],
-)
-def test_a_resnet_has_the_same_keys_in_torchvision_and_timm(short: str) -> None:
-    with torch.device("meta"):
-        nets = [build_library_net(f"{library}/{short}") for library in ("torchvision", "timm")]
-    first, second = ({key: tensor.shape for key, tensor in net.state_dict().items()} for net in nets)
-    assert first == second
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "short"),
-    [
-        ("torchvision", "timm", "resnet18"),
-        ("timm", "torchvision", "resnet18"),
-        pytest.param("torchvision", "timm", "resnet50", marks=pytest.mark.slow),
-    ],
-)
-def test_a_resnet_crosses_between_torchvision_and_timm_to_the_bit(
-    tmp_path: Path, images: Images, short: str, source: str, target: str
-) -> None:
-    net = trained(build_library_net(f"{source}/{short}", num_classes=3))
-    file = store(tmp_path / "in.pth", net.state_dict())
-    import_file(file, tmp_path / "a", source=source, backbone=f"{source}/{short}")
-    export_file(tmp_path / "a", tmp_path / "out.safetensors", target=target)
-    other = build_library_net(f"{target}/{short}", num_classes=3).eval()
-    other.load_state_dict(load_file(tmp_path / "out.safetensors"), strict=True)
-    assert torch.equal(other(images(64)), net(images(64)))
-    record = json.loads((tmp_path / "out.safetensors.json").read_text())
-    assert record["net"] == f"{target}/{short}"
-    back = import_file(tmp_path / "out.safetensors", tmp_path / "b", source=target, backbone=f"{target}/{short}")
-    assert back.weights == verify_checkpoint(tmp_path / "a").weights
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "target"),
-    [
-        ("cifar/resnet20", {}, "torchvision"),
-        ("cifar/resnet20", {}, "timm"),
-        ("torchvision/mobilenet_v3_small", {}, "timm"),
-        ("timm/mobilenetv2_050", {}, "torchvision"),
-        ("timm/resnet18", {"stem_type": "deep", "stem_width": 32}, "torchvision"),
-    ],
-)
-def test_a_net_without_a_counterpart_is_not_exported(
-    tmp_path: Path, name: str, arguments: dict[str, Any], target: str
-) -> None:
-    save_checkpoint(
-        tmp_path / "a", build_backbone(name, arguments=arguments), method="kdep", package="stillroom-distill"
-    )
-    with pytest.raises(CheckpointError, match=rf"{name} .*has no counterpart with the same layers in {target}"):
-        export_file(tmp_path / "a", tmp_path / "out.pth", target=target)
-    assert not (tmp_path / "out.pth").exists()
-
-
-def test_an_export_does_not_replace_what_exists(small: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    (tmp_path / "out.pth").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"out\.pth exists: choose another --out"):
-        export_file(small[0], tmp_path / "out.pth", target="torchvision")
-    assert (tmp_path / "out.pth").read_text() == "mine"
-
-
-def test_an_unknown_suffix_is_refused(small: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"out\.bin: say \.safetensors or \.pth"):
-        export_file(small[0], tmp_path / "out.bin", target="torchvision")
-    assert not list(tmp_path.glob("out*"))
-
-
-@pytest.mark.parametrize(
-    ("licence", "why"),
-    [
-        (Licence(), "licence NOASSERTION"),
-        (Licence(spdx="CC-BY-NC-4.0"), "licence CC-BY-NC-4.0"),
-        (Licence(spdx="MIT", restrictions=("data: ImageNet terms", "weights: x")), "data: ImageNet terms; weights: x"),
-    ],
-)
-def test_a_restricted_licence_is_refused_where_a_permissive_one_is_required(
-    tmp_path: Path, licence: Licence, why: str
-) -> None:
-    state = torchvision.models.mobilenet_v3_small().state_dict()
-    file = store(tmp_path / "in.pth", state)
-    name = "torchvision/mobilenet_v3_small"
-    import_file(file, tmp_path / "a", source="torchvision", backbone=name, licence=licence)
-    with pytest.raises(CheckpointError, match=rf"a is not under a permissive licence \({why}\): not exported"):
-        export_file(tmp_path / "a", tmp_path / "out.pth", target="torchvision", require_permissive=True)
-    assert not (tmp_path / "out.pth").exists()
-    export_file(tmp_path / "a", tmp_path / "out.pth", target="torchvision")
-
-
-def test_a_permissive_licence_is_exported_where_one_is_required(small: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    export_file(small[0], tmp_path / "out.pth", target="torchvision", require_permissive=True)
-    assert (tmp_path / "out.pth").exists()
 
 
 def test_safetensors_go_in_as_pickles_do(tmp_path: Path) -> None:
     state = trained(timm.create_model("mobilenetv3_small_050")).state_dict()
     save_file(state, tmp_path / "in.safetensors")
-    file = store(tmp_path / "in.pth", state)
+    file = write_pth(tmp_path / "in.pth", state)
     records = [
         import_file(f, tmp_path / f.suffix[1:], source="timm", backbone="timm/mobilenetv3_small_050").weights
         for f in (file, tmp_path / "in.safetensors")
