@@ -201,7 +201,7 @@ def check_files(rows: Sequence[AnnotatedImage], source: Path) -> None:
     for row in rows:
         try:
             with Image.open(row.file) as opened:
-                if is_turned(opened):
+                if has_exif_orientation(opened):
                     wrong.append(f"{row.file} is rotated by its EXIF tag, its boxes are not: save it upright")
                 elif opened.size != (row.width, row.height):
                     size = f"{opened.width} x {opened.height}"

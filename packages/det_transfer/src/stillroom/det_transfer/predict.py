@@ -42,8 +42,8 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
     if not 0 <= score <= 1:
         raise ValueError(f"--score is {score}: it must lie in [0, 1]")
     refuse_unfinished(run_directory)
-    files = read_some(images)
-    names = picture_names(files)
+    files = read_images(images)
+    names = png_names(files)
     listing = [coco_entry(number, file, files.root) for number, file in enumerate(files.paths, start=1)]
     run = Run.start(device)
     classes = list(read_results(run_directory).extra["classes"])
@@ -77,7 +77,7 @@ def coco_entry(number: int, file: Path, root: Path) -> dict[str, Any]:
     """
     try:
         with Image.open(file) as opened:
-            if is_turned(opened):
+            if has_exif_orientation(opened):
                 raise ValueError(f"{file} is rotated by its EXIF tag: save it upright")
             name = file.relative_to(root).as_posix()
             return {"id": number, "file_name": name, "width": opened.width, "height": opened.height}

@@ -15,7 +15,7 @@ from stillroom.backbone import ImageDataset, InputSpec, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.loading import build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, key_of
+from stillroom.backbone.store import cache_directory, cache_key
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, FeatureSet, refuse_infinite
 from stillroom.eval_ssl.probe import (
@@ -114,7 +114,7 @@ def train_augmented(
     dataset = ImageDataset(train.files, CropView(extractor.backbone.spec.input), seed=recipe.seed)
 
     # The state of an interrupted run with the same settings, if there is one.
-    file = cache_directory("live") / f"{key_of(state_record(extractor, train, point, recipe, run, batch_size))}.pt"
+    file = cache_directory("live") / f"{cache_key(state_record(extractor, train, point, recipe, run, batch_size))}.pt"
     first_epoch = 0
     if cache and file.exists():
         state = torch.load(file, map_location=run.device, weights_only=True)

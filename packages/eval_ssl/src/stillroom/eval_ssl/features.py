@@ -206,7 +206,7 @@ def extract_features(
     missing = None if store is None else store.missing
     run.wait()  # every process reads which rows are missing before one of them writes
     dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=on_broken)
-    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run, wanted=missing), workers)
+    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run, mask=missing), workers)
     progress = Progress(len(files), run, label, done=0 if store is None else len(files) - store.num_missing)
 
     # The pass: finite features go into the cache, or into memory.

@@ -138,7 +138,7 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
         bottom_up = describe_resnet(depth, norm, features)
         bottom_up.freeze_at = FREEZE_ALL if config.frozen else 0
         rules = resnet_rules("backbone.bottom_up.", None, norm == "FrozenBN")
-        bridge = Bridge(spec=spec, rules=rules, places=("backbone.bottom_up.",))
+        bridge = Bridge(spec=spec, rules=rules, prefixes=("backbone.bottom_up.",))
     last = f"p{level_number(strides[-1])}"
     fpn_norm = "GN" if config.fpn_norm == "gn" else ""
     top_block = (
@@ -248,7 +248,7 @@ def describe_wrapper(spec: BackboneSpec, features: list[str], config: DetectConf
 
 def wrapper_bridge(spec: BackboneSpec, prefix: str) -> Bridge:
     """The bridge into the wrapper: our names behind a prefix."""
-    return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{prefix}net.net.\1"),), places=(prefix,))
+    return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{prefix}net.net.\1"),), prefixes=(prefix,))
 
 
 def describe_rpn(

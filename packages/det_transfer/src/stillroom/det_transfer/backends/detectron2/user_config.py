@@ -97,7 +97,7 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
     if isinstance(net, StillroomBackbone):
         if net.net.spec.name != spec.name:
             raise ValueError(f"the config's backbone is {net.net.spec.name}, the checkpoint is {spec.name}")
-        return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{prefix}net.net.\1"),), places=(prefix,))
+        return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{prefix}net.net.\1"),), prefixes=(prefix,))
     if not isinstance(net, ResNet) or native_depth(spec) is None:
         raise ValueError(f"the config's backbone is a {type(net).__name__}, which has no rules for {spec.name}")
     if any(block.conv1.stride != (1, 1) for block in model.modules() if isinstance(block, BottleneckBlock)):
@@ -108,7 +108,7 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
     head = "roi_heads.res5." if c4 else None
     rules, model_names = resnet_rules(prefix, head, frozen=False), set(model.state_dict())
     prefixes = (prefix, head) if head else (prefix,)
-    return Bridge(spec=spec, rules=(*counter_rules(spec, rules, model_names), *rules), places=prefixes)
+    return Bridge(spec=spec, rules=(*counter_rules(spec, rules, model_names), *rules), prefixes=prefixes)
 
 
 def counter_rules(spec: BackboneSpec, rules: tuple[Rule, ...], model_names: set[str]) -> tuple[Rule, ...]:
@@ -117,7 +117,7 @@ def counter_rules(spec: BackboneSpec, rules: tuple[Rule, ...], model_names: set[
     renamed = rename(state, rules, spec.name).tensors
     pairs = zip(state, renamed, strict=True)
     absent = [ours for ours, theirs in pairs if "num_batches" in ours and theirs not in model_names]
-    return tuple(Rule(f"({re.escape(name)})", rf"{ASIDE}\1") for name in absent)
+    return tuple(Rule(f"({re.escape(name)})", rf"{UNUSED}\1") for name in absent)
 
 
 def read_user_data(file: Path) -> DetectionData:
