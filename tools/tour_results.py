@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import cpu_name
+from bench.machine import cpu_name
 from lanes import Lanes, Step
 from report import Table
 from stillroom.backbone import Results, read_results, write_results

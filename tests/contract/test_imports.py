@@ -33,6 +33,7 @@ for line in lines:
             code = stop.code
     print(json.dumps([code, said.getvalue(), [*sys.modules]]))
 """
+BENCHMARKS = ("projection", "step", "cache", "monitor", "knn", "linear", "finetune", "seg", "det", "startup")
 NETS = "--teacher timm/resnet50 --student cifar/resnet20"
 RUN = "--checkpoint CHECKPOINT --out OUT"
 LINES: dict[str, dict[str, str]] = {
@@ -90,7 +91,7 @@ LINES: dict[str, dict[str, str]] = {
     "table": {"--nonsense": "", "student=/nowhere": "/nowhere is no results file"},
     "make_toy_data": {"--nonsense": ""},
     "study": {"methods --nonsense": ""},
-    "bench": {"--nonsense": ""},
+    "bench": {"--nonsense": "", **{f"{name} --nonsense": "" for name in BENCHMARKS}},
 }
 """Command lines that are refused, and what is said of them."""
 

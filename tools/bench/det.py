@@ -1,11 +1,10 @@
-"""The benchmark of det_transfer: a training step against Detectron2 from a config of its own."""
+"""det_transfer's training step against Detectron2 with its own loader."""
 
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench_seg import interval
+from bench.config import Det
+from bench.spread import median_interval
 from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_to_json
@@ -25,94 +25,82 @@ from stillroom.det_transfer.backend import find_backend
 NET = "random:torchvision/resnet18"
 
 
-@dataclass(frozen=True)
-class Det:
-    """Faster R-CNN on ResNet-18 with FPN, drawn images: our loader and hooks against Detectron2's own."""
+def figures(settings: Det) -> dict[str, Any]:
+    """Milliseconds per step of both, the median ratio with its 95 % interval, microseconds of our own code alone."""
+    find_backend("detectron2")
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder) / "data", settings.side)
+        ours, theirs = (train_steps(settings, Path(folder), ours=ours) for ours in (True, False))
+        seconds: dict[str, list[float]] = {"ours": [], "reference": []}
+        for pair in range(settings.warmup + settings.pairs):
+            order = [("ours", ours), ("reference", theirs)]
+            for name, steps in order if pair % 2 else order[::-1]:
+                spent = next(steps)
+                if pair >= settings.warmup:
+                    seconds[name].append(spent)
+    ratios = [a / b for a, b in zip(seconds["ours"], seconds["reference"], strict=True)]
+    return {
+        "ms_per_step": {name: 1000 * statistics.median(values) for name, values in seconds.items()},
+        "time_ratio_median": statistics.median(ratios),
+        "time_ratio_interval_95": median_interval(ratios),
+        "own_microseconds_per_step": own_microseconds(),
+        "speedup": [1 / ratio for ratio in ratios],
+    }
 
-    pairs: int = 40
-    """Steps of each side, interleaved."""
-    warmup: int = 3
-    """Steps of each side that are not counted."""
-    side: int = 128
-    """Of the images, pixels."""
-    batch: int = 4
-    """Images per step."""
 
-    def figures(self) -> dict[str, Any]:
-        """Milliseconds per step of both, the median ratio with its 95 % interval, our own microseconds."""
-        find_backend("detectron2")
-        with tempfile.TemporaryDirectory() as folder:
-            draw(Path(folder) / "data", self.side)
-            ours, theirs = (self.ready(Path(folder), own=own) for own in (True, False))
-            seconds: dict[str, list[float]] = {"ours": [], "reference": []}
-            for pair in range(self.warmup + self.pairs):
-                order = [("ours", ours), ("reference", theirs)]
-                for name, steps in order if pair % 2 else order[::-1]:
-                    spent = next(steps)
-                    if pair >= self.warmup:
-                        seconds[name].append(spent)
-        ratios = [a / b for a, b in zip(seconds["ours"], seconds["reference"], strict=True)]
-        return {
-            "ms_per_step": {name: 1000 * statistics.median(values) for name, values in seconds.items()},
-            "time_ratio_median": statistics.median(ratios),
-            "time_ratio_interval_95": interval(ratios),
-            "own_microseconds_per_step": own_microseconds(),
-            "speedup": [1 / ratio for ratio in ratios],
-        }
+def train_steps(settings: Det, folder: Path, *, ours: bool) -> Iterator[float]:
+    """Run a trainer step by step, yielding seconds; the reference has Detectron2's own loader, and no hook of ours."""
+    from detectron2.config import LazyCall as L  # noqa: PLC0415  # only this benchmark needs it
+    from detectron2.config import instantiate  # noqa: PLC0415
+    from detectron2.data import DatasetMapper, build_detection_train_loader  # noqa: PLC0415
+    from detectron2.engine import SimpleTrainer, hooks  # noqa: PLC0415
+    from detectron2.utils.events import EventStorage  # noqa: PLC0415
 
-    def ready(self, folder: Path, *, own: bool) -> Iterator[float]:
-        """Steps of a trainer, seconds of each; the reference has Detectron2's loader, and no hook of ours."""
-        from detectron2.config import LazyCall as L  # noqa: PLC0415  # only this benchmark needs it
-        from detectron2.config import instantiate  # noqa: PLC0415
-        from detectron2.data import DatasetMapper, build_detection_train_loader  # noqa: PLC0415
-        from detectron2.engine import SimpleTrainer, hooks  # noqa: PLC0415
-        from detectron2.utils.events import EventStorage  # noqa: PLC0415
+    from stillroom.det_transfer.with_detectron2.hooks import RefuseDiverged, SeededSteps  # noqa: PLC0415
+    from stillroom.det_transfer.with_detectron2.train import build_config  # noqa: PLC0415
 
-        from stillroom.det_transfer.with_detectron2.hooks import RefuseDiverged, SeededSteps  # noqa: PLC0415
-        from stillroom.det_transfer.with_detectron2.train import build_config  # noqa: PLC0415
-
-        out = folder / ("ours" if own else "reference")
-        config = DetectConfig(
-            checkpoint=(NET,), data=folder / "data", out=out, fpn_dim=64, box_dim=128, rois=32,
-            train_sizes=(self.side,), test_size=self.side, batch_size=self.batch, steps=10_000, workers=0,
+    out = folder / ("ours" if ours else "reference")
+    config = DetectConfig(
+        checkpoint=(NET,), data=folder / "data", out=out, fpn_dim=64, box_dim=128, rois=32,
+        train_sizes=(settings.side,), test_size=settings.side, batch_size=settings.batch, steps=10_000, workers=0,
+    )  # fmt: skip
+    write_file(out / CONFIG, config_to_json(config))
+    run = Run.start()
+    backbone = initial_backbone(NET, None, seed=0)
+    cfg, bridge = build_config(config, run, backbone, 1)
+    model = instantiate(cfg.model).to(run.device)
+    if ours:
+        bridge.load(model, backbone)
+    else:
+        theirs = cfg.dataloader.train
+        cfg.dataloader.train = L(build_detection_train_loader)(
+            dataset=theirs.dataset, mapper={**theirs.mapper, "_target_": DatasetMapper},
+            total_batch_size=settings.batch, num_workers=0, aspect_ratio_grouping=False,
         )  # fmt: skip
-        write_file(out / CONFIG, config_to_json(config))
-        run = Run.start()
-        backbone = initial_backbone(NET, None, seed=0)
-        cfg, bridge = build_config(config, run, backbone, 1)
-        model = instantiate(cfg.model).to(run.device)
-        if own:
-            bridge.load(model, backbone)
-        else:
-            theirs = cfg.dataloader.train
-            cfg.dataloader.train = L(build_detection_train_loader)(
-                dataset=theirs.dataset, mapper={**theirs.mapper, "_target_": DatasetMapper},
-                total_batch_size=self.batch, num_workers=0, aspect_ratio_grouping=False,
-            )  # fmt: skip
-        cfg.optimizer.params.model = model
-        trainer = SimpleTrainer(
-            model, instantiate(cfg.dataloader.train), instantiate(cfg.optimizer), gather_metric_period=20
-        )
-        own_hooks = [SeededSteps(0, 0), RefuseDiverged(model, cfg.train.checkpointer.period)] if own else []
-        schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
-        trainer.register_hooks([*own_hooks, schedule])
-        trainer.iter, trainer.start_iter, trainer.max_iter = 0, 0, config.steps
-        with EventStorage(0) as trainer.storage:
-            trainer.before_train()
-        while True:
-            began = time.perf_counter()
-            with trainer.storage:
-                trainer.before_step()
-                trainer.run_step()
-                trainer.after_step()
-            trainer.iter += 1
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            yield time.perf_counter() - began
+    cfg.optimizer.params.model = model
+    trainer = SimpleTrainer(
+        model, instantiate(cfg.dataloader.train), instantiate(cfg.optimizer), gather_metric_period=20
+    )
+    own_hooks = [SeededSteps(0, 0), RefuseDiverged(model, cfg.train.checkpointer.period)] if ours else []
+    schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
+    trainer.register_hooks([*own_hooks, schedule])
+    trainer.iter, trainer.start_iter, trainer.max_iter = 0, 0, config.steps
+    with EventStorage(0) as trainer.storage:
+        trainer.before_train()
+    while True:
+        began = time.perf_counter()
+        with trainer.storage:
+            trainer.before_step()
+            trainer.run_step()
+            trainer.after_step()
+        trainer.iter += 1
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        yield time.perf_counter() - began
 
 
 def own_microseconds() -> float:
-    """What the hook that seeds a step takes, alone."""
+    """Median microseconds of the hook that seeds a step."""
     from types import SimpleNamespace  # noqa: PLC0415
 
     from stillroom.det_transfer.with_detectron2.hooks import SeededSteps  # noqa: PLC0415
@@ -129,7 +117,7 @@ def own_microseconds() -> float:
 
 
 def draw(root: Path, side: int, num_images: int = 16) -> None:
-    """Noise with a bright block in each."""
+    """Write images of noise with one bright block each, and their annotations."""
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
     for part in ("train", "val"):
