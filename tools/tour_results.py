@@ -1,4 +1,4 @@
-"""What the tour measured: one results.json from those of its runs, and the table that README and the page show."""
+"""The tour's results: one results.json from those of its runs, and the table of README and the page."""
 
 import json
 import os
@@ -20,26 +20,26 @@ from tour import NEIGHBOURS, Tour, nets_of
 PROTOCOL = "quickstart/v2"
 TASKS = ("shapes", "textures")
 AGREEMENT = "neighbours"
-"""The measure without labels, by the name of its step."""
+"""The step of the metric that needs no labels, neighbour agreement."""
 AGREEMENT_METRIC = "neighbour_agreement"
-"""The same in a distillation's metrics."""
+"""The same metric in the results of a distillation."""
 ROLES = {
     "random": "{student}, random weights",
     "supervised": "{student}, supervised",
     "student": "{student}, distilled without labels",
     "teacher": "{teacher}, the teacher",
 }
-"""Role -> how tables call the net."""
+"""Role -> name of the net in tables."""
 
 
 def knn_accuracy(run: Results) -> float:
-    """Top-1 of k-NN."""
+    """k-NN top-1, a fraction."""
     return run.metrics[f"top1_k{NEIGHBOURS}"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A number of a run in `<measure>-<role>`: its column in tables, and where it is read."""
+    """A number of the runs `<measure>-<role>`: its column in tables, and how it is read from results."""
 
     column: str
     read: Callable[[Results], float]
@@ -59,7 +59,7 @@ COLUMNS = {name: measure.column for name, measure in MEASURES.items()} | {
 
 
 def summary(step: Step) -> str:
-    """The number that matters, for the line of a step that is done."""
+    """A step's main number, for its line on the screen."""
     name, _, _ = step.name.rpartition("-")
     if name in MEASURES:
         return f"{COLUMNS[name]} {100 * MEASURES[name].read(read_results(step.out)):.1f}"
@@ -72,30 +72,30 @@ def summary(step: Step) -> str:
 
 
 def read_measures(steps: list[Step]) -> dict[str, float]:
-    """Every number that the tour's runs have left: `role/measure` -> fraction."""
-    found = {}
+    """Every number of the tour's runs: `role/measure` -> fraction."""
+    measures = {}
     for step in steps:
         name, _, role = step.name.rpartition("-")
         if name in MEASURES:
-            found[f"{role}/{name}"] = MEASURES[name].read(read_results(step.out))
+            measures[f"{role}/{name}"] = MEASURES[name].read(read_results(step.out))
         if step.name == AGREEMENT:
-            found |= {f"{role}/{AGREEMENT}": value for role, value in read_agreement(step.out.parent).items()}
-    return found
+            measures |= {f"{role}/{AGREEMENT}": value for role, value in read_agreement(step.out.parent).items()}
+    return measures
 
 
 def read_agreement(out: Path) -> dict[str, float]:
     """Neighbour agreement of student and random weights with the teacher: role -> fraction."""
-    found = json.loads((out / AGREEMENT / "agreement.json").read_text(encoding="utf-8"))["agreement"]
-    return {role: found[str(out / f"features-{role}")] for role in ("student", "random")}
+    agreement = json.loads((out / AGREEMENT / "agreement.json").read_text(encoding="utf-8"))["agreement"]
+    return {role: agreement[str(out / f"features-{role}")] for role in ("student", "random")}
 
 
 def write_tour_results(tour: Tour, lanes: Lanes, seconds: float) -> Results:
-    """Write what the tour measured as results.json into its folder.
+    """Write the tour's results.json into its folder.
 
     Args:
         tour: its settings.
-        lanes: that ran its steps.
-        seconds: from the first step to the last.
+        lanes: the lanes that ran its steps.
+        seconds: duration from the first step to the last.
     """
     nets = nets_of(tour)
     student = checkpoint_manifest(nets["student"])
@@ -128,22 +128,22 @@ def checkpoint_manifest(path: str) -> Manifest:
 
 
 def net_name(net: str) -> str:
-    """The name of a net, or of a checkpoint's net, without its library."""
+    """The name of a net, or of the net of a checkpoint, without its library."""
     return (checkpoint_manifest(net).backbone.name if Path(net).is_dir() else net).rpartition("/")[2]
 
 
 def table_of(results: Results) -> Table:
-    """The table of the tour: a row for each net, a column for each measure, and what the net costs."""
-    shown = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results.metrics)]
+    """The table of the tour: a row per net, a column per measure, and the net's cost."""
+    columns = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results.metrics)]
     rows = []
     for role, title in ROLES.items():
-        numbers = [results.metrics.get(f"{role}/{name}") for name in shown]
-        if numbers == [None] * len(shown) and role != "teacher":
+        numbers = [results.metrics.get(f"{role}/{name}") for name in columns]
+        if numbers == [None] * len(columns) and role != "teacher":
             continue
         cost = results.extra["cost"]["teacher" if role == "teacher" else "student"]
         cells = ["-" if number is None else f"{100 * number:.1f}" for number in numbers]
-        weights, macs = f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.3f}"
-        rows.append((title.format(**results.extra["nets"]), *cells, weights, macs, f"{cost['milliseconds']:.1f}"))
-    header = ("net", *(COLUMNS[name] for name in shown), "weights, million", "GMACs", "ms")
+        parameters, macs = f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.3f}"
+        rows.append((title.format(**results.extra["nets"]), *cells, parameters, macs, f"{cost['milliseconds']:.1f}"))
+    header = ("net", *(COLUMNS[name] for name in columns), "parameters, million", "GMACs", "ms")
     caption = f"Seed {results.seed}; milliseconds on one thread of {results.extra['machine']}"
     return Table(caption=caption, header=header, rows=tuple(rows))

