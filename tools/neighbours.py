@@ -1,4 +1,4 @@
-"""Compare students with a teacher where there are no labels: their neighbour agreement, and the neighbours as images.
+"""Compare students with a teacher without labels: their neighbour agreement, and the neighbours as images.
 
 python tools/eval_ssl.py features --no-labels --train IMAGES --checkpoint TEACHER --out runs/teacher-features
 python tools/eval_ssl.py features --no-labels --train IMAGES --checkpoint STUDENT --out runs/student-features
@@ -25,86 +25,88 @@ from stillroom.eval_ssl.figures import draw_embedding, embed, framed
 from stillroom.eval_ssl.neighbours import nearest_neighbours
 
 RESULTS = "agreement.json"
-SHOWN = 5  # neighbours of each net on the sheet
-QUERIES = 8  # rows of the sheet
-SHARED, OTHER = "#2a8f4a", "#b9c0c8"  # frames
+NUM_SHOWN = 5  # neighbours of each net on the sheet
+NUM_QUERIES = 8  # rows of the sheet
+SHARED, OTHER = "#2a8f4a", "#b9c0c8"  # colours of frames
 CELL, GAP, HEAD = 80, 16, 24  # pixels of the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Compare nets with a teacher by their nearest neighbours among the same images."""
+    """Compare nets with a teacher by nearest neighbours among the same images."""
 
     teacher: Path
-    """Run of `eval_ssl.py features`."""
+    """Run directory of `eval_ssl.py features`."""
     nets: tuple[Path, ...]
-    """Runs of the same command on the same images; the sheet shows the first one's neighbours."""
+    """Run directories of the same command on the same images; the sheet shows the neighbours of the first net."""
     out: Path
-    """Folder to make: agreement.json, neighbours.png, map-teacher.png and map-student.png, of the first net."""
+    """Folder to create: agreement.json, neighbours.png, map-teacher.png, and map-student.png of the first net."""
     k: int = 10
-    """Neighbours, by cosine."""
+    """Number of neighbours, by cosine."""
     seed: int = 0
-    """Of the images that are shown."""
+    """Seed of the choice of images that are shown."""
 
 
 def read_features(run: Path) -> tuple[Float[Tensor, "n d"], tuple[Path, ...]]:
-    """The features that a run has left, and the images they are of.
+    """Read the features of a run, and the paths of their images.
 
     Raises:
         ValueError: not a run of `eval_ssl.py features` with --format npy.
     """
     if not (run / "train.npy").is_file():
-        raise ValueError(f"{run} holds no train.npy: give a run of `eval_ssl.py features`")
+        raise ValueError(f"{run} has no train.npy: pass a run of `eval_ssl.py features`")
     with (run / "train.csv").open(newline="", encoding="utf-8") as opened:
         paths = tuple(Path(row["path"]) for row in csv.DictReader(opened))
     return torch.from_numpy(np.load(run / "train.npy")), paths
 
 
 def compare(settings: Settings) -> dict[str, float]:
-    """Write the images and `neighbour_agreement` of each net with the teacher, and return it.
+    """Write the figures and the `neighbour_agreement` of each net with the teacher; returns the latter by net.
 
     Raises:
-        ValueError: an output that exists, runs on other images, or too few of them.
+        ValueError: an existing output, runs on different images, or too few images.
     """
     if settings.out.exists():
         raise ValueError(f"{settings.out} exists: choose another --out")
     teacher, images = read_features(settings.teacher)
     if len(images) <= 2 * settings.k:
-        raise ValueError(f"{settings.teacher} has {len(images)} images: {settings.k} neighbours need twice as many")
+        raise ValueError(
+            f"{settings.teacher} has {len(images)} images: --k {settings.k} needs more than {2 * settings.k}"
+        )
     students = []
     for run in settings.nets:
-        features, same = read_features(run)
-        if same != images:
-            raise ValueError(f"{run} is of other images than {settings.teacher}: extract both from the same ones")
+        features, run_images = read_features(run)
+        if run_images != images:
+            raise ValueError(f"{run} and {settings.teacher} have different images: extract both from the same ones")
         students.append(features)
     agreement = {
         str(run): neighbour_agreement(features, teacher, settings.k)
         for run, features in zip(settings.nets, students, strict=True)
     }
-    with replace_directory(settings.out) as aside:
+    with replace_directory(settings.out) as temporary:
         rows = [nearest_neighbours(features, None, settings.k)[1] for features in (teacher, students[0])]
-        draw_sheet(aside / "neighbours.png", images, *rows, settings.seed)
+        draw_sheet(temporary / "neighbours.png", images, *rows, settings.seed)
         unlabelled = torch.zeros(len(images), dtype=torch.long)
         for name, features in {"map-teacher": teacher, "map-student": students[0]}.items():
             plane = embed(features, "pca")
-            draw_embedding(aside / f"{name}.png", plane, images, unlabelled, ["an image"], name, settings.seed)
-        found = {"k": settings.k, "images": len(images), "agreement": agreement}
-        write_file(aside / RESULTS, json.dumps(found, indent=2) + "\n")
+            draw_embedding(temporary / f"{name}.png", plane, images, unlabelled, ["an image"], name, settings.seed)
+        results = {"k": settings.k, "images": len(images), "agreement": agreement}
+        write_file(temporary / RESULTS, json.dumps(results, indent=2) + "\n")
     return agreement
 
 
 def draw_sheet(
     path: Path, images: tuple[Path, ...], teachers: Int[Tensor, "n k"], students: Int[Tensor, "n k"], seed: int
 ) -> None:
-    """Some images, the teacher's nearest ones and the student's; green: among the other's k nearest too."""
-    order = np.random.default_rng([seed, len(images)]).permutation(len(images))[:QUERIES].tolist()
-    width = CELL * (1 + 2 * SHOWN) + 2 * GAP
+    """Draw some images with their nearest ones by teacher and student; green: also among the other net's k nearest."""
+    order = np.random.default_rng([seed, len(images)]).permutation(len(images))[:NUM_QUERIES].tolist()
+    width = CELL * (1 + 2 * NUM_SHOWN) + 2 * GAP
     sheet = Image.new("RGB", (width, HEAD + CELL * len(order)), "white")
     heads = ImageDraw.Draw(sheet)
     columns = {
         "image": 0,
         "nearest to the teacher": CELL + GAP,
-        "nearest to the student": CELL * (1 + SHOWN) + 2 * GAP,
+        "nearest to the student": CELL * (1 + NUM_SHOWN) + 2 * GAP,
     }
     for words, left in columns.items():
         heads.text((left + 2, 6), words, fill="black")
@@ -113,9 +115,9 @@ def draw_sheet(
         sheet.paste(framed(images[query], OTHER), (0, top))
         for near, other, left in (
             (teachers[query], students[query], CELL + GAP),
-            (students[query], teachers[query], CELL * (1 + SHOWN) + 2 * GAP),
+            (students[query], teachers[query], CELL * (1 + NUM_SHOWN) + 2 * GAP),
         ):
-            for column, image in enumerate(near[:SHOWN].tolist()):
+            for column, image in enumerate(near[:NUM_SHOWN].tolist()):
                 frame = SHARED if image in other.tolist() else OTHER
                 sheet.paste(framed(images[image], frame), (left + CELL * column, top))
     sheet.save(path)
@@ -123,7 +125,7 @@ def draw_sheet(
 
 @report_errors
 def main() -> None:
-    """Compare and print."""
+    """Compare the nets and print a table."""
     settings = tyro.cli(Settings, description=__doc__)
     agreement = compare(settings)
     rows = [[name, f"{100 * share:.1f}"] for name, share in agreement.items()]

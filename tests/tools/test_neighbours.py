@@ -1,4 +1,4 @@
-"""Students and their teacher compared by nearest neighbours, without labels."""
+"""Comparison of students with their teacher by nearest neighbours, without labels."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from neighbours import Settings, compare
 
 
 def write_run(folder: Path, features: np.ndarray, images: list[Path]) -> Path:
-    """What `eval_ssl.py features` leaves."""
+    """Write the files of `eval_ssl.py features`."""
     folder.mkdir()
     np.save(folder / "train.npy", features.astype(np.float32))
     with (folder / "train.csv").open("w", newline="", encoding="utf-8") as opened:
@@ -29,12 +29,12 @@ def write_run(folder: Path, features: np.ndarray, images: list[Path]) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    for place in range(12):
-        Image.new("RGB", (20, 20), (20 * place, 0, 0)).save(tmp_path / f"{place}.png")
-    return [tmp_path / f"{place}.png" for place in range(12)]
+    for index in range(12):
+        Image.new("RGB", (20, 20), (20 * index, 0, 0)).save(tmp_path / f"{index}.png")
+    return [tmp_path / f"{index}.png" for index in range(12)]
 
 
-def test_agreement_is_the_packages_and_does_not_know_lengths(tmp_path: Path, images: list[Path]) -> None:
+def test_agreement_is_that_of_the_package_and_ignores_vector_lengths(tmp_path: Path, images: list[Path]) -> None:
     angles = np.linspace(0, 1.1, 12)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     half_swapped = circle[np.r_[6:12, 0:6]]
@@ -55,11 +55,11 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, images: list[P
     features = np.eye(12)
     teacher = write_run(tmp_path / "teacher", features, images)
     other = write_run(tmp_path / "other", features, images[::-1])
-    with pytest.raises(ValueError, match=r"other is of other images than .*teacher: extract both from the same ones"):
+    with pytest.raises(ValueError, match=r"other and .*teacher have different images: extract both from the same ones"):
         compare(Settings(teacher=teacher, nets=(other,), out=tmp_path / "out", k=2))
-    with pytest.raises(ValueError, match="teacher has 12 images: 6 neighbours need twice as many"):
+    with pytest.raises(ValueError, match="teacher has 12 images: --k 6 needs more than 12"):
         compare(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out", k=6))
-    with pytest.raises(ValueError, match=r"holds no train\.npy: give a run of `eval_ssl\.py features`"):
+    with pytest.raises(ValueError, match=r"has no train\.npy: pass a run of `eval_ssl\.py features`"):
         compare(Settings(teacher=tmp_path, nets=(teacher,), out=tmp_path / "out"))
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="out exists: choose another --out"):
