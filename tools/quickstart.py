@@ -41,16 +41,36 @@ def toy_steps(tour: Tour) -> list[Step]:
     world, nets, teacher = tour.out / "toy", nets_of(tour), import_teacher(tour)
     makers = {"teacher": [one.name for one in teacher], "student": ["student"], "supervised": ["supervised"]}
     draw = step(
-        "draw", "toy images", "make_toy_data", world,
-        seed=tour.seed, num_unlabelled=TOY_IMAGES + TOY_HELD_OUT, num_train=TOY_IMAGES, num_heldout=640, scene_size=64,
-        num_scenes=640, num_scenes_val=96,
-    )  # fmt: skip
-    supervise = step(
-        "supervised", "supervised twin", "cls_transfer", tour.out / "supervised", "scratch", needs=("draw",),
-        checkpoint=nets["random"], train=world / "objects" / "train", test=world / "objects" / "val", held_out=0,
-        size=tour.student_size, crop_fraction=1, min_scale=0.5, epochs=tour.epochs, batch_size=BATCH_SIZE,
+        "draw",
+        "toy images",
+        "make_toy_data",
+        world,
         seed=tour.seed,
-    )  # fmt: skip
+        num_unlabelled=TOY_IMAGES + TOY_HELD_OUT,
+        num_train=TOY_IMAGES,
+        num_heldout=640,
+        scene_size=64,
+        num_scenes=640,
+        num_scenes_val=96,
+    )
+    supervise = step(
+        "supervised",
+        "supervised twin",
+        "cls_transfer",
+        tour.out / "supervised",
+        "scratch",
+        needs=("draw",),
+        checkpoint=nets["random"],
+        train=world / "objects" / "train",
+        test=world / "objects" / "val",
+        held_out=0,
+        size=tour.student_size,
+        crop_fraction=1,
+        min_scale=0.5,
+        epochs=tour.epochs,
+        batch_size=BATCH_SIZE,
+        seed=tour.seed,
+    )
     distil = distil_step(tour, world / "unlabelled", **{"batch-size": BATCH_SIZE, "cache.views": 2})
     distil = replace(distil, needs=("draw", *makers["teacher"]))
 
@@ -64,26 +84,70 @@ def toy_steps(tour: Tour) -> list[Step]:
         """k-NN on classes without labels in any training."""
         folders = {task: world / f"heldout-{task}" for task in TASKS}
         return [
-            measure(f"knn-{task}", role, "eval_ssl", "knn", train=folder / "train", test=folder / "val", k=NEIGHBOURS,
-                    **input_flags(tour, role))
+            measure(
+                f"knn-{task}",
+                role,
+                "eval_ssl",
+                "knn",
+                train=folder / "train",
+                test=folder / "val",
+                k=NEIGHBOURS,
+                **input_flags(tour, role),
+            )
             for task, folder in folders.items()
-        ]  # fmt: skip
+        ]
 
     def probes(role: str) -> list[Step]:
         """A linear pixel classifier and a detector, on frozen feature maps of scenes."""
         scenes = {"data": world / "scenes", "batch_size": 8}
         return [
-            measure("segmentation", role, "seg_transfer", "linear", **scenes, steps=100, crop=64, scale=(1, 1),
-                    rotate=0, blur=0, lr=0.05),
-            measure("detection", role, "det_transfer", "faster-rcnn-fpn", "--frozen", **scenes, backend="torchvision",
-                    steps=250, train_sizes=64, test_size=64, max_size=64, fpn_norm="gn", fpn_dim=32, box_dim=256,
-                    rois=32, anchor_scale=5, lr=0.05, warmup=20),
-        ]  # fmt: skip
+            measure(
+                "segmentation",
+                role,
+                "seg_transfer",
+                "linear",
+                **scenes,
+                steps=100,
+                crop=64,
+                scale=(1, 1),
+                rotate=0,
+                blur=0,
+                lr=0.05,
+            ),
+            measure(
+                "detection",
+                role,
+                "det_transfer",
+                "faster-rcnn-fpn",
+                "--frozen",
+                **scenes,
+                backend="torchvision",
+                steps=250,
+                train_sizes=64,
+                test_size=64,
+                max_size=64,
+                fpn_norm="gn",
+                fpn_dim=32,
+                box_dim=256,
+                rois=32,
+                anchor_scale=5,
+                lr=0.05,
+                warmup=20,
+            ),
+        ]
 
     steps = [
-        draw, *teacher, distil, supervise, *knn("student"), *probes("student"), *probes("random"), *knn("teacher"),
-        *knn("supervised"), *knn("random"),
-    ]  # fmt: skip
+        draw,
+        *teacher,
+        distil,
+        supervise,
+        *knn("student"),
+        *probes("student"),
+        *probes("random"),
+        *knn("teacher"),
+        *knn("supervised"),
+        *knn("random"),
+    ]
     return [*steps, cost(tour, needs=tuple(one.name for one in steps))]
 
 
@@ -94,8 +158,16 @@ def user_steps(tour: Tour) -> list[Step]:
 
     def measure(what: str, role: str, *words: str, **flags: Any) -> Step:
         name, flags = f"{what}-{role}", {"checkpoint": nets[role], "seed": tour.seed, **broken, **flags}
-        return step(name, f"{what}, {role}", "eval_ssl", tour.out / name, *words, inputs=measured_on,
-                    **input_flags(tour, role), **flags)  # fmt: skip
+        return step(
+            name,
+            f"{what}, {role}",
+            "eval_ssl",
+            tour.out / name,
+            *words,
+            inputs=measured_on,
+            **input_flags(tour, role),
+            **flags,
+        )
 
     if tour.labelled is None:
         measured_on = read_unlabelled(held_out).fingerprint
@@ -154,21 +226,37 @@ def import_teacher(tour: Tour) -> list[Step]:
     file = from_root(Path(package.origin).parent / WEIGHTS)
     return [
         step(
-            "teacher", "pretrained teacher", "checkpoint", tour.out / "teacher", "import", str(file),
-            source="efficientnet-lite", backbone="timm/tf_efficientnet_lite0",
+            "teacher",
+            "pretrained teacher",
+            "checkpoint",
+            tour.out / "teacher",
+            "import",
+            str(file),
+            source="efficientnet-lite",
+            backbone="timm/tf_efficientnet_lite0",
         )
-    ]  # fmt: skip
+    ]
 
 
 def distil_step(tour: Tour, data: Path, **flags: Any) -> Step:
     """The student's run: the recipe of `distill.py auto`, except for the flags passed here."""
     given = {"teacher.size": tour.teacher_size, "epochs": tour.epochs, "hours": tour.hours}
     return step(
-        "student", "student, distilled", "distill", tour.out / "student", "auto",
-        **{"teacher": nets_of(tour)["teacher"], "student": tour.student, "student.size": tour.student_size,
-           "data": data, "seed": tour.seed},
-        **{name: value for name, value in given.items() if value is not None}, **flags,
-    )  # fmt: skip
+        "student",
+        "student, distilled",
+        "distill",
+        tour.out / "student",
+        "auto",
+        **{
+            "teacher": nets_of(tour)["teacher"],
+            "student": tour.student,
+            "student.size": tour.student_size,
+            "data": data,
+            "seed": tour.seed,
+        },
+        **{name: value for name, value in given.items() if value is not None},
+        **flags,
+    )
 
 
 def cost(tour: Tour, needs: tuple[str, ...] = ()) -> Step:

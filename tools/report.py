@@ -87,9 +87,12 @@ def write_page(path: Path, page: Page) -> None:
         if not picture.alt:
             raise ValueError(f"{picture.file} has no text alternative: set its alt")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["embedded"] = embedded
     write_file(path, environment.get_template(TEMPLATE).render(page=page))
 

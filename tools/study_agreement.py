@@ -1,10 +1,10 @@
-"""Which figure without labels follows k-NN accuracy: students of good and bad recipes, measured while they train.
+"""Which label-free metric follows k-NN accuracy: students of good and bad recipes, measured during training.
 
     python tools/study_agreement.py --data DATA --out runs/agreement
 
-ResNet-20 at 32 px learns from MobileNet-V2 at 128 px on nine tenths of Imagenette, by the package's own parts, with
-three views of each image in memory: 756 steps of 64 images for each recipe. k-NN (k = 20) is measured on the tenth that
-is left, the figures on 426 images that nobody trains on. Measurements that are kept are not made again.
+ResNet-20 at 32 px is distilled from MobileNet-V2 at 128 px on nine tenths of Imagenette, with the parts of the package
+and three views of each image in memory: 756 steps of 64 images per recipe. k-NN (k = 20) is measured on the other
+tenth, the metrics on 426 images that are not trained on. Stored measurements are not repeated.
 """
 
 import json
@@ -42,12 +42,12 @@ from stillroom.eval_ssl.probe import split_stratified
 from study import STUDIES, photographs
 
 SIZE, SEED, NUM_VIEWS, NUM_NEIGHBOURS = 32, 100, 3, 20
-MOMENTS = (0.1, 0.5, 1.0)  # parts of the run after which a student is measured
+MOMENTS = (0.1, 0.5, 1.0)  # fractions of the run after which a student is measured
 RECIPES = [  # preset, loss weight, learning rate
     ("kdep", 0.3, 1), ("kdep", 30, 0.1), ("kdep", 0.3, 3), ("kdep", 0.1, 3), ("kdep", 3, 1), ("svd", 1, 1),
     ("svd", 100, 0.1), ("simreg", 0.3, 1), ("simreg", 1, 0.1), ("conv1x1", 1, 1), ("conv1x1", 1, 0.1),
 ]  # fmt: skip
-FIGURES = {
+METRICS = {
     "agreement": "agreement of the 10 nearest neighbours",
     "rsa": "rank correlation of similarities",
     "cka": "linear CKA",
@@ -59,14 +59,14 @@ FIGURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementStudy:
-    """Correlate figures without labels with k-NN accuracy, over recipes and moments of training."""
+    """Correlate label-free metrics with k-NN accuracy, over recipes and moments of training."""
 
     data: Path
     """Folder with imagenette128.zip, cifar10_jpeg.zip and teacher_mobilenetv2_imagenet.safetensors."""
     out: Path
     """Folder of images, teacher and scratch files."""
     keep: Path = STUDIES / "agreement"
-    """Folder of the measurements and the scatter."""
+    """Folder of the measurements and the scatter plot."""
 
     def run(self) -> None:
         torch.set_num_threads(1)
@@ -85,22 +85,22 @@ class AgreementStudy:
 
 
 def correlate(rows: list[dict[str, Any]]) -> str:
-    """Spearman's rank correlation of each figure with k-NN accuracy, as a table."""
+    """Table of Spearman's rank correlation of each metric with k-NN accuracy."""
     lines = []
-    for name, words in FIGURES.items():
+    for name, words in METRICS.items():
         having = [row for row in rows if row.get(name) is not None]
         late = [row for row in having if row["step"] >= 200]
         ranks = [spearmanr([r["knn"] for r in some], [r[name] for r in some]).statistic for some in (having, late)]
         lines.append([words, *(f"{rank:.2f} ({len(some)})" for rank, some in zip(ranks, (having, late), strict=True))])
-    return format_table(["figure without labels", "all measurements", "from 200 steps on"], lines)
+    return format_table(["metric without labels", "all measurements", "from 200 steps on"], lines)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """k-NN accuracy over two figures, one colour for each preset."""
+    """Draw k-NN accuracy against two metrics, one colour per preset."""
     figure = Figure(figsize=(10, 4))
     untrained = next(row for row in rows if row["step"] == 0)
-    for place, name in enumerate(("agreement", "loss"), 1):
-        axes = figure.add_subplot(1, 2, place, xlabel=FIGURES[name], ylabel="k-NN top-1, %")
+    for column, name in enumerate(("agreement", "loss"), 1):
+        axes = figure.add_subplot(1, 2, column, xlabel=METRICS[name], ylabel="k-NN top-1, %")
         for preset in sorted({row["preset"] for row in rows}):
             some = [row for row in rows if row["preset"] == preset and row["step"]]
             axes.scatter([row[name] for row in some], [100 * row["knn"] for row in some], s=20, label=preset)
@@ -130,13 +130,13 @@ class World:
         self.teacher_features = torch.cat([self.teachers[0](part)[0] for part in seen.split(64)])
 
     def config(self, preset: str, loss_weight: float, lr: float) -> DistillConfig:
-        """The run of a recipe."""
+        """The config of a recipe's run."""
         teacher, student = (str(self.teacher_checkpoint),), ("cifar/resnet20",)
-        made = PRESETS[preset](teacher=teacher, student=student, data=Path(), out=self.out / "scratch")
+        base = PRESETS[preset](teacher=teacher, student=student, data=Path(), out=self.out / "scratch")
         return replace(
-            made,
-            teacher=replace(made.teacher, size=(128,), feature=("after",)),
-            student=replace(made.student, size=(SIZE,), crop_fraction=(1.0,)),
+            base,
+            teacher=replace(base.teacher, size=(128,), feature=("after",)),
+            student=replace(base.student, size=(SIZE,), crop_fraction=(1.0,)),
             view=KdepView(min_scale=0.35),
             schedule=Cosine(),
             epochs=6,
@@ -151,12 +151,12 @@ class World:
         )
 
     def read(self, files: ImageFiles, view: View, epoch: int = 0) -> Tensor:
-        """(n, 3, h, w) uint8: one view of every image."""
+        """One view of every image: uint8 (n, 3, h, w)."""
         batches = EvaluationBatches(len(files), 64, self.run, epoch=epoch)
         return torch.cat([batch.images for batch in build_loader(ImageDataset(files, view, seed=SEED), batches, 1)])
 
     def train(self, preset: str, loss_weight: float, lr: float) -> Iterator[dict[str, Any]]:
-        """Train a student by a recipe, in the order and on the views of a run with a cache; its measurements."""
+        """Train a student by a recipe, in the order and on the views of a run with a cache; yields its measurements."""
         config = self.config(preset, loss_weight, lr)
         config.out.mkdir(parents=True, exist_ok=True)
         (config.out / "alignment.safetensors").unlink(missing_ok=True)
@@ -175,8 +175,8 @@ class World:
             epoch, indices = keys[0][0], torch.tensor([index for _, index in keys])
             with torch.autocast("cpu", torch.bfloat16):
                 _, [prediction], _ = learner(self.views[epoch % NUM_VIEWS][indices])
-            [[wanted]] = align([[target]], [cached.read(epoch, indices)])
-            loss = distance(config.distance, prediction, wanted)
+            [[aligned]] = align([[target]], [cached.read(epoch, indices)])
+            loss = distance(config.distance, prediction, aligned)
             for group in optimizer.param_groups:
                 group["lr"] = lr * config.schedule.factor((step - 0.5) / batches.steps_per_epoch, config.epochs)
             (loss_weight * loss).backward()
@@ -184,13 +184,13 @@ class World:
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
             if step in moments:
-                own = target if preset in ("kdep", "svd") else None
-                lately = {"loss": sum(losses[-50:]) / len(losses[-50:])}
-                yield recipe | {"at": moments[step], "step": step} | lately | self.measure(learner, own)
+                regressed = target if preset in ("kdep", "svd") else None
+                recent = {"loss": sum(losses[-50:]) / len(losses[-50:])}
+                yield recipe | {"at": moments[step], "step": step} | recent | self.measure(learner, regressed)
 
     @torch.no_grad()
     def measure(self, learner: Learner, target: torch.nn.Module | None) -> dict[str, float]:
-        """k-NN accuracy and each figure; explained variance where the feature itself regresses a target."""
+        """k-NN accuracy and each metric; explained variance only if the feature itself regresses a target."""
 
         def features(pixels: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
@@ -198,27 +198,27 @@ class World:
 
         learner.eval()
         student, teacher = features(self.held_out_pixels), self.teacher_features
-        found = {
+        measured = {
             "knn": self.knn_accuracy(features(self.pixels), features(self.test_pixels)),
             "agreement": neighbour_agreement(student, teacher),
             "rsa": rank_correlation(student, teacher),
             "cka": linear_cka(student, teacher),
         }
         if target is not None:
-            wanted = target(teacher)
-            explained = 1 - (student - wanted).square().mean(dim=0) / wanted.var(dim=0, correction=0)
-            found |= {"r2": float(explained.mean()), "r2_first": float(explained[:8].mean())}
+            targets = target(teacher)
+            explained = 1 - (student - targets).square().mean(dim=0) / targets.var(dim=0, correction=0)
+            measured |= {"r2": float(explained.mean()), "r2_first": float(explained[:8].mean())}
         learner.train()
-        return found
+        return measured
 
     def knn_accuracy(self, fit: Tensor, test: Tensor) -> float:
-        """Top-1 of the held-out tenth by its nearest neighbours among the other images."""
+        """k-NN top-1 of the held-out tenth, with neighbours from the other images; a fraction."""
         predicted = knn_classify(fit, torch.tensor(self.fit.labels), test, [NUM_NEIGHBOURS])[NUM_NEIGHBOURS]
         return float((predicted == torch.tensor(self.test.labels)).float().mean())
 
 
 def rank_correlation(student: Tensor, teacher: Tensor) -> float:
-    """Spearman's, of the cosines of all pairs of images (Kriegeskorte et al. 2008)."""
+    """Spearman's rank correlation of the cosines of all pairs of images (Kriegeskorte et al. 2008)."""
     upper = torch.ones(len(student), len(student)).triu(1).bool()
     pairs = [(F.normalize(f.double(), dim=1) @ F.normalize(f.double(), dim=1).T)[upper] for f in (student, teacher)]
     return float(spearmanr(*(p.numpy() for p in pairs)).statistic)

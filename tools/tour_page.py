@@ -95,17 +95,19 @@ def write_user_page(tour: Tour, lanes: Lanes, seconds: float) -> Path:
         pictures = (
             *(
                 Picture(
-                    file=out / AGREEMENT / f"map-{role}.png", alt=f"Thumbnails in a plane, by the {role}'s features.",
+                    file=out / AGREEMENT / f"map-{role}.png",
+                    alt=f"Thumbnails in a plane, by the {role}'s features.",
                     caption=f"Two principal components of the {role}'s features",
                 )
                 for role in ("teacher", "student")
             ),
             Picture(
-                file=out / AGREEMENT / "neighbours.png", wide=True,
+                file=out / AGREEMENT / "neighbours.png",
+                wide=True,
                 alt="In each row an image, its five nearest neighbours by the teacher and its five by the student.",
                 caption=f"Nearest neighbours; green frame: also among the other net's {NEIGHBOURS}",
             ),
-        )  # fmt: skip
+        )
     else:
         text = f"Frozen features of the labelled images in {tour.labelled}."
         if not tour.is_split:
@@ -169,10 +171,11 @@ def describe_images(tour: Tour) -> tuple[str, ...]:
 def neighbour_sheet(run: Path, what: str) -> Picture:
     """The sheet of nearest neighbours of the student's k-NN run."""
     return Picture(
-        file=run / "figures" / "neighbours.png", wide=True,
+        file=run / "figures" / "neighbours.png",
+        wide=True,
         alt="In each row an image and its ten nearest neighbours by the student; green frame: same class.",
         caption=f"The student's nearest neighbours among {what}; green frame: same class, red: another class",
-    )  # fmt: skip
+    )
 
 
 def embedding(run: Path, whose: str) -> Picture:
@@ -187,10 +190,11 @@ def embedding(run: Path, whose: str) -> Picture:
 def sheet(run: Path, whose: str) -> Picture:
     """The sheet of predictions of a segmentation or detection run."""
     return Picture(
-        file=run / "figures" / "sheet.png", wide=True,
+        file=run / "figures" / "sheet.png",
+        wide=True,
         alt=f"Scenes, ground truth, and predictions from the feature maps of {whose}.",
         caption=f"Predictions from the feature maps of {whose}",
-    )  # fmt: skip
+    )
 
 
 def iou_table(out: Path) -> Table:
@@ -256,9 +260,10 @@ def closing(tour: Tour, lanes: Lanes, results: Results, about_data: str) -> tupl
     )
     parallel = ", two at a time" if len(lanes.pipes) > 1 else ""
     spent = Table(
-        caption=f"Seconds of each step{parallel}", header=("step", "s"),
+        caption=f"Seconds of each step{parallel}",
+        header=("step", "s"),
         rows=tuple((title, f"{seconds:.0f}") for title, seconds in results.extra["steps"].items()),
-    )  # fmt: skip
+    )
     total = f"{results.seconds:.0f} s in total, after installation."
     if lanes.resumed:
         total = "An earlier tour had started or finished some steps: their seconds are those of their last run."
@@ -270,10 +275,8 @@ def closing(tour: Tour, lanes: Lanes, results: Results, about_data: str) -> tupl
     licensed = Table(
         caption="Licences in the student's manifest",
         header=("weights of", "licence", "restrictions"),
-        rows=tuple(
-            (names[role], one.spdx, "; ".join(one.restrictions) or "none") for role, one in licences.items()
-        ),
-    )  # fmt: skip
+        rows=tuple((names[role], one.spdx, "; ".join(one.restrictions) or "none") for role, one in licences.items()),
+    )
     inherited = "A student inherits its teacher's licence and the restrictions of its training images."
     next_text = f"The student is the checkpoint {nets_of(tour)['student']}, which every tool accepts."
     return (

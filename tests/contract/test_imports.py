@@ -17,8 +17,26 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
 PACKAGES = [f"stillroom.{file.parent.name}" for file in sorted((ROOT / "packages").glob("*/pyproject.toml"))]
 LAZY = [*PACKAGES, "stillroom.backbone.families"]
-SLOW = ("cv2", "detectron2", "faiss", "huggingface_hub", "matplotlib", "mmcv", "mmengine", "mmseg", "onnx", "pandas",
-        "pycocotools", "scipy", "sklearn", "sympy", "tensorboard", "timm", "torch", "torchvision")  # fmt: skip
+SLOW = (
+    "cv2",
+    "detectron2",
+    "faiss",
+    "huggingface_hub",
+    "matplotlib",
+    "mmcv",
+    "mmengine",
+    "mmseg",
+    "onnx",
+    "pandas",
+    "pycocotools",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "tensorboard",
+    "timm",
+    "torch",
+    "torchvision",
+)
 COMMANDS = """
 import contextlib, io, json, runpy, sys
 tool, lines = json.loads(sys.argv[1])

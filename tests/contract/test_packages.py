@@ -72,10 +72,15 @@ def test_what_a_package_imports_it_declares(package: str) -> None:
     wanted = [*project(package)["dependencies"], *(text for extra in extras for text in extra)]
     declared = {Requirement(text).name.lower() for text in wanted}
     names = {
-        "pil": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "cv2": "opencv-python",
-        "mmcv": "onedl-mmcv", "mmengine": "onedl-mmengine", "mmseg": "onedl-mmsegmentation",
+        "pil": "pillow",
+        "huggingface_hub": "huggingface-hub",
+        "sklearn": "scikit-learn",
+        "cv2": "opencv-python",
+        "mmcv": "onedl-mmcv",
+        "mmengine": "onedl-mmengine",
+        "mmseg": "onedl-mmsegmentation",
         "lazy_loader": "lazy-loader",
-    }  # fmt: skip
+    }
     with_detectron2 = {"detectron2", "fvcore", "omegaconf"}  # it is in no package index, and brings the other two
     for file in sources(package):
         for name in imported_modules(file):

@@ -47,20 +47,73 @@ def test_a_student_from_distill_loads_in_every_consumer(
     train, test = labelled("train"), labelled("test", per_class=4, seed=1)
     small = ("--epochs", 1, "--batch-size", 12, "--device", "cpu", "--workers", 0)
     teacher, student = tmp_path / "teacher", tmp_path / "kdep"
-    tool("cls_transfer", "scratch", "--checkpoint", "random:cifar/resnet32", "--train", train, "--test", test,
-         "--size", 16, "--out", teacher, *small)  # fmt: skip
-    said = tool("distill", "kdep", "--teacher", teacher / "checkpoint", "--student", "cifar/resnet20",
-                "--student.size", 16, "--data", unlabelled, "--out", student, *small, "schedule:cosine")  # fmt: skip
+    tool(
+        "cls_transfer",
+        "scratch",
+        "--checkpoint",
+        "random:cifar/resnet32",
+        "--train",
+        train,
+        "--test",
+        test,
+        "--size",
+        16,
+        "--out",
+        teacher,
+        *small,
+    )
+    said = tool(
+        "distill",
+        "kdep",
+        "--teacher",
+        teacher / "checkpoint",
+        "--student",
+        "cifar/resnet20",
+        "--student.size",
+        16,
+        "--data",
+        unlabelled,
+        "--out",
+        student,
+        *small,
+        "schedule:cosine",
+    )
     assert said.splitlines()[-1].startswith(f"{student}: loss ")
     _, manifest = load_checkpoint(student / "student")
     assert manifest.teacher is not None
     assert manifest.teacher.weights_sha256 == load_checkpoint(teacher / "checkpoint")[1].weights.sha256
 
-    tool("eval_ssl", "knn", "--checkpoint", student / "student", "--train", train, "--test", test,
-         "--out", tmp_path / "knn", "--k", 1, 5, "--device", "cpu")  # fmt: skip
+    tool(
+        "eval_ssl",
+        "knn",
+        "--checkpoint",
+        student / "student",
+        "--train",
+        train,
+        "--test",
+        test,
+        "--out",
+        tmp_path / "knn",
+        "--k",
+        1,
+        5,
+        "--device",
+        "cpu",
+    )
     assert read_results(tmp_path / "knn").checkpoint.sha256 == manifest.weights.sha256
-    tool("cls_transfer", "finetune", "--checkpoint", student / "student", "--train", train, "--test", test,
-         "--out", tmp_path / "finetuned", *small)  # fmt: skip
+    tool(
+        "cls_transfer",
+        "finetune",
+        "--checkpoint",
+        student / "student",
+        "--train",
+        train,
+        "--test",
+        test,
+        "--out",
+        tmp_path / "finetuned",
+        *small,
+    )
     assert read_results(tmp_path / "finetuned").checkpoint.method == "finetune"
     tool("checkpoint", "verify", student / "student")
     table = tool("table", "--metric", "top1_k5", "--out", tmp_path / "table.json", f"student={tmp_path / 'knn'}")
@@ -73,9 +126,31 @@ def test_knn_watches_a_run_and_a_kept_head_is_evaluated(
     tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
 ) -> None:
     train, run = labelled("train"), tmp_path / "run"
-    tool("distill", "simreg", "--teacher", "random:cifar/resnet32", "--student", "cifar/resnet20", "--data", unlabelled,
-         "--out", run, "--epochs", 2, "--batch-size", 32, "--keep-head", "--monitor.knn", train, "--monitor.every", 1,
-         "--device", "cpu", "--workers", 0)  # fmt: skip
+    tool(
+        "distill",
+        "simreg",
+        "--teacher",
+        "random:cifar/resnet32",
+        "--student",
+        "cifar/resnet20",
+        "--data",
+        unlabelled,
+        "--out",
+        run,
+        "--epochs",
+        2,
+        "--batch-size",
+        32,
+        "--keep-head",
+        "--monitor.knn",
+        train,
+        "--monitor.every",
+        1,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+    )
     measured = read_results(run).metrics
     assert {"monitor_knn20", "monitor_knn1"} <= measured.keys()
     assert (run / "student-best" / "manifest.json").exists()
@@ -101,9 +176,17 @@ def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., 
 
 
 OTHER_SCRIPTS = [
-    "checkpoint", "table", "bench", "study", "study_agreement", "quickstart", "cost", "neighbours", "make_subset",
+    "checkpoint",
+    "table",
+    "bench",
+    "study",
+    "study_agreement",
+    "quickstart",
+    "cost",
+    "neighbours",
+    "make_subset",
     "mutate",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", OTHER_SCRIPTS)
@@ -143,9 +226,12 @@ def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
     types = {
-        "distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl, "seg_transfer": seg_transfer,
+        "distill": distill,
+        "cls_transfer": cls_transfer,
+        "eval_ssl": eval_ssl,
+        "seg_transfer": seg_transfer,
         "det_transfer": det_transfer,
-    }  # fmt: skip
+    }
     calls = commands(page.read_text(encoding="utf-8"))
     assert calls, f"{page} shows no command"
     for name, *words in calls:

@@ -21,9 +21,16 @@ from toy_scenes import Scene, draw_crowd, find_layers, render, sample_points, si
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_toy_data.py"
 SMALL = {
-    "size": 24, "num-unlabelled": 32, "num-train": 32, "num-heldout": 16, "num-val": 16, "num-workers": 1,
-    "scene-size": 48, "num-scenes": 16, "num-scenes-val": 8,
-}  # fmt: skip
+    "size": 24,
+    "num-unlabelled": 32,
+    "num-train": 32,
+    "num-heldout": 16,
+    "num-val": 16,
+    "num-workers": 1,
+    "scene-size": 48,
+    "num-scenes": 16,
+    "num-scenes-val": 8,
+}
 HELDOUT_TASKS = ("heldout-pairs", "heldout-shapes", "heldout-textures")
 TASKS = ("objects", *HELDOUT_TASKS)
 
@@ -264,9 +271,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, stop: signal.Signals)
     # As from a terminal, the signal reaches the whole process group: the parent and its two workers.
     run = subprocess.Popen(
         command(tmp_path / "data", num_train=100_000, num_workers=2),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
-    )  # fmt: skip
+    )
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.jpg")):

@@ -47,8 +47,11 @@ def test_agreement_is_that_of_the_package_and_ignores_vector_lengths(tmp_path: P
     assert agreement == {str(twice): 1, str(swapped): of_swapped} and 0 < of_swapped < 1
     assert json.loads((out / "agreement.json").read_text()) == {"k": 2, "images": 12, "agreement": agreement}
     assert {file.name for file in out.iterdir()} == {
-        "agreement.json", "neighbours.png", "map-teacher.png", "map-student.png"
-    }  # fmt: skip
+        "agreement.json",
+        "neighbours.png",
+        "map-teacher.png",
+        "map-student.png",
+    }
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, images: list[Path]) -> None:

@@ -50,9 +50,12 @@ def parse(command: str) -> Any:
     if tool in scripts:
         return tyro.cli(scripts[tool], args=words)
     types = {
-        "distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl, "seg_transfer": seg_transfer,
+        "distill": distill,
+        "cls_transfer": cls_transfer,
+        "eval_ssl": eval_ssl,
+        "seg_transfer": seg_transfer,
         "det_transfer": det_transfer,
-    }  # fmt: skip
+    }
     return tyro.cli(types[tool](), args=words, config=(tyro.conf.CascadeSubcommandArgs,))
 
 
@@ -76,10 +79,12 @@ def test_every_command_of_every_tour_parses(user_tour: Tour, labelled: Callable[
     whole, split = labelled("split/train"), tmp_path / "split"
     labelled("split/val", seed=1)
     tours = {
-        "toy": toy_steps(TOY), "user": user_steps(user_tour), "whole": user_steps(replace(user_tour, labelled=whole)),
+        "toy": toy_steps(TOY),
+        "user": user_steps(user_tour),
+        "whole": user_steps(replace(user_tour, labelled=whole)),
         "split": user_steps(replace(user_tour, labelled=split)),
         "other teacher": user_steps(replace(user_tour, teacher="a")),
-    }  # fmt: skip
+    }
     for name, steps in tours.items():
         for step in steps:
             config = parse(step.command)

@@ -49,8 +49,17 @@ def write_run(run: Path, metrics: dict[str, float], **extra: Any) -> None:
         name: DatasetRecord(path="x", count=count, fingerprint="0", broken=broken)
         for name, count, broken in (("train", 960, 3), ("test", 480, 0), ("held_out", 64, 0))
     }
-    results = Results(task="t", protocol="p", datasets=datasets, checkpoint=checkpoint, metrics=metrics, seed=0,
-                      seconds=1.0, made_by=made, extra=extra)  # fmt: skip
+    results = Results(
+        task="t",
+        protocol="p",
+        datasets=datasets,
+        checkpoint=checkpoint,
+        metrics=metrics,
+        seed=0,
+        seconds=1.0,
+        made_by=made,
+        extra=extra,
+    )
     write_results(run, results)
 
 
@@ -122,9 +131,16 @@ def test_the_page_shows_every_table_and_image_and_every_command(toured: tuple[To
     read = Read(page.read_text(encoding="utf-8"))
     refuse_outside(read)
     assert read.text("h2") == [
-        "Results", "Nearest neighbours", "Segmentation", "Detection", "Learning curves", "Cost", "Time", "Licences",
+        "Results",
+        "Nearest neighbours",
+        "Segmentation",
+        "Detection",
+        "Learning curves",
+        "Cost",
+        "Time",
+        "Licences",
         "Next steps",
-    ]  # fmt: skip
+    ]
     cells = [words for tag, words in read.texts if tag in ("th", "td")]
     assert all(cell in cells for row in ROWS for cell in row)
     assert {"NOASSERTION", "none", "96", "2"} <= set(cells) and "90.0" in cells  # licences, cost, seconds, an IoU

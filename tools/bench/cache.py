@@ -38,9 +38,17 @@ def figures(settings: Cache) -> dict[str, Any]:
         base = DistillConfig(
             teacher=Teachers(name=("random:torchvision/resnet50",), feature=("after",), size=(settings.teacher_size,)),
             student=Students(name=("torchvision/resnet18",), feature=("after",), size=(settings.student_size,)),
-            data=root / "images", out=root / "fill", alignment=Raw(), head=MlpHead(), distance=CosineDistance(),
-            epochs=1, batch_size=settings.batch, lr=0.01, monitor=Monitor(held_out=0.0), log_every=1,
-        )  # fmt: skip
+            data=root / "images",
+            out=root / "fill",
+            alignment=Raw(),
+            head=MlpHead(),
+            distance=CosineDistance(),
+            epochs=1,
+            batch_size=settings.batch,
+            lr=0.01,
+            monitor=Monitor(held_out=0.0),
+            log_every=1,
+        )
         cached = replace(base, cache=TeacherCache(views=1))
         first = replace(base.student, name=("torchvision/mobilenet_v2",))
         distill(replace(cached, student=first))

@@ -61,9 +61,18 @@ def train_steps(settings: Det, folder: Path, *, ours: bool) -> Iterator[float]:
 
     out = folder / ("ours" if ours else "reference")
     config = DetectConfig(
-        checkpoint=(NET,), data=folder / "data", out=out, fpn_dim=64, box_dim=128, rois=32,
-        train_sizes=(settings.side,), test_size=settings.side, batch_size=settings.batch, steps=10_000, workers=0,
-    )  # fmt: skip
+        checkpoint=(NET,),
+        data=folder / "data",
+        out=out,
+        fpn_dim=64,
+        box_dim=128,
+        rois=32,
+        train_sizes=(settings.side,),
+        test_size=settings.side,
+        batch_size=settings.batch,
+        steps=10_000,
+        workers=0,
+    )
     write_file(out / CONFIG, config_to_json(config))
     run = Run.start()
     backbone = initial_backbone(NET, None, seed=0)
@@ -74,9 +83,12 @@ def train_steps(settings: Det, folder: Path, *, ours: bool) -> Iterator[float]:
     else:
         theirs = cfg.dataloader.train
         cfg.dataloader.train = L(build_detection_train_loader)(
-            dataset=theirs.dataset, mapper={**theirs.mapper, "_target_": DatasetMapper},
-            total_batch_size=settings.batch, num_workers=0, aspect_ratio_grouping=False,
-        )  # fmt: skip
+            dataset=theirs.dataset,
+            mapper={**theirs.mapper, "_target_": DatasetMapper},
+            total_batch_size=settings.batch,
+            num_workers=0,
+            aspect_ratio_grouping=False,
+        )
     cfg.optimizer.params.model = model
     trainer = SimpleTrainer(
         model, instantiate(cfg.dataloader.train), instantiate(cfg.optimizer), gather_metric_period=20
@@ -123,8 +135,10 @@ def draw(root: Path, side: int, num_images: int = 16) -> None:
     for part in ("train", "val"):
         (root / "images" / part).mkdir(parents=True)
         content: dict[str, list[dict[str, Any]]] = {
-            "images": [], "annotations": [], "categories": [{"id": 1, "name": "block"}],
-        }  # fmt: skip
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 1, "name": "block"}],
+        }
         for number in range(1, num_images + 1):
             pixels = rng.integers(0, 200, (side, side, 3), dtype=np.uint8)
             x, y, edge = (int(value) for value in rng.integers(side // 8, side // 3, 3))

@@ -54,10 +54,19 @@ def figures(settings: Finetune) -> dict[str, Any]:
 def build_config(settings: Finetune, data: Path, out: Path, seed: int) -> ClassifyConfig:
     """The recipe as a config of cls_transfer."""
     return ClassifyConfig(
-        checkpoint=("random:torchvision/resnet18",), train=data / "train", test=data / "val", out=out, held_out=0.0,
-        size=settings.size, crop_fraction=1.0, min_scale=0.35, epochs=settings.epochs, batch_size=settings.batch,
-        lrs=(settings.lr,), seeds=(seed,),
-    )  # fmt: skip
+        checkpoint=("random:torchvision/resnet18",),
+        train=data / "train",
+        test=data / "val",
+        out=out,
+        held_out=0.0,
+        size=settings.size,
+        crop_fraction=1.0,
+        min_scale=0.35,
+        epochs=settings.epochs,
+        batch_size=settings.batch,
+        lrs=(settings.lr,),
+        seeds=(seed,),
+    )
 
 
 def plain_script(settings: Finetune, data: Path, seed: int) -> tuple[float, float]:

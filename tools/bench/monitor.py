@@ -23,9 +23,14 @@ def figures(settings: Monitor) -> dict[str, Any]:
         write_images(root / "images", settings.images)
         monitored = DistillConfig(
             teacher=Teachers(name=("random:cifar/resnet20",), size=(32,)),
-            student=Students(name=("cifar/resnet20",)), data=root / "images", out=root / "fill",
-            epochs=settings.epochs, batch_size=64, lr=0.01, cache=Cache(views=1),
-        )  # fmt: skip
+            student=Students(name=("cifar/resnet20",)),
+            data=root / "images",
+            out=root / "fill",
+            epochs=settings.epochs,
+            batch_size=64,
+            lr=0.01,
+            cache=Cache(views=1),
+        )
         alone = replace(monitored, monitor=MonitorConfig(held_out=0.0))
         seconds: dict[str, list[float]] = {"watched": [], "alone": []}
         for repeat in range(settings.repeats + 1):  # the first pair fills the caches and does not count

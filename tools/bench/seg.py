@@ -70,9 +70,21 @@ def build_ready_runner(settings: Seg, folder: Path, *, ours: bool) -> Runner:
     """A Runner before its first step; the reference has MMSegmentation's own parts."""
     out = folder / ("ours" if ours else "reference")
     config = SegmentConfig(
-        checkpoint=(NET,), data=folder / "data", out=out, head="fcn", channels=64, output_stride=32, crop=settings.crop,
-        batch_size=settings.batch, steps=10_000, save_every=10_000, log_every=50, workers=0, rotate=0, blur=0,
-    )  # fmt: skip
+        checkpoint=(NET,),
+        data=folder / "data",
+        out=out,
+        head="fcn",
+        channels=64,
+        output_stride=32,
+        crop=settings.crop,
+        batch_size=settings.batch,
+        steps=10_000,
+        save_every=10_000,
+        log_every=50,
+        workers=0,
+        rotate=0,
+        blur=0,
+    )
     run = Run.start()
     backbone = initial_backbone(NET, None, seed=0)
     plan = build_plan(config, run, backbone)

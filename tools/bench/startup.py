@@ -16,14 +16,26 @@ from stillroom.backbone import build_backbone, save_checkpoint
 NETS = "--teacher timm/resnet50 --student cifar/resnet20"
 RUN = "--checkpoint {folder}/student --out {folder}/out"
 ANSWERS = (
-    "distill --help", "distill kdep --nonsense", f"distill kdep {NETS} --data /nowhere --out {{folder}}/out",
-    "cls_transfer --help", f"cls_transfer finetune {RUN} --train /nowhere --test /nowhere",
-    "seg_transfer --help", f"seg_transfer pspnet {RUN} --data /nowhere",
-    "det_transfer --help", f"det_transfer faster-rcnn-fpn {RUN} --backend torchvision --data /nowhere",
-    "eval_ssl --help", f"eval_ssl knn {RUN} --train /nowhere --test /nowhere",
-    "checkpoint --help", "checkpoint inspect {folder}/student", "checkpoint inspect /nowhere",
-    "table --help", "make_subset --help", "study --help", "bench --help", "make_toy_data --help",
-)  # fmt: skip
+    "distill --help",
+    "distill kdep --nonsense",
+    f"distill kdep {NETS} --data /nowhere --out {{folder}}/out",
+    "cls_transfer --help",
+    f"cls_transfer finetune {RUN} --train /nowhere --test /nowhere",
+    "seg_transfer --help",
+    f"seg_transfer pspnet {RUN} --data /nowhere",
+    "det_transfer --help",
+    f"det_transfer faster-rcnn-fpn {RUN} --backend torchvision --data /nowhere",
+    "eval_ssl --help",
+    f"eval_ssl knn {RUN} --train /nowhere --test /nowhere",
+    "checkpoint --help",
+    "checkpoint inspect {folder}/student",
+    "checkpoint inspect /nowhere",
+    "table --help",
+    "make_subset --help",
+    "study --help",
+    "bench --help",
+    "make_toy_data --help",
+)
 """Commands that compute nothing."""
 TOY = "--train {folder}/toy/heldout-shapes/train --test {folder}/toy/heldout-shapes/val"
 RUNS = {
@@ -70,7 +82,7 @@ def figures(settings: Startup) -> dict[str, Any]:
         "seconds": {name: statistics.median(one[name] for one in rounds) for name in commands},
         "of_torch": {name: sorted(round(ratio, 2) for ratio in values) for name, values in ratios.items()},
         "speedup": [1 / ratio for ratio in ratios["distill --help"]],
-    }  # fmt: skip
+    }
 
 
 def tool_command(root: Path, options: list[str], line: str) -> list[str]:

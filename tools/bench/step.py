@@ -74,9 +74,15 @@ class PlainLoop:
         self.teacher.fc, self.student.fc = nn.Identity(), nn.Identity()
         d, wide, target = 512, 1024, 2048
         self.head = nn.Sequential(
-            nn.Linear(d, wide), nn.BatchNorm1d(wide), nn.ReLU(), nn.Linear(wide, d),
-            nn.Linear(d, wide), nn.BatchNorm1d(wide), nn.ReLU(), nn.Linear(wide, target),
-        ).to(device)  # fmt: skip
+            nn.Linear(d, wide),
+            nn.BatchNorm1d(wide),
+            nn.ReLU(),
+            nn.Linear(wide, d),
+            nn.Linear(d, wide),
+            nn.BatchNorm1d(wide),
+            nn.ReLU(),
+            nn.Linear(wide, target),
+        ).to(device)
         parameters = [*self.student.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=1e-4)
         self.mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(1, 3, 1, 1)
