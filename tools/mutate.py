@@ -105,9 +105,9 @@ def find_killer(root: Path, mutation: Mutation, tests: list[str]) -> str | None:
         ValueError: the line does not exist, or the test also fails without the break.
     """
     file = root / mutation.file
-    whole = file.read_text(encoding="utf-8")
+    original = file.read_text(encoding="utf-8")
     try:
-        file.write_text(mutate(whole, mutation), encoding="utf-8")
+        file.write_text(mutate(original, mutation), encoding="utf-8")
         for selected in (tests, [f"tests/{mutation.package}"]):
             passed, output = run_tests(root, selected)
             if not passed:
@@ -115,7 +115,7 @@ def find_killer(root: Path, mutation: Mutation, tests: list[str]) -> str | None:
         else:
             return None
     finally:
-        file.write_text(whole, encoding="utf-8")
+        file.write_text(original, encoding="utf-8")
     killer = FAILED.search(output)
     assert killer is not None, output
     if not run_tests(root, [killer[1]])[0]:

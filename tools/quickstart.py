@@ -240,7 +240,7 @@ def import_teacher(tour: Tour) -> list[Step]:
 
 def distil_step(tour: Tour, data: Path, **flags: Any) -> Step:
     """The student's run: the recipe of `distill.py auto`, except for the flags passed here."""
-    given = {"teacher.size": tour.teacher_size, "epochs": tour.epochs, "hours": tour.hours}
+    optional = {"teacher.size": tour.teacher_size, "epochs": tour.epochs, "hours": tour.hours}
     return step(
         "student",
         "student, distilled",
@@ -254,7 +254,7 @@ def distil_step(tour: Tour, data: Path, **flags: Any) -> Step:
             "data": data,
             "seed": tour.seed,
         },
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in optional.items() if value is not None},
         **flags,
     )
 
@@ -340,8 +340,8 @@ def from_root(path: Path) -> Path:
 
 def at_root(tour: Tour) -> Tour:
     """Change into the repository's root; returns the settings with the caller's paths adapted to it."""
-    given = {name: getattr(tour, name) for name in ("images", "labelled")}
-    paths: dict[str, Any] = {name: from_root(path) for name, path in given.items() if path is not None}
+    folders = {"images": tour.images, "labelled": tour.labelled}
+    paths: dict[str, Any] = {name: from_root(path) for name, path in folders.items() if path is not None}
     if tour.out != Tour.out:
         paths["out"] = from_root(tour.out)
     if tour.teacher is not None and is_checkpoint(tour.teacher):

@@ -94,8 +94,8 @@ def test_a_complete_output_with_an_unfinished_record_is_kept(unlabelled: Path, t
     step = subset("one", unlabelled, tmp_path / "one.txt")
     run(tmp_path / "steps", [step])
     record = tmp_path / "steps" / "one.json"
-    begun = json.loads(record.read_text())
-    record.write_text(json.dumps({"command": begun["command"], "inputs": begun["inputs"]}))
+    finished = json.loads(record.read_text())
+    record.write_text(json.dumps({"command": finished["command"], "inputs": finished["inputs"]}))
     step.out.write_text("kept")
     lanes = run(tmp_path / "steps", [step])
     assert lanes.resumed and lanes.seconds_of(step) >= 0 and step.out.read_text() == "kept"
@@ -141,8 +141,8 @@ def test_a_step_that_was_stopped_is_resumed(unlabelled: Path, tmp_path: Path) ->
     run(tmp_path / "steps", [step])
     done, metrics = read_results(out), (out / "metrics.jsonl").read_bytes()
     record = tmp_path / "steps" / "student.json"
-    begun = json.loads(record.read_text())
-    record.write_text(json.dumps({"command": begun["command"], "inputs": begun["inputs"]}))
+    finished = json.loads(record.read_text())
+    record.write_text(json.dumps({"command": finished["command"], "inputs": finished["inputs"]}))
     (out / "results.json").unlink()
     assert run(tmp_path / "steps", [step]).resumed
     assert read_results(out).checkpoint.sha256 == done.checkpoint.sha256

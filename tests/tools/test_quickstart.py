@@ -66,7 +66,7 @@ def _no_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def user_tour(unlabelled: Path, tmp_path: Path) -> Tour:
-    images = tmp_path / "many"
+    images = tmp_path / "images"
     images.mkdir()
     sources = sorted(unlabelled.rglob("*.*"))[:90]
     for index in range(240):

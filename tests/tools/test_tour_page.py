@@ -169,7 +169,7 @@ def test_a_teacher_without_a_lead_over_random_weights_is_not_a_reference(toured:
 
 @pytest.fixture
 def user_tour(unlabelled: Path, tmp_path: Path) -> Tour:
-    images = tmp_path / "many"
+    images = tmp_path / "images"
     for index in range(3):
         shutil.copytree(unlabelled, images / str(index))
     return replace(TOY, images=images, out=tmp_path / "own")
