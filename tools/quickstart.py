@@ -74,7 +74,7 @@ def toy_steps(tour: Tour) -> list[Step]:
     distil = distil_step(tour, world / "unlabelled", **{"batch-size": BATCH_SIZE, "cache.views": 2})
     distil = replace(distil, needs=("draw", *makers["teacher"]))
 
-    def measure(what: str, role: str, tool: str, preset: str, *words: str, **flags: Any) -> Step:
+    def evaluate(what: str, role: str, tool: str, preset: str, *words: str, **flags: Any) -> Step:
         name = f"{what}-{role}"
         flags = {"checkpoint": nets[role], **flags, "seed": tour.seed}
         needs = ("draw", *makers.get(role, ()))
@@ -84,7 +84,7 @@ def toy_steps(tour: Tour) -> list[Step]:
         """k-NN on classes without labels in any training."""
         folders = {task: world / f"heldout-{task}" for task in TASKS}
         return [
-            measure(
+            evaluate(
                 f"knn-{task}",
                 role,
                 "eval_ssl",
@@ -101,7 +101,7 @@ def toy_steps(tour: Tour) -> list[Step]:
         """A linear pixel classifier and a detector, on frozen feature maps of scenes."""
         scenes = {"data": world / "scenes", "batch_size": 8}
         return [
-            measure(
+            evaluate(
                 "segmentation",
                 role,
                 "seg_transfer",
@@ -114,7 +114,7 @@ def toy_steps(tour: Tour) -> list[Step]:
                 blur=0,
                 lr=0.05,
             ),
-            measure(
+            evaluate(
                 "detection",
                 role,
                 "det_transfer",
@@ -156,7 +156,7 @@ def user_steps(tour: Tour) -> list[Step]:
     nets, (trained, held_out) = nets_of(tour), list_images(tour)
     broken = {"on_broken": tour.on_broken}
 
-    def measure(what: str, role: str, *words: str, **flags: Any) -> Step:
+    def evaluate(what: str, role: str, *words: str, **flags: Any) -> Step:
         name, flags = f"{what}-{role}", {"checkpoint": nets[role], "seed": tour.seed, **broken, **flags}
         return step(
             name,
@@ -164,32 +164,39 @@ def user_steps(tour: Tour) -> list[Step]:
             "eval_ssl",
             tour.out / name,
             *words,
-            inputs=measured_on,
+            inputs=evaluated_on,
             **input_flags(tour, role),
             **flags,
         )
 
     if tour.labelled is None:
-        measured_on = read_unlabelled(held_out).fingerprint
-        measures = {role: [measure("features", role, "features", "--no-labels", train=held_out)] for role in nets}
+        evaluated_on = read_unlabelled(held_out).fingerprint
+        evaluations = {role: [evaluate("features", role, "features", "--no-labels", train=held_out)] for role in nets}
         runs = {role: tour.out / f"features-{role}" for role in nets}
         compared = {"teacher": runs["teacher"], "nets": (runs["student"], runs["random"]), "k": NEIGHBOURS}
-        measures["student"].append(
+        evaluations["student"].append(
             step(AGREEMENT, "nearest neighbours", "neighbours", tour.out / AGREEMENT, **compared)
         )
     else:
         train, val = tour.labelled / "train", tour.labelled / "val"
         folders = {"train": train, "test": val} if tour.is_split else {"train": tour.labelled}
-        measured_on = " ".join(read_labelled(folder).fingerprint for folder in folders.values())
-        measures = {role: [measure("knn", role, "knn", k=NEIGHBOURS, **folders)] for role in nets}
+        evaluated_on = " ".join(read_labelled(folder).fingerprint for folder in folders.values())
+        evaluations = {role: [evaluate("knn", role, "knn", k=NEIGHBOURS, **folders)] for role in nets}
         if tour.is_split:
-            for role, steps in measures.items():
-                steps.append(measure("linear", role, "linear", **folders))
+            for role, steps in evaluations.items():
+                steps.append(evaluate("linear", role, "linear", **folders))
     licence = {} if tour.data_licence is None else {"data-licence": tour.data_licence}
     distil = distil_step(tour, trained, **{"on-broken": tour.on_broken}, **licence)
     distil = replace(distil, inputs=read_unlabelled(trained).fingerprint)
     # Steps that need no student come first: a problem with the evaluation images shows before hours of training.
-    return [*import_teacher(tour), *measures["teacher"], *measures["random"], distil, *measures["student"], cost(tour)]
+    return [
+        *import_teacher(tour),
+        *evaluations["teacher"],
+        *evaluations["random"],
+        distil,
+        *evaluations["student"],
+        cost(tour),
+    ]
 
 
 # --- shared steps -----------------------------------------------------------------------------------------------------

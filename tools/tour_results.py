@@ -20,7 +20,7 @@ from tour import NEIGHBOURS, Tour, nets_of
 PROTOCOL = "quickstart/v2"
 TASKS = ("shapes", "textures")
 AGREEMENT = "neighbours"
-"""The step of the metric that needs no labels, neighbour agreement."""
+"""Name of the step that computes neighbour agreement, the metric without labels."""
 AGREEMENT_METRIC = "neighbour_agreement"
 """The same metric in the results of a distillation."""
 ROLES = {
@@ -38,22 +38,22 @@ def knn_accuracy(run: Results) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A number of the runs `<measure>-<role>`: its column in tables, and how it is read from results."""
+class Metric:
+    """A number of the runs `<metric>-<role>`: its column in tables, and how it is read from results."""
 
     column: str
     read: Callable[[Results], float]
 
 
-MEASURES = {
-    "knn-shapes": Measure(column="k-NN, new shapes, %", read=knn_accuracy),
-    "knn-textures": Measure(column="k-NN, new textures, %", read=knn_accuracy),
-    "segmentation": Measure(column="segmentation, mIoU of objects, %", read=lambda run: run.metrics["mIoU_foreground"]),
-    "detection": Measure(column="detection, AP, %", read=lambda run: run.metrics["AP"]),
-    "knn": Measure(column="k-NN, %", read=knn_accuracy),
-    "linear": Measure(column="linear probe, %", read=lambda run: run.metrics["top1"]),
+METRICS = {
+    "knn-shapes": Metric(column="k-NN, new shapes, %", read=knn_accuracy),
+    "knn-textures": Metric(column="k-NN, new textures, %", read=knn_accuracy),
+    "segmentation": Metric(column="segmentation, mIoU of objects, %", read=lambda run: run.metrics["mIoU_foreground"]),
+    "detection": Metric(column="detection, AP, %", read=lambda run: run.metrics["AP"]),
+    "knn": Metric(column="k-NN, %", read=knn_accuracy),
+    "linear": Metric(column="linear probe, %", read=lambda run: run.metrics["top1"]),
 }
-COLUMNS = {name: measure.column for name, measure in MEASURES.items()} | {
+COLUMNS = {name: metric.column for name, metric in METRICS.items()} | {
     AGREEMENT: f"agreement of the {NEIGHBOURS} nearest neighbours, %"
 }
 
@@ -61,8 +61,8 @@ COLUMNS = {name: measure.column for name, measure in MEASURES.items()} | {
 def summary(step: Step) -> str:
     """A step's main number, for its line on the screen."""
     name, _, _ = step.name.rpartition("-")
-    if name in MEASURES:
-        return f"{COLUMNS[name]} {100 * MEASURES[name].read(read_results(step.out)):.1f}"
+    if name in METRICS:
+        return f"{COLUMNS[name]} {100 * METRICS[name].read(read_results(step.out)):.1f}"
     if step.name == AGREEMENT:
         return f"{COLUMNS[AGREEMENT]} {100 * read_agreement(step.out.parent)['student']:.1f}"
     if step.name in ("student", "supervised"):
@@ -71,16 +71,16 @@ def summary(step: Step) -> str:
     return str(step.out)
 
 
-def read_measures(steps: list[Step]) -> dict[str, float]:
-    """Every number of the tour's runs: `role/measure` -> fraction."""
-    measures = {}
+def collect_metrics(steps: list[Step]) -> dict[str, float]:
+    """Every number of the tour's runs: `role/metric` -> fraction."""
+    metrics = {}
     for step in steps:
         name, _, role = step.name.rpartition("-")
-        if name in MEASURES:
-            measures[f"{role}/{name}"] = MEASURES[name].read(read_results(step.out))
+        if name in METRICS:
+            metrics[f"{role}/{name}"] = METRICS[name].read(read_results(step.out))
         if step.name == AGREEMENT:
-            measures |= {f"{role}/{AGREEMENT}": value for role, value in read_agreement(step.out.parent).items()}
-    return measures
+            metrics |= {f"{role}/{AGREEMENT}": value for role, value in read_agreement(step.out.parent).items()}
+    return metrics
 
 
 def read_agreement(out: Path) -> dict[str, float]:
@@ -105,7 +105,7 @@ def write_tour_results(tour: Tour, lanes: Lanes, seconds: float) -> Results:
         protocol=PROTOCOL,
         datasets={},
         checkpoint=CheckpointRecord(path=nets["student"], sha256=student.weights.sha256, method=student.method),
-        metrics=read_measures(lanes.steps),
+        metrics=collect_metrics(lanes.steps),
         seed=tour.seed,
         seconds=round(seconds, 1),
         made_by=made_by("stillroom-distill", config_to_dict(tour)),
@@ -133,7 +133,7 @@ def net_name(net: str) -> str:
 
 
 def table_of(results: Results) -> Table:
-    """The table of the tour: a row per net, a column per measure, and the net's cost."""
+    """The table of the tour: a row per net, a column per metric, and the net's cost."""
     columns = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results.metrics)]
     rows = []
     for role, title in ROLES.items():

@@ -21,7 +21,7 @@ import tour_page
 from lanes import Lanes, Step, open_lanes, record_of
 from quickstart import toy_steps, user_steps
 from tour import Tour
-from tour_results import read_measures, summary, table_of
+from tour_results import collect_metrics, summary, table_of
 
 ROOT = Path(__file__).parents[2]
 TOY = Tour(teacher_size=96, student="cifar/resnet20", student_size=32, epochs=6)
@@ -115,12 +115,12 @@ ROWS = (
 
 def test_the_table_needs_results_json_only_and_shows_the_runs_numbers(toured: tuple[Tour, Lanes]) -> None:
     tour, lanes = toured
-    measures = read_measures(lanes.steps)
-    assert measures["student/segmentation"] == pytest.approx(0.6)  # mean of arrow and gear, without the background
-    assert measures["teacher/knn-shapes"] == 0.75 and "teacher/detection" not in measures
+    metrics = collect_metrics(lanes.steps)
+    assert metrics["student/segmentation"] == pytest.approx(0.6)  # mean of arrow and gear, without the background
+    assert metrics["teacher/knn-shapes"] == 0.75 and "teacher/detection" not in metrics
     tour_page.write_toy_page(tour, lanes, 123.44)
     results = read_results(tour.out)
-    assert (results.metrics, results.seconds, results.protocol) == (measures, 123.4, "quickstart/v2")
+    assert (results.metrics, results.seconds, results.protocol) == (metrics, 123.4, "quickstart/v2")
     assert table_of(results).rows == ROWS
     assert len(table_of(results).header) == len(ROWS[0])
 
