@@ -8,17 +8,22 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional, arg
 
-from stillroom.backbone import Backbone, format_table, load_backbone
+from stillroom.backbone import format_table
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
+from stillroom.backbone.names import refuse_missing_checkpoint
+
+if TYPE_CHECKING:  # --help and a wrong flag need no torch
+    import torch
+    from torch import nn
+
+    from stillroom.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,22 @@ class Cost:
     threads: int
 
 
-@torch.no_grad()
+def check(settings: Settings) -> None:
+    """Validate the settings before torch is imported.
+
+    Raises:
+        ValueError: numbers out of range, a wrong number of sizes, or the path of a checkpoint that does not exist.
+    """
+    at_least(settings, 1, "threads", "rounds")
+    at_least(settings, 0, "size")
+    if settings.size and len(settings.size) != len(settings.nets):
+        raise ValueError(
+            f"--size has {len(settings.size)} values for {len(settings.nets)} nets: pass one for each, or none"
+        )
+    for net in settings.nets:
+        refuse_missing_checkpoint(net)
+
+
 def measure(nets: tuple[str, ...], sizes: tuple[int, ...], rounds: int) -> list[Cost]:
     """Measure each net on the CPU; passes are interleaved, so that a busy machine slows all nets alike.
 
@@ -68,13 +88,12 @@ def measure(nets: tuple[str, ...], sizes: tuple[int, ...], rounds: int) -> list[
         rounds: timed passes of each net.
 
     Raises:
-        ValueError: a wrong number of sizes, a size below 0, no rounds, or an unknown net.
+        ValueError: an unknown net.
     """
-    if sizes and len(sizes) != len(nets):
-        raise ValueError(f"--size has {len(sizes)} values for {len(nets)} nets: pass one for each, or none")
-    for flag, value, least in (("size", min(sizes, default=0), 0), ("rounds", rounds, 1)):
-        if value < least:
-            raise ValueError(f"--{flag} is {value}: it must be at least {least}")
+    import torch  # noqa: PLC0415
+
+    from stillroom.backbone import load_backbone  # noqa: PLC0415
+
     backbones = [load_backbone(net).eval() for net in nets]
     requested = sizes or (0,) * len(nets)
     sides = [size or backbone.spec.input.size for size, backbone in zip(requested, backbones, strict=True)]
@@ -83,7 +102,8 @@ def measure(nets: tuple[str, ...], sizes: tuple[int, ...], rounds: int) -> list[
     for turn in range(rounds + 3):  # the first three are warm-up
         for times, backbone, image in zip(spent, backbones, images, strict=True):
             began = time.perf_counter()
-            backbone(image)
+            with torch.no_grad():
+                backbone(image)
             if turn >= 3:
                 times.append(1000 * (time.perf_counter() - began))
     return [
@@ -99,9 +119,12 @@ def measure(nets: tuple[str, ...], sizes: tuple[int, ...], rounds: int) -> list[
     ]
 
 
-def count_macs(backbone: Backbone | nn.Module, image: torch.Tensor) -> int:
+def count_macs(backbone: "Backbone | nn.Module", image: "torch.Tensor") -> int:
     """Multiply-adds of one forward pass: half the floating point operations that torch counts."""
-    with FlopCounterMode(display=False) as counter:
+    import torch  # noqa: PLC0415
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone(image)
     return counter.get_total_flops() // 2
 
@@ -110,8 +133,9 @@ def count_macs(backbone: Backbone | nn.Module, image: torch.Tensor) -> int:
 def main() -> None:
     """Measure the nets, print a table, and write the numbers to --out."""
     settings = tyro.cli(Settings, description=__doc__)
-    if settings.threads < 1:
-        raise ValueError(f"--threads is {settings.threads}: it must be at least 1")
+    check(settings)
+    import torch  # noqa: PLC0415
+
     torch.set_num_threads(settings.threads)
     costs = measure(settings.nets, settings.size, settings.rounds)
     header = ["net", "input, px", "parameters, million", "GMACs", "ms per image"]

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 from PIL import Image
 
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.figures import plain, save
 
 TEMPLATE = "report.html.j2"
 WIDEST = 1400
@@ -117,6 +115,10 @@ def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], xlabel: s
         panels: quantity -> run -> curve.
         xlabel: label of every panel's x axis.
     """
+    from matplotlib.figure import Figure  # noqa: PLC0415  # `quickstart.py --help` needs none
+
+    from stillroom.backbone.figures import plain, save  # noqa: PLC0415
+
     figure = Figure(figsize=(4.2 * len(panels), 3.4))
     for column, (quantity, curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), column, title=plain(quantity), xlabel=xlabel)

@@ -10,7 +10,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import cost
-from cost import count_macs, measure
+from cost import Settings, check, count_macs, measure
 
 
 def test_multiply_adds_are_those_of_convolutions_and_matrices() -> None:
@@ -33,12 +33,15 @@ def test_resnet20_costs_as_much_as_in_its_paper() -> None:
 def test_settings_that_cannot_work_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    nets = ("random:cifar/resnet20",)
     with pytest.raises(ValueError, match="--size has 2 values for 1 nets: pass one for each, or none"):
-        measure(("random:cifar/resnet20",), (32, 64), rounds=1)
-    with pytest.raises(ValueError, match="--size is -1: it must be at least 0"):
-        measure(("random:cifar/resnet20",), (-1,), rounds=1)
+        check(Settings(nets=nets, size=(32, 64)))
+    with pytest.raises(ValueError, match=r"--size holds \[-1\]: it must be at least 0"):
+        check(Settings(nets=nets, size=(-1,)))
     with pytest.raises(ValueError, match="--rounds is 0: it must be at least 1"):
-        measure(("random:cifar/resnet20",), (), rounds=0)
+        check(Settings(nets=nets, rounds=0))
+    with pytest.raises(ValueError, match="there is no backbone named '/nowhere', nor a checkpoint directory"):
+        check(Settings(nets=("/nowhere",)))
     monkeypatch.setattr(sys, "argv", ["cost.py", "random:cifar/resnet20", "--threads", "0"])
     with pytest.raises(SystemExit) as left:
         cost.main()
