@@ -5,30 +5,15 @@ python tools/eval_ssl.py features --no-labels --train IMAGES --checkpoint STUDEN
 python tools/neighbours.py --teacher runs/teacher-features --nets runs/student-features --out runs/neighbours
 """
 
-import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 import tyro
-from jaxtyping import Float, Int
-from PIL import Image, ImageDraw
-from torch import Tensor
 
 from stillroom.backbone import format_table
-from stillroom.backbone.atomic import replace_directory, write_file
+from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
-from stillroom.distill.agreement import neighbour_agreement
-from stillroom.eval_ssl.figures import draw_embedding, embed, framed
-from stillroom.eval_ssl.neighbours import nearest_neighbours
-
-RESULTS = "agreement.json"
-NUM_SHOWN = 5  # neighbours of each net on the sheet
-NUM_QUERIES = 8  # rows of the sheet
-SHARED, OTHER = "#2a8f4a", "#b9c0c8"  # colours of frames
-CELL, GAP, HEAD = 80, 16, 24  # pixels of the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,88 +32,35 @@ class Settings:
     """Seed of the choice of images that are shown."""
 
 
-def read_features(run: Path) -> tuple[Float[Tensor, "n d"], tuple[Path, ...]]:
-    """Read the features of a run, and the paths of their images.
+def check(settings: Settings) -> None:
+    """Validate the settings before torch is imported.
 
     Raises:
-        ValueError: not a run of `eval_ssl.py features` with --format npy.
+        ValueError: an existing output, numbers out of range, or a folder that is not a run of `eval_ssl.py features`
+            with --format npy.
     """
-    if not (run / "train.npy").is_file():
-        raise ValueError(f"{run} has no train.npy: pass a run of `eval_ssl.py features`")
-    with (run / "train.csv").open(newline="", encoding="utf-8") as opened:
-        paths = tuple(Path(row["path"]) for row in csv.DictReader(opened))
-    return torch.from_numpy(np.load(run / "train.npy")), paths
+    refuse_existing(settings.out)
+    at_least(settings, 1, "k")
+    at_least(settings, 0, "seed")
+    for run in (settings.teacher, *settings.nets):
+        if not (run / "train.npy").is_file():
+            raise ValueError(f"{run} has no train.npy: pass a run of `eval_ssl.py features`")
 
 
-def compare(settings: Settings) -> dict[str, float]:
-    """Write the figures and the `neighbour_agreement` of each net with the teacher; returns the latter by net.
-
-    Raises:
-        ValueError: an existing output, runs on different images, or too few images.
-    """
-    if settings.out.exists():
-        raise ValueError(f"{settings.out} exists: choose another --out")
-    teacher, images = read_features(settings.teacher)
-    if len(images) <= 2 * settings.k:
-        raise ValueError(
-            f"{settings.teacher} has {len(images)} images: --k {settings.k} needs more than {2 * settings.k}"
-        )
-    students = []
-    for run in settings.nets:
-        features, run_images = read_features(run)
-        if run_images != images:
-            raise ValueError(f"{run} and {settings.teacher} have different images: extract both from the same ones")
-        students.append(features)
-    agreement = {
-        str(run): neighbour_agreement(features, teacher, settings.k)
-        for run, features in zip(settings.nets, students, strict=True)
-    }
-    with replace_directory(settings.out) as temporary:
-        rows = [nearest_neighbours(features, None, settings.k)[1] for features in (teacher, students[0])]
-        draw_sheet(temporary / "neighbours.png", images, *rows, settings.seed)
-        unlabelled = torch.zeros(len(images), dtype=torch.long)
-        for name, features in {"map-teacher": teacher, "map-student": students[0]}.items():
-            plane = embed(features, "pca")
-            draw_embedding(temporary / f"{name}.png", plane, images, unlabelled, ["an image"], name, settings.seed)
-        results = {"k": settings.k, "images": len(images), "agreement": agreement}
-        write_file(temporary / RESULTS, json.dumps(results, indent=2) + "\n")
-    return agreement
-
-
-def draw_sheet(
-    path: Path, images: tuple[Path, ...], teachers: Int[Tensor, "n k"], students: Int[Tensor, "n k"], seed: int
-) -> None:
-    """Draw some images with their nearest ones by teacher and student; green: also among the other net's k nearest."""
-    order = np.random.default_rng([seed, len(images)]).permutation(len(images))[:NUM_QUERIES].tolist()
-    width = CELL * (1 + 2 * NUM_SHOWN) + 2 * GAP
-    sheet = Image.new("RGB", (width, HEAD + CELL * len(order)), "white")
-    heads = ImageDraw.Draw(sheet)
-    columns = {
-        "image": 0,
-        "nearest to the teacher": CELL + GAP,
-        "nearest to the student": CELL * (1 + NUM_SHOWN) + 2 * GAP,
-    }
-    for words, left in columns.items():
-        heads.text((left + 2, 6), words, fill="black")
-    for row, query in enumerate(order):
-        top = HEAD + CELL * row
-        sheet.paste(framed(images[query], OTHER), (0, top))
-        for near, other, left in (
-            (teachers[query], students[query], CELL + GAP),
-            (students[query], teachers[query], CELL * (1 + NUM_SHOWN) + 2 * GAP),
-        ):
-            for column, image in enumerate(near[:NUM_SHOWN].tolist()):
-                frame = SHARED if image in other.tolist() else OTHER
-                sheet.paste(framed(images[image], frame), (left + CELL * column, top))
-    sheet.save(path)
+def agreement_text(value: float, unit: str = "") -> str:
+    """Neighbour agreement in percent; as it is corrected for chance, 0 and below are no better than chance."""
+    text = f"{100 * max(value, 0):.1f}{unit}"
+    return text if value > 0 else f"{text} (no better than chance)"
 
 
 @report_errors
 def main() -> None:
     """Compare the nets and print a table."""
     settings = tyro.cli(Settings, description=__doc__)
-    agreement = compare(settings)
-    rows = [[name, f"{100 * share:.1f}"] for name, share in agreement.items()]
+    check(settings)
+    from neighbour_sheet import compare  # noqa: PLC0415  # it imports torch
+
+    rows = [[name, agreement_text(value)] for name, value in compare(settings).items()]
     print(format_table(["net", f"agreement of the {settings.k} nearest neighbours, %"], rows))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lanes import Lanes
+from neighbours import agreement_text
 from report import Curve, Page, Picture, Section, Table, draw_curves, write_page
 from stillroom.backbone import Results, read_labelled, read_results, read_unlabelled
 from stillroom.backbone.run_files import read_metrics
@@ -221,7 +222,7 @@ def learning_curves(out: Path, panels: Mapping[str, Mapping[str, Path]]) -> Sect
         for title, lines in curves.items()
         for name, points in lines.items()
     ]
-    caption = "Training loss, mean since the previous point; agreement with the teacher on held-out images"
+    caption = "Training loss, mean since the previous point; agreement with the teacher on held-out images, 0 is chance"
     picture = Picture(file=out / "curves.png", alt="; ".join(ends), caption=caption, wide=True)
     return Section(title="Learning curves", text=describe_agreement(out / "student"), pictures=(picture,))
 
@@ -236,10 +237,12 @@ def describe_agreement(run: Path) -> tuple[str, ...]:
     results = read_results(run)
     if AGREEMENT_METRIC not in results.metrics:
         return ()
-    before, after = (100 * metrics[AGREEMENT_METRIC] for metrics in (results.extra["untrained"], results.metrics))
+    before, after = (
+        agreement_text(metrics[AGREEMENT_METRIC], " %") for metrics in (results.extra["untrained"], results.metrics)
+    )
     sentence = (
-        f"Neighbour agreement with the teacher on held-out images, corrected for chance: {after:.1f} %; "
-        f"{before:.1f} % before training."
+        f"Neighbour agreement with the teacher on held-out images, corrected for chance: {after}; "
+        f"{before} before training."
     )
     return (sentence, *(f"Warning: {warning}." for warning in results.extra["warnings"]))
 
@@ -313,5 +316,6 @@ def next_commands(tour: Tour) -> tuple[str, ...]:
 def origin(results: Results) -> str:
     """The command, commit, torch version and date that made the page."""
     made = results.made_by
-    commit = f"commit {made.commit[:12]}" if made.commit else "no commit"
+    commit, dirty, _ = (made.commit or "").partition("+dirty")
+    commit = f"commit {commit[:12]}{' with uncommitted changes' if dirty else ''}" if commit else "no commit"
     return f"bash tools/quickstart.sh, {commit}, torch {made.torch}, {made.date[:10]}"

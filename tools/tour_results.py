@@ -8,11 +8,11 @@ from pathlib import Path
 
 from bench.machine import cpu_name
 from lanes import Lanes, Step
+from neighbours import agreement_text
 from report import Table
 from stillroom.backbone import Results, read_results, write_results
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.manifest import MANIFEST, Manifest, read_manifest
-from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord
 from stillroom.backbone.run_files import read_metrics
 from tour import NEIGHBOURS, Tour, nets_of
@@ -64,7 +64,7 @@ def summary(step: Step) -> str:
     if name in METRICS:
         return f"{COLUMNS[name]} {100 * METRICS[name].read(read_results(step.out)):.1f}"
     if step.name == AGREEMENT:
-        return f"{COLUMNS[AGREEMENT]} {100 * read_agreement(step.out.parent)['student']:.1f}"
+        return f"{COLUMNS[AGREEMENT]} {agreement_text(read_agreement(step.out.parent)['student'])}"
     if step.name in ("student", "supervised"):
         losses = [row["loss"] for row in read_metrics(step.out) if "loss" in row]
         return f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
@@ -97,6 +97,8 @@ def write_tour_results(tour: Tour, lanes: Lanes, seconds: float) -> Results:
         lanes: the lanes that ran its steps.
         seconds: duration from the first step to the last.
     """
+    from stillroom.backbone.provenance import made_by  # noqa: PLC0415  # it imports torch
+
     nets = nets_of(tour)
     student = checkpoint_manifest(nets["student"])
     costs = json.loads((tour.out / "cost.json").read_text(encoding="utf-8"))
@@ -132,16 +134,23 @@ def net_name(net: str) -> str:
     return (checkpoint_manifest(net).backbone.name if Path(net).is_dir() else net).rpartition("/")[2]
 
 
+def cell(metric: str, number: float | None) -> str:
+    """A metric in a table: percent, or a hyphen."""
+    if number is None:
+        return "-"
+    return agreement_text(number) if metric == AGREEMENT else f"{100 * number:.1f}"
+
+
 def table_of(results: Results) -> Table:
     """The table of the tour: a row per net, a column per metric, and the net's cost."""
     columns = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results.metrics)]
     rows = []
     for role, title in ROLES.items():
-        numbers = [results.metrics.get(f"{role}/{name}") for name in columns]
-        if numbers == [None] * len(columns) and role != "teacher":
+        numbers = {name: results.metrics.get(f"{role}/{name}") for name in columns}
+        if set(numbers.values()) == {None} and role != "teacher":
             continue
         cost = results.extra["cost"]["teacher" if role == "teacher" else "student"]
-        cells = ["-" if number is None else f"{100 * number:.1f}" for number in numbers]
+        cells = [cell(name, number) for name, number in numbers.items()]
         parameters, macs = f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.3f}"
         rows.append((title.format(**results.extra["nets"]), *cells, parameters, macs, f"{cost['milliseconds']:.1f}"))
     header = ("net", *(COLUMNS[name] for name in columns), "parameters, million", "GMACs", "ms")

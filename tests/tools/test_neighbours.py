@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from PIL import Image
 from stillroom.distill.agreement import neighbour_agreement
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from neighbours import Settings, compare
+from neighbour_sheet import compare
+from neighbours import Settings, agreement_text, check
 
 
 def write_run(folder: Path, features: np.ndarray, images: list[Path]) -> Path:
@@ -63,7 +65,30 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, images: list[P
     with pytest.raises(ValueError, match="teacher has 12 images: --k 6 needs more than 12"):
         compare(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out", k=6))
     with pytest.raises(ValueError, match=r"has no train\.npy: pass a run of `eval_ssl\.py features`"):
-        compare(Settings(teacher=tmp_path, nets=(teacher,), out=tmp_path / "out"))
+        check(Settings(teacher=tmp_path, nets=(teacher,), out=tmp_path / "out"))
+    for flag, low in (("k", 1), ("seed", 0)):
+        with pytest.raises(ValueError, match=f"--{flag} is {low - 1}: it must be at least {low}"):
+            check(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out", **{flag: low - 1}))
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="out exists: choose another --out"):
-        compare(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out"))
+        check(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out"))
+
+
+def test_an_agreement_at_chance_or_below_is_called_no_better_than_chance() -> None:
+    assert [agreement_text(value) for value in (1, 0.0625)] == ["100.0", "6.2"]
+    assert [agreement_text(value) for value in (0, -0.094)] == ["0.0 (no better than chance)"] * 2
+    assert [agreement_text(value, " %") for value in (0.5, -0.094)] == ["50.0 %", "0.0 % (no better than chance)"]
+
+
+def test_the_command_prints_no_negative_agreement(
+    tmp_path: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    angles = np.linspace(0, 1.1, 12)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    teacher = write_run(tmp_path / "teacher", circle, images)
+    student = write_run(tmp_path / "student", circle[[0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]], images)
+    words = ["--teacher", teacher, "--nets", student, "--k", "1", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["neighbours.py", *map(str, words)])
+    runpy.run_path(str(Path(__file__).parents[2] / "tools" / "neighbours.py"), run_name="__main__")
+    assert json.loads((tmp_path / "out" / "agreement.json").read_text())["agreement"][str(student)] < 0
+    assert "0.0 (no better than chance)" in capsys.readouterr().out

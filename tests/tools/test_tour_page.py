@@ -224,6 +224,38 @@ def test_the_page_of_labelled_user_images_shows_accuracy_and_how_many_of_them_th
     assert "Licence of the images: MIT" in text
 
 
+def test_no_negative_agreement_is_shown(user_tour: Tour) -> None:
+    lanes = write_steps(user_tour, user_steps(user_tour))
+    folder = user_tour.out / "neighbours"
+    folder.mkdir()
+    for name in ("neighbours", "map-teacher", "map-student"):
+        Image.new("RGB", (8, 8), "red").save(folder / f"{name}.png")
+    agreement = {str(user_tour.out / f"features-{role}"): -0.094 for role in ("student", "random")}
+    (folder / "agreement.json").write_text(json.dumps({"agreement": agreement}))
+    shutil.rmtree(user_tour.out / "student" / "figures")
+    write_run(
+        user_tour.out / "student", {"neighbour_agreement": -0.03}, untrained={"neighbour_agreement": 0.05}, warnings=[]
+    )
+    read = Read(tour_page.write_user_page(user_tour, lanes, 12.0).read_text(encoding="utf-8"))
+    assert read.text("td").count("0.0 (no better than chance)") == 2
+    held_out = "on held-out images, corrected for chance: 0.0 % (no better than chance); 5.0 % before training."
+    assert f"Neighbour agreement with the teacher {held_out}" in read.text("p")
+    assert "-9.4" not in " ".join(words for _, words in read.texts)
+    shown = summary(by_name(lanes)["neighbours"])
+    assert shown == "agreement of the 10 nearest neighbours, % 0.0 (no better than chance)"
+
+
+def test_the_footer_says_whether_the_code_had_uncommitted_changes(toured: tuple[Tour, Lanes]) -> None:
+    tour, lanes = toured
+    tour_page.write_toy_page(tour, lanes, 1.0)
+    results = read_results(tour.out)
+    texts = {"0123456789abcdef": "commit 0123456789ab, torch", None: "no commit, torch"}
+    texts["0123456789abcdef+dirty"] = "commit 0123456789ab with uncommitted changes, torch"
+    for commit, text in texts.items():
+        made = replace(results.made_by, commit=commit)
+        assert text in tour_page.origin(replace(results, made_by=made))
+
+
 def test_the_line_of_a_step_shows_its_number(toured: tuple[Tour, Lanes]) -> None:
     steps = by_name(toured[1])
     assert summary(steps["knn-shapes-student"]) == "k-NN, new shapes, % 50.0"
