@@ -7,6 +7,7 @@ Every step is a command of tools/, shown on the page. Finished steps are kept, s
 """
 
 import importlib.util
+import math
 import os
 import signal
 import time
@@ -20,9 +21,10 @@ import tour_page
 from lanes import Step, open_lanes
 from stillroom.backbone import read_labelled, read_unlabelled
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.checks import at_least, flag, within
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.image_files import shuffled_by_class
-from stillroom.backbone.names import RANDOM, is_checkpoint
+from stillroom.backbone.names import RANDOM, is_checkpoint, refuse_missing_checkpoint
 from tour import NEIGHBOURS, Tour, nets_of
 from tour_results import AGREEMENT, TASKS, summary
 
@@ -214,8 +216,8 @@ def step(
 ) -> Step:
     """A command of tools/ that makes `out`: its words, then its flags; a tuple becomes several values."""
     spelled = []
-    for flag, value in {**flags, "out": out}.items():
-        spelled += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    for option, value in {**flags, "out": out}.items():
+        spelled += [flag(option), *map(str, value if isinstance(value, tuple) else (value,))]
     return Step(name=name, title=title, tool=tool, words=(*words, *spelled), out=out, needs=needs, inputs=inputs)
 
 
@@ -319,13 +321,17 @@ def check(tour: Tour) -> None:
         ValueError: settings that cannot work.
     """
     if tour.images is None:
-        for flag in ("labelled", "hours", "data_licence"):
-            if getattr(tour, flag) is not None:
-                raise ValueError(f"--{flag.replace('_', '-')} goes with your own images: pass --images too")
-    for flag, least in (("epochs", 1), ("teacher_size", 1), ("student_size", 1), ("seed", 0)):
-        value = getattr(tour, flag)
-        if value is not None and value < least:
-            raise ValueError(f"--{flag.replace('_', '-')} is {value}: it must be at least {least}")
+        for name in ("labelled", "hours", "data_licence"):
+            if getattr(tour, name) is not None:
+                raise ValueError(f"{flag(name)} goes with your own images: pass --images too")
+    passed = [name for name in ("epochs", "teacher_size", "student_size") if getattr(tour, name) is not None]
+    at_least(tour, 1, *passed)
+    at_least(tour, 0, "seed")
+    if tour.hours is not None:
+        within(tour, 0, math.inf, "hours", ends="()")
+    for net in (tour.teacher, tour.student):
+        if net is not None:
+            refuse_missing_checkpoint(net)
     if tour.student is not None and (is_checkpoint(tour.student) or tour.student.startswith(RANDOM)):
         raise ValueError(f"--student is {tour.student}: pass the name of a net, it starts from random weights")
     if tour.labelled is not None:

@@ -3,9 +3,17 @@
 # from a teacher trained on ImageNet, and compares both with random weights and a supervised twin.
 #   bash tools/quickstart.sh                                       on a toy world: at most 4 minutes on two CPU cores
 #   bash tools/quickstart.sh --images DIR [--labelled DIR]         on your own images
-# Other flags: --help. Run it again to resume where it stopped.
+# Other flags: --help, which lists them once all is installed. Run it again to resume where it stopped.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
+
+# --help installs nothing: before installation, these first lines are the answer.
+for word in "$@"; do
+  if [ "$word" = --help ] || [ "$word" = -h ]; then
+    "$root/.venv/bin/python" "$root/tools/quickstart.py" --help 2>/dev/null || sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit
+  fi
+done
 
 # Waiting threads sleep instead of spinning: on two busy cores, spinning threads train ResNet-18 at 19 images/s instead of
 # 96; on two idle cores, sleeping costs at most a tenth.

