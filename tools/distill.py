@@ -1,4 +1,7 @@
-"""Distil a student: kdep | simreg | ... | fit-alignment | import-alignment | resume: `stillroom-distill` with k-NN."""
+"""Distil a student: `stillroom-distill`, with k-NN.
+
+auto | kdep | simreg | ... | fit-alignment | import-alignment | resume
+"""
 
 from importlib.util import find_spec
 from typing import Any

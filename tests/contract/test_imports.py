@@ -109,6 +109,26 @@ LINES: dict[str, dict[str, str]] = {
     "table": {"--nonsense": "", "student=/nowhere": "/nowhere is no results file"},
     "make_toy_data": {"--nonsense": ""},
     "study": {"methods --nonsense": ""},
+    "study_agreement": {"--nonsense": ""},
+    "mutate": {"--nonsense": ""},
+    "quickstart": {
+        "--nonsense": "",
+        "--images HERE --out OUT --hours 0": "--hours is 0.0: it must lie in (0, inf)",
+        "--images HERE --out OUT --hours nan": "--hours is nan: it must lie in (0, inf)",
+        "--images /nowhere --out OUT": "there is no folder /nowhere",
+        "--images HERE --labelled /nowhere --out OUT": "there is no folder /nowhere",
+        "--out OUT --teacher /nowhere": "no backbone named '/nowhere'",
+        "--out OUT --epochs 0": "--epochs is 0: it must be at least 1",
+    },
+    "cost": {
+        "--nonsense": "",
+        "random:cifar/resnet20 --threads 0": "--threads is 0: it must be at least 1",
+        "/nowhere": "no backbone named '/nowhere'",
+    },
+    "neighbours": {
+        "--nonsense": "",
+        "--teacher /nowhere --nets /nowhere --out OUT": "/nowhere has no train.npy: pass a run",
+    },
     "bench": {"--nonsense": "", **{f"{name} --nonsense": "" for name in BENCHMARKS}},
 }
 """Command lines that are refused, and part of the error."""
