@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Each package installs beside backbone alone, into an empty environment, and its command answers there; two at a time.
+# Install each package with backbone only into an empty environment, and run its command there; two packages at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export uv=$PWD/.venv/bin/uv
@@ -7,8 +7,8 @@ folder=$(mktemp -d)
 export folder
 trap 'rm -rf "$folder"' EXIT
 
-# Both lanes make their environments in one place each, one after the other, so that a library compiled for the first
-# package (which takes longer than its installation from uv's cache) is compiled for the next ones too.
+# Each of the two lanes reuses one path for its environments, so that bytecode compiled for the first package (which takes
+# longer than installing from uv's cache) serves the next ones too.
 export PYTHONPYCACHEPREFIX=$folder/compiled
 unset PYTHONDONTWRITEBYTECODE
 
@@ -18,7 +18,7 @@ alone() {
   "$uv" venv --quiet --python .venv/bin/python "$environment"
   "$uv" pip install --quiet --python "$python" --constraint constraints.txt packages/backbone "packages/$package"
   (
-    cd "$folder" # away from the sources: what is imported is what was installed
+    cd "$folder" # away from the sources, so that the installed packages are imported
     EAGER_IMPORT=1 "$python" - "$package" <<'PY'
 import importlib
 import pkgutil
@@ -26,8 +26,8 @@ import sys
 
 import stillroom
 
-found = sorted(module.name for module in pkgutil.iter_modules(stillroom.__path__))
-assert found == sorted({"backbone", sys.argv[1]}), found
+installed = sorted(module.name for module in pkgutil.iter_modules(stillroom.__path__))
+assert installed == sorted({"backbone", sys.argv[1]}), installed
 assert stillroom.__file__ is None, "stillroom must stay a namespace package"
 importlib.import_module(f"stillroom.{sys.argv[1]}")
 PY
@@ -35,7 +35,7 @@ PY
     "$environment/bin/stillroom-checkpoint" --help > /dev/null
   )
   rm -rf "$environment"
-  echo "stillroom-${package//_/-} installs and answers alone"
+  echo "stillroom-${package//_/-} installs and runs alone"
 }
 export -f alone
 printf '%s\n' distill cls_transfer seg_transfer det_transfer eval_ssl |

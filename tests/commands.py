@@ -1,4 +1,4 @@
-"""Commands as people type them."""
+"""Commands as users type them."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 
 
 def run_main(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    """Call an entry point with the words behind its name."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    """Call an entry point with the words of a command line."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # presets hold tyro.MISSING for flags of all types
     monkeypatch.setattr(sys, "argv", ["stillroom", *words])
     main()

@@ -1,8 +1,8 @@
-"""What all tests share: shapes checked at every call, a cache of their own, and small folders of images."""
+"""Shared by all tests: shape checks at every call, a separate cache, and small folders of images."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before any library reads it: threads that spin make some tests 20 times slower
+os.environ["OMP_NUM_THREADS"] = "1"  # before any library reads it: spinning threads make some tests 20 times slower
 
 from jaxtyping import install_import_hook
 
@@ -25,13 +25,13 @@ TOOLS = Path(__file__).parents[1] / "tools"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Two cores: one thread per test process leaves the other core to the next."""
+    """One thread per test process: the machine may have only two cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache."""
+def separate_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests out of the user's cache."""
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -43,9 +43,9 @@ def run() -> Run:
 
 @pytest.fixture
 def in_two_processes(tmp_path: Path) -> Callable[[Callable[[], object]], list]:
-    """Call a function in two processes that find each other as torchrun's do; what each returned, by rank.
+    """Call a function in two processes connected as torchrun's are; returns their results by rank.
 
-    They are forked, and so need not import everything again.
+    They are forked, so that they do not import everything again.
     """
 
     def call(function: Callable[[], object]) -> list:
@@ -66,7 +66,7 @@ def in_two_processes(tmp_path: Path) -> Callable[[Callable[[], object]], list]:
 
 
 def save_student(out: Path, name: str, size: int) -> Path:
-    """A checkpoint as distillation leaves it."""
+    """Write a checkpoint like those of distill."""
     torch.manual_seed(3)
     backbone = build_backbone(name, feature="before")
     backbone.train()(torch.randn(4, 3, size, size))
@@ -82,12 +82,12 @@ def student(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_student(tmp_path: Path) -> Path:
-    """A checkpoint of the CIFAR ResNet-20, for tests of what is done with a checkpoint, whatever its net."""
+    """A checkpoint of the CIFAR ResNet-20, for tests that work with any net."""
     return save_student(tmp_path / "small", "cifar/resnet20", 32)
 
 
 def write_images(folder: Path, count: int, size: int = 40, seed: int = 0) -> Path:
-    """Smooth random pictures, `0000.png` and on."""
+    """Write smooth random images, `0000.png` and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     for index in range(count):
@@ -104,7 +104,7 @@ def unlabelled(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Callable[..., Path]:
-    """Make an image folder: `labelled("train", per_class=12)`; each class has a colour, so it can be learnt."""
+    """Make an image folder: `labelled("train", per_class=12)`; each class has its colour, so it can be learned."""
 
     def make(
         name: str, per_class: int = 12, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0
@@ -124,7 +124,7 @@ def labelled(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def shared_data() -> Path:
-    """The real data of the studies, which is not part of the repository."""
+    """The real data of the studies; it is not part of the repository."""
     if not SHARED_DATA.is_dir():
         pytest.skip("the real data of shared/data is not on this machine")
     return SHARED_DATA

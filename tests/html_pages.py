@@ -1,4 +1,4 @@
-"""HTML pages as tests read them."""
+"""Read HTML pages in tests."""
 
 from html.parser import HTMLParser
 
@@ -7,7 +7,7 @@ VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 class Read(HTMLParser):
-    """Elements, the text of each kind of them, and whether every tag is closed."""
+    """A page's elements and the text of each kind of element; asserts that every tag is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Read(HTMLParser):
 
 
 def refuse_outside(page: Read) -> None:
-    """Assert that the page needs no file and no network."""
+    """Assert that the page loads no file and nothing from the network."""
     for _, attributes in page.elements:
         for name in OUTSIDE:
             if (value := attributes.get(name)) is not None:

@@ -1,4 +1,4 @@
-"""Runs that must end alike: done in processes that round alike, compared to the bit."""
+"""Runs that must give equal results: in processes that round alike, compared bit by bit."""
 
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def in_a_process(call: Callable[[], object]) -> BaseProcess:
-    """Begin something in a forked process, whose one thread rounds as those of the others do."""
+    """Start a function in a forked process with one thread, so that it rounds like other such processes."""
 
     def alone() -> None:
         torch.set_num_threads(1)
@@ -21,7 +21,7 @@ def in_a_process(call: Callable[[], object]) -> BaseProcess:
 
 
 def assert_bit_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
-    """The same names, and the same bits."""
+    """Assert equal names and bit-equal tensors."""
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name

@@ -7,59 +7,49 @@ python tools/bench.py monitor           a run with the monitors at their default
 python tools/bench.py knn               exact neighbours against faiss and scikit-learn
 python tools/bench.py linear            a grid of linear probes against single runs and plain loops
 python tools/bench.py finetune          fine-tuning against a plain torchvision script
-python tools/bench.py seg               a segmentation step against MMSegmentation from its own config
+python tools/bench.py seg               a segmentation step against MMSegmentation with its own config
 python tools/bench.py det               a detection step against Detectron2 with its own loader; needs Detectron2
 python tools/bench.py startup           a command's answer, and a run's first batch, against import torch
 """
 
 import argparse
 import contextlib
+import importlib
 import json
-import pkgutil
-import platform
-import statistics
 import sys
-from typing import Any, Protocol
+from typing import Any
 
 import tyro
 
+from bench import config
 from stillroom.backbone.command import report_errors
 
-BENCHES = {
-    "projection": "bench_projection:Projection",
-    "step": "bench_distill:Step",
-    "cache": "bench_distill:CachedEpoch",
-    "monitor": "bench_distill:Monitored",
-    "knn": "bench_knn:Knn",
-    "linear": "bench_probe:Linear",
-    "finetune": "bench_finetune:Finetune",
-    "seg": "bench_seg:Seg",
-    "det": "bench_det:Det",
-    "startup": "bench_startup:Startup",
+SETTINGS = {
+    "projection": config.Projection,
+    "step": config.Step,
+    "cache": config.Cache,
+    "monitor": config.Monitor,
+    "knn": config.Knn,
+    "linear": config.Linear,
+    "finetune": config.Finetune,
+    "seg": config.Seg,
+    "det": config.Det,
+    "startup": config.Startup,
 }
-"""Where the settings of each are, which import torch and what they compare with."""
+"""Benchmark -> its settings; the module bench/<benchmark>.py is imported when it runs."""
 
 
-class Bench(Protocol):
-    """Settings, and what they measure: any figures, and `speedup`, one ratio per pair of runs."""
-
-    def figures(self) -> dict[str, Any]: ...
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Minimum, median and maximum."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
-def report(name: str, bench: Bench) -> None:
-    """Print one JSON object: the benchmark, its settings, the machine, the figures, ratios with their spread."""
+def report(name: str, settings: Any) -> None:
+    """Run a benchmark and print one JSON object: its settings, the machine, the figures, the spread of the ratios."""
     import torch  # noqa: PLC0415  # --help needs none
 
+    from bench.machine import cpu_name  # noqa: PLC0415
+    from bench.spread import spread  # noqa: PLC0415
     from stillroom.backbone.provenance import source_commit  # noqa: PLC0415  # it imports torch
 
-    with contextlib.redirect_stdout(sys.stderr):  # what a run says, but for its figures
-        figures = bench.figures()
-    figures["speedup"] = spread(figures["speedup"])
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the JSON alone
+        figures = importlib.import_module(f"bench.{name}").figures(settings)
+    figures["speedup"] = spread(figures["speedup"])  # one ratio per pair of runs
     machine = {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -67,25 +57,16 @@ def report(name: str, bench: Bench) -> None:
         "torch": torch.__version__,
         "commit": source_commit(),
     }
-    print(json.dumps({"bench": name, "settings": vars(bench), "machine": machine, **figures}, indent=2, default=str))
-
-
-def cpu_name() -> str:
-    """The processor, as precisely as the system says it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    print(json.dumps({"bench": name, "settings": vars(settings), "machine": machine, **figures}, indent=2, default=str))
 
 
 @report_errors
 def main() -> None:
     """Run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", choices=BENCHES, help="its own flags: bench.py BENCH --help")
+    parser.add_argument("bench", choices=SETTINGS, help="each has flags of its own: bench.py BENCH --help")
     name = parser.parse_args(sys.argv[1:2]).bench
-    report(name, tyro.cli(pkgutil.resolve_name(BENCHES[name]), prog=f"bench.py {name}", args=sys.argv[2:]))
+    report(name, tyro.cli(SETTINGS[name], prog=f"bench.py {name}", args=sys.argv[2:]))
 
 
 if __name__ == "__main__":

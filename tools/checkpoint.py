@@ -1,4 +1,4 @@
-"""Look at, check, make and export checkpoints: inspect | verify | import | export."""
+"""Show, check, create and export checkpoints: inspect | verify | import | export."""
 
 from stillroom.backbone.cli import main
 

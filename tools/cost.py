@@ -1,4 +1,4 @@
-"""What nets cost on this machine: weights, multiply-adds and milliseconds for each image.
+"""The cost of nets on this machine: parameters, and multiply-adds and milliseconds per image.
 
 python tools/cost.py runs/quickstart/teacher runs/quickstart/student/student --size 96 32
 """
@@ -8,46 +8,51 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional, arg
 
-from stillroom.backbone import Backbone, format_table, load_backbone
+from stillroom.backbone import format_table
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
+from stillroom.backbone.names import refuse_missing_checkpoint
+
+if TYPE_CHECKING:  # --help and a wrong flag need no torch
+    import torch
+    from torch import nn
+
+    from stillroom.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Count the weights and the multiply-adds of nets, and time their forward passes one image at a time."""
+    """Count the parameters and multiply-adds of nets, and time their forward passes one image at a time."""
 
     nets: Annotated[Positional[tuple[str, ...]], arg(metavar="DIR|NAME [DIR|NAME ...]")]
-    """Checkpoint directories, or names as in --checkpoint of the other tools."""
+    """Checkpoint directories, or names as for --checkpoint of the other tools."""
     size: tuple[int, ...] = ()
-    """Input side of each net, pixels; none, or 0: as its checkpoint says."""
+    """Input side of each net, pixels; without it, or with 0: the size in the checkpoint."""
     threads: int = 1
-    """Threads of a forward pass."""
+    """Threads per forward pass."""
     rounds: int = 30
-    """Passes of each net, which take turns; the median counts."""
+    """Timed passes of each net, interleaved with the other nets'; the median is reported."""
     out: Path | None = None
     """Also write the numbers as JSON to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one image through a net, without its classifier.
+    """The cost of one image in a net without its classifier.
 
     Args:
-        net: as it was named.
+        net: the name or directory that was passed.
         size: side of the image, pixels.
-        parameters: of the net.
+        parameters: number of the net's parameters.
         macs: multiply-adds of its convolutions and matrix products.
         milliseconds: median time of a forward pass of one image in float32.
-        threads: that it ran on.
+        threads: number of threads of a forward pass.
     """
 
     net: str
@@ -58,32 +63,47 @@ class Cost:
     threads: int
 
 
-@torch.no_grad()
+def check(settings: Settings) -> None:
+    """Validate the settings before torch is imported.
+
+    Raises:
+        ValueError: numbers out of range, a wrong number of sizes, or the path of a checkpoint that does not exist.
+    """
+    at_least(settings, 1, "threads", "rounds")
+    at_least(settings, 0, "size")
+    if settings.size and len(settings.size) != len(settings.nets):
+        raise ValueError(
+            f"--size has {len(settings.size)} values for {len(settings.nets)} nets: pass one for each, or none"
+        )
+    for net in settings.nets:
+        refuse_missing_checkpoint(net)
+
+
 def measure(nets: tuple[str, ...], sizes: tuple[int, ...], rounds: int) -> list[Cost]:
-    """The cost of each net on the CPU; their passes take turns, so that a busy machine slows all of them alike.
+    """Measure each net on the CPU; passes are interleaved, so that a busy machine slows all nets alike.
 
     Args:
         nets: checkpoint directories or names.
-        sizes: pixels, one for each net; none, or 0, as their checkpoints say.
-        rounds: timed passes of each.
+        sizes: pixels, one for each net; empty, or 0: the size in the checkpoint.
+        rounds: timed passes of each net.
 
     Raises:
-        ValueError: a number of sizes that does not fit, a size below 0, no rounds, or a net that is not known.
+        ValueError: an unknown net.
     """
-    if sizes and len(sizes) != len(nets):
-        raise ValueError(f"--size has {len(sizes)} values for {len(nets)} nets: give one each, or none")
-    for flag, value, least in (("size", min(sizes, default=0), 0), ("rounds", rounds, 1)):
-        if value < least:
-            raise ValueError(f"--{flag} is {value}: it must be at least {least}")
+    import torch  # noqa: PLC0415
+
+    from stillroom.backbone import load_backbone  # noqa: PLC0415
+
     backbones = [load_backbone(net).eval() for net in nets]
-    given = sizes or (0,) * len(nets)
-    sides = [size or backbone.spec.input.size for size, backbone in zip(given, backbones, strict=True)]
+    requested = sizes or (0,) * len(nets)
+    sides = [size or backbone.spec.input.size for size, backbone in zip(requested, backbones, strict=True)]
     images = [torch.rand(1, 3, side, side) for side in sides]
     spent: list[list[float]] = [[] for _ in nets]
-    for turn in range(rounds + 3):  # the first three warm up
+    for turn in range(rounds + 3):  # the first three are warm-up
         for times, backbone, image in zip(spent, backbones, images, strict=True):
             began = time.perf_counter()
-            backbone(image)
+            with torch.no_grad():
+                backbone(image)
             if turn >= 3:
                 times.append(1000 * (time.perf_counter() - began))
     return [
@@ -99,22 +119,26 @@ def measure(nets: tuple[str, ...], sizes: tuple[int, ...], rounds: int) -> list[
     ]
 
 
-def count_macs(backbone: Backbone | nn.Module, image: torch.Tensor) -> int:
+def count_macs(backbone: "Backbone | nn.Module", image: "torch.Tensor") -> int:
     """Multiply-adds of one forward pass: half the floating point operations that torch counts."""
-    with FlopCounterMode(display=False) as counter:
+    import torch  # noqa: PLC0415
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone(image)
     return counter.get_total_flops() // 2
 
 
 @report_errors
 def main() -> None:
-    """Measure, print, and write if asked to."""
+    """Measure the nets, print a table, and write the numbers to --out."""
     settings = tyro.cli(Settings, description=__doc__)
-    if settings.threads < 1:
-        raise ValueError(f"--threads is {settings.threads}: it must be at least 1")
+    check(settings)
+    import torch  # noqa: PLC0415
+
     torch.set_num_threads(settings.threads)
     costs = measure(settings.nets, settings.size, settings.rounds)
-    header = ["net", "input, px", "weights, million", "GMACs", "ms per image"]
+    header = ["net", "input, px", "parameters, million", "GMACs", "ms per image"]
     rows = [
         [c.net, str(c.size), f"{c.parameters / 1e6:.2f}", f"{c.macs / 1e9:.3f}", f"{c.milliseconds:.1f}"] for c in costs
     ]

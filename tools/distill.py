@@ -1,4 +1,7 @@
-"""Make a student: kdep | simreg | ... | fit-alignment | import-alignment | resume: `stillroom-distill` with k-NN."""
+"""Distil a student: `stillroom-distill`, with k-NN.
+
+auto | kdep | simreg | ... | fit-alignment | import-alignment | resume
+"""
 
 from importlib.util import find_spec
 from typing import Any
@@ -7,16 +10,16 @@ from stillroom.backbone.command import report_errors
 from stillroom.distill.cli import run_command
 
 
-def knn(*given: Any) -> dict[str, float]:
-    """Measure by eval_ssl's monitor, which is imported when a run does so: packages never import each other."""
+def knn(*arguments: Any) -> dict[str, float]:
+    """Call eval_ssl's k-NN monitor, which is passed in, as packages never import each other."""
     from stillroom.eval_ssl import monitor_knn  # noqa: PLC0415  # it imports torch
 
-    return monitor_knn(*given)
+    return monitor_knn(*arguments)
 
 
 @report_errors
 def main() -> None:
-    """Hand the k-NN monitor of eval_ssl to distill, where both are installed."""
+    """Run distill's command, with the k-NN monitor of eval_ssl if that is installed."""
     run_command(None if find_spec("stillroom.eval_ssl") is None else knn)
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Install one package with backbone into .venv, or all of them:  bash tools/install.sh [PACKAGE ...]
-# PACKAGE: backbone, distill, cls_transfer, seg_transfer, det_transfer, eval_ssl. Needs Python 3.11 or newer (say PYTHON=... for another one).
+# Install one package and backbone into .venv, or all packages:  bash tools/install.sh [PACKAGE ...]
+# PACKAGE: backbone, distill, cls_transfer, seg_transfer, det_transfer, eval_ssl. Needs Python 3.11 or newer (set PYTHON=... to choose one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [ ! -x .venv/bin/python ]; then
   python=${PYTHON:-python3}
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
-    echo "error: $python is not Python 3.11 or newer: install one and say PYTHON=python3.12 bash $0" >&2
+    echo "error: $python is not Python 3.11 or newer: install one and run PYTHON=python3.12 bash $0" >&2
     exit 2
   }
   "$python" -m venv .venv
@@ -21,9 +21,9 @@ for name in "${@:-all}"; do
   elif [ -f "packages/$name/pyproject.toml" ]; then
     packages+=(-e packages/backbone -e "packages/$name")
   else
-    echo "error: there is no package $name; there are: $(ls packages | tr '\n' ' ')" >&2
+    echo "error: there is no package $name, choose one of: $(ls packages | tr '\n' ' ')" >&2
     exit 2
   fi
 done
-# compiled here, on all cores, and not by the first commands, or by every command where Python may not write
+# compile here, on all cores, rather than in the first command (or in every command, if Python may not write there)
 .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --constraint constraints.txt "${packages[@]}"

@@ -1,8 +1,7 @@
-"""Run commands of tools/ in lanes: processes beside each other, one progress bar each, one line for each step done.
+"""Run commands of tools/ in lanes: parallel worker processes, each with a progress bar; one line per finished step.
 
-A lane that is free takes the first step whose needs are done.
-
-A lane keeps what it has imported from one step to the next. What steps print goes to log files.
+A free lane takes the first step whose needs are done. It keeps its imported modules from one step to the next. The
+output of steps goes to log files.
 """
 
 import importlib
@@ -37,13 +36,13 @@ class Step:
     """A command of tools/.
 
     Args:
-        name: of its log and its record, unique in a folder.
-        title: on the screen.
+        name: names its log and its record; unique in a folder.
+        title: shown on the screen.
         tool: the script, without .py; it has a `main()`.
-        words: what follows the script's name.
-        out: what it makes.
-        needs: names of the steps that have to be done before.
-        inputs: fingerprint of what it reads that no step makes.
+        words: the command line after the script's name.
+        out: the file or directory that it makes.
+        needs: names of the steps that must be done before.
+        inputs: fingerprint of its inputs that no step makes.
     """
 
     name: str
@@ -56,18 +55,21 @@ class Step:
 
     @property
     def command(self) -> str:
-        """The command line, for the repository's root."""
+        """The command line, to be run in the repository's root."""
         return f".venv/bin/python tools/{self.tool}.py {shlex.join(self.words)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a lane sends about its step: its bar or a warning while it runs, its seconds when it is done, or an error.
+    """A message from a lane about its step: a bar or a warning while it runs, seconds when it is done, or an error.
 
     Args:
-        seconds: that it took in this tour, or in an earlier one.
-        resumed: an earlier tour had begun it, or done it.
-        made: it was run now, and not kept.
+        bar: text of the progress bar.
+        warning: a line that the step printed as a warning.
+        error: one sentence; the step failed.
+        seconds: duration of the finished step, in this tour or in an earlier one.
+        resumed: an earlier tour had started or finished the step.
+        made: the step ran now; its output was not kept from an earlier tour.
     """
 
     bar: str = ""
@@ -82,13 +84,13 @@ class Lanes:
     """Worker processes that run steps, and their bars.
 
     Args:
-        folder: of logs and records; a step with a record of the same command is not run again.
-        num_lanes: each gets an even share of the cores.
-        summary: text for the line of a step that is done.
+        folder: holds logs and records; a step with a record of the same command is not run again.
+        num_lanes: number of worker processes; each gets an equal share of the cores.
+        summary: text for the line of a finished step.
 
     Attributes:
         steps: run or kept so far.
-        resumed: whether an earlier tour had begun or done one of them.
+        resumed: whether an earlier tour had started or finished one of them.
     """
 
     def __init__(self, folder: Path, num_lanes: int, summary: Callable[[Step], str]) -> None:
@@ -111,10 +113,10 @@ class Lanes:
             theirs.close()
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Run steps, each in the first lane that is free when its needs are done, until all are done.
+        """Run steps, each in the first free lane once its needs are done, until all are done.
 
         Raises:
-            ValueError: a step failed, or stands in its place by another command.
+            ValueError: a step failed, or its output was made by another command.
         """
         self.steps += steps
         pending, running, done, made = list(steps), dict[Connection, Step](), set[str](), set[str]()
@@ -126,7 +128,7 @@ class Lanes:
                     pending.remove(ready)
                     running[pipe] = ready
                     self.exchange(partial(pipe.send, (ready, made.intersection(ready.needs))))
-            assert running, f"needed by {[step.name for step in pending]}, and in no step"
+            assert running, f"{[step.name for step in pending]} need steps that do not exist"
             for pipe in [pipe for pipe in wait(list(running)) if isinstance(pipe, Connection)]:
                 event: Event = self.exchange(pipe.recv)
                 self.show(running[pipe], event, bars[pipe])
@@ -138,21 +140,21 @@ class Lanes:
                     bars[pipe].set_description_str("")
 
     def exchange(self, action: Callable[[], Any]) -> Any:
-        """Send to a worker process, or receive.
+        """Send to a worker process, or receive from it.
 
         Raises:
-            ValueError: it is dead.
+            ValueError: the process died.
         """
         try:
             return action()
         except (EOFError, ConnectionError) as error:
-            raise ValueError(f"a worker process died, out of memory perhaps: see {self.folder}") from error
+            raise ValueError(f"a worker process died, perhaps out of memory: see {self.folder}") from error
 
     def show(self, step: Step, event: Event, bar: "tqdm[None]") -> None:
-        """Put an event on the screen.
+        """Show an event on the screen.
 
         Raises:
-            ValueError: it is an error.
+            ValueError: the event is an error.
         """
         if event.error:
             raise ValueError(f"{step.title}: {event.error}")
@@ -167,11 +169,11 @@ class Lanes:
         tqdm.write(line, file=sys.stderr)
 
     def seconds_of(self, step: Step) -> float:
-        """How long a step took, in its last life where it was resumed."""
+        """Seconds that a step took; of a resumed step, since the last resume."""
         return float(json.loads(record_of(self.folder, step).read_text(encoding="utf-8"))["seconds"])
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the worker processes."""
         for bar in self.bars:
             bar.close()
         for pipe, process in zip(self.pipes, self.processes, strict=True):
@@ -182,7 +184,7 @@ class Lanes:
 
 @contextmanager
 def open_lanes(folder: Path, num_lanes: int, summary: Callable[[Step], str]) -> Iterator[Lanes]:
-    """Lanes that end with the block, however it ends; see `Lanes`."""
+    """Lanes whose processes stop when the block ends, also by an error; see `Lanes`."""
     lanes = Lanes(folder, num_lanes, summary)
     try:
         yield lanes
@@ -191,7 +193,7 @@ def open_lanes(folder: Path, num_lanes: int, summary: Callable[[Step], str]) -> 
 
 
 def record_of(folder: Path, step: Step) -> Path:
-    """The file that says by which command a step was begun, on which inputs, and in how many seconds it was done."""
+    """The file with a step's command and inputs, and with its seconds once it is done."""
     return folder / f"{step.name}.json"
 
 
@@ -199,10 +201,10 @@ def record_of(folder: Path, step: Step) -> Path:
 
 
 class StepOutput(io.TextIOBase):
-    """stdout and stderr of the steps of a lane: bars go to the screen, all else to the step's log.
+    """stdout and stderr of a lane's steps: progress bars go to the screen, everything else to the step's log.
 
     Args:
-        pipe: to the screen.
+        pipe: to the main process, which draws on the screen.
         terminal: whether the screen shows bars.
     """
 
@@ -213,11 +215,11 @@ class StepOutput(io.TextIOBase):
         self.last_line = ""
 
     def isatty(self) -> bool:
-        return self.terminal  # by this our bars choose how often they are drawn
+        return self.terminal  # our bars choose by this how often they are drawn
 
     def write(self, text: str) -> int:
-        assert self.log is not None, "steps alone print"
-        *before, bar = text.split("\r")  # tqdm begins what it draws with a carriage return
+        assert self.log is not None, "only a running step prints"
+        *before, bar = text.split("\r")  # tqdm draws after a carriage return
         if before:
             if bar.strip():
                 self.pipe.send(Event(bar=bar.strip()))
@@ -236,8 +238,8 @@ class StepOutput(io.TextIOBase):
 
 
 def work(pipe: Connection, folder: Path, terminal: bool) -> None:
-    """Run the steps that come through the pipe, until it is closed or a step fails."""
-    multiprocessing.set_start_method(None, force=True)  # for the steps' own processes: by default they too would spawn
+    """Run the steps that arrive through the pipe, until it is closed or a step fails."""
+    multiprocessing.set_start_method(None, force=True)  # the steps' own processes are not spawned
     output = StepOutput(pipe, terminal)
     try:
         while True:
@@ -247,41 +249,44 @@ def work(pipe: Connection, folder: Path, terminal: bool) -> None:
             if event.error:
                 return
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return  # the other end is gone, or is told the same by the terminal
+        return  # the main process is gone, or got the same interrupt from the terminal
 
 
 def keep_or_run(step: Step, made: set[str], folder: Path, output: StepOutput) -> Event:
-    """Run a step unless its record says that it is done, and what it made is there.
+    """Run a step, unless its record says that it is done and its output exists.
 
     Args:
-        made: those of its needs that were run now: what it made from their earlier ones counts no more.
+        step: the step.
+        made: those of its needs that ran now: an output made from their earlier outputs is stale.
+        folder: holds logs and records.
+        output: receives the step's stdout and stderr.
     """
-    record, begun = record_of(folder, step), {"command": step.command, "inputs": step.inputs}
+    record, current = record_of(folder, step), {"command": step.command, "inputs": step.inputs}
     before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    if step.out.exists() and before and before | begun != before:
-        words = "on other images" if before["command"] == step.command else "by another command"
-        return Event(error=f"{step.out} was begun {words}: choose another --out")
+    if step.out.exists() and before and before | current != before:
+        how = "on other images" if before["command"] == step.command else "by another command"
+        return Event(error=f"{step.out} was started {how}: choose another --out")
     resumed = bool(before) and step.out.exists()
     if resumed and made:
         return Event(error=f"{step.out} was made from an earlier {' and '.join(sorted(made))}: remove it")
     if resumed and "seconds" in before:
         return Event(seconds=before["seconds"], resumed=True)
-    write_file(record, json.dumps(begun, indent=2) + "\n")
+    write_file(record, json.dumps(current, indent=2) + "\n")
     log = folder / f"{step.name}.log"
     output.pipe.send(Event(bar="..."))
     began = time.perf_counter()
-    if not resumed or step.tool in RESUMABLE:  # the others write aside: what is there is whole
+    if not resumed or step.tool in RESUMABLE:  # the others write atomically: an output that exists is complete
         with log.open("a", encoding="utf-8") as output.log:
             error = run(step, resumed, output)
         if error:
             return Event(error=f"{error} (log: {log})")
     seconds = round(time.perf_counter() - began, 2)
-    write_file(record, json.dumps(begun | {"seconds": seconds}, indent=2) + "\n")
+    write_file(record, json.dumps(current | {"seconds": seconds}, indent=2) + "\n")
     return Event(seconds=seconds, resumed=resumed, made=True)
 
 
 def run(step: Step, resumed: bool, output: StepOutput) -> str:
-    """Call a step's script in this process as its command line would; returns its error, or nothing."""
+    """Call a step's script in this process as its command line would; returns its error, or an empty string."""
     sys.argv = [f"tools/{step.tool}.py", *(("resume", str(step.out)) if resumed else step.words)]
     with redirect_stdout(output), redirect_stderr(output):
         try:
@@ -289,7 +294,7 @@ def run(step: Step, resumed: bool, output: StepOutput) -> str:
         except SystemExit as left:
             if left.code:
                 return (output.last_line if isinstance(left.code, int) else str(left.code)).removeprefix("error: ")
-        except Exception as error:  # noqa: BLE001  # of any kind: the parent tells of it, the log has the traceback
+        except Exception as error:  # noqa: BLE001  # of any kind: the main process reports it, the log has the traceback
             traceback.print_exc()
-            return f"stopped unexpectedly by {error.__class__.__name__}: {error}"
+            return f"failed with {error.__class__.__name__}: {error}"
     return ""

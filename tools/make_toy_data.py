@@ -1,28 +1,29 @@
-"""Draw a small world of textured shapes on textured grounds as ordinary JPEG folders: seeded, nothing to download.
+"""Draw a small world of textured shapes on noisy backgrounds as ordinary JPEG folders: seeded, without downloads.
 
-    python tools/make_toy_data.py --out data/toy            17,400 pictures, 48 and 96 px, about 30 s on two cores
+    python tools/make_toy_data.py --out data/toy            17,400 images, 48 and 96 px, about 30 s on two cores
     python tools/make_toy_data.py --out data/toy-smoke --num-unlabelled 64 --num-train 64 --num-heldout 32 \
         --num-val 32 --num-scenes 32 --num-scenes-val 16
 
-    data/toy/unlabelled/                    every shape in every texture: to distil a student on
-    data/toy/objects/{train,val}/           16 classes, known textures on known shapes: to train with labels on
+    data/toy/unlabelled/                    every shape in every texture: for distillation
+    data/toy/objects/{train,val}/           16 classes, known textures on known shapes: for training with labels
     data/toy/heldout-pairs/{train,val}/     8 classes, known textures on known shapes, in other pairs
     data/toy/heldout-shapes/{train,val}/    8 classes, new shapes in known textures
     data/toy/heldout-textures/{train,val}/  8 classes, new textures on known shapes
-    data/toy/scenes/                        2 to 4 objects of any shape in the 8 new textures, to segment and to detect
-        images/{train,val}/000000.jpg           pictures
-        labels/{train,val}/000000.png           8-bit masks: 0 background, 1 to 8 the class that the pixel shows
-        classes.txt                             what 0 to 8 mean, one name per line
-        annotations/{train,val}.json            the objects in COCO's format; its category ids are the mask's
-    data/toy/dataset.json                   settings, counts, class names, fingerprint of this generator
+    data/toy/scenes/                        2 to 4 objects of any shape in the 8 new textures: to segment and detect
+        images/{train,val}/000000.jpg           images
+        labels/{train,val}/000000.png           8-bit masks: 0 background, 1 to 8 the class of the pixel
+        classes.txt                             the names of 0 to 8, one per line
+        annotations/{train,val}.json            the objects in COCO's format; category ids are those of the mask
+    data/toy/dataset.json                   settings, counts, class names, hash of this generator
 
-A picture depends on (seed, folder, index) and its size alone, so the number of processes changes no byte. What is held
-out is in no picture of objects/: such objects do occur in unlabelled/, as among a practitioner's own pictures, but
-without a label and in no picture of a held-out folder. Colour, place, size, rotation, light and clutter know nothing of
-the class.
+An image depends only on (seed, folder, index) and its size, so the number of processes does not change a byte. Held-out
+shapes and textures are in no image of objects/. They do occur in unlabelled/, as among a practitioner's own images, but
+without labels, and no image there is also in a held-out folder. Colour, position, size, rotation, light and clutter are
+independent of the class.
 
-Masks, boxes and areas are of what is visible: objects of a scene overlap, and clutter, which has no label, may lie on
-top. A scene in which less than half of an object is visible is drawn again, so each can be told and has its box.
+Masks, boxes and areas cover what is visible: objects of a scene overlap, and clutter, which has no label, may lie on
+top. A scene in which less than half of an object is visible is drawn again, so that every object is recognisable and
+has a box.
 """
 
 import hashlib
@@ -61,30 +62,30 @@ from toy_scenes import (
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to draw, how much of it, and where to put it."""
+    """What to draw, how much, and where to write it."""
 
     out: Path
-    """directory to write; it must not exist yet"""
+    """Directory to create; it must not exist yet."""
     seed: int = 0
-    """integer from 0; another seed draws other pictures of the same world"""
+    """Seed, an integer from 0; another one draws other images of the same world."""
     size: int = 48
-    """side of every picture, pixels, from 16"""
+    """Side of every image, pixels, at least 16."""
     num_unlabelled: int = 6000
-    """pictures without labels"""
+    """Images without labels."""
     num_train: int = 6000
-    """training pictures of objects/, shared evenly by its 16 classes"""
+    """Training images of objects/, divided evenly among its 16 classes."""
     num_heldout: int = 960
-    """training pictures of each held-out task, shared evenly by its 8 classes"""
+    """Training images of each held-out task, divided evenly among its 8 classes."""
     num_val: int = 480
-    """validation pictures of each task, shared evenly by its classes"""
+    """Validation images of each task, divided evenly among its classes."""
     scene_size: int = 96
-    """side of every picture of scenes/, pixels, from 48"""
+    """Side of every image of scenes/, pixels, at least 48."""
     num_scenes: int = 480
-    """training pictures of scenes/; 0: no such folder"""
+    """Training images of scenes/; 0: no such folder."""
     num_scenes_val: int = 120
-    """validation pictures of scenes/"""
+    """Validation images of scenes/."""
     num_workers: int = os.cpu_count() or 1
-    """processes that draw; the pictures do not depend on it"""
+    """Processes that draw; the images do not depend on it."""
 
 
 # ---- Tasks: which shapes and textures a class may have.
@@ -94,7 +95,7 @@ ANYTHING = Kind(shapes=(*KNOWN_SHAPES, *HELDOUT_SHAPES), textures=(*KNOWN_TEXTUR
 
 
 def known_pairs(modulus: int, remainder: int) -> dict[str, Kind]:
-    """Classes that are one known texture on one known shape: those whose places in the two lists sum to `remainder`."""
+    """Classes of one known texture on one known shape, whose indices in the two lists sum to `remainder`."""
     return {
         f"{texture}-{shape}": Kind(shapes=(shape,), textures=(texture,))
         for i, texture in enumerate(KNOWN_TEXTURES)
@@ -105,9 +106,9 @@ def known_pairs(modulus: int, remainder: int) -> dict[str, Kind]:
 
 TEACHER_TASK = "objects"
 TASKS: dict[str, dict[str, Kind]] = {
-    # A third of the pairs: each shape in two textures, so that neither names the class and both must be learnt.
+    # A third of the pairs: each shape in two textures, so that neither alone gives the class and both must be learned.
     TEACHER_TASK: known_pairs(3, 0),
-    # Each shape in one texture that objects/ does not show it in.
+    # Each shape in one texture that it does not have in objects/.
     "heldout-pairs": known_pairs(6, 1),
     "heldout-shapes": {shape: Kind(shapes=(shape,), textures=tuple(KNOWN_TEXTURES)) for shape in HELDOUT_SHAPES},
     "heldout-textures": {
@@ -116,15 +117,15 @@ TASKS: dict[str, dict[str, Kind]] = {
 }
 
 
-# What a picture of scenes/ shows several of; its place, from 1, is the class in a mask and the category of a box.
+# The classes of objects in scenes/; an index, from 1, is the class in a mask and the category of a box.
 SCENE_KINDS = {texture: Kind(shapes=ANYTHING.shapes, textures=(texture,)) for texture in HELDOUT_TEXTURES}
 
 
 # ---- Writing.
 
 
-def count_pictures(settings: Settings) -> dict[str, int]:
-    """Pictures per folder, in all classes together."""
+def count_images(settings: Settings) -> dict[str, int]:
+    """Number of images per folder, over all classes."""
     counts = {"unlabelled": settings.num_unlabelled}
     for task in TASKS:
         counts[f"{task}/train"] = settings.num_train if task == TEACHER_TASK else settings.num_heldout
@@ -133,7 +134,7 @@ def count_pictures(settings: Settings) -> dict[str, int]:
 
 
 def count_scenes(settings: Settings) -> dict[str, int]:
-    """Pictures of several labelled objects, per split."""
+    """Number of images with several labelled objects, per split."""
     if settings.num_scenes == 0:
         return {}
     return {"scenes/train": settings.num_scenes, "scenes/val": settings.num_scenes_val}
@@ -141,7 +142,7 @@ def count_scenes(settings: Settings) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture to write into `folder`, below its class if it has one."""
+    """One image to write into `folder`, in a subfolder of its class if it has one."""
 
     folder: str
     index: int
@@ -150,7 +151,7 @@ class Job:
 
 
 def list_jobs(counts: dict[str, int]) -> Iterator[Job]:
-    """Every picture of the data set, the classes of a task taking turns."""
+    """Every image of the data set; the classes of a task alternate."""
     for folder, count in counts.items():
         classes = list(TASKS.get(folder.split("/")[0], {None: ANYTHING}).items())
         for index in range(count):
@@ -158,24 +159,24 @@ def list_jobs(counts: dict[str, int]) -> Iterator[Job]:
             yield Job(folder=folder, index=index, label=label, kind=kind)
 
 
-def write_picture(root: Path, seed: int, size: int, job: Job) -> None:
-    """Draw one picture and save it below `root`."""
-    picture = render(draw_scene(seed, job.folder, job.index, job.label, job.kind), size)
-    save(picture, root / job.folder / (job.label or "") / f"{job.index:06d}.jpg")
+def write_image(root: Path, seed: int, size: int, job: Job) -> None:
+    """Draw one image and save it below `root`."""
+    image = render(draw_scene(seed, job.folder, job.index, job.label, job.kind), size)
+    save(image, root / job.folder / (job.label or "") / f"{job.index:06d}.jpg")
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
-    """Write a picture as .jpg or a mask as .png."""
+    """Write an image as .jpg or a mask as .png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Full chroma resolution: two colours alternate within a few pixels. PNG has no such settings.
     Image.fromarray(pixels).save(path, quality=95, subsampling=0)
 
 
 def write_scene(root: Path, seed: int, size: int, folder: str, index: int) -> list[dict[str, object]]:
-    """Draw one picture of several objects, save it and its mask below `root`, and return its annotations."""
+    """Draw one image of several objects, save it and its mask below `root`, and return its annotations."""
     scene = draw_crowd(seed, folder, index, SCENE_KINDS, size)
     layers = find_layers(scene.objects, size)
-    names = [None, *SCENE_KINDS]  # clutter and the ground have no label
+    names = [None, *SCENE_KINDS]  # clutter and the background have no label
     ids = [0, *(names.index(thing.label) for thing in scene.objects)]
     task, split = folder.split("/")
     save(render(scene, size), root / task / "images" / split / f"{index:06d}.jpg")
@@ -184,7 +185,7 @@ def write_scene(root: Path, seed: int, size: int, folder: str, index: int) -> li
 
 
 def annotate(visible: Bool[np.ndarray, "h w"], category_id: int) -> dict[str, object]:
-    """COCO's annotation of the object that is visible at these pixels."""
+    """COCO's annotation of the object visible at these pixels."""
     rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
     left, top, right, bottom = (int(edge) for edge in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
     return {
@@ -196,23 +197,23 @@ def annotate(visible: Bool[np.ndarray, "h w"], category_id: int) -> dict[str, ob
 
 
 def coco(annotations: list[list[dict[str, object]]], size: int) -> dict[str, object]:
-    """The contents of a COCO file, from the annotations of each picture; all ids count from 1."""
-    pictures = range(1, len(annotations) + 1)
-    pairs = [(picture, found) for picture in pictures for found in annotations[picture - 1]]
+    """The contents of a COCO file, from the annotations of each image; all ids count from 1."""
+    image_ids = range(1, len(annotations) + 1)
+    pairs = [(image_id, annotation) for image_id in image_ids for annotation in annotations[image_id - 1]]
     return {
-        "images": [{"id": i, "file_name": f"{i - 1:06d}.jpg", "width": size, "height": size} for i in pictures],
-        "annotations": [{"id": i, "image_id": picture} | found for i, (picture, found) in enumerate(pairs, 1)],
+        "images": [{"id": i, "file_name": f"{i - 1:06d}.jpg", "width": size, "height": size} for i in image_ids],
+        "annotations": [{"id": i, "image_id": image_id} | one for i, (image_id, one) in enumerate(pairs, 1)],
         "categories": [{"id": i, "name": name} for i, name in enumerate(SCENE_KINDS, 1)],
     }
 
 
 def describe(settings: Settings) -> dict[str, object]:
-    """What dataset.json says: all that decides the pictures, and neither where nor by how many processes."""
+    """The contents of dataset.json: everything that determines the images; not the place or the number of processes."""
     source = b"".join(Path(file).read_bytes() for file in (__file__, toy_scenes.__file__))
     return {
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("out", "num_workers")},
         "generator": {"sha256": hashlib.sha256(source).hexdigest(), "numpy": np.__version__, "pillow": PIL.__version__},
-        "counts": count_pictures(settings) | count_scenes(settings),
+        "counts": count_images(settings) | count_scenes(settings),
         "teacher_task": TEACHER_TASK,
         "heldout_tasks": [task for task in TASKS if task != TEACHER_TASK],
         "classes": {task: list(kinds) for task, kinds in TASKS.items()},
@@ -220,48 +221,50 @@ def describe(settings: Settings) -> dict[str, object]:
 
 
 def check(settings: Settings) -> None:
-    """Refuse what cannot give a data set, before anything is written."""
+    """Refuse settings that cannot give a data set, before anything is written."""
     if settings.out.exists():
-        raise ValueError(f"{settings.out} exists already: remove it or give another --out")
+        raise ValueError(f"{settings.out} exists already: remove it or choose another --out")
     if settings.seed < 0:
-        raise ValueError(f"--seed is {settings.seed}: give an integer from 0")
+        raise ValueError(f"--seed is {settings.seed}: pass an integer from 0")
     if settings.size < 16:
-        raise ValueError(f"--size is {settings.size} px: shapes can be told apart from 16 px on")
+        raise ValueError(f"--size is {settings.size} px: shapes are distinguishable from 16 px on")
     if settings.scene_size < 48:
-        raise ValueError(f"--scene-size is {settings.scene_size} px: shapes of a scene can be told apart from 48 px on")
-    for folder, count in (count_pictures(settings) | count_scenes(settings)).items():
+        raise ValueError(
+            f"--scene-size is {settings.scene_size} px: shapes of a scene are distinguishable from 48 px on"
+        )
+    for folder, count in (count_images(settings) | count_scenes(settings)).items():
         num_classes = len((TASKS | {"scenes": SCENE_KINDS}).get(folder.split("/")[0], [None]))
         if count < num_classes:
-            raise ValueError(f"{folder} would hold {count} pictures: give at least {num_classes}, one of each class")
+            raise ValueError(f"{folder} would hold {count} images: pass at least {num_classes}, one of each class")
 
 
 def leave_signals_to_parent() -> None:
-    """Ctrl-C and a termination reach the whole process group; only the parent shall act on them.
+    """Ignore Ctrl-C and termination in a worker: they reach the whole process group, and only the parent handles them.
 
-    A worker that died of one with a lock of the pool in its hand would hang the parent.
+    A worker that died while it held a lock of the pool would hang the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, exit_if_orphaned)
 
 
 def exit_if_orphaned(*_: object) -> None:
-    """What a worker does when it is terminated."""
+    """Exit a terminated worker if its parent is gone."""
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():
         os._exit(1)
 
 
 def make_toy_data(settings: Settings) -> None:
-    """Write the data set beside `out`, and give it its name only when it is whole."""
+    """Write the data set beside `out`, and rename it to `out` when it is complete."""
     check(settings)
-    jobs, scenes = list(list_jobs(count_pictures(settings))), count_scenes(settings)
+    jobs, scenes = list(list_jobs(count_images(settings))), count_scenes(settings)
     pool = ProcessPoolExecutor(settings.num_workers, initializer=leave_signals_to_parent)
     unfinished = settings.out.with_name(f".{settings.out.name}.{os.getpid()}.unfinished")
     unfinished.mkdir(parents=True)
-    every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file should not fill with bars
+    every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; few progress bars in a log file
     progress = partial(tqdm, unit="image", mininterval=every)
     try:
-        write = partial(write_picture, unfinished, settings.seed, settings.size)
+        write = partial(write_image, unfinished, settings.seed, settings.size)
         for _ in progress(pool.map(write, jobs, chunksize=32), total=len(jobs)):
             pass
         for folder, count in scenes.items():
@@ -275,15 +278,15 @@ def make_toy_data(settings: Settings) -> None:
         (unfinished / "dataset.json").write_text(json.dumps(describe(settings), indent=2) + "\n")
         unfinished.rename(settings.out)
     except BaseException:
-        pool.shutdown(cancel_futures=True)  # waits for the pictures in hand: none may land after the removal
+        pool.shutdown(cancel_futures=True)  # waits for images being written: none may be written after the removal
         shutil.rmtree(unfinished)
         raise
     pool.shutdown()
-    print(f"{settings.out}: {len(jobs) + sum(scenes.values())} pictures")
+    print(f"{settings.out}: {len(jobs) + sum(scenes.values())} images")
 
 
 def main() -> None:
-    """Read the command line and make the data set."""
+    """Read the command line and create the data set."""
     # A terminated run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

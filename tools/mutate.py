@@ -1,4 +1,4 @@
-"""Break the code one line at a time, in a copy, and say which test notices each break.
+"""Break the code one line at a time, in a copy, and report which test fails for each.
 
 python tools/mutate.py --only 3 7
 """
@@ -23,17 +23,18 @@ from stillroom.backbone.command import report_errors
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("packages", "tests", "tools", "pyproject.toml", "README.md", "CODEOWNERS")
-"""What the tests of a package read."""
+"""Files and folders that the tests of a package read."""
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::\S+|\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A break: `old`, a line's text without its margin, which stands once in `file`, becomes `new`.
+    """A break: the line `old`, without its indentation, becomes `new`.
 
     Args:
-        file, old, new: the line.
-        tests: files that should notice; where they do not, all tests of the package are asked.
+        file: the file, in which the line occurs exactly once.
+        old, new: text of the line before and after.
+        tests: files with tests that should fail; if none does, all tests of the package run.
     """
 
     file: str
@@ -53,11 +54,11 @@ class Mutate:
     mutations: Path = ROOT / "tools" / "mutations.toml"
     """The list."""
     root: Path = ROOT
-    """The tree that is copied; nothing in it is changed."""
+    """The tree to copy; it is not changed."""
     only: tuple[int, ...] = ()
-    """Numbers of the mutations to run, from 1; none: all."""
+    """Numbers of the mutations to run, from 1; without it: all."""
     tests: tuple[str, ...] = ()
-    """Test files to ask instead of those of the list."""
+    """Test files to run instead of those of the list."""
     out: Path | None = None
     """Also write the table as JSON to this file."""
 
@@ -71,62 +72,62 @@ def mutate(text: str, mutation: Mutation) -> str:
     """The file's text with the line broken.
 
     Raises:
-        ValueError: the line stands there not exactly once.
+        ValueError: the line does not occur exactly once.
     """
     lines = text.split("\n")
-    places = [place for place, line in enumerate(lines) if line.strip() == mutation.old]
-    if len(places) != 1:
-        raise ValueError(f"{mutation.file} has the line {mutation.old!r} {len(places)} times, expected it once")
-    line = lines[places[0]]
-    lines[places[0]] = line[: len(line) - len(line.lstrip())] + mutation.new
+    indices = [index for index, line in enumerate(lines) if line.strip() == mutation.old]
+    if len(indices) != 1:
+        raise ValueError(f"{mutation.file} has the line {mutation.old!r} {len(indices)} times, expected it once")
+    line = lines[indices[0]]
+    lines[indices[0]] = line[: len(line) - len(line.lstrip())] + mutation.new
     return "\n".join(lines)
 
 
 def run_tests(root: Path, tests: list[str]) -> tuple[bool, str]:
-    """Run tests against the packages of `root`, to the first that fails: whether all passed, and what pytest said."""
-    sources = [str(folder) for folder in sorted(root.glob("packages/*/src"))]  # before the installed ones
+    """Run tests against the packages of `root` until one fails: whether all passed, and pytest's output."""
+    sources = [str(folder) for folder in sorted(root.glob("packages/*/src"))]  # take precedence over the installed ones
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(sources),
         "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",  # bytecode is known by second and size, which a broken line may share
+        "PYTHONDONTWRITEBYTECODE": "1",  # bytecode is matched by second and size only
     }
     words = ["-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
-    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        raise ValueError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode == 0, done.stdout
+    finished = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True)
+    if finished.returncode not in (0, 1):
+        raise ValueError(f"pytest ended with {finished.returncode}: {finished.stdout[-2000:]}{finished.stderr[-2000:]}")
+    return finished.returncode == 0, finished.stdout
 
 
 def find_killer(root: Path, mutation: Mutation, tests: list[str]) -> str | None:
-    """The first test that fails while the line is broken; None: the mutation survives.
+    """The first test that fails while the line is broken; None if the mutation survives.
 
     Raises:
-        ValueError: the line is not there, or the test fails without the break as well.
+        ValueError: the line does not exist, or the test also fails without the break.
     """
     file = root / mutation.file
-    whole = file.read_text(encoding="utf-8")
+    original = file.read_text(encoding="utf-8")
     try:
-        file.write_text(mutate(whole, mutation), encoding="utf-8")
-        for asked in (tests, [f"tests/{mutation.package}"]):
-            passed, said = run_tests(root, asked)
+        file.write_text(mutate(original, mutation), encoding="utf-8")
+        for selected in (tests, [f"tests/{mutation.package}"]):
+            passed, output = run_tests(root, selected)
             if not passed:
                 break
         else:
             return None
     finally:
-        file.write_text(whole, encoding="utf-8")
-    killer = FAILED.search(said)
-    assert killer is not None, said
+        file.write_text(original, encoding="utf-8")
+    killer = FAILED.search(output)
+    assert killer is not None, output
     if not run_tests(root, [killer[1]])[0]:
-        raise ValueError(f"{killer[1]} fails without {mutation.new!r} in {mutation.file} as well")
+        raise ValueError(f"{killer[1]} also fails without {mutation.new!r} in {mutation.file}")
     return killer[1]
 
 
 @report_errors
 def main() -> None:
-    """Copy the tree, break, test, print; exit with 1 where a mutation survives."""
+    """Copy the tree, break its lines, run tests, print a table; exit with 1 if a mutation survives."""
     flags = tyro.cli(Mutate, description=__doc__)
-    chosen = [(n, m) for n, m in enumerate(read_mutations(flags.mutations), 1) if not flags.only or n in flags.only]
+    selected = [(n, m) for n, m in enumerate(read_mutations(flags.mutations), 1) if not flags.only or n in flags.only]
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -136,7 +137,7 @@ def main() -> None:
                 shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__"))
             elif source.exists():
                 shutil.copy(source, root / part)
-        for number, mutation in chosen:
+        for number, mutation in selected:
             began = time.perf_counter()
             killer = find_killer(root, mutation, [*flags.tests] or mutation.tests)
             seconds = f"{time.perf_counter() - began:.0f}"

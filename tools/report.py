@@ -1,4 +1,4 @@
-"""A page of results as one HTML file: tables, pictures and commands, nothing outside of it.
+"""A page of results as one self-contained HTML file: tables, pictures and commands.
 
 from report import Page, Picture, Section, Table, write_page
 """
@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 from PIL import Image
 
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.figures import plain, save
 
 TEMPLATE = "report.html.j2"
 WIDEST = 1400
-"""Pixels; wider pictures are shrunk."""
+"""Pixels; wider pictures are scaled down."""
 
 Curve = Sequence[tuple[float, float]]
 """(step, value)"""
@@ -26,7 +24,7 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text; the first cell of a row names it."""
+    """Rows of text; the first cell of a row is its name."""
 
     caption: str
     header: tuple[str, ...]
@@ -38,10 +36,10 @@ class Picture:
     """An image file to embed.
 
     Args:
-        file: what Pillow reads.
-        alt: what it shows, for those who do not see it.
-        caption: below it.
-        wide: it keeps its width on a small screen, and scrolls in its own box.
+        file: the image, in a format that Pillow reads.
+        alt: the text alternative.
+        caption: the text below it.
+        wide: keep its width on a small screen, and scroll it in a box of its own.
     """
 
     file: Path
@@ -52,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page under a heading; `commands` are what each made, and the command."""
+    """A part of the page under a heading; `commands` holds pairs of an output's title and its command."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -63,7 +61,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What the page says: a title, a lead sentence, sections, and by what it was made."""
+    """The content of a page: title, lead sentence, sections, and the command that made it."""
 
     title: str
     lead: str
@@ -72,30 +70,33 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Write a page with everything in it.
+    """Write a page with its pictures embedded.
 
     Args:
         path: the .html file.
         page: its content.
 
     Raises:
-        ValueError: a picture whose file is missing, or without a text for those who do not see it.
+        ValueError: a picture without its file or its text alternative.
     """
     for picture in (picture for section in page.sections for picture in section.pictures):
         if not picture.file.is_file():
-            raise ValueError(f"{path} is to show {picture.file}, which is not there: remove its folder and run again")
+            raise ValueError(f"{path} needs {picture.file}, which does not exist: remove its folder and run again")
         if not picture.alt:
-            raise ValueError(f"{picture.file} has no text for those who do not see it: give it an alt")
+            raise ValueError(f"{picture.file} has no text alternative: set its alt")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["embedded"] = embedded
     write_file(path, environment.get_template(TEMPLATE).render(page=page))
 
 
 def embedded(picture: Picture) -> dict[str, str | int]:
-    """The attributes of an <img>: the picture itself as WebP in a data URI, and its size in pixels."""
+    """The attributes of an <img>: the picture as WebP in a data URI, and its size in pixels."""
     with Image.open(picture.file) as opened:
         image = opened.convert("RGB")
     if image.width > WIDEST:
@@ -107,13 +108,17 @@ def embedded(picture: Picture) -> dict[str, str | int]:
 
 
 def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], xlabel: str) -> None:
-    """Learning curves, one panel for each quantity, one line for each run.
+    """Draw learning curves, one panel per quantity and one line per run.
 
     Args:
         path: the PNG to write.
         panels: quantity -> run -> curve.
-        xlabel: of all panels.
+        xlabel: label of every panel's x axis.
     """
+    from matplotlib.figure import Figure  # noqa: PLC0415  # `quickstart.py --help` needs none
+
+    from stillroom.backbone.figures import plain, save  # noqa: PLC0415
+
     figure = Figure(figsize=(4.2 * len(panels), 3.4))
     for column, (quantity, curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), column, title=plain(quantity), xlabel=xlabel)

@@ -1,9 +1,10 @@
-"""Put the results of several runs into one table: one row per label, one column per task and metric.
+"""Put the results of several runs into one table: one row per label, one column per test set and task.
 
 python tools/table.py --metric top1_k20 "random=runs/a,runs/b" "KDEP student=runs/c,runs/d"
 """
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +24,30 @@ class Table:
     """One table from several results.json; the cells are percent."""
 
     rows: Annotated[Positional[tuple[str, ...]], arg(metavar="LABEL=RUN,RUN,...")]
-    """A row's name and the run directories of its cells, in the same order of tasks in every row."""
+    """A row's label and the run directories of its cells; every row has the same tasks in the same order."""
     metric: str = "top1_k20"
-    """The metric to show, as results.json calls it."""
+    """The metric to show, by its name in results.json."""
     out: Path | None = None
     """Also write the numbers as JSON to this file."""
 
 
 def column_name(results: Results) -> str:
-    """A test set's name: its folder, without the part that only says it is for testing."""
+    """A test set's name and task: its folder, or the one above a folder named val, valid or test."""
     parts = [part for part in Path(results.datasets["test"].path).parts if part not in ("val", "test", "valid")]
     return f"{parts[-1]} ({results.task})"
+
+
+def metric_title(metric: str) -> str:
+    """A metric's name as a header: `top1_k20` is "k-NN top-1, k = 20"; an unknown name stays as it is."""
+    title = re.sub(r"^top(?=\d)", "top-", metric)
+    return re.sub(r"^(.+)_k(\d+)$", r"k-NN \1, k = \2", title)
 
 
 def read_row(text: str) -> tuple[str, list[Results]]:
     """A row's label and its results.
 
     Raises:
-        ValueError: not LABEL=RUN,...; or a run without results.
+        ValueError: text that is not LABEL=RUN,..., or a run without results.
     """
     label, separator, runs = text.partition("=")
     if not separator:
@@ -50,17 +57,17 @@ def read_row(text: str) -> tuple[str, list[Results]]:
 
 @report_errors
 def main() -> None:
-    """Read, check that the rows agree in their tasks, print."""
+    """Read the rows, check that they have the same columns, print the table."""
     table = tyro.cli(Table, description=__doc__)
     rows = [read_row(text) for text in table.rows]
     header = [column_name(results) for results in rows[0][1]]
     for label, cells in rows:
-        if [column_name(results) for results in cells] != header:
-            raise ValueError(f"row {label!r} has other columns than the first row: {header} were expected")
+        if (columns := [column_name(results) for results in cells]) != header:
+            raise ValueError(f"row {label!r} has the columns {columns}, expected those of the first row: {header}")
         if missing := [r.protocol for r in cells if table.metric not in r.metrics]:
             raise ValueError(f"row {label!r} has no metric {table.metric!r} in {missing}")
-    shown = [[label, *(percent(results.metrics, table.metric) for results in cells)] for label, cells in rows]
-    print(format_table([f"{table.metric}, %", *header], shown))
+    lines = [[label, *(percent(results.metrics, table.metric) for results in cells)] for label, cells in rows]
+    print(format_table([f"{metric_title(table.metric)}, %", *header], lines))
     if table.out is not None:
         numbers = {
             label: {name: r.metrics[table.metric] for name, r in zip(header, cells, strict=True)}

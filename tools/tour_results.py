@@ -1,4 +1,4 @@
-"""What the tour measured: one results.json from those of its runs, and the table that README and the page show."""
+"""The tour's results: one results.json from those of its runs, and the table of README and the page."""
 
 import json
 import os
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import cpu_name
+from bench.machine import cpu_name
 from lanes import Lanes, Step
+from neighbours import agreement_text
 from report import Table
 from stillroom.backbone import Results, read_results, write_results
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.manifest import MANIFEST, Manifest, read_manifest
-from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord
 from stillroom.backbone.run_files import read_metrics
 from tour import NEIGHBOURS, Tour, nets_of
@@ -20,83 +20,85 @@ from tour import NEIGHBOURS, Tour, nets_of
 PROTOCOL = "quickstart/v2"
 TASKS = ("shapes", "textures")
 AGREEMENT = "neighbours"
-"""The measure without labels, by the name of its step."""
+"""Name of the step that computes neighbour agreement, the metric without labels."""
 AGREEMENT_METRIC = "neighbour_agreement"
-"""The same in a distillation's metrics."""
+"""The same metric in the results of a distillation."""
 ROLES = {
     "random": "{student}, random weights",
     "supervised": "{student}, supervised",
     "student": "{student}, distilled without labels",
     "teacher": "{teacher}, the teacher",
 }
-"""Role -> how tables call the net."""
+"""Role -> name of the net in tables."""
 
 
 def knn_accuracy(run: Results) -> float:
-    """Top-1 of k-NN."""
+    """k-NN top-1, a fraction."""
     return run.metrics[f"top1_k{NEIGHBOURS}"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A number of a run in `<measure>-<role>`: its column in tables, and where it is read."""
+class Metric:
+    """A number of the runs `<metric>-<role>`: its column in tables, and how it is read from results."""
 
     column: str
     read: Callable[[Results], float]
 
 
-MEASURES = {
-    "knn-shapes": Measure(column="k-NN, new shapes, %", read=knn_accuracy),
-    "knn-textures": Measure(column="k-NN, new textures, %", read=knn_accuracy),
-    "segmentation": Measure(column="segmentation, mIoU of objects, %", read=lambda run: run.metrics["mIoU_foreground"]),
-    "detection": Measure(column="detection, AP, %", read=lambda run: run.metrics["AP"]),
-    "knn": Measure(column="k-NN, %", read=knn_accuracy),
-    "linear": Measure(column="linear probe, %", read=lambda run: run.metrics["top1"]),
+METRICS = {
+    "knn-shapes": Metric(column="k-NN, new shapes, %", read=knn_accuracy),
+    "knn-textures": Metric(column="k-NN, new textures, %", read=knn_accuracy),
+    "segmentation": Metric(column="segmentation, mIoU of objects, %", read=lambda run: run.metrics["mIoU_foreground"]),
+    "detection": Metric(column="detection, AP, %", read=lambda run: run.metrics["AP"]),
+    "knn": Metric(column="k-NN, %", read=knn_accuracy),
+    "linear": Metric(column="linear probe, %", read=lambda run: run.metrics["top1"]),
 }
-COLUMNS = {name: measure.column for name, measure in MEASURES.items()} | {
+COLUMNS = {name: metric.column for name, metric in METRICS.items()} | {
     AGREEMENT: f"agreement of the {NEIGHBOURS} nearest neighbours, %"
 }
 
 
 def summary(step: Step) -> str:
-    """The number that matters, for the line of a step that is done."""
+    """A step's main number, for its line on the screen."""
     name, _, _ = step.name.rpartition("-")
-    if name in MEASURES:
-        return f"{COLUMNS[name]} {100 * MEASURES[name].read(read_results(step.out)):.1f}"
+    if name in METRICS:
+        return f"{COLUMNS[name]} {100 * METRICS[name].read(read_results(step.out)):.1f}"
     if step.name == AGREEMENT:
-        return f"{COLUMNS[AGREEMENT]} {100 * read_agreement(step.out.parent)['student']:.1f}"
+        return f"{COLUMNS[AGREEMENT]} {agreement_text(read_agreement(step.out.parent)['student'])}"
     if step.name in ("student", "supervised"):
         losses = [row["loss"] for row in read_metrics(step.out) if "loss" in row]
         return f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
     return str(step.out)
 
 
-def read_measures(steps: list[Step]) -> dict[str, float]:
-    """Every number that the tour's runs have left: `role/measure` -> fraction."""
-    found = {}
+def collect_metrics(steps: list[Step]) -> dict[str, float]:
+    """Every number of the tour's runs: `role/metric` -> fraction."""
+    metrics = {}
     for step in steps:
         name, _, role = step.name.rpartition("-")
-        if name in MEASURES:
-            found[f"{role}/{name}"] = MEASURES[name].read(read_results(step.out))
+        if name in METRICS:
+            metrics[f"{role}/{name}"] = METRICS[name].read(read_results(step.out))
         if step.name == AGREEMENT:
-            found |= {f"{role}/{AGREEMENT}": value for role, value in read_agreement(step.out.parent).items()}
-    return found
+            metrics |= {f"{role}/{AGREEMENT}": value for role, value in read_agreement(step.out.parent).items()}
+    return metrics
 
 
 def read_agreement(out: Path) -> dict[str, float]:
     """Neighbour agreement of student and random weights with the teacher: role -> fraction."""
-    found = json.loads((out / AGREEMENT / "agreement.json").read_text(encoding="utf-8"))["agreement"]
-    return {role: found[str(out / f"features-{role}")] for role in ("student", "random")}
+    agreement = json.loads((out / AGREEMENT / "agreement.json").read_text(encoding="utf-8"))["agreement"]
+    return {role: agreement[str(out / f"features-{role}")] for role in ("student", "random")}
 
 
 def write_tour_results(tour: Tour, lanes: Lanes, seconds: float) -> Results:
-    """Write what the tour measured as results.json into its folder.
+    """Write the tour's results.json into its folder.
 
     Args:
         tour: its settings.
-        lanes: that ran its steps.
-        seconds: from the first step to the last.
+        lanes: the lanes that ran its steps.
+        seconds: duration from the first step to the last.
     """
+    from stillroom.backbone.provenance import made_by  # noqa: PLC0415  # it imports torch
+
     nets = nets_of(tour)
     student = checkpoint_manifest(nets["student"])
     costs = json.loads((tour.out / "cost.json").read_text(encoding="utf-8"))
@@ -105,7 +107,7 @@ def write_tour_results(tour: Tour, lanes: Lanes, seconds: float) -> Results:
         protocol=PROTOCOL,
         datasets={},
         checkpoint=CheckpointRecord(path=nets["student"], sha256=student.weights.sha256, method=student.method),
-        metrics=read_measures(lanes.steps),
+        metrics=collect_metrics(lanes.steps),
         seed=tour.seed,
         seconds=round(seconds, 1),
         made_by=made_by("stillroom-distill", config_to_dict(tour)),
@@ -128,22 +130,29 @@ def checkpoint_manifest(path: str) -> Manifest:
 
 
 def net_name(net: str) -> str:
-    """The name of a net, or of a checkpoint's net, without its library."""
+    """The name of a net, or of the net of a checkpoint, without its library."""
     return (checkpoint_manifest(net).backbone.name if Path(net).is_dir() else net).rpartition("/")[2]
 
 
+def cell(metric: str, number: float | None) -> str:
+    """A metric in a table: percent, or a hyphen."""
+    if number is None:
+        return "-"
+    return agreement_text(number) if metric == AGREEMENT else f"{100 * number:.1f}"
+
+
 def table_of(results: Results) -> Table:
-    """The table of the tour: a row for each net, a column for each measure, and what the net costs."""
-    shown = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results.metrics)]
+    """The table of the tour: a row per net, a column per metric, and the net's cost."""
+    columns = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results.metrics)]
     rows = []
     for role, title in ROLES.items():
-        numbers = [results.metrics.get(f"{role}/{name}") for name in shown]
-        if numbers == [None] * len(shown) and role != "teacher":
+        numbers = {name: results.metrics.get(f"{role}/{name}") for name in columns}
+        if set(numbers.values()) == {None} and role != "teacher":
             continue
         cost = results.extra["cost"]["teacher" if role == "teacher" else "student"]
-        cells = ["-" if number is None else f"{100 * number:.1f}" for number in numbers]
-        weights, macs = f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.3f}"
-        rows.append((title.format(**results.extra["nets"]), *cells, weights, macs, f"{cost['milliseconds']:.1f}"))
-    header = ("net", *(COLUMNS[name] for name in shown), "weights, million", "GMACs", "ms")
+        cells = [cell(name, number) for name, number in numbers.items()]
+        parameters, macs = f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.3f}"
+        rows.append((title.format(**results.extra["nets"]), *cells, parameters, macs, f"{cost['milliseconds']:.1f}"))
+    header = ("net", *(COLUMNS[name] for name in columns), "parameters, million", "GMACs", "ms")
     caption = f"Seed {results.seed}; milliseconds on one thread of {results.extra['machine']}"
     return Table(caption=caption, header=header, rows=tuple(rows))

@@ -1,4 +1,4 @@
-"""The toy world of make_toy_data.py: shapes, textures, scenes made of them as data, and their pictures and masks."""
+"""The toy world of make_toy_data.py: shapes, textures, scenes described as data, and their images and masks."""
 
 import colorsys
 import zlib
@@ -16,8 +16,8 @@ Colour = tuple[float, float, float]
 Drawing = Callable[[Plane, Plane], Plane]
 
 
-# ---- Shapes: functions of the object's own frame (x right, y down, 1 = the object's scale), negative inside, and
-# growing by about 1 per unit: the same function gives the soft edge that is drawn and what lies inside it.
+# ---- Shapes: signed distances in the object's own frame (x right, y down, 1 = the object's scale), negative inside,
+# with a slope of about 1: the same function gives the antialiased edge and the mask.
 
 
 def disc(x: Plane, y: Plane, centre_x: float, centre_y: float, radius: float) -> Plane:
@@ -37,12 +37,12 @@ def wedge(x: Plane, y: Plane, *sides: tuple[float, float]) -> Plane:
 
 
 def union(*parts: Plane) -> Plane:
-    """Whatever lies in any part."""
+    """The union of shapes."""
     return reduce(np.minimum, parts)
 
 
 def star(x: Plane, y: Plane) -> Plane:
-    """Folding the angle leaves one straight edge, from a tip (radius 1.05, angle 0) to a notch (0.45, pi / 5)."""
+    """A five-pointed star: the folded angle has one edge, from tip (radius 1.05, angle 0) to notch (0.45, pi / 5)."""
     angle = abs((np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     outward = float(np.arctan2(1.05 - 0.45 * np.cos(np.pi / 5), 0.45 * np.sin(np.pi / 5)))
     return np.hypot(x, y) * np.cos(angle - outward) - 1.05 * float(np.cos(outward))
@@ -93,11 +93,11 @@ CLUTTER_SHAPES: dict[str, Drawing] = {
 SHAPES = KNOWN_SHAPES | HELDOUT_SHAPES | CLUTTER_SHAPES
 
 
-# ---- Textures: functions of their own frame (1 = about one period) that give the share, 0 to 1, of the second colour.
+# ---- Textures: functions of the texture's frame (1 = about one period): the share, 0 to 1, of the second colour.
 
 
 def sine(turns: Plane) -> Plane:
-    """A wave from -1 to 1, one period per turn."""
+    """A sine from -1 to 1, one period per turn."""
     return np.sin(2 * np.pi * turns)
 
 
@@ -107,7 +107,7 @@ def cell(t: Plane) -> Plane:
 
 
 def crisp(wave: Plane) -> Plane:
-    """Two tones where the wave is below and above 0, with a short ramp between them."""
+    """Two tones, below and above 0 of the wave, with a short ramp between them."""
     return np.clip(0.5 + 1.5 * wave, 0, 1)
 
 
@@ -118,7 +118,7 @@ def bricks(u: Plane, v: Plane) -> Plane:
 
 
 def pluses(u: Plane, v: Plane) -> Plane:
-    """One plus sign in each cell, touching none of its neighbours."""
+    """One plus sign in each cell, none touching another."""
     across, down = abs(cell(0.9 * u)), abs(cell(0.9 * v))
     return crisp(8 * np.minimum(0.1 - np.minimum(across, down), 0.36 - np.maximum(across, down)))
 
@@ -143,11 +143,11 @@ HELDOUT_TEXTURES: dict[str, Drawing] = {
 }
 TEXTURES = KNOWN_TEXTURES | HELDOUT_TEXTURES | {"plain": lambda u, v: np.zeros_like(u)}
 
-# A ground is smooth noise between two colours: how many random values across and down.
-GROUNDS = {"clouds": (4, 4), "moss": (12, 12), "grass": (24, 3), "strata": (3, 18), "sand": (40, 40)}
+# A background is smooth noise between two colours: number of random values across and down.
+BACKGROUNDS = {"clouds": (4, 4), "moss": (12, 12), "grass": (24, 3), "strata": (3, 18), "sand": (40, 40)}
 
 
-# ---- Kinds, and scenes of them: all that is in a picture, as data. Lengths are fractions of the picture's side, angles
+# ---- Kinds of objects, and scenes: the content of an image as data. Lengths are fractions of the image's side, angles
 # are radians.
 
 
@@ -160,7 +160,7 @@ class Kind:
 
 
 TILT = 0.35
-"""Radians that an object is turned at most, either way."""
+"""Largest rotation of an object either way, radians."""
 CLUTTER = Kind(shapes=tuple(CLUTTER_SHAPES), textures=("plain",))
 
 
@@ -182,10 +182,10 @@ class Object:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A ground and the objects on it, lowest first, lit from the direction `light`."""
+    """A background and the objects on it, lowest first, lit from the direction `light`, radians."""
 
-    ground: str
-    ground_colours: tuple[Colour, Colour]
+    background: str
+    background_colours: tuple[Colour, Colour]
     objects: tuple[Object, ...]
     light: float
     noise: float
@@ -212,7 +212,7 @@ def draw_object(
     scale: tuple[float, float],
     period: tuple[float, float] = (0.16, 0.24),
 ) -> Object:
-    """An object of this kind, its centre at most `spread` from the picture's, scale and period between those given."""
+    """Draw an object of a kind: centre at most `spread` from the image's, scale and period from the given ranges."""
     return Object(
         label=label,
         shape=kind.shapes[rng.integers(len(kind.shapes))],
@@ -228,15 +228,15 @@ def draw_object(
 
 
 def seeded(seed: int, folder: str, index: int) -> np.random.Generator:
-    """The generator of one picture: the folder is part of the seed, so train, val and every task are separate draws."""
+    """The random generator of one image; its seed includes the folder, so all splits and tasks are separate draws."""
     return np.random.default_rng([seed, zlib.crc32(folder.encode()), index])
 
 
-def on_ground(rng: np.random.Generator, objects: tuple[Object, ...]) -> Scene:
-    """These objects, lowest first, on a ground and in a light."""
+def on_background(rng: np.random.Generator, objects: tuple[Object, ...]) -> Scene:
+    """Put objects, lowest first, on a random background under a random light."""
     return Scene(
-        ground=list(GROUNDS)[rng.integers(len(GROUNDS))],
-        ground_colours=draw_colours(rng, contrast=rng.uniform(0.05, 0.15), max_saturation=0.3),
+        background=list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))],
+        background_colours=draw_colours(rng, contrast=rng.uniform(0.05, 0.15), max_saturation=0.3),
         objects=objects,
         light=rng.uniform(0, 2 * np.pi),
         noise=rng.uniform(0.01, 0.04),
@@ -245,17 +245,17 @@ def on_ground(rng: np.random.Generator, objects: tuple[Object, ...]) -> Scene:
 
 
 def draw_scene(seed: int, folder: str, index: int, label: str | None, kind: Kind) -> Scene:
-    """The scene of one picture: at times clutter, and one object of the kind on it."""
+    """Draw the scene of one image: up to two pieces of clutter, and one object of the kind on top."""
     rng = seeded(seed, folder, index)
     behind = [draw_object(rng, None, CLUTTER, spread=0.5, scale=(0.04, 0.09)) for _ in range(rng.integers(3))]
     subject = draw_object(rng, label, kind, spread=0.08, scale=(0.40, 0.46))
-    return on_ground(rng, (*behind, subject))
+    return on_background(rng, (*behind, subject))
 
 
 def draw_crowd(seed: int, folder: str, index: int, kinds: dict[str, Kind], size: int) -> Scene:
-    """A scene of 2 to 4 labelled objects among clutter, at least half of each visible at this size in pixels.
+    """Draw a scene of 2 to 4 labelled objects among clutter, at least half of each visible at this size in pixels.
 
-    The classes take turns at the lowest object; those above it are of any class.
+    The classes alternate for the lowest object; the objects above it are of any class.
     """
     rng = seeded(seed, folder, index)
     classes = list(kinds)
@@ -270,21 +270,21 @@ def draw_crowd(seed: int, folder: str, index: int, kinds: dict[str, Kind], size:
         before = [draw_object(rng, None, CLUTTER, spread=0.4, scale=(0.02, 0.05)) for _ in range(rng.integers(2))]
         objects = (*behind, *subjects, *before)
         if min(visible_shares(objects, size)) >= 0.5:
-            return on_ground(rng, objects)
+            return on_background(rng, objects)
 
 
 # ---- Rendering.
 
 
 def local_frame(thing: Object, x: Plane, y: Plane, rotation: float, unit: float) -> tuple[Plane, Plane]:
-    """Picture coordinates seen from the object's centre, turned by `rotation` and measured in `unit`."""
+    """Image coordinates relative to the object's centre, rotated by `rotation` and in units of `unit`."""
     x, y = (x - thing.centre[0]) / unit, (y - thing.centre[1]) / unit
     across, down = float(np.cos(rotation)), float(np.sin(rotation))
     return across * x + down * y, across * y - down * x
 
 
 def signed_distance(thing: Object, x: Plane, y: Plane) -> Plane:
-    """Distance from each point to the object's edge, negative inside, as a fraction of the picture's side."""
+    """Distance from each point to the object's edge, negative inside, as a fraction of the image's side."""
     return thing.scale * SHAPES[thing.shape](*local_frame(thing, x, y, thing.rotation, thing.scale))
 
 
@@ -301,7 +301,7 @@ def mix(colours: tuple[Colour, Colour], share: Plane) -> Planes:
 
 
 def reach(thing: Object, num_samples: int) -> tuple[slice, slice]:
-    """The rows and columns that the object and its shadow can touch: clutter is small, so most of them are spared."""
+    """The rows and columns that the object and its shadow can touch; of small clutter, few."""
     radius = 1.7 * thing.scale + 0.07
     spans = [(int((c - radius) * num_samples), int((c + radius) * num_samples) + 1) for c in thing.centre]
     columns, rows = (slice(max(0, first), last) for first, last in spans)
@@ -309,40 +309,40 @@ def reach(thing: Object, num_samples: int) -> tuple[slice, slice]:
 
 
 def sample_points(size: int) -> tuple[Plane, Plane]:
-    """Where the 2 x 2 samples of each pixel lie: x and y as fractions of the picture's side."""
+    """Positions of the 2 x 2 samples of each pixel: x and y as fractions of the image's side."""
     x, y = np.meshgrid(*[(np.arange(2 * size, dtype=np.float32) + 0.5) / (2 * size)] * 2)
     return x, y
 
 
 def render(scene: Scene, size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture of a scene, each pixel the mean of 2 x 2 samples."""
+    """Render a scene; each pixel is the mean of 2 x 2 samples."""
     rng = np.random.default_rng(scene.noise_seed)
     n = 2 * size
     x, y = sample_points(size)
     light_x, light_y = float(np.cos(scene.light)), float(np.sin(scene.light))
 
-    across, down = GROUNDS[scene.ground]
+    across, down = BACKGROUNDS[scene.background]
     values = Image.fromarray(rng.uniform(-0.2, 1.2, (down, across)).astype(np.float32))
     smooth = np.asarray(values.resize((n, n), Image.Resampling.BICUBIC))
-    picture = mix(scene.ground_colours, np.clip(smooth, 0, 1))
+    image = mix(scene.background_colours, np.clip(smooth, 0, 1))
     for thing in scene.objects:
         rows, columns = reach(thing, n)
         px, py = x[rows, columns], y[rows, columns]
         shadow = np.clip(0.5 - signed_distance(thing, px + 0.03 * light_x, py + 0.03 * light_y) / 0.06, 0, 1)
         coverage = np.clip(0.5 - n * signed_distance(thing, px, py), 0, 1)
-        below = picture[:, rows, columns] * (1 - 0.45 * shadow)
-        picture[:, rows, columns] = below + coverage * (surface(thing, px, py) - below)
-    picture *= 1 + 0.35 * ((x - 0.5) * light_x + (y - 0.5) * light_y)
+        below = image[:, rows, columns] * (1 - 0.45 * shadow)
+        image[:, rows, columns] = below + coverage * (surface(thing, px, py) - below)
+    image *= 1 + 0.35 * ((x - 0.5) * light_x + (y - 0.5) * light_y)
 
-    picture = (picture[:, ::2, ::2] + picture[:, ::2, 1::2] + picture[:, 1::2, ::2] + picture[:, 1::2, 1::2]) / 4
-    picture += scene.noise * rng.standard_normal(picture.shape, dtype=np.float32)
-    return np.clip(255 * picture.transpose(1, 2, 0) + 0.5, 0, 255).astype(np.uint8)
+    image = (image[:, ::2, ::2] + image[:, ::2, 1::2] + image[:, 1::2, ::2] + image[:, 1::2, 1::2]) / 4
+    image += scene.noise * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(255 * image.transpose(1, 2, 0) + 0.5, 0, 255).astype(np.uint8)
 
 
 def find_layers(objects: tuple[Object, ...], size: int) -> UInt8[np.ndarray, "h w"]:
-    """What each pixel shows: the place of an object in the list, counted from 1, or 0 for the ground.
+    """The object at each pixel: its index in the list, counted from 1, or 0 for the background.
 
-    A pixel shows what most of its 2 x 2 samples do, and the upper one where it is shared evenly.
+    A pixel belongs to the object of most of its 2 x 2 samples, and to the upper one of two with equally many.
     """
     n = 2 * size
     x, y = sample_points(size)
@@ -356,7 +356,7 @@ def find_layers(objects: tuple[Object, ...], size: int) -> UInt8[np.ndarray, "h 
 
 
 def visible_shares(objects: tuple[Object, ...], size: int) -> list[float]:
-    """Of each labelled object, the share of its pixels in the picture that no other object covers."""
+    """For each labelled object, the share of its pixels in the image that no other object covers."""
     layers = find_layers(objects, size)
     return [
         np.count_nonzero(layers == layer) / np.count_nonzero(find_layers((thing,), size))

@@ -1,4 +1,4 @@
-"""What is imported when: for help, flags, paths and manifests no torch; for a net no library but its own."""
+"""What is imported when: help, flags, paths and manifests need no torch; a net needs only its own library."""
 
 import ast
 import json
@@ -17,22 +17,41 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
 PACKAGES = [f"stillroom.{file.parent.name}" for file in sorted((ROOT / "packages").glob("*/pyproject.toml"))]
 LAZY = [*PACKAGES, "stillroom.backbone.families"]
-SLOW = ("cv2", "detectron2", "faiss", "huggingface_hub", "matplotlib", "mmcv", "mmengine", "mmseg", "onnx", "pandas",
-        "pycocotools", "scipy", "sklearn", "sympy", "tensorboard", "timm", "torch", "torchvision")  # fmt: skip
+SLOW = (
+    "cv2",
+    "detectron2",
+    "faiss",
+    "huggingface_hub",
+    "matplotlib",
+    "mmcv",
+    "mmengine",
+    "mmseg",
+    "onnx",
+    "pandas",
+    "pycocotools",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "tensorboard",
+    "timm",
+    "torch",
+    "torchvision",
+)
 COMMANDS = """
 import contextlib, io, json, runpy, sys
 tool, lines = json.loads(sys.argv[1])
 sys.path.insert(0, tool.rpartition("/")[0])
 for line in lines:
     sys.argv = [tool, *line.split()]
-    said, code = io.StringIO(), 0
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    printed, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             runpy.run_path(tool, run_name="__main__")
         except SystemExit as stop:
             code = stop.code
-    print(json.dumps([code, said.getvalue(), [*sys.modules]]))
+    print(json.dumps([code, printed.getvalue(), [*sys.modules]]))
 """
+BENCHMARKS = ("projection", "step", "cache", "monitor", "knn", "linear", "finetune", "seg", "det", "startup")
 NETS = "--teacher timm/resnet50 --student cifar/resnet20"
 RUN = "--checkpoint CHECKPOINT --out OUT"
 LINES: dict[str, dict[str, str]] = {
@@ -90,32 +109,52 @@ LINES: dict[str, dict[str, str]] = {
     "table": {"--nonsense": "", "student=/nowhere": "/nowhere is not a results file"},
     "make_toy_data": {"--nonsense": ""},
     "study": {"methods --nonsense": ""},
-    "bench": {"--nonsense": ""},
+    "study_agreement": {"--nonsense": ""},
+    "mutate": {"--nonsense": ""},
+    "quickstart": {
+        "--nonsense": "",
+        "--images HERE --out OUT --hours 0": "--hours is 0.0: it must lie in (0, inf)",
+        "--images HERE --out OUT --hours nan": "--hours is nan: it must lie in (0, inf)",
+        "--images /nowhere --out OUT": "there is no folder /nowhere",
+        "--images HERE --labelled /nowhere --out OUT": "there is no folder /nowhere",
+        "--out OUT --teacher /nowhere": "no backbone named '/nowhere'",
+        "--out OUT --epochs 0": "--epochs is 0: it must be at least 1",
+    },
+    "cost": {
+        "--nonsense": "",
+        "random:cifar/resnet20 --threads 0": "--threads is 0: it must be at least 1",
+        "/nowhere": "no backbone named '/nowhere'",
+    },
+    "neighbours": {
+        "--nonsense": "",
+        "--teacher /nowhere --nets /nowhere --out OUT": "/nowhere has no train.npy: pass a run",
+    },
+    "bench": {"--nonsense": "", **{f"{name} --nonsense": "" for name in BENCHMARKS}},
 }
-"""Command lines that are refused, and what is said of them."""
+"""Command lines that are refused, and part of the error."""
 
 
 def python(script: str, *words: str) -> list:
-    """The lines of JSON that a script prints in an interpreter of its own."""
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    """Run a script in a new interpreter; returns the lines of JSON that it prints."""
+    finished = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in finished.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("tool", LINES)
 def test_help_a_wrong_flag_and_a_missing_path_import_nothing_slow(tool: str, tmp_path: Path) -> None:
-    places = {"HERE": tmp_path, "OUT": tmp_path / "out", "CHECKPOINT": tmp_path / "student"}
-    save_checkpoint(places["CHECKPOINT"], build_backbone("cifar/resnet20"), method="kdep", package="stillroom-distill")
+    paths = {"HERE": tmp_path, "OUT": tmp_path / "out", "CHECKPOINT": tmp_path / "student"}
+    save_checkpoint(paths["CHECKPOINT"], build_backbone("cifar/resnet20"), method="kdep", package="stillroom-distill")
     expected = {"--help": (0, "usage: "), **{line: (2, text) for line, text in LINES[tool].items()}}
     if tool == "checkpoint":
         expected["inspect CHECKPOINT"] = (0, "cifar/resnet20")
-    lines = [" ".join(str(places.get(word, word)) for word in line.split()) for line in expected]
-    found = python(COMMANDS, json.dumps([str(TOOLS / f"{tool}.py"), lines]))
-    for line, (code, text), (found_code, said, modules) in zip(lines, expected.values(), found, strict=True):
-        assert (found_code, text in said) == (code, True), f"{tool} {line} ended with {found_code}: {said}"
+    lines = [" ".join(str(paths.get(word, word)) for word in line.split()) for line in expected]
+    results = python(COMMANDS, json.dumps([str(TOOLS / f"{tool}.py"), lines]))
+    for line, (code, text), (exit_code, printed, modules) in zip(lines, expected.values(), results, strict=True):
+        assert (exit_code, text in printed) == (code, True), f"{tool} {line} ended with {exit_code}: {printed}"
         assert not {*SLOW} & {*modules}, f"{tool} {line} imports {sorted({*SLOW} & {*modules})}"
 
 
-def test_a_package_is_imported_without_what_it_exports() -> None:
+def test_importing_a_package_does_not_import_its_exports() -> None:
     script = f"""
 import importlib, json, sys
 for name in {LAZY}:
@@ -128,7 +167,7 @@ for name in {LAZY}:
 
 
 @pytest.mark.parametrize("package", LAZY)
-def test_every_name_of_a_stub_is_exported_even_where_a_module_has_it(package: str) -> None:
+def test_every_name_of_a_stub_is_exported_even_if_a_module_has_the_same_name(package: str) -> None:
     exporting = import_module(package)
     stub = ast.parse(Path(exporting.__file__ or "").with_suffix(".pyi").read_text(encoding="utf-8"))
     *imports, listed = stub.body
@@ -143,14 +182,14 @@ def test_every_name_of_a_stub_is_exported_even_where_a_module_has_it(package: st
     assert exporting.__all__ == sorted(names) == sorted(ast.literal_eval(listed.value))
 
 
-def test_a_module_that_is_imported_late_checks_its_shapes_too() -> None:
+def test_a_lazily_imported_module_checks_shapes_too() -> None:
     from stillroom.backbone import families
 
     with pytest.raises(TypeCheckError):
         families.cifar.ShortcutA(8, 16, 2)("no tensor")
 
 
-def test_a_net_imports_its_own_library_alone(tmp_path: Path, labelled: Callable[..., Path]) -> None:
+def test_a_net_imports_only_its_own_library(tmp_path: Path, labelled: Callable[..., Path]) -> None:
     """k-NN of a ResNet for small images needs neither timm nor torchvision; a net of torchvision needs no timm."""
     script = f"""
 import json, sys
@@ -170,7 +209,7 @@ print(json.dumps([*sys.modules]))
     assert "torchvision" in of_torchvision and "timm" not in of_torchvision
 
 
-def test_what_a_config_of_mmengine_names_is_registered_by_one_import() -> None:
+def test_one_import_registers_everything_that_configs_of_mmengine_name() -> None:
     folder = ROOT / "packages" / "seg_transfer" / "src" / "stillroom" / "seg_transfer"
     registering = {file.stem for file in folder.glob("*.py") if "register_module(" in file.read_text(encoding="utf-8")}
     (imported,) = ast.parse((folder / "plugin.py").read_text(encoding="utf-8")).body[1:]

@@ -1,4 +1,4 @@
-"""What holds between the packages: directions, namespace, version ranges."""
+"""Rules between the packages: who imports whom, namespace, version ranges."""
 
 import ast
 import tomllib
@@ -34,7 +34,7 @@ def test_stillroom_is_a_namespace_package() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_imports_backbone_and_nothing_else_of_ours(package: str) -> None:
+def test_a_package_imports_no_package_of_ours_but_backbone(package: str) -> None:
     allowed = {"backbone", package}
     for file in sources(package):
         ours = {name.split(".")[1] for name in imported_modules(file) if name.startswith("stillroom.")}
@@ -53,11 +53,11 @@ def test_the_version_range_of_backbone_holds(package: str) -> None:
     ours = [requirement for requirement in requirements if requirement.name.startswith("stillroom-")]
     assert [requirement.name for requirement in ours] == ["stillroom-backbone"]
     assert ours[0].specifier.contains(project("backbone")["version"])
-    assert any(bound.operator == "<" for bound in ours[0].specifier), "a range has an upper end"
+    assert any(bound.operator == "<" for bound in ours[0].specifier), "a range has an upper bound"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_third_parties_get_floors_only(package: str) -> None:
+def test_third_party_requirements_are_lower_bounds_only(package: str) -> None:
     for text in project(package)["dependencies"]:
         requirement = Requirement(text)
         if not requirement.name.startswith("stillroom-"):
@@ -65,18 +65,23 @@ def test_third_parties_get_floors_only(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_what_a_package_imports_it_declares(package: str) -> None:
+def test_a_package_declares_what_it_imports(package: str) -> None:
     import sys
 
     extras = project(package).get("optional-dependencies", {}).values()
-    wanted = [*project(package)["dependencies"], *(text for extra in extras for text in extra)]
-    declared = {Requirement(text).name.lower() for text in wanted}
+    texts = [*project(package)["dependencies"], *(text for extra in extras for text in extra)]
+    declared = {Requirement(text).name.lower() for text in texts}
     names = {
-        "pil": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "cv2": "opencv-python",
-        "mmcv": "onedl-mmcv", "mmengine": "onedl-mmengine", "mmseg": "onedl-mmsegmentation",
+        "pil": "pillow",
+        "huggingface_hub": "huggingface-hub",
+        "sklearn": "scikit-learn",
+        "cv2": "opencv-python",
+        "mmcv": "onedl-mmcv",
+        "mmengine": "onedl-mmengine",
+        "mmseg": "onedl-mmsegmentation",
         "lazy_loader": "lazy-loader",
-    }  # fmt: skip
-    with_detectron2 = {"detectron2", "fvcore", "omegaconf"}  # it is in no package index, and brings the other two
+    }
+    with_detectron2 = {"detectron2", "fvcore", "omegaconf"}  # not in a package index; installs the other two
     for file in sources(package):
         for name in imported_modules(file):
             top = name.split(".")[0]

@@ -1,4 +1,4 @@
-"""Images -> teacher -> student -> k-NN and fine-tuning, through the scripts that people run."""
+"""Images -> teacher -> student -> k-NN and fine-tuning, through the scripts that users run."""
 
 import json
 import re
@@ -22,21 +22,22 @@ Tool = Callable[..., str]
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Run a script as `python tools/<name>.py ...` does, in this process: importing torch anew costs 15 s here."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    """Run `python tools/<line>` in this process, as importing torch anew takes seconds; returns what it printed."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # presets hold tyro.MISSING for flags of all types
     monkeypatch.syspath_prepend(str(TOOLS))
 
-    def call(name: str, *arguments: object, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    def call(line: str, code: int = 0) -> str:
+        name, *words = shlex.split(line)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
         capsys.readouterr()
         try:
             runpy.run_path(str(TOOLS / f"{name}.py"), run_name="__main__")
             exit_code = 0
         except SystemExit as exit_:
             exit_code = exit_.code or 0
-        said = capsys.readouterr()
-        assert exit_code == code, said.err
-        return said.out if code == 0 else said.err
+        printed = capsys.readouterr()
+        assert exit_code == code, printed.err
+        return printed.out if code == 0 else printed.err
 
     return call
 
@@ -45,81 +46,84 @@ def test_a_student_from_distill_loads_in_every_consumer(
     tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
 ) -> None:
     train, test = labelled("train"), labelled("test", per_class=4, seed=1)
-    small = ("--epochs", 1, "--batch-size", 12, "--device", "cpu", "--workers", 0)
-    teacher, student = tmp_path / "teacher", tmp_path / "kdep"
-    tool("cls_transfer", "scratch", "--checkpoint", "random:cifar/resnet32", "--train", train, "--test", test,
-         "--size", 16, "--out", teacher, *small)  # fmt: skip
-    said = tool("distill", "kdep", "--teacher", teacher / "checkpoint", "--student", "cifar/resnet20",
-                "--student.size", 16, "--data", unlabelled, "--out", student, *small, "schedule:cosine")  # fmt: skip
-    assert said.splitlines()[-1].startswith(f"{student}: loss ")
-    _, manifest = load_checkpoint(student / "student")
+    small = "--epochs 1 --batch-size 12 --device cpu --workers 0"
+    teacher, run, knn = tmp_path / "teacher", tmp_path / "kdep", tmp_path / "knn"
+    folders = f"--train {train} --test {test}"
+    tool(f"cls_transfer scratch --checkpoint random:cifar/resnet32 {folders} --size 16 --out {teacher} {small}")
+    nets = f"--teacher {teacher}/checkpoint --student cifar/resnet20 --student.size 16"
+    printed = tool(f"distill kdep {nets} --data {unlabelled} --out {run} {small} schedule:cosine")
+    assert printed.splitlines()[-1].startswith(f"{run}: loss ")
+    _, manifest = load_checkpoint(run / "student")
     assert manifest.teacher is not None
     assert manifest.teacher.weights_sha256 == load_checkpoint(teacher / "checkpoint")[1].weights.sha256
 
-    tool("eval_ssl", "knn", "--checkpoint", student / "student", "--train", train, "--test", test,
-         "--out", tmp_path / "knn", "--k", 1, 5, "--device", "cpu")  # fmt: skip
-    assert read_results(tmp_path / "knn").checkpoint.sha256 == manifest.weights.sha256
-    tool("cls_transfer", "finetune", "--checkpoint", student / "student", "--train", train, "--test", test,
-         "--out", tmp_path / "finetuned", *small)  # fmt: skip
+    tool(f"eval_ssl knn --checkpoint {run}/student {folders} --out {knn} --k 1 5 --device cpu")
+    assert read_results(knn).checkpoint.sha256 == manifest.weights.sha256
+    tool(f"cls_transfer finetune --checkpoint {run}/student {folders} --out {tmp_path}/finetuned {small}")
     assert read_results(tmp_path / "finetuned").checkpoint.method == "finetune"
-    tool("checkpoint", "verify", student / "student")
-    table = tool("table", "--metric", "top1_k5", "--out", tmp_path / "table.json", f"student={tmp_path / 'knn'}")
-    assert "| student" in table
-    top1 = read_results(tmp_path / "knn").metrics["top1_k5"]
+    tool(f"checkpoint verify {run}/student")
+    table = tool(f"table --metric top1_k5 --out {tmp_path}/table.json student={knn}")
+    assert table.startswith("| k-NN top-1, k = 5, % |") and "| student" in table
+    top1 = read_results(knn).metrics["top1_k5"]
     assert list(json.loads((tmp_path / "table.json").read_text())["rows"]["student"].values()) == [top1]
 
 
-def test_knn_watches_a_run_and_a_kept_head_is_evaluated(
+def test_knn_monitors_a_run_and_a_stored_head_is_evaluated(
     tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
 ) -> None:
     train, run = labelled("train"), tmp_path / "run"
-    tool("distill", "simreg", "--teacher", "random:cifar/resnet32", "--student", "cifar/resnet20", "--data", unlabelled,
-         "--out", run, "--epochs", 2, "--batch-size", 32, "--keep-head", "--monitor.knn", train, "--monitor.every", 1,
-         "--device", "cpu", "--workers", 0)  # fmt: skip
-    measured = read_results(run).metrics
-    assert {"monitor_knn20", "monitor_knn1"} <= measured.keys()
+    nets = "--teacher random:cifar/resnet32 --student cifar/resnet20"
+    monitor = f"--monitor.knn {train} --monitor.every 1"
+    small = "--epochs 2 --batch-size 32 --device cpu --workers 0"
+    tool(f"distill simreg {nets} --data {unlabelled} --out {run} --keep-head {monitor} {small}")
+    assert {"monitor_knn20", "monitor_knn1"} <= read_results(run).metrics.keys()
     assert (run / "student-best" / "manifest.json").exists()
-    knn = ("--train", train, "--test", labelled("test", per_class=8, seed=1), "--k", 1, "--device", "cpu")
-    tool("eval_ssl", "knn", "--checkpoint", run / "student", "--head", "distill", *knn, "--out", tmp_path / "head")
+    knn = f"--train {train} --test {labelled('test', per_class=8, seed=1)} --k 1 --device cpu"
+    tool(f"eval_ssl knn --checkpoint {run}/student --head distill {knn} --out {tmp_path}/head")
     assert read_results(tmp_path / "head").protocol.endswith("head=distill")
-    said = tool(
-        "eval_ssl", "knn", "--checkpoint", run / "student", "--head", "x", *knn, "--out", tmp_path / "x", code=2
-    )
-    assert "keeps no head named 'x'; it keeps ['distill']" in said
+    error = tool(f"eval_ssl knn --checkpoint {run}/student --head x {knn} --out {tmp_path}/x", code=2)
+    assert "keeps no head named 'x'; it keeps ['distill']" in error
 
 
-def test_every_smoke_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path) -> None:
-    folders = ("--train", labelled("train"), "--test", labelled("test", per_class=8, seed=1))
-    tool("distill", "smoke", "--data", unlabelled, "--out", tmp_path / "distill")
-    tool("cls_transfer", "smoke", *folders, "--out", tmp_path / "cls")
-    tool("eval_ssl", "smoke", *folders, "--out", tmp_path / "knn")
-    toy = tmp_path / "toy"
-    few = ("--num-unlabelled", 16, "--num-train", 16, "--num-heldout", 8, "--num-val", 16)
-    tool("make_toy_data", "--out", toy, *few, "--num-scenes", 16, "--num-scenes-val", 8)
+def test_every_smoke_preset_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path) -> None:
+    folders = f"--train {labelled('train')} --test {labelled('test', per_class=8, seed=1)}"
+    tool(f"distill smoke --data {unlabelled} --out {tmp_path}/distill")
+    tool(f"cls_transfer smoke {folders} --out {tmp_path}/cls")
+    tool(f"eval_ssl smoke {folders} --out {tmp_path}/knn")
+    few = "--num-unlabelled 16 --num-train 16 --num-heldout 8 --num-val 16 --num-scenes 16 --num-scenes-val 8"
+    tool(f"make_toy_data --out {tmp_path}/toy {few}")
     for name in ("seg_transfer", "det_transfer"):
-        tool(name, "smoke", "--data", toy / "scenes", "--out", tmp_path / name)
+        tool(f"{name} smoke --data {tmp_path}/toy/scenes --out {tmp_path}/{name}")
 
 
 OTHER_SCRIPTS = [
-    "checkpoint", "table", "bench", "study", "study_agreement", "quickstart", "cost", "neighbours", "make_subset",
+    "checkpoint",
+    "table",
+    "bench",
+    "study",
+    "study_agreement",
+    "quickstart",
+    "cost",
+    "neighbours",
+    "make_subset",
     "mutate",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", OTHER_SCRIPTS)
 def test_every_other_script_answers_help(tool: Tool, name: str) -> None:
-    assert "usage:" in tool(name, "--help")
+    assert "usage:" in tool(f"{name} --help")
 
 
-def test_a_table_of_unlike_rows_is_refused(tool: Tool) -> None:
-    assert tool("table", "no equals sign", code=2) == "error: 'no equals sign' is not LABEL=RUN,RUN,...\n"
+def test_a_table_row_that_is_not_label_and_runs_is_refused(tool: Tool) -> None:
+    assert tool("table 'no equals sign'", code=2) == "error: 'no equals sign' is not LABEL=RUN,RUN,...\n"
 
 
 COMMAND = re.compile(r"^\s*(?:\.venv/bin/python tools/(\w+)\.py|stillroom-([a-z-]+)) (.+)$", re.MULTILINE)
 
 
 def commands(text: str) -> list[list[str]]:
-    """The command lines of ours in a page or script, continuation lines joined: name, then words."""
+    """Our command lines in a page or script, continuation lines joined: the tool's name, then its words."""
     joined = re.sub(r"\\\n\s*", "", text)
     return [
         [script or console.replace("-", "_"), *shlex.split(words)] for script, console, words in COMMAND.findall(joined)
@@ -131,7 +135,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "packages").glob("*/README.md"))]
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parsed by the command's own types; nothing is run."""
+    """Parsed by the types of the command; nothing is run."""
     import tyro
 
     from stillroom.backbone.cli import COMMANDS
@@ -141,11 +145,14 @@ def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPa
     from stillroom.eval_ssl.cli import command_type as eval_ssl
     from stillroom.seg_transfer.cli import command_type as seg_transfer
 
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # presets hold tyro.MISSING for flags of all types
     types = {
-        "distill": distill, "cls_transfer": cls_transfer, "eval_ssl": eval_ssl, "seg_transfer": seg_transfer,
+        "distill": distill,
+        "cls_transfer": cls_transfer,
+        "eval_ssl": eval_ssl,
+        "seg_transfer": seg_transfer,
         "det_transfer": det_transfer,
-    }  # fmt: skip
+    }
     calls = commands(page.read_text(encoding="utf-8"))
     assert calls, f"{page} shows no command"
     for name, *words in calls:

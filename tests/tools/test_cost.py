@@ -1,4 +1,4 @@
-"""Weights and multiply-adds, counted by hand for small nets; times are positive and no more is said of them."""
+"""Parameters and multiply-adds, counted by hand for small nets; times are only checked to be positive."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import cost
-from cost import count_macs, measure
+from cost import Settings, check, count_macs, measure
 
 
 def test_multiply_adds_are_those_of_convolutions_and_matrices() -> None:
@@ -18,8 +18,8 @@ def test_multiply_adds_are_those_of_convolutions_and_matrices() -> None:
     assert count_macs(net, torch.rand(1, 3, 4, 4)) == 4 * 4 * 8 * 3 * 9 + 8 * 4 * 4 * 5
 
 
-def test_resnet20_costs_what_its_paper_says() -> None:
-    """He et al. 2016, section 4.2: 0.27 million weights, and 41 million multiply-adds by the layers' sizes."""
+def test_resnet20_costs_as_much_as_in_its_paper() -> None:
+    """He et al. 2016, section 4.2: 0.27 million parameters, and 41 million multiply-adds by the layers' sizes."""
     (small,), (large,) = (measure(("random:cifar/resnet20",), size, rounds=1) for size in ((), (64,)))
     assert (small.size, large.size) == (32, 64)
     assert small.parameters == large.parameters == 269_072
@@ -33,12 +33,15 @@ def test_resnet20_costs_what_its_paper_says() -> None:
 def test_settings_that_cannot_work_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match="--size has 2 values for 1 nets: give one each, or none"):
-        measure(("random:cifar/resnet20",), (32, 64), rounds=1)
-    with pytest.raises(ValueError, match="--size is -1: it must be at least 0"):
-        measure(("random:cifar/resnet20",), (-1,), rounds=1)
+    nets = ("random:cifar/resnet20",)
+    with pytest.raises(ValueError, match="--size has 2 values for 1 nets: pass one for each, or none"):
+        check(Settings(nets=nets, size=(32, 64)))
+    with pytest.raises(ValueError, match=r"--size holds \[-1\]: it must be at least 0"):
+        check(Settings(nets=nets, size=(-1,)))
     with pytest.raises(ValueError, match="--rounds is 0: it must be at least 1"):
-        measure(("random:cifar/resnet20",), (), rounds=0)
+        check(Settings(nets=nets, rounds=0))
+    with pytest.raises(ValueError, match="there is no backbone named '/nowhere', nor a checkpoint directory"):
+        check(Settings(nets=("/nowhere",)))
     monkeypatch.setattr(sys, "argv", ["cost.py", "random:cifar/resnet20", "--threads", "0"])
     with pytest.raises(SystemExit) as left:
         cost.main()
@@ -53,7 +56,7 @@ def test_the_command_prints_a_table_and_writes_the_same_numbers(
         sys, "argv", ["cost.py", "random:cifar/resnet20", "--rounds", "1", "--size", "0", "--out", str(out)]
     )
     cost.main()
-    (found,) = json.loads(out.read_text(encoding="utf-8"))
-    assert found["net"] == "random:cifar/resnet20" and found["size"] == 32
+    (cost_of_net,) = json.loads(out.read_text(encoding="utf-8"))
+    assert cost_of_net["net"] == "random:cifar/resnet20" and cost_of_net["size"] == 32
     row = capsys.readouterr().out.splitlines()[-1]
-    assert [cell.strip() for cell in row.strip("|").split("|")][:4] == [found["net"], "32", "0.27", "0.041"]
+    assert [cell.strip() for cell in row.strip("|").split("|")][:4] == [cost_of_net["net"], "32", "0.27", "0.041"]

@@ -1,4 +1,4 @@
-"""Steps in lanes, run as the tour runs them: real scripts of tools/ in worker processes."""
+"""Steps in lanes, as the tour runs them: real scripts of tools/ in worker processes."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def run(folder: Path, steps: list[Step], num_lanes: int = 1) -> Lanes:
     return opened
 
 
-def test_steps_of_two_lanes_are_run_recorded_and_told_in_one_line_each(
+def test_steps_of_two_lanes_run_and_each_leaves_a_record_and_one_line(
     unlabelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps = [subset(name, unlabelled, tmp_path / f"{name}.txt") for name in ("one", "two", "three")]
@@ -44,7 +44,7 @@ def test_steps_of_two_lanes_are_run_recorded_and_told_in_one_line_each(
 
 
 def test_a_step_waits_for_what_it_needs(unlabelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The second lane is free from the beginning, but what it could take reads what the first one makes."""
+    """The second lane is free from the start, but the step left for it reads the output of the first one."""
     first = subset("first", unlabelled, tmp_path / "first.txt")
     second = replace(subset("second", first.out, tmp_path / "second.txt"), needs=("first",))
     run(tmp_path / "steps", [second, first], num_lanes=2)
@@ -52,7 +52,7 @@ def test_a_step_waits_for_what_it_needs(unlabelled: Path, tmp_path: Path, capfd:
     assert second.out.read_text(encoding="utf-8").startswith("# 24 images of ")
 
 
-def test_a_step_that_is_done_is_kept_and_run_again_where_its_output_is_gone(unlabelled: Path, tmp_path: Path) -> None:
+def test_a_finished_step_is_kept_and_runs_again_if_its_output_is_gone(unlabelled: Path, tmp_path: Path) -> None:
     step = subset("one", unlabelled, tmp_path / "one.txt")
     run(tmp_path / "steps", [step])
     step.out.write_text("kept")
@@ -63,8 +63,8 @@ def test_a_step_that_is_done_is_kept_and_run_again_where_its_output_is_gone(unla
     assert step.out.read_text(encoding="utf-8").startswith("# 48 images of ")
 
 
-def test_what_another_command_or_other_images_began_is_refused_and_left_alone(unlabelled: Path, tmp_path: Path) -> None:
-    """Also where it was stopped before it was done."""
+def test_an_output_of_another_command_or_other_images_is_refused_and_kept(unlabelled: Path, tmp_path: Path) -> None:
+    """Also if the step was stopped before it finished."""
     step = subset("one", unlabelled, tmp_path / "one.txt")
     run(tmp_path / "steps", [step])
     record, made = tmp_path / "steps" / "one.json", step.out.read_bytes()
@@ -73,14 +73,14 @@ def test_what_another_command_or_other_images_began_is_refused_and_left_alone(un
     other = subset("one", unlabelled, tmp_path / "one.txt", fraction="0.25")
     for kept in (record.read_text(), json.dumps(stopped)):
         record.write_text(kept)
-        with pytest.raises(ValueError, match=r"a list, one: .*one\.txt was begun by another command: choose"):
+        with pytest.raises(ValueError, match=r"a list, one: .*one\.txt was started by another command: choose"):
             run(tmp_path / "steps", [other])
-        with pytest.raises(ValueError, match=r"a list, one: .*one\.txt was begun on other images: choose"):
+        with pytest.raises(ValueError, match=r"a list, one: .*one\.txt was started on other images: choose"):
             run(tmp_path / "steps", [replace(step, inputs="changed")])
         assert (record.read_text(), step.out.read_bytes()) == (kept, made)
 
 
-def test_what_was_made_from_an_earlier_output_is_refused(unlabelled: Path, tmp_path: Path) -> None:
+def test_an_output_made_from_an_earlier_output_is_refused(unlabelled: Path, tmp_path: Path) -> None:
     first = subset("first", unlabelled, tmp_path / "first.txt")
     second = replace(subset("second", unlabelled, tmp_path / "second.txt"), needs=("first",))
     run(tmp_path / "steps", [first, second])
@@ -89,19 +89,19 @@ def test_what_was_made_from_an_earlier_output_is_refused(unlabelled: Path, tmp_p
         run(tmp_path / "steps", [first, second])
 
 
-def test_a_whole_output_whose_record_was_not_finished_is_kept(unlabelled: Path, tmp_path: Path) -> None:
-    """A kill between the two: make_subset.py writes aside, and refuses to write again."""
+def test_a_complete_output_with_an_unfinished_record_is_kept(unlabelled: Path, tmp_path: Path) -> None:
+    """A kill between the two writes: make_subset.py writes atomically, and refuses an existing output."""
     step = subset("one", unlabelled, tmp_path / "one.txt")
     run(tmp_path / "steps", [step])
     record = tmp_path / "steps" / "one.json"
-    begun = json.loads(record.read_text())
-    record.write_text(json.dumps({"command": begun["command"], "inputs": begun["inputs"]}))
+    finished = json.loads(record.read_text())
+    record.write_text(json.dumps({"command": finished["command"], "inputs": finished["inputs"]}))
     step.out.write_text("kept")
     lanes = run(tmp_path / "steps", [step])
     assert lanes.resumed and lanes.seconds_of(step) >= 0 and step.out.read_text() == "kept"
 
 
-def test_an_output_that_no_tour_made_is_its_tools_to_refuse(unlabelled: Path, tmp_path: Path) -> None:
+def test_an_output_that_no_tour_made_is_refused_by_the_tool_itself(unlabelled: Path, tmp_path: Path) -> None:
     step = subset("one", unlabelled, tmp_path / "one.txt")
     step.out.write_text("mine")
     with pytest.raises(ValueError, match=r"one\.txt exists"):
@@ -109,18 +109,18 @@ def test_an_output_that_no_tour_made_is_its_tools_to_refuse(unlabelled: Path, tm
     assert step.out.read_text() == "mine"
 
 
-def test_a_worker_that_dies_is_one_sentence(unlabelled: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_ends_in_one_sentence(unlabelled: Path, tmp_path: Path) -> None:
     step = subset("one", unlabelled, tmp_path / "one.txt")
     with (
         open_lanes(tmp_path / "steps", 1, lambda step: "") as lanes,
-        pytest.raises(ValueError, match=r"a worker process died, out of memory perhaps: see .*steps"),
+        pytest.raises(ValueError, match=r"a worker process died, perhaps out of memory: see .*steps"),
     ):
         lanes.processes[0].kill()
         lanes.processes[0].join()
         lanes.run([step])
 
 
-def test_a_step_that_fails_ends_all_with_its_own_sentence_and_its_log(unlabelled: Path, tmp_path: Path) -> None:
+def test_a_failed_step_stops_all_with_its_sentence_and_the_path_of_its_log(unlabelled: Path, tmp_path: Path) -> None:
     bad = subset("bad", unlabelled, tmp_path / "bad.txt", fraction="2")
     after = subset("after", unlabelled, tmp_path / "after.txt")
     sentence = r"a list, bad: --fraction is 2\.0: it must lie in \(0, 1\] \(log: .*steps/bad\.log\)"
@@ -128,28 +128,28 @@ def test_a_step_that_fails_ends_all_with_its_own_sentence_and_its_log(unlabelled
         run(tmp_path / "steps", [bad, after])
     assert not after.out.exists()
     unknown = Step(name="x", title="x", tool="no_such_tool", words=(), out=tmp_path / "x")
-    with pytest.raises(ValueError, match="x: stopped unexpectedly by ModuleNotFoundError: No module named 'no_such_to"):
+    with pytest.raises(ValueError, match="x: failed with ModuleNotFoundError: No module named 'no_such_to"):
         run(tmp_path / "steps", [unknown])
     assert "Traceback" in (tmp_path / "steps" / "x.log").read_text(encoding="utf-8")
 
 
-def test_a_step_that_was_stopped_goes_on(unlabelled: Path, tmp_path: Path) -> None:
-    """Its run directory is resumed, which its command alone would refuse: no step of the first life is made again."""
+def test_a_step_that_was_stopped_is_resumed(unlabelled: Path, tmp_path: Path) -> None:
+    """Its run directory is resumed, which its command alone would refuse: no training step is repeated."""
     out = tmp_path / "run"
     words = ("smoke", "--data", str(unlabelled), "--out", str(out))
     step = Step(name="student", title="student", tool="distill", words=words, out=out)
     run(tmp_path / "steps", [step])
     done, metrics = read_results(out), (out / "metrics.jsonl").read_bytes()
     record = tmp_path / "steps" / "student.json"
-    begun = json.loads(record.read_text())
-    record.write_text(json.dumps({"command": begun["command"], "inputs": begun["inputs"]}))
+    finished = json.loads(record.read_text())
+    record.write_text(json.dumps({"command": finished["command"], "inputs": finished["inputs"]}))
     (out / "results.json").unlink()
     assert run(tmp_path / "steps", [step]).resumed
     assert read_results(out).checkpoint.sha256 == done.checkpoint.sha256
     assert (out / "metrics.jsonl").read_bytes() == metrics  # seconds and speeds too
 
 
-def test_a_warning_of_a_step_stands_on_the_screen(
+def test_a_warning_of_a_step_is_shown_on_the_screen(
     unlabelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "images"

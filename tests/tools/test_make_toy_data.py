@@ -1,4 +1,4 @@
-"""The toy data set is asked for as its users do, by command line, and judged by the files it leaves."""
+"""The toy data set, created by command line as users do, and checked by its files."""
 
 import hashlib
 import json
@@ -21,9 +21,16 @@ from toy_scenes import Scene, draw_crowd, find_layers, render, sample_points, si
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_toy_data.py"
 SMALL = {
-    "size": 24, "num-unlabelled": 32, "num-train": 32, "num-heldout": 16, "num-val": 16, "num-workers": 1,
-    "scene-size": 48, "num-scenes": 16, "num-scenes-val": 8,
-}  # fmt: skip
+    "size": 24,
+    "num-unlabelled": 32,
+    "num-train": 32,
+    "num-heldout": 16,
+    "num-val": 16,
+    "num-workers": 1,
+    "scene-size": 48,
+    "num-scenes": 16,
+    "num-scenes-val": 8,
+}
 HELDOUT_TASKS = ("heldout-pairs", "heldout-shapes", "heldout-textures")
 TASKS = ("objects", *HELDOUT_TASKS)
 
@@ -73,11 +80,11 @@ def test_same_seed_gives_same_bytes_from_one_process_and_from_two(toy: Path, tmp
     assert read_files(make(tmp_path / "again", num_workers=2)) == read_files(toy)
 
 
-def test_another_seed_shares_no_picture(toy: Path, tmp_path: Path) -> None:
+def test_another_seed_shares_no_image(toy: Path, tmp_path: Path) -> None:
     assert digests(make(tmp_path / "other", seed=1)).isdisjoint(digests(toy))
 
 
-def test_every_folder_holds_the_pictures_and_classes_that_dataset_json_says(toy: Path) -> None:
+def test_every_folder_holds_the_images_and_classes_that_dataset_json_lists(toy: Path) -> None:
     dataset = json.loads((toy / "dataset.json").read_text())
     assert {path.name for path in toy.iterdir()} == {"unlabelled", *TASKS, "scenes", "dataset.json"}
     assert len(list((toy / "unlabelled").glob("*.jpg"))) == dataset["counts"]["unlabelled"] == 32
@@ -105,18 +112,18 @@ def test_no_heldout_class_is_a_class_of_the_teacher(toy: Path) -> None:
     assert known.isdisjoint(dataset["classes"]["heldout-shapes"] + dataset["classes"]["heldout-textures"])
 
 
-def test_no_picture_is_in_two_folders(toy: Path) -> None:
+def test_no_image_is_in_two_folders(toy: Path) -> None:
     assert len(digests(toy)) == len(list(toy.rglob("*.jpg"))) == 32 + 32 + 3 * 16 + 4 * 16 + 16 + 8
 
 
-def test_every_picture_is_rgb_of_the_size_asked_for(toy: Path) -> None:
+def test_every_image_is_rgb_of_the_requested_size(toy: Path) -> None:
     for path in toy.rglob("*.jpg"):
-        with Image.open(path) as picture:
+        with Image.open(path) as image:
             side = 48 if "scenes" in path.parts else 24
-            assert (picture.mode, picture.size) == ("RGB", (side, side))
+            assert (image.mode, image.size) == ("RGB", (side, side))
 
 
-def test_mean_colour_does_not_tell_the_class(tmp_path: Path) -> None:
+def test_the_mean_colour_does_not_predict_the_class(tmp_path: Path) -> None:
     data = make(tmp_path / "colours", size=16, num_train=160, num_heldout=160, num_val=96)
 
     def mean_colours(folder: Path) -> np.ndarray:
@@ -125,19 +132,19 @@ def test_mean_colour_does_not_tell_the_class(tmp_path: Path) -> None:
     for task in TASKS:
         classes = sorted(path.name for path in (data / task / "val").iterdir())
         class_means = np.array([mean_colours(data / task / "train" / name).mean(0) for name in classes])
-        colours = np.array([mean_colours(data / task / "val" / name) for name in classes])  # (class, picture, channel)
+        colours = np.array([mean_colours(data / task / "val" / name) for name in classes])  # (class, image, channel)
         nearest = np.linalg.norm(colours[:, :, None] - class_means, axis=-1).argmin(-1)
         accuracy = (nearest == np.arange(len(classes))[:, None]).mean()
-        # Chance is 1 / classes, with a standard deviation of 0.03 over 96 pictures.
+        # Chance is 1 / classes, with a standard deviation of 0.03 over 96 images.
         assert accuracy < 1 / len(classes) + 0.1, (task, accuracy)
 
 
-def test_without_scenes_the_other_pictures_are_the_same(toy: Path, tmp_path: Path) -> None:
+def test_without_scenes_the_other_images_are_the_same(toy: Path, tmp_path: Path) -> None:
     without = read_files(make(tmp_path / "without", num_scenes=0))
     assert not (tmp_path / "without" / "scenes").exists()
-    pictures = {name: picture for name, picture in read_files(toy).items() if not name.startswith("scenes/")}
-    assert {name for name in pictures if pictures[name] != without[name]} == {"dataset.json"}
-    assert pictures.keys() == without.keys()
+    others = {name: content for name, content in read_files(toy).items() if not name.startswith("scenes/")}
+    assert {name for name in others if others[name] != without[name]} == {"dataset.json"}
+    assert others.keys() == without.keys()
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 16), ("val", 8)])
@@ -160,18 +167,18 @@ def test_ids_of_a_coco_file_are_consistent(toy: Path, split: str, count: int) ->
     ]
     classes = (toy / "scenes" / "classes.txt").read_text().splitlines()
     assert boxes["categories"] == [{"id": i, "name": name} for i, name in enumerate(classes) if i > 0]
-    found = boxes["annotations"]
-    assert [one["id"] for one in found] == list(range(1, len(found) + 1))
-    assert all(2 <= sum(one["image_id"] == image["id"] for one in found) <= 4 for image in boxes["images"])
-    assert {one["category_id"] for one in found} == set(range(1, len(classes)))
-    assert {one["iscrowd"] for one in found} == {0}
+    annotations = boxes["annotations"]
+    assert [one["id"] for one in annotations] == list(range(1, len(annotations) + 1))
+    assert all(2 <= sum(one["image_id"] == image["id"] for one in annotations) <= 4 for image in boxes["images"])
+    assert {one["category_id"] for one in annotations} == set(range(1, len(classes)))
+    assert {one["iscrowd"] for one in annotations} == {0}
 
 
 def test_boxes_and_areas_are_those_of_the_mask(toy: Path) -> None:
-    masks, found = read_masks(toy, "train"), read_boxes(toy, "train")["annotations"]
+    masks, annotations = read_masks(toy, "train"), read_boxes(toy, "train")["annotations"]
     num_alone = 0
     for image, mask in enumerate(masks, 1):
-        here = [one for one in found if one["image_id"] == image]
+        here = [one for one in annotations if one["image_id"] == image]
         assert {one["category_id"] for one in here} == set(np.unique(mask)) - {0}
         for category in {one["category_id"] for one in here}:
             same = [one for one in here if one["category_id"] == category]
@@ -184,9 +191,9 @@ def test_boxes_and_areas_are_those_of_the_mask(toy: Path) -> None:
     assert num_alone > 20
 
 
-def test_masks_and_annotations_are_what_the_scene_says(toy: Path) -> None:
+def test_masks_and_annotations_follow_the_scene(toy: Path) -> None:
     """Each sample belongs to the last object around it, each pixel to most of its samples, or else to the upper two."""
-    classes, found = [None, *SCENE_KINDS], read_boxes(toy, "train")["annotations"]
+    classes, annotations = [None, *SCENE_KINDS], read_boxes(toy, "train")["annotations"]
     for index, mask in enumerate(read_masks(toy, "train")):
         objects = crowd(index).objects
         x, y = sample_points(48)
@@ -202,7 +209,7 @@ def test_masks_and_annotations_are_what_the_scene_says(toy: Path) -> None:
         ids = np.array([0, *(classes.index(thing.label) for thing in objects)])
         assert (mask == ids[layers]).all()
         areas = [np.count_nonzero(layers == layer) for layer, number in enumerate(ids) if number > 0]
-        assert areas == [one["area"] for one in found if one["image_id"] == index + 1]
+        assert areas == [one["area"] for one in annotations if one["image_id"] == index + 1]
 
 
 def test_recolouring_an_object_changes_its_pixels_and_a_seam_around_them() -> None:
@@ -212,8 +219,8 @@ def test_recolouring_an_object_changes_its_pixels_and_a_seam_around_them() -> No
         for layer, thing in enumerate(scene.objects, 1):
             dark, light = (replace(thing, texture="plain", colours=((tone,) * 3,) * 2) for tone in (0.3, 0.7))
             before, after = scene.objects[: layer - 1], scene.objects[layer:]
-            pictures = [render(replace(scene, objects=(*before, one, *after)), 48) for one in (dark, light)]
-            inside, changed = layers == layer, (pictures[0] != pictures[1]).any(-1)
+            images = [render(replace(scene, objects=(*before, one, *after)), 48) for one in (dark, light)]
+            inside, changed = layers == layer, (images[0] != images[1]).any(-1)
             assert changed[inside].all()
             seam = np.asarray(Image.fromarray(inside).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
             num_inside, num_outside = num_inside + inside.sum(), num_outside + (changed & ~seam).sum()
@@ -237,20 +244,20 @@ def test_a_scene_whose_objects_hide_each_other_is_drawn_again(monkeypatch: pytes
 def test_an_existing_output_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    assert refusal(tmp_path / "mine") == f"{tmp_path}/mine exists already: remove it or give another --out"
+    assert refusal(tmp_path / "mine") == f"{tmp_path}/mine exists already: remove it or choose another --out"
     assert read_files(tmp_path) == {"mine/notes.txt": b"keep"}
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ({"seed": -1}, "--seed is -1: give an integer from 0"),
-        ({"size": 8}, "--size is 8 px: shapes can be told apart from 16 px on"),
-        ({"num_val": 9}, "objects/val would hold 9 pictures: give at least 16, one of each class"),
-        ({"num_unlabelled": 0}, "unlabelled would hold 0 pictures: give at least 1, one of each class"),
-        ({"scene_size": 47}, "--scene-size is 47 px: shapes of a scene can be told apart from 48 px on"),
-        ({"num_scenes": 7}, "scenes/train would hold 7 pictures: give at least 8, one of each class"),
-        ({"num_scenes_val": 0}, "scenes/val would hold 0 pictures: give at least 8, one of each class"),
+        ({"seed": -1}, "--seed is -1: pass an integer from 0"),
+        ({"size": 8}, "--size is 8 px: shapes are distinguishable from 16 px on"),
+        ({"num_val": 9}, "objects/val would hold 9 images: pass at least 16, one of each class"),
+        ({"num_unlabelled": 0}, "unlabelled would hold 0 images: pass at least 1, one of each class"),
+        ({"scene_size": 47}, "--scene-size is 47 px: shapes of a scene are distinguishable from 48 px on"),
+        ({"num_scenes": 7}, "scenes/train would hold 7 images: pass at least 8, one of each class"),
+        ({"num_scenes_val": 0}, "scenes/val would hold 0 images: pass at least 8, one of each class"),
         ({"num_workers": 0}, "max_workers must be greater than 0"),
     ],
 )
@@ -264,9 +271,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, stop: signal.Signals)
     # As from a terminal, the signal reaches the whole process group: the parent and its two workers.
     run = subprocess.Popen(
         command(tmp_path / "data", num_train=100_000, num_workers=2),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
-    )  # fmt: skip
+    )
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.jpg")):

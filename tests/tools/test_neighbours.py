@@ -1,7 +1,8 @@
-"""Students and their teacher compared by nearest neighbours, without labels."""
+"""Comparison of students with their teacher by nearest neighbours, without labels."""
 
 import csv
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from PIL import Image
 from stillroom.distill.agreement import neighbour_agreement
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from neighbours import Settings, compare
+from neighbour_sheet import compare
+from neighbours import Settings, agreement_text, check
 
 
 def write_run(folder: Path, features: np.ndarray, images: list[Path]) -> Path:
-    """What `eval_ssl.py features` leaves."""
+    """Write the files of `eval_ssl.py features`."""
     folder.mkdir()
     np.save(folder / "train.npy", features.astype(np.float32))
     with (folder / "train.csv").open("w", newline="", encoding="utf-8") as opened:
@@ -29,12 +31,12 @@ def write_run(folder: Path, features: np.ndarray, images: list[Path]) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    for place in range(12):
-        Image.new("RGB", (20, 20), (20 * place, 0, 0)).save(tmp_path / f"{place}.png")
-    return [tmp_path / f"{place}.png" for place in range(12)]
+    for index in range(12):
+        Image.new("RGB", (20, 20), (20 * index, 0, 0)).save(tmp_path / f"{index}.png")
+    return [tmp_path / f"{index}.png" for index in range(12)]
 
 
-def test_agreement_is_the_packages_and_does_not_know_lengths(tmp_path: Path, images: list[Path]) -> None:
+def test_agreement_is_that_of_the_package_and_ignores_vector_lengths(tmp_path: Path, images: list[Path]) -> None:
     angles = np.linspace(0, 1.1, 12)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     half_swapped = circle[np.r_[6:12, 0:6]]
@@ -47,20 +49,46 @@ def test_agreement_is_the_packages_and_does_not_know_lengths(tmp_path: Path, ima
     assert agreement == {str(twice): 1, str(swapped): of_swapped} and 0 < of_swapped < 1
     assert json.loads((out / "agreement.json").read_text()) == {"k": 2, "images": 12, "agreement": agreement}
     assert {file.name for file in out.iterdir()} == {
-        "agreement.json", "neighbours.png", "map-teacher.png", "map-student.png"
-    }  # fmt: skip
+        "agreement.json",
+        "neighbours.png",
+        "map-teacher.png",
+        "map-student.png",
+    }
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, images: list[Path]) -> None:
     features = np.eye(12)
     teacher = write_run(tmp_path / "teacher", features, images)
     other = write_run(tmp_path / "other", features, images[::-1])
-    with pytest.raises(ValueError, match=r"other is of other images than .*teacher: extract both from the same ones"):
+    with pytest.raises(ValueError, match=r"other and .*teacher have different images: extract both from the same ones"):
         compare(Settings(teacher=teacher, nets=(other,), out=tmp_path / "out", k=2))
-    with pytest.raises(ValueError, match="teacher has 12 images: 6 neighbours need twice as many"):
+    with pytest.raises(ValueError, match="teacher has 12 images: --k 6 needs more than 12"):
         compare(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out", k=6))
-    with pytest.raises(ValueError, match=r"holds no train\.npy: give a run of `eval_ssl\.py features`"):
-        compare(Settings(teacher=tmp_path, nets=(teacher,), out=tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"has no train\.npy: pass a run of `eval_ssl\.py features`"):
+        check(Settings(teacher=tmp_path, nets=(teacher,), out=tmp_path / "out"))
+    for flag, low in (("k", 1), ("seed", 0)):
+        with pytest.raises(ValueError, match=f"--{flag} is {low - 1}: it must be at least {low}"):
+            check(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out", **{flag: low - 1}))
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="out exists: choose another --out"):
-        compare(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out"))
+        check(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out"))
+
+
+def test_an_agreement_at_chance_or_below_is_called_no_better_than_chance() -> None:
+    assert [agreement_text(value) for value in (1, 0.0625)] == ["100.0", "6.2"]
+    assert [agreement_text(value) for value in (0, -0.094)] == ["0.0 (no better than chance)"] * 2
+    assert [agreement_text(value, " %") for value in (0.5, -0.094)] == ["50.0 %", "0.0 % (no better than chance)"]
+
+
+def test_the_command_prints_no_negative_agreement(
+    tmp_path: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    angles = np.linspace(0, 1.1, 12)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    teacher = write_run(tmp_path / "teacher", circle, images)
+    student = write_run(tmp_path / "student", circle[[0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]], images)
+    words = ["--teacher", teacher, "--nets", student, "--k", "1", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["neighbours.py", *map(str, words)])
+    runpy.run_path(str(Path(__file__).parents[2] / "tools" / "neighbours.py"), run_name="__main__")
+    assert json.loads((tmp_path / "out" / "agreement.json").read_text())["agreement"][str(student)] < 0
+    assert "0.0 (no better than chance)" in capsys.readouterr().out

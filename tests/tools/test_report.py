@@ -1,4 +1,4 @@
-"""The page holds everything that it was given, and reaches for nothing outside of itself."""
+"""The page holds everything it was given, and loads nothing from outside."""
 
 import base64
 import html
@@ -42,7 +42,7 @@ def page(tmp_path: Path) -> Page:
     )
 
 
-def test_the_page_holds_every_part_it_was_given(page: Page, tmp_path: Path) -> None:
+def test_the_page_shows_every_part(page: Page, tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", page)
     read = Read((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert read.open == []
@@ -57,7 +57,7 @@ def test_the_page_holds_every_part_it_was_given(page: Page, tmp_path: Path) -> N
     assert {link["href"] for link in read.all("a")} == {f"#{one['id']}" for one in read.all("section")}
 
 
-def test_pictures_are_in_the_file_and_nothing_is_outside(page: Page, tmp_path: Path) -> None:
+def test_pictures_are_embedded_and_nothing_is_loaded(page: Page, tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", page)
     read = Read((tmp_path / "page.html").read_text(encoding="utf-8"))
     refuse_outside(read)
@@ -76,8 +76,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_is_no_wider_than_the_screen(page: Page, tmp_path: Path, width: int) -> None:
-    """At the widths of a desktop and of a phone, as Chromium lays it out: wide tables scroll by themselves."""
+def test_the_page_is_not_wider_than_the_screen(page: Page, tmp_path: Path, width: int) -> None:
+    """At the widths of a desktop and of a phone, laid out by Chromium: wide tables scroll in their own boxes."""
     wide = Table(caption="wide", header=tuple("a header" for _ in range(30)), rows=(tuple("12.5" for _ in range(30)),))
     sections = (*page.sections, Section(title="Wide", tables=(wide,), commands=(("x", "python a.py " + 200 * "x"),)))
     write_page(tmp_path / "page.html", replace(page, sections=sections))
@@ -91,13 +91,13 @@ def test_the_page_is_no_wider_than_the_screen(page: Page, tmp_path: Path, width:
     assert f"<title>{width}</title>" in shown
 
 
-def test_a_picture_that_is_missing_or_without_words_is_refused(page: Page, tmp_path: Path) -> None:
+def test_a_picture_without_a_file_or_a_text_alternative_is_refused(page: Page, tmp_path: Path) -> None:
     (tmp_path / "red.png").rename(tmp_path / "other.png")
-    with pytest.raises(ValueError, match=r"is to show .*red\.png, which is not there: remove its folder and run again"):
+    with pytest.raises(ValueError, match=r"needs .*red\.png, which does not exist: remove its folder and run again"):
         write_page(tmp_path / "page.html", page)
-    silent = Section(title="x", pictures=(Picture(file=tmp_path / "other.png", alt="", caption="x"),))
-    with pytest.raises(ValueError, match=r"other\.png has no text for those who do not see it: give it an alt"):
-        write_page(tmp_path / "page.html", Page(title="x", lead="x", sections=(silent,), made_by="x"))
+    no_alt = Section(title="x", pictures=(Picture(file=tmp_path / "other.png", alt="", caption="x"),))
+    with pytest.raises(ValueError, match=r"other\.png has no text alternative: set its alt"):
+        write_page(tmp_path / "page.html", Page(title="x", lead="x", sections=(no_alt,), made_by="x"))
     assert not (tmp_path / "page.html").exists()
 
 
