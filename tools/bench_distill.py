@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom.backbone import Backbone, build_backbone, read_results
 from stillroom.distill import DistillConfig, Students, Teachers, build_alignment, distill
-from stillroom.distill.config import Cache, Monitor, Net
+from stillroom.distill.config import Cache, Dense, Monitor, Net
+from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.presets import simreg
 from stillroom.distill.slots import CosineDistance, MlpHead, Raw
-from stillroom.distill.student import Learner, build_learner, build_optimizer
+from stillroom.distill.student import StudentModel, build_optimizer, build_student
 from stillroom.distill.teacher import FrozenTeacher, build_teacher
-from stillroom.distill.train import align, losses
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class OurStep:
 
     def __init__(self, plain: PlainLoop, bench: Step) -> None:
         nets = {"teacher": ("teacher",), "student": ("student",)}
-        self.config: DistillConfig = simreg(**nets, data=Path(), out=Path())
+        config: DistillConfig = simreg(**nets, data=Path(), out=Path())
         self.bench = bench
         bare = {key: tensor for key, tensor in plain.teacher.state_dict().items() if not key.startswith("fc.")}
         own = build_backbone("torchvision/resnet50")
@@ -128,26 +128,32 @@ class OurStep:
         net = Net(name="teacher", feature="after", size=bench.size)
         self.teacher: FrozenTeacher = build_teacher(net, own.cpu()).to(bench.device)
         student: Backbone = build_backbone("torchvision/resnet18").to(memory_format=torch.channels_last)
-        self.learner: Learner = build_learner(self.config, student, [self.teacher], [2048]).to(bench.device).train()
-        self.optimizer = build_optimizer(self.config, [self.learner])
-        self.targets = [[build_alignment(Raw(), 2048, 2048)]]
-        self.teach: Any = torch.compile(self.teacher) if bench.compile else self.teacher
-        self.learn: Any = torch.compile(self.learner) if bench.compile else self.learner
+        self.student: StudentModel = build_student(
+            student, [self.teacher], [2048], head=config.head, dense=config.dense, seed=config.seed
+        )
+        self.student.to(bench.device).train()
+        self.optimizer = build_optimizer(
+            config.optimizer, [self.student], lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.target = build_alignment(Raw(), 2048, 2048)
+        self.compute_loss = DistillationLoss(config.distance, config.loss_weight, config.dense, [1.0])
+        self.run_teacher: Any = torch.compile(self.teacher) if bench.compile else self.teacher
+        self.run_student: Any = torch.compile(self.student) if bench.compile else self.student
 
     def copy(self, plain: PlainLoop) -> None:
         """Take the reference's weights."""
         state = {key: tensor for key, tensor in plain.student.state_dict().items() if not key.startswith("fc.")}
-        self.learner.backbone.net.load_state_dict(state)
-        self.learner.heads[0].load_state_dict(plain.head.state_dict())
+        self.student.backbone.net.load_state_dict(state)
+        self.student.heads[0].load_state_dict(plain.head.state_dict())
 
     def step(self, images: Tensor) -> Tensor:
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=self.bench.amp):
-            output, answers = self.teach(images)[0], [self.learn(images)]
-        shown, total = losses(self.config, [1.0], align(self.targets, [output]), [()], answers)
-        total.backward()
+            features, outputs = self.run_teacher(images).features, [self.run_student(images)]
+        loss = self.compute_loss(outputs, [[self.target(features)]], [()])
+        loss.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return shown["loss"].detach()
+        return loss.logged["loss"].detach()
 
 
 @dataclass(frozen=True)
@@ -204,14 +210,15 @@ class CachedEpoch:
         config = simreg(teacher=("t",), student=("s",), data=Path(), out=Path())
         teacher = build_teacher(Net(name="random:torchvision/resnet50", feature="after", size=self.teacher_size))
         student = build_backbone("torchvision/resnet18").to(memory_format=torch.channels_last)
-        learner = build_learner(config, student, [teacher], [2048]).train()
+        model = build_student(student, [teacher], [2048], head=config.head, dense=Dense(), seed=0).train()
+        compute_loss = DistillationLoss(config.distance, config.loss_weight, Dense(), [1.0])
         pixels = [torch.randint(0, 256, (self.batch, 3, s, s)).byte() for s in (self.teacher_size, self.student_size)]
         spent: list[tuple[float, float]] = []
         for _ in range(4):
             began = time.perf_counter()
-            output = teacher(pixels[0])[0]
+            features = teacher(pixels[0]).features
             between = time.perf_counter()
-            losses(config, [1.0], [[output]], [()], [learner(pixels[1])])[1].backward()
+            compute_loss([model(pixels[1])], [[features]], [()]).total.backward()
             spent.append((between - began, time.perf_counter() - between))
         ask, learn = (statistics.median(times) for times in zip(*spent[1:], strict=True))
         return (ask + learn) / learn

@@ -110,6 +110,18 @@ def test_a_finished_run_is_not_run_again(unlabelled: Path, tmp_path: Path) -> No
     assert (out / "results.json").stat().st_mtime_ns == written
 
 
+def test_resume_of_a_finished_run_leaves_no_process_group_open(
+    unlabelled: Path, tmp_path: Path, in_two_processes: Callable[..., list]
+) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
+
+    def resume_and_look() -> bool:
+        resume(out)
+        return torch.distributed.is_initialized()
+
+    assert in_two_processes(resume_and_look) == [False, False]
+
+
 def test_resume_refuses_images_that_changed(unlabelled: Path, tmp_path: Path) -> None:
     out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
     (out / "results.json").unlink()
@@ -131,10 +143,17 @@ def test_an_existing_run_is_refused(unlabelled: Path, tmp_path: Path) -> None:
 
 def test_a_diverged_loss_stops_the_run_and_keeps_the_last_good_state(unlabelled: Path, tmp_path: Path) -> None:
     config = small_config(unlabelled, tmp_path / "run", lr=1e30, epochs=4)
-    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --lr"):
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --lr; the last good state is kept"):
         distill(config)
     state = torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True)
     assert math.isfinite(state["losses"]["loss"])
+
+
+def test_a_loss_that_diverges_before_the_first_state_does_not_promise_one(unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(unlabelled, tmp_path / "run", lr=1e30, epochs=4, save_every=200)
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --lr; no state"):
+        distill(config)
+    assert not (tmp_path / "run" / "state" / "last.pt").exists()
 
 
 def test_a_batch_larger_than_the_data_is_refused(unlabelled: Path, tmp_path: Path) -> None:

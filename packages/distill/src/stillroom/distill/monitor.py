@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +17,7 @@ from stillroom.distill.config import Monitor
 from stillroom.distill.distances import distance
 from stillroom.distill.slots import Distance
 from stillroom.distill.student import StudentModel
-from stillroom.distill.teacher import Supervision
+from stillroom.distill.teacher import FrozenTeacher, Supervision, TeacherOutput
 
 KnnMonitor = Callable[[Backbone, Path, Run], dict[str, float]]
 """(student, labelled folder, this process) -> metrics; the first of them selects the best student."""
@@ -179,17 +178,15 @@ class StudentMonitor:
 
     def _measure_held_out(self, index: int, student: StudentModel, files: ImageFiles) -> dict[str, float]:
         """Compare a student with its teachers on held-out images; several teachers are averaged by weight."""
-        if not self._teacher_features:
-            self._teacher_features = [
-                self._features(files, one.teacher.backbone, lambda images, net=one.teacher: net(images).features)
-                for one in self.supervisions
-            ]
-        pooled = self._features(files, student.backbone, lambda images: student(images).pooled)
+        if not self._teacher_features:  # computed once
+            self._teacher_features = [self._features(files, one.teacher) for one in self.supervisions]
+        pooled = self._features(files, student)
         loss = agreement = 0.0
-        for one, features, head in zip(self.supervisions, self._teacher_features, student.heads, strict=True):
-            target, prediction = one.targets[index](features.to(self.run.device)), head(pooled.to(self.run.device))
-            loss += one.weight * float(distance(self.distance, prediction, target))
-            agreement += one.weight * neighbour_agreement(pooled, features)
+        for supervision, features, head in zip(self.supervisions, self._teacher_features, student.heads, strict=True):
+            target = supervision.targets[index](features.to(self.run.device))
+            prediction = head(pooled.to(self.run.device))
+            loss += supervision.weight * float(distance(self.distance, prediction, target))
+            agreement += supervision.weight * neighbour_agreement(pooled, features)
         return {
             "held_out_loss": loss,
             AGREEMENT: agreement,
@@ -197,11 +194,16 @@ class StudentMonitor:
             "relative_spread": relative_spread(pooled),
         }
 
-    def _features(self, files: ImageFiles, backbone: Backbone, net: Callable[[Tensor], Tensor]) -> Tensor:
+    def _features(self, files: ImageFiles, net: FrozenTeacher | StudentModel) -> Tensor:
         """A net's features of all readable images, in order, in fixed batches divided over all processes."""
-        dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=self.on_broken)
+        dataset = ImageDataset(files, EvaluationView(net.backbone.spec.input), on_broken=self.on_broken)
         loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), 0)
-        parts = [(b.indices, net(b.images.to(self.run.device)).float().cpu()) for b in loader if len(b)]
-        gathered: list[Any] = [part for one in self.run.gather(parts) for part in one]
+        batches: list[tuple[Tensor, Tensor]] = []
+        for batch in loader:
+            if len(batch):
+                output = net(batch.images.to(self.run.device))
+                features = output.features if isinstance(output, TeacherOutput) else output.pooled
+                batches.append((batch.indices, features.float().cpu()))
+        gathered = [pair for pairs in self.run.gather(batches) for pair in pairs]
         order = torch.cat([indices for indices, _ in gathered]).argsort()
         return torch.cat([values for _, values in gathered])[order]

@@ -122,21 +122,25 @@ def build_supervisions(config: DistillConfig, setup: RunSetup) -> list[Supervisi
         targets = tuple(target for target, _ in pairs)
         cache = None
         if config.cache.views:
-            job = CachePass(
-                files=setup.images.train,
-                run=setup.run,
-                cache=config.cache,
-                view=config.view,
-                teacher_view=config.teacher_view,
-                seed=config.seed,
-                amp=config.amp,
-                workers=config.workers,
-                on_broken=config.on_broken,
-            )
-            cache = fill_cache(teacher, config.alignment, targets, job)
+            cache = fill_cache(teacher, config.alignment, targets, build_cache_pass(config, setup.run, setup.images))
         inputs = pairs[-1][1]
         supervisions.append(Supervision(teacher=teacher, weight=weight, targets=targets, inputs=inputs, cache=cache))
     return supervisions
+
+
+def build_cache_pass(config: DistillConfig, run: Run, images: RunImages) -> CachePass:
+    """The images and views whose teacher outputs a run stores."""
+    return CachePass(
+        files=images.train,
+        run=run,
+        cache=config.cache,
+        view=config.view,
+        teacher_view=config.teacher_view,
+        seed=config.seed,
+        amp=config.amp,
+        workers=config.workers,
+        on_broken=config.on_broken,
+    )
 
 
 def student_alignments(
