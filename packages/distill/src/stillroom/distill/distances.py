@@ -39,8 +39,8 @@ def dense_distance(prediction: Float[Tensor, "b c _ _"], target: Float[Tensor, "
     Reference: the pixel-wise form of SimReg's distance; compare Wang et al., "Dense Contrastive Learning", CVPR 2021.
     """
     grid = (min(prediction.shape[2], target.shape[2]), min(prediction.shape[3], target.shape[3]))
-    prediction, target = (adaptive_avg_pool2d(m.float(), grid) for m in (prediction, target))
-    return (2 - 2 * cosine_similarity(prediction, target, dim=1)).mean()
+    student_map, teacher_map = (adaptive_avg_pool2d(m.float(), grid) for m in (prediction, target))
+    return (2 - 2 * cosine_similarity(student_map, teacher_map, dim=1)).mean()
 
 
 class StepLoss(NamedTuple):
