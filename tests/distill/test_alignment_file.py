@@ -65,7 +65,9 @@ def test_equal_inputs_reuse_the_alignment_and_any_change_fits_anew(
     assert len(list(cache_directory("alignments").glob("*.safetensors"))) == 7
 
 
-def test_an_alignment_of_some_images_teaches_on_others_and_says_so(unlabelled: Path, tmp_path: Path, run: Run) -> None:
+def test_an_alignment_fitted_on_some_images_trains_on_others_and_records_it(
+    unlabelled: Path, tmp_path: Path, run: Run
+) -> None:
     first = distill(small_config(unlabelled, tmp_path / "first", epochs=1))
     (unlabelled / "0000.png").unlink()
     config = small_config(unlabelled, tmp_path / "second", epochs=1, alignment_file=(first / "alignment.safetensors",))

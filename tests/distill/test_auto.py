@@ -1,4 +1,4 @@
-"""`auto`: the table, what takes its place, and the runs it makes of few, odd and small images."""
+"""`auto`: the table, the flags that override it, and the runs it makes of few, odd and small images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -76,21 +76,21 @@ def test_steps_stay_the_same_with_fewer_images_and_an_epoch_has_four_at_least() 
     assert values["amp"] == "bf16" and chosen(replace(WORK, bf16=False))["amp"] == "none"
 
 
-def test_views_are_kept_where_they_fit_and_come_back() -> None:
+def test_views_are_cached_where_they_fit_and_are_reused() -> None:
     assert cached_views(WORK, epochs=15) == 4
     assert cached_views(WORK, epochs=2000) == 40
     assert cached_views(WORK, epochs=7) == 0
     assert cached_views(replace(WORK, free_bytes=10**8), epochs=15) == 0
 
 
-def test_a_given_flag_takes_the_place_of_the_table_and_what_follows_from_it_follows() -> None:
+def test_a_flag_overrides_the_table_and_the_settings_derived_from_it() -> None:
     values = chosen(WORK, batch_size=32, lr=0.5)
     assert (values["batch_size"], values["lr"], values["epochs"]) == (32, 0.5, 8)
-    said = explain("kdep", WORK, choose_settings(auto_config(batch_size=32), WORK))
-    assert "set by its flag" in said and "--batch-size" in said and "--cache.views" in said
+    printed = explain("kdep", WORK, choose_settings(auto_config(batch_size=32), WORK))
+    assert "set by its flag" in printed and "--batch-size" in printed and "--cache.views" in printed
 
 
-def test_huge_and_tiny_images_are_spoken_of() -> None:
+def test_huge_and_tiny_images_are_pointed_out() -> None:
     assert "shrink them once" in explain("kdep", replace(WORK, short_side=3000), {})
     assert "--student.size 64 is cheaper" in explain("kdep", replace(WORK, short_side=64, student_size=224), {})
 
@@ -109,8 +109,8 @@ def test_a_run_prints_its_choices_and_writes_them_into_its_config(
 ) -> None:
     out = tmp_path / "run"
     run_main(main, monkeypatch, "auto", *NETS, *FAST, "--data", str(unlabelled), "--out", str(out))
-    said = capsys.readouterr().out
-    assert "| --lr" in said and "best of the pilots" in said
+    printed = capsys.readouterr().out
+    assert "| --lr" in printed and "best of the pilots" in printed
     results = read_results(out)
     config = results.made_by.config
     assert results.protocol == "auto-kdep/v1"

@@ -14,7 +14,7 @@ from stillroom.distill.cli import main
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING replaces values of all types
     monkeypatch.setenv("COLUMNS", "300")  # no line of the help is broken
     monkeypatch.setattr(sys, "argv", ["stillroom-distill", *map(str, arguments)])
     main()

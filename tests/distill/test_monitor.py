@@ -52,7 +52,7 @@ def test_relative_spread_is_std_over_root_mean_square() -> None:
         (torch.zeros(64, 8), True),
     ],
 )
-def test_collapse_is_told_from_health(features: torch.Tensor, collapsed: bool) -> None:
+def test_collapse_is_distinguished_from_health(features: torch.Tensor, collapsed: bool) -> None:
     warning = collapse_warning(features)
     assert (warning is not None) == collapsed
     assert not collapsed or "the student collapses" in str(warning)
@@ -70,8 +70,8 @@ def test_a_planted_collapse_is_flagged_within_200_steps_once(
     teacher = Backbone.from_module(Constant(), BackboneSpec(name="module/Constant", dim=64, pre_activation=True))
     changes = {"alignment": Raw(), "lr": 0.1, "loss_weight": 10.0, "weight_decay": 1.0}
     distill(small_config(unlabelled, tmp_path / "run", epochs=17, batch_size=16, log_every=500, **changes), teacher)
-    said = capsys.readouterr().err
-    assert said.count("warning: the student collapses") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("warning: the student collapses") == 1
 
 
 def test_a_healthy_run_is_not_flagged(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,8 +87,8 @@ def test_held_out_images_are_seeded_disjoint_and_at_most_512(unlabelled: Path) -
     assert split_held_out(files, 0.25, seed=3)[1] == held_out
     assert split_held_out(files, 0.25, seed=4)[1] != held_out
     assert split_held_out(files, 0.02, seed=3) == (files, None)
-    many = replace(files, paths=files.paths * 600)
-    assert len(split_held_out(many, 0.02, seed=0)[1] or ()) == 512
+    repeated = replace(files, paths=files.paths * 600)
+    assert len(split_held_out(repeated, 0.02, seed=0)[1] or ()) == 512
     with pytest.raises(ValueError, match=r"--monitor\.held-out is 0\.9: it must lie in \[0, 0\.5\]"):
         Monitor(held_out=0.9)
 
@@ -158,14 +158,14 @@ def test_knn_without_its_package_or_folder_is_one_sentence(unlabelled: Path, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_learns_nothing_says_so_and_names_the_flags(
+def test_a_run_that_learns_nothing_warns_and_names_the_flags(
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At a rate of 0 the student's weights stay what they are."""
     out = distill(small_config(unlabelled, tmp_path / "run", lr=0.0, monitor=Monitor(held_out=0.25), batch_size=24))
-    said = capsys.readouterr().err
-    assert "warning: the student learned about nothing: it shares" in said
-    assert "--lr" in said and "--loss-weight" in said and "alignment:svd" in said
+    printed = capsys.readouterr().err
+    assert "warning: the student learned about nothing: it shares" in printed
+    assert "--lr" in printed and "--loss-weight" in printed and "alignment:svd" in printed
     assert len(read_results(out).extra["warnings"]) == 1
 
 

@@ -95,7 +95,7 @@ def test_legacy_simreg_changes_its_rate_once_per_epoch() -> None:
     assert plain.factor(1.0, 130) != plain.factor(1.99, 130)
 
 
-def test_the_comparisons_are_other_fillings_of_the_same_slots() -> None:
+def test_the_comparisons_are_other_variants_of_the_same_slots() -> None:
     assert (made("conv1x1").alignment, made("conv1x1").head) == (Raw(), LinearHead(batch_norm="after"))
     assert made("logits").distance == KlDivergence(temperature=4.0)
     assert [net.output for net in made("logits").teacher.nets()] == ["logits"]

@@ -214,7 +214,7 @@ def test_outputs_that_a_teacher_lacks_are_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("output", "name"), [("logits", "classifier"), ("projection", "projection")])
-def test_a_kept_head_of_the_teacher_gives_its_output(tmp_path: Path, output: str, name: str) -> None:
+def test_a_saved_head_of_the_teacher_computes_its_output(tmp_path: Path, output: str, name: str) -> None:
     torch.manual_seed(0)
     head = nn.Sequential(nn.Linear(64, 10))
     net = build_backbone("cifar/resnet20")
