@@ -21,12 +21,12 @@ from stillroom.backbone.schedule import Cosine
 from stillroom.distill.agreement import neighbour_agreement
 from stillroom.distill.cache import fill_cache
 from stillroom.distill.config import Cache, DistillConfig, Monitor
+from stillroom.distill.data import RunImages, split_held_out
 from stillroom.distill.distances import distance
-from stillroom.distill.monitor import split_held_out
 from stillroom.distill.presets import PRESETS
-from stillroom.distill.setup import build_nets, find_alignments
-from stillroom.distill.student import Learner, build_learner, build_optimizer
-from stillroom.distill.train import align
+from stillroom.distill.setup import build_cache_pass, student_alignments
+from stillroom.distill.student import StudentModel, build_optimizer, build_student, build_student_backbone
+from stillroom.distill.teacher import build_teachers
 from stillroom.distill.views import KdepView, Views
 from stillroom.eval_ssl import knn_classify
 from stillroom.eval_ssl.probe import split_stratified
@@ -108,13 +108,14 @@ class World:
         self.trained, held_out = split_held_out(self.fit, 0.05, SEED)
         assert held_out is not None
         config = self.config("kdep", 1, 1)
-        self.teachers, [student] = build_nets(config, None, self.run)
+        self.teachers = build_teachers(config.teacher.nets())
+        [student] = [build_student_backbone(net, config.seed) for net in config.student.nets()]
         drawn, centre = Views(config.view, config.teacher_view, [SIZE], []), EvaluationView(student.spec.input)
         self.views = [self.read(self.trained, lambda image: drawn(image)[0], epoch) for epoch in range(NUM_VIEWS)]
         self.pixels, self.test_pixels = self.read(self.fit, centre), self.read(self.test, centre)
         self.held_out_pixels = self.read(held_out, centre)
         seen = self.read(held_out, EvaluationView(self.teachers[0].backbone.spec.input))
-        self.teacher_features = torch.cat([self.teachers[0](part)[0] for part in seen.split(64)])
+        self.teacher_features = torch.cat([self.teachers[0](part).features for part in seen.split(64)])
 
     def config(self, preset: str, loss_weight: float, lr: float) -> DistillConfig:
         """The config of a recipe's run."""
@@ -147,22 +148,26 @@ class World:
         config = self.config(preset, loss_weight, lr)
         config.out.mkdir(parents=True, exist_ok=True)
         (config.out / "alignment.safetensors").unlink(missing_ok=True)
-        _, [student] = build_nets(config, None, self.run)
-        [(target, _)] = find_alignments(config, self.run, self.fit, self.teachers, 0, student.spec.dim)
-        learner = build_learner(config, student, self.teachers, [target.dim])
-        cached = fill_cache(config, self.run, self.trained, self.teachers[0], [target])
-        optimizer = build_optimizer(config, [learner])
+        [backbone] = [build_student_backbone(net, config.seed) for net in config.student.nets()]
+        images = RunImages(all=self.fit, train=self.trained, held_out=None)
+        [(target, _)] = student_alignments(config, self.run, images, self.teachers, 0, backbone.spec.dim)
+        student = build_student(
+            backbone, self.teachers, [target.dim], head=config.head, dense=config.dense, seed=config.seed
+        )
+        cached = fill_cache(self.teachers[0], config.alignment, (target,), build_cache_pass(config, self.run, images))
+        optimizer = build_optimizer(config.optimizer, [student], lr=config.lr, weight_decay=config.weight_decay)
         batches = TrainingBatches(len(self.trained), config.batch_size, config.epochs, config.seed, self.run)
         moments = {round(len(batches) * moment): moment for moment in MOMENTS}
         recipe = {"preset": preset, "loss_weight": loss_weight, "lr": lr}
         if (preset, loss_weight, lr) == RECIPES[0]:
-            yield recipe | {"at": 0, "step": 0, "loss": None} | self.measure(learner, None)
+            yield recipe | {"at": 0, "step": 0, "loss": None} | self.measure(student, None)
         losses: list[float] = []
         for step, keys in enumerate(batches, 1):
             epoch, indices = keys[0][0], torch.tensor([index for _, index in keys])
             with torch.autocast("cpu", torch.bfloat16):
-                _, [prediction], _ = learner(self.views[epoch % NUM_VIEWS][indices])
-            [[aligned]] = align([[target]], [cached.read(epoch, indices)])
+                [prediction] = student(self.views[epoch % NUM_VIEWS][indices]).predictions
+            with torch.no_grad():  # the root of PTS has an infinite slope at 0
+                aligned = target(cached.read(epoch, indices))
             loss = distance(config.distance, prediction, aligned)
             for group in optimizer.param_groups:
                 group["lr"] = lr * config.schedule.factor((step - 0.5) / batches.steps_per_epoch, config.epochs)
@@ -173,17 +178,17 @@ class World:
             if step in moments:
                 regressed = target if preset in ("kdep", "svd") else None
                 recent = {"loss": sum(losses[-50:]) / len(losses[-50:])}
-                yield recipe | {"at": moments[step], "step": step} | recent | self.measure(learner, regressed)
+                yield recipe | {"at": moments[step], "step": step} | recent | self.measure(student, regressed)
 
     @torch.no_grad()
-    def measure(self, learner: Learner, target: torch.nn.Module | None) -> dict[str, float]:
+    def measure(self, model: StudentModel, target: torch.nn.Module | None) -> dict[str, float]:
         """k-NN accuracy and each metric; explained variance only if the feature itself regresses a target."""
 
         def features(pixels: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
-                return torch.cat([learner(part)[0].float() for part in pixels.split(128)])
+                return torch.cat([model(part).pooled.float() for part in pixels.split(128)])
 
-        learner.eval()
+        model.eval()
         student, teacher = features(self.held_out_pixels), self.teacher_features
         measured = {
             "knn": self.knn_accuracy(features(self.pixels), features(self.test_pixels)),
@@ -195,7 +200,7 @@ class World:
             targets = target(teacher)
             explained = 1 - (student - targets).square().mean(dim=0) / targets.var(dim=0, correction=0)
             measured |= {"r2": float(explained.mean()), "r2_first": float(explained[:8].mean())}
-        learner.train()
+        model.train()
         return measured
 
     def knn_accuracy(self, fit: Tensor, test: Tensor) -> float:

@@ -6,13 +6,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run, read_unlabelled
+from stillroom.backbone import Backbone, BackboneSpec, InputSpec
 from stillroom.backbone.run import read_metrics
 from stillroom.distill import DistillConfig, KdepView, Students, SvdPts, Teachers
-from stillroom.distill.cache import CachedTeacher, fill_cache
 from stillroom.distill.config import Cache, Cosine, Monitor
-from stillroom.distill.setup import Parts, build_nets, prepare
+from stillroom.distill.setup import RunSetup, build_setup, build_supervisions
 from stillroom.distill.slots import CosineDistance, LinearHead, Raw
+from stillroom.distill.teacher import Supervision
 
 
 def small_config(data: Path, out: Path, **changes) -> DistillConfig:
@@ -45,7 +45,7 @@ def losses_of(out: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(out) if "loss" in row]
 
 
-def watched_config(data: Path, out: Path) -> DistillConfig:
+def monitored_config(data: Path, out: Path) -> DistillConfig:
     """Two epochs with a batch norm in the head, cached teacher, monitors and a running average."""
     return small_config(
         data,
@@ -60,16 +60,15 @@ def watched_config(data: Path, out: Path) -> DistillConfig:
     )
 
 
-def filled(config: DistillConfig, run: Run) -> tuple[CachedTeacher, Parts]:
-    """The cache of a config's first teacher, and the parts of its run."""
-    teachers, students = build_nets(config, None, run)
+def start(config: DistillConfig) -> tuple[RunSetup, Supervision]:
+    """The setup of a run, and its first teacher's supervision, with the cache filled."""
+    setup = build_setup(config, None, has_knn=False)
     config.out.mkdir()
-    parts = prepare(config, run, read_unlabelled(config.data), teachers, students)
-    return fill_cache(config, run, parts.files, teachers[0], parts.targets[0]), parts
+    return setup, build_supervisions(config, setup)[0]
 
 
 def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> tuple[Backbone, DistillConfig]:
-    """A run of 20 steps at lr 0.01 whose student has no batch norm (ConvNeXt), saved with fixed first weights."""
+    """A run of 20 steps at lr 0.01 whose student has no batch norm (ConvNeXt), saved with fixed initial weights."""
     torch.manual_seed(5)
     teacher = Backbone.from_module(
         nn.Sequential(nn.Conv2d(3, 48, 7, 5), nn.Tanh()),
@@ -79,7 +78,7 @@ def plain_teacher_and_config(data: Path, out: Path, alignment: Path | None) -> t
         data,
         out,
         teacher=Teachers(name=("fixed",)),
-        student=Students(name=(str(data.parent / "first"),), size=(32,)),
+        student=Students(name=(str(data.parent / "initial"),), size=(32,)),
         alignment=SvdPts(dim=40),
         alignment_file=() if alignment is None else (alignment,),
         epochs=5,

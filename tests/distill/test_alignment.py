@@ -109,7 +109,7 @@ def test_the_numerical_rank_is_found() -> None:
 
 
 def test_more_components_than_the_rank_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"rank 3 of 6, 5 components were asked for: .*--alignment\.zero-fill"):
+    with pytest.raises(ValueError, match=r"rank 3 of 6, fewer than 5 components: .*--alignment\.zero-fill"):
         SvdAlignment(6, 5).fit(moments_of(deficient()))
 
 
@@ -129,11 +129,11 @@ def test_a_student_wider_than_the_teacher_is_refused() -> None:
 
 
 def test_images_that_are_no_more_than_the_components_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 images cannot fix 2 components"):
+    with pytest.raises(ValueError, match="2 images cannot determine 2 components"):
         SvdAlignment(6, 2).fit(moments_of(deficient(2)))
 
 
-def test_fewer_images_than_dimensions_fix_the_components_that_they_span() -> None:
+def test_fewer_images_than_dimensions_determine_the_components_that_they_span() -> None:
     data = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     fitted = SvdAlignment(6, 2).fit(moments_of(data))
     assert int(fitted.rank_) == 4  # five points about their mean

@@ -12,7 +12,7 @@ from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run, read_unla
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import SvdPts, distill, fit_alignment, import_kdep_alignment, load_alignment
 from stillroom.distill.alignment_file import encode_alignments
-from stillroom.distill.fit import FitPass, alignment_inputs, find_alignment, given_alignment
+from stillroom.distill.fit import FitPass, alignment_inputs, cached_alignment, load_matching_alignment
 from stillroom.distill.slots import Svd
 from stillroom.distill.teacher import FrozenTeacher
 
@@ -28,7 +28,7 @@ def tiny_teacher(seed: int = 0, size: int = 16, pre_activation: bool = True) -> 
 
 def find(teacher: FrozenTeacher, data: Path, run: Run, config: Svd | None = None):
     fit = FitPass(files=read_unlabelled(data), run=run, workers=0)
-    return find_alignment(teacher, config or SvdPts(), 6, fit)
+    return cached_alignment(teacher, config or SvdPts(), 6, fit)
 
 
 def test_a_file_holds_all_of_an_alignment(unlabelled: Path, run: Run, tmp_path: Path) -> None:
@@ -65,7 +65,9 @@ def test_equal_inputs_reuse_the_alignment_and_any_change_fits_anew(
     assert len(list(cache_directory("alignments").glob("*.safetensors"))) == 7
 
 
-def test_an_alignment_of_some_images_teaches_on_others_and_says_so(unlabelled: Path, tmp_path: Path, run: Run) -> None:
+def test_an_alignment_fitted_on_some_images_trains_on_others_and_records_it(
+    unlabelled: Path, tmp_path: Path, run: Run
+) -> None:
     first = distill(small_config(unlabelled, tmp_path / "first", epochs=1))
     (unlabelled / "0000.png").unlink()
     config = small_config(unlabelled, tmp_path / "second", epochs=1, alignment_file=(first / "alignment.safetensors",))
@@ -81,20 +83,20 @@ def test_an_alignment_of_another_teacher_is_refused(unlabelled: Path, run: Run, 
     target, inputs = find(tiny_teacher(), unlabelled, run)
     file = tmp_path / "a.safetensors"
     file.write_bytes(encode_alignments([(SvdPts(), target, inputs)]))
-    given_alignment(file, tiny_teacher(), SvdPts(), 6, run)
+    load_matching_alignment(file, tiny_teacher(), SvdPts(), 6, run)
     with pytest.raises(ValueError, match="was fitted on another teacher"):
-        given_alignment(file, tiny_teacher(seed=1), SvdPts(), 6, run)
-    with pytest.raises(ValueError, match=r"holds SvdPts.* of 6 dimensions, which is not .* of 5"):
-        given_alignment(file, tiny_teacher(), SvdPts(), 5, run)
-    with pytest.raises(ValueError, match=r"which is not Svd\("):
-        given_alignment(file, tiny_teacher(), Svd(), 6, run)
+        load_matching_alignment(file, tiny_teacher(seed=1), SvdPts(), 6, run)
+    with pytest.raises(ValueError, match=r"holds SvdPts.* of 6 dimensions, expected .* of 5"):
+        load_matching_alignment(file, tiny_teacher(), SvdPts(), 5, run)
+    with pytest.raises(ValueError, match=r"expected Svd\("):
+        load_matching_alignment(file, tiny_teacher(), Svd(), 6, run)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_a_foreign_file_is_no_alignment(tmp_path: Path, content: bytes) -> None:
+def test_a_foreign_file_is_not_an_alignment(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.safetensors"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="is no alignment file"):
+    with pytest.raises(ValueError, match="is not an alignment file"):
         load_alignment(file)
 
 
@@ -113,7 +115,7 @@ def test_kdeps_own_files_give_kdeps_own_target_up_to_sign(tmp_path: Path, run: R
     basis, mean, features = kdep_files(tmp_path)
     out = tmp_path / "a.safetensors"
     import_kdep_alignment(basis, mean, out, config=SvdPts(), dim=5)
-    target, inputs = given_alignment(out, tiny_teacher(), SvdPts(), 5, run)
+    target, inputs = load_matching_alignment(out, tiny_teacher(), SvdPts(), 5, run)
     assert inputs.teacher_sha256 is None
     components = (features - np.load(mean)) @ np.load(basis)[:, :5]
     expected = np.sign(components) * np.abs(components / 0.1) ** (1 / 3)
@@ -128,14 +130,14 @@ def test_kdep_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "skew.npy", np.ones((12, 12), dtype=np.float32))
     np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     for files, sentence in (
-        ((basis, tmp_path / "short.npy"), "do not fit: expected"),
+        ((basis, tmp_path / "short.npy"), "do not match: expected"),
         ((tmp_path / "skew.npy", mean), "are not orthonormal"),
         ((tmp_path / "pickle.npy", mean), "read with allow_pickle=False"),
-        ((tmp_path / "absent.npy", mean), "is no array file"),
+        ((tmp_path / "absent.npy", mean), "is not an .npy array"),
     ):
         with pytest.raises(ValueError, match=sentence):
             import_kdep_alignment(*files, out, config=SvdPts(), dim=5)
-    with pytest.raises(ValueError, match="has 12 components, 13 were asked for"):
+    with pytest.raises(ValueError, match="has 12 components, expected at least 13"):
         import_kdep_alignment(basis, mean, out, config=SvdPts(), dim=13)
     assert not out.exists()
 
@@ -144,4 +146,4 @@ def test_an_alignment_for_another_width_of_feature_is_refused(tmp_path: Path, ru
     basis, mean, _ = kdep_files(tmp_path, dim=10)
     import_kdep_alignment(basis, mean, tmp_path / "a.safetensors", config=SvdPts(), dim=5)
     with pytest.raises(ValueError, match="is for 10-d features, the teacher's is 12-d"):
-        given_alignment(tmp_path / "a.safetensors", tiny_teacher(), SvdPts(), 5, run)
+        load_matching_alignment(tmp_path / "a.safetensors", tiny_teacher(), SvdPts(), 5, run)

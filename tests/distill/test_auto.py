@@ -1,4 +1,4 @@
-"""`auto`: the table, what takes its place, and the runs it makes of few, odd and small images."""
+"""`auto`: the table, the flags that override it, and the runs it makes of few, odd and small images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,10 @@ from PIL import Image
 
 from commands import run_main
 from stillroom.backbone import Run, read_results, read_unlabelled
-from stillroom.distill.auto import build_config, fit_hours, held_out_share, plan
+from stillroom.distill.auto import build_config, fit_hours, held_out_fraction, plan
 from stillroom.distill.cli import main
 from stillroom.distill.config import AutoConfig
-from stillroom.distill.recipe import Workload, cached_views, choose, explain
+from stillroom.distill.recipe import Workload, cached_views, choose_settings, explain
 from stillroom.distill.slots import WeakView
 
 WORK = Workload(
@@ -30,12 +30,12 @@ WORK = Workload(
 )
 
 
-def asked(**flags: object) -> AutoConfig:
+def auto_config(**flags: object) -> AutoConfig:
     return AutoConfig(teacher=("t",), student=("s",), data=Path("d"), out=Path("o"), **flags)
 
 
 def chosen(work: Workload, **flags: object) -> dict[str, object]:
-    return {name: choice.value for name, choice in choose(asked(**flags), work).items()}
+    return {name: choice.value for name, choice in choose_settings(auto_config(**flags), work).items()}
 
 
 def test_the_table_of_ten_thousand_images_on_a_cpu_is_the_study_of_methods() -> None:
@@ -54,8 +54,8 @@ def test_on_a_gpu_many_images_get_the_papers_recipe() -> None:
 
 def test_on_a_gpu_simreg_gets_its_own_papers_recipe_and_not_kdeps() -> None:
     work = replace(WORK, num_images=1_280_000, device="cuda", cores=16)
-    config = asked(method="simreg")
-    made = build_config(config, work, choose(config, work))
+    config = auto_config(method="simreg")
+    made = build_config(config, work, choose_settings(config, work))
     assert (made.batch_size, made.epochs, made.lr, made.loss_weight) == (256, 130, 0.05, 1.0)
     assert (made.weight_decay, made.view) == (1e-4, WeakView(min_scale=0.2))
 
@@ -76,28 +76,28 @@ def test_steps_stay_the_same_with_fewer_images_and_an_epoch_has_four_at_least() 
     assert values["amp"] == "bf16" and chosen(replace(WORK, bf16=False))["amp"] == "none"
 
 
-def test_views_are_kept_where_they_fit_and_come_back() -> None:
+def test_views_are_cached_where_they_fit_and_are_reused() -> None:
     assert cached_views(WORK, epochs=15) == 4
     assert cached_views(WORK, epochs=2000) == 40
     assert cached_views(WORK, epochs=7) == 0
     assert cached_views(replace(WORK, free_bytes=10**8), epochs=15) == 0
 
 
-def test_a_given_flag_takes_the_place_of_the_table_and_what_follows_from_it_follows() -> None:
+def test_a_flag_overrides_the_table_and_the_settings_derived_from_it() -> None:
     values = chosen(WORK, batch_size=32, lr=0.5)
     assert (values["batch_size"], values["lr"], values["epochs"]) == (32, 0.5, 8)
-    said = explain("kdep", WORK, choose(asked(batch_size=32), WORK))
-    assert "given" in said and "--batch-size" in said and "--cache.views" in said
+    printed = explain("kdep", WORK, choose_settings(auto_config(batch_size=32), WORK))
+    assert "set by its flag" in printed and "--batch-size" in printed and "--cache.views" in printed
 
 
-def test_huge_and_tiny_images_are_spoken_of() -> None:
+def test_huge_and_tiny_images_are_pointed_out() -> None:
     assert "shrink them once" in explain("kdep", replace(WORK, short_side=3000), {})
-    assert "--student.size 64 costs less" in explain("kdep", replace(WORK, short_side=64, student_size=224), {})
+    assert "--student.size 64 is cheaper" in explain("kdep", replace(WORK, short_side=64, student_size=224), {})
 
 
 @pytest.mark.parametrize(("images", "held_out"), [(16, 8), (50, 8), (200, 20), (1000, 64), (10_000, 200)])
 def test_a_part_is_held_out_of_every_folder(images: int, held_out: int) -> None:
-    assert round(held_out_share(images) * images) == held_out
+    assert round(held_out_fraction(images) * images) == held_out
 
 
 NETS = ("--teacher", "random:cifar/resnet32", "--student", "cifar/resnet20", "--device", "cpu")
@@ -109,13 +109,12 @@ def test_a_run_prints_its_choices_and_writes_them_into_its_config(
 ) -> None:
     out = tmp_path / "run"
     run_main(main, monkeypatch, "auto", *NETS, *FAST, "--data", str(unlabelled), "--out", str(out))
-    said = capsys.readouterr().out
-    assert "| --lr" in said and "best of the pilots" in said
+    printed = capsys.readouterr().out
+    assert "| --lr" in printed and "best of the pilots" in printed
     results = read_results(out)
     config = results.made_by.config
-    assert (config["lr"], config["epochs"], config["view"]["min_scale"], results.protocol) == (
-        1.0, 2, 0.35, "auto-kdep/v1",
-    )  # fmt: skip
+    assert results.protocol == "auto-kdep/v1"
+    assert (config["lr"], config["epochs"], config["view"]["min_scale"]) == (1.0, 2, 0.35)
     assert "neighbour_agreement" in results.metrics and "neighbour_agreement" in results.extra["untrained"]
 
 
@@ -127,34 +126,26 @@ def test_fifty_grey_images_run_without_svd_which_they_cannot_fix(
     for index in range(50):
         Image.effect_noise((20 + index, 24), 60).save(folder / f"{index}.png")
     run_main(main, monkeypatch, "auto", *NETS, *FAST, "--data", str(folder), "--out", str(tmp_path / "run"))
-    assert "42 images of a 64-d feature give no SVD of 64 components" in capsys.readouterr().out
+    assert "42 images of a 64-d feature do not determine an SVD of 64 components" in capsys.readouterr().out
     config = read_results(tmp_path / "run").made_by.config
     assert (config["alignment"]["kind"], config["head"]["kind"]) == ("Raw", "LinearHead")
 
 
 def test_simreg_is_run_by_the_same_table(unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_main(
-        main,
-        monkeypatch,
-        "auto",
-        "--method",
-        "simreg",
-        *NETS,
-        *FAST,
-        "--data",
-        str(unlabelled),
-        "--out",
-        str(tmp_path / "run"),
-    )
+    paths = ("--data", str(unlabelled), "--out", str(tmp_path / "run"))
+    run_main(main, monkeypatch, "auto", "--method", "simreg", *NETS, *FAST, *paths)
     config = read_results(tmp_path / "run").made_by.config
     assert (config["method"], config["head"]["kind"], config["loss_weight"]) == ("auto-simreg", "MlpHead", 0.3)
 
 
 def test_hours_shorten_a_run_by_its_measured_speed_and_too_few_are_refused(unlabelled: Path, tmp_path: Path) -> None:
     config = replace(
-        asked(), teacher=("random:cifar/resnet20",), student=("cifar/resnet20",), data=unlabelled, out=tmp_path / "run",
-        teacher_size=16, student_size=16, workers=0, amp="none", device="cpu", batch_size=16,
-    )  # fmt: skip
+        auto_config(teacher_size=16, student_size=16, workers=0, amp="none", device="cpu", batch_size=16),
+        teacher=("random:cifar/resnet20",),
+        student=("cifar/resnet20",),
+        data=unlabelled,
+        out=tmp_path / "run",
+    )
     assert plan(config).epochs > plan(replace(config, hours=60 / 3600)).epochs >= 1
     assert plan(replace(config, hours=60 / 3600)).monitor.hours == 60 / 3600
     with pytest.raises(ValueError, match=r"--hours 1e-06 is too short: an epoch takes"):
@@ -162,19 +153,19 @@ def test_hours_shorten_a_run_by_its_measured_speed_and_too_few_are_refused(unlab
 
 
 def test_too_few_and_unreadable_images_are_one_sentence(unlabelled: Path, tmp_path: Path) -> None:
-    config = replace(asked(), teacher=("random:cifar/resnet20",), student=("cifar/resnet20",), device="cpu")
+    config = replace(auto_config(), teacher=("random:cifar/resnet20",), student=("cifar/resnet20",), device="cpu")
     few = tmp_path / "few.txt"
     few.write_text("".join(f"{path}\n" for path in sorted(unlabelled.iterdir())[:15]))
-    with pytest.raises(ValueError, match=r"few\.txt holds 15 images: 16 are the fewest that a run can use"):
+    with pytest.raises(ValueError, match=r"few\.txt holds 15 images: a run needs at least 16"):
         plan(replace(config, data=few))
     for path in unlabelled.iterdir():
         path.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"none of the images of .* that were tried can be read, the first is .*\.png"):
+    with pytest.raises(ValueError, match=r"none of the sampled images of .* can be read, the first is .*\.png"):
         plan(replace(config, data=unlabelled))
 
 
 def test_hours_are_for_one_process(unlabelled: Path) -> None:
     run = Run(device=torch.device("cpu"), world_size=2)
-    planned = build_config(asked(), WORK, choose(asked(), WORK))
-    with pytest.raises(ValueError, match="--hours measures the speed of one process: under torchrun give --epochs"):
+    planned = build_config(auto_config(), WORK, choose_settings(auto_config(), WORK))
+    with pytest.raises(ValueError, match="--hours measures the speed of one process: under torchrun pass --epochs"):
         fit_hours(planned, read_unlabelled(unlabelled), 1.0, run)

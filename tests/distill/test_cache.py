@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_runs import filled, losses_of, small_config
+from distill_runs import losses_of, small_config, start
 from torch.nn.functional import cosine_similarity
 
-from stillroom.backbone import ImageDataset, Run
+from stillroom.backbone import ImageDataset
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import Students, Teachers, cache, distill
-from stillroom.distill.config import Cache, KdepView
+from stillroom.distill.config import Cache, Dense, KdepView
+from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.slots import CosineDistance, LinearHead, Raw
 from stillroom.distill.student import build_optimizer
 from stillroom.distill.teacher import FrozenTeacher
-from stillroom.distill.train import align, losses
 from stillroom.distill.views import FixedView, StrongView, Views
 
 R20 = "cifar/resnet20"
@@ -23,7 +23,7 @@ R20 = "cifar/resnet20"
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images went through a teacher for the cache, call by call."""
+    """The number of images in each forward pass of a teacher."""
     counted: list[int] = []
     forward = FrozenTeacher.forward
 
@@ -37,45 +37,48 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_cached_targets_are_those_of_the_live_teacher_on_the_same_view(
-    aligned: bool, unlabelled: Path, tmp_path: Path, run: Run
+    aligned: bool, unlabelled: Path, tmp_path: Path
 ) -> None:
     config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=2))
     if not aligned:
         config = replace(config, alignment=Raw(), head=LinearHead())
     else:
         config = replace(config, alignment=replace(config.alignment, dim=40), head=LinearHead())
-    cached, parts = filled(config, run)
-    assert cached.aligned == aligned
-    views = Views(config.view, config.teacher_view, [16], [parts.teachers[0].backbone.spec.input])
-    dataset = ImageDataset(parts.files, views, seed=config.seed, cycle=2)
+    setup, supervision = start(config)
+    teacher, cached = supervision.teacher, supervision.cache
+    assert cached is not None and cached.aligned == aligned
+    views = Views(config.view, config.teacher_view, [16], [teacher.backbone.spec.input])
+    dataset = ImageDataset(setup.images.train, views, seed=config.seed, cycle=2)
     for epoch in range(4):
         pixels = torch.stack([dataset[(epoch, index)][1][views.of_teachers[0]] for index in range(20)])
-        output = parts.teachers[0](pixels)[0]
-        live = parts.targets[0][0](output) if aligned else output
-        ours = cached.read(epoch, torch.arange(20))
-        assert float(cosine_similarity(ours, live).min()) >= 0.9995
-        assert torch.allclose(ours, live, rtol=2e-3, atol=2e-3)
+        features = teacher(pixels).features
+        live = supervision.targets[0](features) if aligned else features
+        stored = cached.read(epoch, torch.arange(20))
+        assert float(cosine_similarity(stored, live).min()) >= 0.9995
+        assert torch.allclose(stored, live, rtol=2e-3, atol=2e-3)
     assert not torch.equal(cached.read(0, torch.arange(20)), cached.read(1, torch.arange(20)))
 
 
-def test_at_ten_saved_states_cached_and_live_losses_agree(unlabelled: Path, tmp_path: Path, run: Run) -> None:
+def test_at_ten_saved_states_cached_and_live_losses_agree(unlabelled: Path, tmp_path: Path) -> None:
     config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=1), epochs=4, save_every=1, lr=0.02)
-    cached, parts = filled(config, run)
-    sizes = [parts.learners[0].backbone.spec.input.size]
-    views = Views(config.view, config.teacher_view, sizes, [parts.teachers[0].backbone.spec.input])
-    dataset = ImageDataset(parts.files, views, seed=config.seed, cycle=1)
-    optimizer = build_optimizer(config, parts.learners)
+    setup, cached = start(config)
+    live = replace(cached, cache=None)
+    teacher, [student] = cached.teacher, setup.students
+    sizes = [student.backbone.spec.input.size]
+    views = Views(config.view, config.teacher_view, sizes, [teacher.backbone.spec.input])
+    dataset = ImageDataset(setup.images.train, views, seed=config.seed, cycle=1)
+    optimizer = build_optimizer(config.optimizer, [student], lr=config.lr, weight_decay=config.weight_decay)
+    compute_loss = DistillationLoss(config.distance, config.loss_weight, Dense(), [1.0])
     for state in range(10):
         indices = torch.arange(32) + 6 * state
-        seen = [dataset[(state, int(index))][1] for index in indices]
-        pixels = torch.stack([views_of[views.of_students[0]] for views_of in seen])
-        shown = torch.stack([views_of[views.of_teachers[0]] for views_of in seen])
-        answers = [parts.learners[0](pixels)]
-        live, total = losses(config, [1.0], align(parts.targets, [parts.teachers[0](shown)[0]]), [()], answers)
-        stored = align(parts.targets, [cached.read(0, indices)], [cached.aligned])
-        kept, _ = losses(config, [1.0], stored, [()], answers)
-        assert kept["loss"].item() == pytest.approx(live["loss"].item(), rel=1e-3)
-        total.backward()
+        rendered = [dataset[(state, int(index))][1] for index in indices]
+        student_pixels = torch.stack([of_image[views.of_students[0]] for of_image in rendered])
+        teacher_pixels = torch.stack([of_image[views.of_teachers[0]] for of_image in rendered])
+        outputs = [student(student_pixels)]
+        live_loss = compute_loss(outputs, [live.align(teacher(teacher_pixels).features)], [()])
+        cached_loss = compute_loss(outputs, [cached.align(cached.cache.read(0, indices))], [()])
+        assert cached_loss.logged["loss"].item() == pytest.approx(live_loss.logged["loss"].item(), rel=1e-3)
+        live_loss.total.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -120,9 +123,9 @@ def test_any_change_of_teacher_view_seed_or_files_is_another_cache(
         replace(config, seed=1),
         replace(config, amp="bf16"),
     ]
-    for place, other in enumerate(changed):
+    for number, other in enumerate(changed):
         before = sum(passes)
-        distill(replace(other, out=tmp_path / f"changed-{place}"))
+        distill(replace(other, out=tmp_path / f"changed-{number}"))
         assert sum(passes) == before + 96, other
     before = sum(passes)
     picture = unlabelled / "0000.png"
@@ -131,7 +134,7 @@ def test_any_change_of_teacher_view_seed_or_files_is_another_cache(
     assert sum(passes) == before + 96
 
 
-def test_a_fill_that_was_stopped_goes_on_where_it_was(
+def test_a_fill_that_was_stopped_resumes(
     unlabelled: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "_BATCH_SIZE", 24)

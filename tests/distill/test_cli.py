@@ -14,7 +14,7 @@ from stillroom.distill.cli import main
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING stands for flags of all types
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING replaces values of all types
     monkeypatch.setenv("COLUMNS", "300")  # no line of the help is broken
     monkeypatch.setattr(sys, "argv", ["stillroom-distill", *map(str, arguments)])
     main()
@@ -98,6 +98,28 @@ def test_bad_folders_are_one_sentence_and_leave_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("view:weak-view", "--view.min-scale", 0), "view.min-scale is 0.0: it must lie in (0, 1]"),
+        (("distance:kl-divergence", "--distance.temperature", -1), "--distance.temperature is -1.0"),
+        (("--monitor.every", 0), "--monitor.every is 0: it must be at least 1"),
+        (("--teacher.weight", 0), "--teacher.weight is (0.0,): weights must not be negative"),
+        (("--epochs", 0), "--epochs is 0: it must be at least 1"),
+    ],
+)
+def test_a_bad_value_names_its_flag_and_leaves_nothing(
+    words: tuple, flag: str, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    paths = ("--data", unlabelled, "--out", tmp_path / "run")
+    with pytest.raises(SystemExit) as exit_:
+        call(monkeypatch, "kdep", "--teacher", "t", "--student", "s", *paths, *words)
+    assert exit_.value.code == 2
+    assert flag in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("teacher", ["timm/resnet81", "torchvision/resnet8"])
 def test_an_unknown_teacher_answers_with_the_closest_names(
     teacher: str, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -115,5 +137,5 @@ def test_help_shows_defaults_with_their_meaning(
         call(monkeypatch, "kdep", "--help")
     assert exit_.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("He et al., CVPR 2022", "--teacher NAME|DIR", "(default: 512)", "Input side, pixels"):
+    for words in ("He et al., CVPR 2022", "--teacher NAME|DIR", "(default: 512)", "Input side in pixels"):
         assert words in text

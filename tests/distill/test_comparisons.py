@@ -62,7 +62,7 @@ def test_raw_is_the_feature_itself(features: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("which", "columns"), [("largest", [0, 1, 2]), ("middle", [2, 3, 4]), ("smallest", [5, 6, 7])])
-def test_svd_keeps_the_components_that_were_asked_for(features: Tensor, which: str, columns: list[int]) -> None:
+def test_svd_keeps_the_requested_components(features: Tensor, which: str, columns: list[int]) -> None:
     ours = fitted(Svd(components=which), features, 3)(features).numpy()
     assert np.abs(ours - components(features)[0][:, columns]).max() < 1e-3
 
@@ -129,7 +129,7 @@ def test_nmf_explains_what_scikit_learns_own_transform_explains() -> None:
     nmf = NmfAlignment(12, 4, sweeps=500)
     for start in range(0, 2000, 100):
         nmf.partial_fit(torch.from_numpy(x[start : start + 100]))
-    nmf.settle()
+    nmf.finish()
     weights, factors = nmf(torch.from_numpy(x)).double().numpy(), nmf.factors_.double().numpy()
     assert (weights >= 0).all() and (factors >= 0).all()
     theirs = MiniBatchNMF(n_components=4, init="nndsvda", random_state=0, max_iter=1000).fit(x.astype(np.float64))
@@ -142,8 +142,8 @@ def test_nmf_explains_what_scikit_learns_own_transform_explains() -> None:
 def test_nmf_refuses_negative_features_few_images_and_several_processes() -> None:
     with pytest.raises(ValueError, match="NMF needs features that are not negative"):
         NmfAlignment(4, 2).partial_fit(torch.tensor([[1.0, -1.0, 0.0, 0.0]]))
-    with pytest.raises(ValueError, match="1 images cannot fix 2 factors"):
-        NmfAlignment(4, 2).partial_fit(torch.ones(1, 4)).settle()
+    with pytest.raises(ValueError, match="1 images cannot determine 2 factors"):
+        NmfAlignment(4, 2).partial_fit(torch.ones(1, 4)).finish()
     two = Run(device=torch.device("cpu"), rank=0, world_size=2)
     with pytest.raises(ValueError, match="NMF is fitted in one process"):
         build_moments(build_alignment(Nmf(), 4, 2), FitPass(files=ImageFiles(Path(), ()), run=two))
@@ -181,7 +181,7 @@ def test_lda_refuses_too_many_discriminants_and_images_without_labels(tmp_path) 
     x, labels = labelled()
     scatter = ClassMoments(6, 5)
     scatter.update(x, labels)
-    with pytest.raises(ValueError, match="5 classes have 4 discriminants, 5 were asked for"):
+    with pytest.raises(ValueError, match="5 classes have 4 discriminants, fewer than 5"):
         LdaAlignment(6, 5).fit(scatter)
     one = Run(device=torch.device("cpu"))
     with pytest.raises(ValueError, match="LDA needs labels"):

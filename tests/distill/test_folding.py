@@ -34,7 +34,7 @@ def shaken(net: nn.Module) -> nn.Module:
         ("timm/convnext_atto", 0),
     ],
 )
-def test_every_batch_norm_goes_and_the_features_stay(name: str, count: int) -> None:
+def test_every_batch_norm_is_folded_and_the_features_stay(name: str, count: int) -> None:
     torch.manual_seed(0)
     net = shaken(build_backbone(name))
     images = torch.randn(2, 3, 64, 64)
@@ -47,7 +47,7 @@ def test_every_batch_norm_goes_and_the_features_stay(name: str, count: int) -> N
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
-def test_an_activation_in_between_or_a_shared_convolution_is_no_pair() -> None:
+def test_an_activation_in_between_or_a_shared_convolution_is_not_a_pair() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -61,7 +61,7 @@ def test_an_activation_in_between_or_a_shared_convolution_is_no_pair() -> None:
     assert find_pairs(Net().eval(), torch.randn(1, 3, 4, 4)) == []
 
 
-def test_a_net_whose_convolution_goes_elsewhere_too_is_left_as_it_is() -> None:
+def test_a_net_whose_convolution_output_is_used_elsewhere_is_left_unchanged() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()

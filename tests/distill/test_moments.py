@@ -100,7 +100,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
         Moments(4).update(rows)
 
 
-def test_nothing_seen_has_no_moments() -> None:
+def test_no_features_have_no_moments() -> None:
     with pytest.raises(ValueError, match="there is no mean"):
         _ = Moments(4).mean
     with pytest.raises(ValueError, match="there is no covariance"):

@@ -1,4 +1,4 @@
-"""What is watched: collapse, held-out distance, k-NN, best and last student, early stop."""
+"""The monitor: collapse, held-out distance, k-NN, best and last student, early stop."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,14 @@ from stillroom.backbone import Backbone, BackboneSpec, Run, read_results, read_u
 from stillroom.backbone.run import STATE, read_metrics
 from stillroom.distill import Students, distill, resume
 from stillroom.distill.config import Monitor
-from stillroom.distill.monitor import Best, collapse, effective_rank, first_judged, relative_spread, split_held_out
+from stillroom.distill.data import split_held_out
+from stillroom.distill.monitor import (
+    Best,
+    collapse_warning,
+    effective_rank,
+    first_judged_epoch,
+    relative_spread,
+)
 from stillroom.distill.slots import AdamW, LinearHead, Raw, Svd
 
 
@@ -45,16 +52,16 @@ def test_relative_spread_is_std_over_root_mean_square() -> None:
         (torch.zeros(64, 8), True),
     ],
 )
-def test_collapse_is_told_from_health(features: torch.Tensor, collapsed: bool) -> None:
-    sentence = collapse(features)
-    assert (sentence is not None) == collapsed
-    assert not collapsed or "the student collapses" in str(sentence)
+def test_collapse_is_distinguished_from_health(features: torch.Tensor, collapsed: bool) -> None:
+    warning = collapse_warning(features)
+    assert (warning is not None) == collapsed
+    assert not collapsed or "the student collapses" in str(warning)
 
 
 def test_a_planted_collapse_is_flagged_within_200_steps_once(
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A teacher that says the same of every image, and a decay that pulls the student there: 102 steps, two looks."""
+    """A teacher that says the same of every image, and a decay that pulls the student there: 102 steps, two checks."""
 
     class Constant(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -63,8 +70,8 @@ def test_a_planted_collapse_is_flagged_within_200_steps_once(
     teacher = Backbone.from_module(Constant(), BackboneSpec(name="module/Constant", dim=64, pre_activation=True))
     changes = {"alignment": Raw(), "lr": 0.1, "loss_weight": 10.0, "weight_decay": 1.0}
     distill(small_config(unlabelled, tmp_path / "run", epochs=17, batch_size=16, log_every=500, **changes), teacher)
-    said = capsys.readouterr().err
-    assert said.count("warning: the student collapses") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("warning: the student collapses") == 1
 
 
 def test_a_healthy_run_is_not_flagged(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,10 +87,10 @@ def test_held_out_images_are_seeded_disjoint_and_at_most_512(unlabelled: Path) -
     assert split_held_out(files, 0.25, seed=3)[1] == held_out
     assert split_held_out(files, 0.25, seed=4)[1] != held_out
     assert split_held_out(files, 0.02, seed=3) == (files, None)
-    many = replace(files, paths=files.paths * 600)
-    assert len(split_held_out(many, 0.02, seed=0)[1] or ()) == 512
+    repeated = replace(files, paths=files.paths * 600)
+    assert len(split_held_out(repeated, 0.02, seed=0)[1] or ()) == 512
     with pytest.raises(ValueError, match=r"--monitor\.held-out is 0\.9: it must lie in \[0, 0\.5\]"):
-        split_held_out(files, 0.9, seed=0)
+        Monitor(held_out=0.9)
 
 
 def test_held_out_distance_and_ranks_are_logged_and_fall_with_training(unlabelled: Path, tmp_path: Path) -> None:
@@ -111,18 +118,18 @@ def test_measuring_changes_no_bit_of_the_student(unlabelled: Path, tmp_path: Pat
 def test_the_best_student_is_kept_beside_the_last_and_a_plateau_stops_the_run(
     unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = labelled("watched", per_class=2)
+    folder = labelled("monitored", per_class=2)
     accuracies = iter([0.3, 0.5, 0.4, 0.5, 0.4, 0.9])
-    asked: list[tuple[Backbone, Path, Run]] = []
+    calls: list[tuple[Backbone, Path, Run]] = []
 
-    def knn(*given) -> dict[str, float]:
-        asked.append(given)
+    def knn(*arguments) -> dict[str, float]:
+        calls.append(arguments)
         return {"knn20": next(accuracies), "knn1": 0.0}
 
     monitor = Monitor(knn=folder, every=1, patience=3)
     config = small_config(unlabelled, tmp_path / "run", epochs=9, monitor=monitor, optimizer=AdamW(), lr=1e-3)
     out = distill(config, knn=knn)
-    assert len(asked) == 5 and asked[0][1] == folder and isinstance(asked[0][0], Backbone)
+    assert len(calls) == 5 and calls[0][1] == folder and isinstance(calls[0][0], Backbone)
     assert "stopped at step 15: no better measurement since step 6" in capsys.readouterr().err
     results = read_results(out)
     assert results.extra["best"] == {"score": 0.5, "step": 6, "stale": 3}
@@ -133,9 +140,8 @@ def test_the_best_student_is_kept_beside_the_last_and_a_plateau_stops_the_run(
 
 def test_best_counts_what_is_not_better_as_stale() -> None:
     best = Best()
-    assert [best.beats(score, step) for step, score in enumerate([1.0, 1.0, 2.0, 0.0, 1.0])] == [
-        True, False, True, False, False,
-    ]  # fmt: skip
+    is_best = [best.update(score, step) for step, score in enumerate([1.0, 1.0, 2.0, 0.0, 1.0])]
+    assert is_best == [True, False, True, False, False]
     assert (best.score, best.step, best.stale) == (2.0, 2, 2)
 
 
@@ -147,19 +153,19 @@ def test_knn_without_its_package_or_folder_is_one_sentence(unlabelled: Path, tmp
         config = small_config(unlabelled, tmp_path / "run", monitor=Monitor(knn=folder))
         with pytest.raises(ValueError, match=sentence):
             distill(config, knn=lambda *_: {})
-    with pytest.raises(ValueError, match=r"--monitor\.patience has nothing to go by"):
+    with pytest.raises(ValueError, match=r"--monitor\.patience has no measurements"):
         distill(small_config(unlabelled, tmp_path / "run", monitor=Monitor(patience=2)))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_learns_nothing_says_so_and_names_the_flags(
+def test_a_run_that_learns_nothing_warns_and_names_the_flags(
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At a rate of 0 the student's weights stay what they are."""
     out = distill(small_config(unlabelled, tmp_path / "run", lr=0.0, monitor=Monitor(held_out=0.25), batch_size=24))
-    said = capsys.readouterr().err
-    assert "warning: the student learned about nothing: it shares" in said
-    assert "--lr" in said and "--loss-weight" in said and "alignment:svd" in said
+    printed = capsys.readouterr().err
+    assert "warning: the student learned about nothing: it shares" in printed
+    assert "--lr" in printed and "--loss-weight" in printed and "alignment:svd" in printed
     assert len(read_results(out).extra["warnings"]) == 1
 
 
@@ -179,21 +185,20 @@ def test_a_run_that_0_2_began_is_resumed_and_not_judged(unlabelled: Path, tmp_pa
 def test_a_student_that_becomes_its_teacher_is_not_warned_of(
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The teacher is a fixed net whose feature is the mean colour of nine places: learned within 60 steps."""
+    """The teacher is a fixed net whose feature is the mean colour of nine regions: learned within 60 steps."""
     torch.manual_seed(0)
-    places = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(3), torch.nn.Flatten())
-    teacher = Backbone.from_module(places, BackboneSpec(name="module/Places", dim=27, pre_activation=True))
-    config = small_config(
-        unlabelled, tmp_path / "run", epochs=20, alignment=Raw(), head=LinearHead(), monitor=Monitor(held_out=0.25),
-        batch_size=24, student=Students(name=("cifar/resnet20",), size=(16,), feature=("after",)),
-    )  # fmt: skip
+    regions = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(3), torch.nn.Flatten())
+    teacher = Backbone.from_module(regions, BackboneSpec(name="module/Regions", dim=27, pre_activation=True))
+    student = Students(name=("cifar/resnet20",), size=(16,), feature=("after",))
+    changes = {"student": student, "alignment": Raw(), "head": LinearHead(), "batch_size": 24}
+    config = small_config(unlabelled, tmp_path / "run", epochs=20, monitor=Monitor(held_out=0.25), **changes)
     results = read_results(distill(config, teacher))
     assert results.metrics["neighbour_agreement"] > results.extra["untrained"]["neighbour_agreement"] + 0.02
     assert results.extra["warnings"] == [] and "learned about nothing" not in capsys.readouterr().err
 
 
 def test_a_run_is_judged_after_a_tenth_but_not_before_200_steps() -> None:
-    assert [first_judged(*run) for run in ((90, 250), (15, 145), (6, 126), (2, 3))] == [9, 2, 2, 2]
+    assert [first_judged_epoch(*run) for run in ((90, 250), (15, 145), (6, 126), (2, 3))] == [9, 2, 2, 2]
 
 
 def test_hours_end_a_run_with_its_student_and_resuming_adds_none(
@@ -204,5 +209,5 @@ def test_hours_end_a_run_with_its_student_and_resuming_adds_none(
     assert read_results(out).extra["steps"] == 1
     (out / "results.json").unlink()
     assert read_results(resume(out)).extra["steps"] == 1
-    with pytest.raises(ValueError, match=r"--monitor\.hours is 0\.0: it must be above 0"):
+    with pytest.raises(ValueError, match=r"--monitor\.hours is 0\.0: it must lie in \(0, inf\)"):
         distill(small_config(unlabelled, tmp_path / "none", monitor=Monitor(hours=0.0)))

@@ -67,7 +67,7 @@ def test_the_published_recipes_are_kept(name: str) -> None:
     assert config.view == (KdepView() if kdep else WeakView()) and config.teacher_view == SameView()
     assert config.head == (NoHead() if kdep else MlpHead(layers=4))
     assert config.alignment == (SvdPts(temperature=0.1, exponent=3.0) if kdep else Raw())
-    assert {net.feature for net in (*config.teacher.each(), *config.student.each())} == {"before" if kdep else "after"}
+    assert {net.feature for net in (*config.teacher.nets(), *config.student.nets())} == {"before" if kdep else "after"}
 
 
 def test_the_students_and_teachers_of_the_rows_have_their_defaults() -> None:
@@ -81,8 +81,8 @@ def test_the_students_and_teachers_of_the_rows_have_their_defaults() -> None:
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("legacy-kdep")])
 def test_legacy_kdep_feeds_rgb_fits_on_augmented_views_and_leaves_the_target_its_scale(name: str) -> None:
     legacy, plain = made(name), made(name.removeprefix("legacy-"))
-    assert [net.channel_order for net in legacy.teacher.each()] == ["rgb"]
-    assert [net.channel_order for net in plain.teacher.each()] == ["own"]
+    assert [net.channel_order for net in legacy.teacher.nets()] == ["rgb"]
+    assert [net.channel_order for net in plain.teacher.nets()] == ["own"]
     assert (legacy.alignment_view, plain.alignment_view) == ("training", "evaluation")
     assert (legacy.distance, plain.distance) == (Mse(unit_target=False), Mse(unit_target=True))
     assert legacy.monitor.held_out == 0 < plain.monitor.held_out
@@ -95,8 +95,8 @@ def test_legacy_simreg_changes_its_rate_once_per_epoch() -> None:
     assert plain.factor(1.0, 130) != plain.factor(1.99, 130)
 
 
-def test_the_comparisons_are_other_fillings_of_the_same_slots() -> None:
+def test_the_comparisons_are_other_variants_of_the_same_slots() -> None:
     assert (made("conv1x1").alignment, made("conv1x1").head) == (Raw(), LinearHead(batch_norm="after"))
     assert made("logits").distance == KlDivergence(temperature=4.0)
-    assert [net.output for net in made("logits").teacher.each()] == ["logits"]
+    assert [net.output for net in made("logits").teacher.nets()] == ["logits"]
     assert made("svd").alignment == Svd() and made("simreg").distance == CosineDistance()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_runs import filled, losses_of, plain_teacher_and_config, small_config, watched_config, weights_of
+from distill_runs import losses_of, monitored_config, plain_teacher_and_config, small_config, start, weights_of
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,7 +21,6 @@ from stillroom.backbone import (
     Backbone,
     BackboneSpec,
     InputSpec,
-    Run,
     build_backbone,
     load_checkpoint,
     read_results,
@@ -111,6 +110,18 @@ def test_a_finished_run_is_not_run_again(unlabelled: Path, tmp_path: Path) -> No
     assert (out / "results.json").stat().st_mtime_ns == written
 
 
+def test_resume_of_a_finished_run_leaves_no_process_group_open(
+    unlabelled: Path, tmp_path: Path, in_two_processes: Callable[..., list]
+) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
+
+    def resume_and_look() -> bool:
+        resume(out)
+        return torch.distributed.is_initialized()
+
+    assert in_two_processes(resume_and_look) == [False, False]
+
+
 def test_resume_refuses_images_that_changed(unlabelled: Path, tmp_path: Path) -> None:
     out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
     (out / "results.json").unlink()
@@ -132,10 +143,17 @@ def test_an_existing_run_is_refused(unlabelled: Path, tmp_path: Path) -> None:
 
 def test_a_diverged_loss_stops_the_run_and_keeps_the_last_good_state(unlabelled: Path, tmp_path: Path) -> None:
     config = small_config(unlabelled, tmp_path / "run", lr=1e30, epochs=4)
-    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --lr"):
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --lr; the last good state is kept"):
         distill(config)
     state = torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True)
     assert math.isfinite(state["losses"]["loss"])
+
+
+def test_a_loss_that_diverges_before_the_first_state_does_not_promise_one(unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(unlabelled, tmp_path / "run", lr=1e30, epochs=4, save_every=200)
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --lr; no state"):
+        distill(config)
+    assert not (tmp_path / "run" / "state" / "last.pt").exists()
 
 
 def test_a_batch_larger_than_the_data_is_refused(unlabelled: Path, tmp_path: Path) -> None:
@@ -192,7 +210,7 @@ for name in ("eager", "compiled"):
 
 
 @pytest.mark.slow
-def test_torch_compile_gives_the_losses_of_eager_mode(unlabelled: Path, first_student: Path, tmp_path: Path) -> None:
+def test_torch_compile_gives_the_losses_of_eager_mode(unlabelled: Path, initial_student: Path, tmp_path: Path) -> None:
     script = tmp_path / "compiled.py"  # in a process of its own: the checks of shapes at every call are not compiled
     script.write_text(COMPILED)
     arguments = [sys.executable, str(script), str(unlabelled), str(tmp_path), str(Path(__file__).parent)]
@@ -244,17 +262,17 @@ def test_readme_example_any_module_can_teach(unlabelled: Path, tmp_path: Path) -
 
 
 @pytest.fixture
-def first_student(unlabelled: Path) -> Path:
-    """The first weights of `plain_teacher_and_config`'s student."""
+def initial_student(unlabelled: Path) -> Path:
+    """The initial weights of `plain_teacher_and_config`'s student."""
     torch.manual_seed(6)
     first = build_backbone("timm/convnext_atto", arguments={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 40]})
-    path = unlabelled.parent / "first"
+    path = unlabelled.parent / "initial"
     save_checkpoint(path, first, method="random", package="test")
     return path
 
 
 def test_two_processes_see_what_one_sees_and_agree(
-    unlabelled: Path, first_student: Path, tmp_path: Path, run: Run, in_two_processes: Callable[..., list]
+    unlabelled: Path, initial_student: Path, tmp_path: Path, in_two_processes: Callable[..., list]
 ) -> None:
     teacher, config = plain_teacher_and_config(unlabelled, tmp_path / "one", None)
     one = distill(config, teacher)
@@ -268,16 +286,16 @@ def test_two_processes_see_what_one_sees_and_agree(
     assert len(read_metrics(tmp_path / "two")) == 20
     for name in weights:
         assert torch.allclose(weights[name], others[name], rtol=0, atol=1e-5), name
-    assert not torch.equal(weights["stem.0.weight"], load_file(first_student / "model.safetensors")["stem.0.weight"])
+    assert not torch.equal(weights["stem.0.weight"], load_file(initial_student / "model.safetensors")["stem.0.weight"])
 
-    watched = tmp_path / "watched"  # what the two measured, averaged and cached together
-    assert in_two_processes(lambda: str(distill(watched_config(unlabelled, watched)))) == [str(watched)] * 2
-    assert [row["step"] for row in read_metrics(watched) if "held_out_loss" in row] == [3, 6]
-    assert (watched / "student-best").exists()
+    monitored = tmp_path / "monitored"  # what the two measured, averaged and cached together
+    assert in_two_processes(lambda: str(distill(monitored_config(unlabelled, monitored)))) == [str(monitored)] * 2
+    assert [row["step"] for row in read_metrics(monitored) if "held_out_loss" in row] == [3, 6]
+    assert (monitored / "student-best").exists()
     kept = cache_directory("teacher-outputs")
-    together, _ = filled(watched_config(unlabelled, tmp_path / "after"), run)
+    _, together = start(monitored_config(unlabelled, tmp_path / "after"))
     assert len(list(kept.iterdir())) == 2  # the views of the run were there, whole
     shutil.rmtree(kept)
-    alone, _ = filled(watched_config(unlabelled, tmp_path / "alone"), run)
+    _, alone = start(monitored_config(unlabelled, tmp_path / "alone"))
     for epoch in (0, 1):
-        assert torch.equal(together.read(epoch, torch.arange(72)), alone.read(epoch, torch.arange(72)))
+        assert torch.equal(together.cache.read(epoch, torch.arange(72)), alone.cache.read(epoch, torch.arange(72)))

@@ -18,7 +18,7 @@ import pytest
 import tyro
 
 from stillroom.backbone import build_backbone, save_checkpoint
-from stillroom.distill.auto import held_out_share
+from stillroom.distill.auto import held_out_fraction
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import tour_page
@@ -180,7 +180,7 @@ def test_a_step_needs_only_earlier_steps_and_the_cost_is_measured_last() -> None
 def test_the_twin_trains_for_as_many_steps_on_as_many_images_as_the_student() -> None:
     steps = by_name(toy_steps(TOY))
     drawn, student, twin = (parse(steps[name].command) for name in ("draw", "student", "supervised"))
-    held_out = round(held_out_share(drawn.num_unlabelled) * drawn.num_unlabelled)
+    held_out = round(held_out_fraction(drawn.num_unlabelled) * drawn.num_unlabelled)
     assert drawn.num_unlabelled - held_out == drawn.num_train and drawn.num_train % twin.batch_size == 0
     assert student.data == drawn.out / "unlabelled" and twin.train == drawn.out / "objects" / "train"
     assert twin.held_out == 0

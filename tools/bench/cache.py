@@ -18,12 +18,12 @@ from bench.images import write_images
 from stillroom.backbone import build_backbone, read_results
 from stillroom.distill import DistillConfig, Students, Teachers, distill
 from stillroom.distill.config import Cache as TeacherCache
-from stillroom.distill.config import Monitor, Net
+from stillroom.distill.config import Dense, Monitor, Net
+from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.presets import simreg
 from stillroom.distill.slots import CosineDistance, MlpHead, Raw
-from stillroom.distill.student import build_learner
+from stillroom.distill.student import build_student
 from stillroom.distill.teacher import FrozenTeacher, build_teacher
-from stillroom.distill.train import losses
 
 
 def figures(settings: Cache) -> dict[str, Any]:
@@ -74,16 +74,17 @@ def ceiling(settings: Cache) -> float:
     config = simreg(teacher=("t",), student=("s",), data=Path(), out=Path())
     teacher = build_teacher(Net(name="random:torchvision/resnet50", feature="after", size=settings.teacher_size))
     student = build_backbone("torchvision/resnet18").to(memory_format=torch.channels_last)
-    learner = build_learner(config, student, [teacher], [2048]).train()
+    model = build_student(student, [teacher], [2048], head=config.head, dense=Dense(), seed=0).train()
+    compute_loss = DistillationLoss(config.distance, config.loss_weight, Dense(), [1.0])
     pixels = [
         torch.randint(0, 256, (settings.batch, 3, s, s)).byte() for s in (settings.teacher_size, settings.student_size)
     ]
     spent: list[tuple[float, float]] = []
     for _ in range(4):
         began = time.perf_counter()
-        output = teacher(pixels[0])[0]
+        features = teacher(pixels[0]).features
         between = time.perf_counter()
-        losses(config, [1.0], [[output]], [()], [learner(pixels[1])])[1].backward()
+        compute_loss([model(pixels[1])], [[features]], [()]).total.backward()
         spent.append((between - began, time.perf_counter() - between))
     teach, learn = (statistics.median(times) for times in zip(*spent[1:], strict=True))
     return (teach + learn) / learn

@@ -16,11 +16,11 @@ from bench.config import Step
 from stillroom.backbone import Backbone, build_backbone
 from stillroom.distill import DistillConfig, build_alignment
 from stillroom.distill.config import Net
+from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.presets import simreg
 from stillroom.distill.slots import Raw
-from stillroom.distill.student import Learner, build_learner, build_optimizer
+from stillroom.distill.student import StudentModel, build_optimizer, build_student
 from stillroom.distill.teacher import FrozenTeacher, build_teacher
-from stillroom.distill.train import align, losses
 
 
 def figures(settings: Step) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class OurStep:
 
     def __init__(self, plain: PlainLoop, settings: Step, device: str) -> None:
         nets = {"teacher": ("teacher",), "student": ("student",)}
-        self.config: DistillConfig = simreg(**nets, data=Path(), out=Path())
+        config: DistillConfig = simreg(**nets, data=Path(), out=Path())
         self.device, self.amp = device, settings.amp
         weights = {key: tensor for key, tensor in plain.teacher.state_dict().items() if not key.startswith("fc.")}
         backbone = build_backbone("torchvision/resnet50")
@@ -112,23 +112,29 @@ class OurStep:
         net = Net(name="teacher", feature="after", size=settings.size)
         self.teacher: FrozenTeacher = build_teacher(net, backbone.cpu()).to(device)
         student: Backbone = build_backbone("torchvision/resnet18").to(memory_format=torch.channels_last)
-        self.learner: Learner = build_learner(self.config, student, [self.teacher], [2048]).to(device).train()
-        self.optimizer = build_optimizer(self.config, [self.learner])
-        self.targets = [[build_alignment(Raw(), 2048, 2048)]]
-        self.teach: Any = torch.compile(self.teacher) if settings.compile else self.teacher
-        self.learn: Any = torch.compile(self.learner) if settings.compile else self.learner
+        self.student: StudentModel = build_student(
+            student, [self.teacher], [2048], head=config.head, dense=config.dense, seed=config.seed
+        )
+        self.student.to(device).train()
+        self.optimizer = build_optimizer(
+            config.optimizer, [self.student], lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.target = build_alignment(Raw(), 2048, 2048)
+        self.compute_loss = DistillationLoss(config.distance, config.loss_weight, config.dense, [1.0])
+        self.run_teacher: Any = torch.compile(self.teacher) if settings.compile else self.teacher
+        self.run_student: Any = torch.compile(self.student) if settings.compile else self.student
 
     def copy(self, plain: PlainLoop) -> None:
         """Copy the reference's weights."""
         state = {key: tensor for key, tensor in plain.student.state_dict().items() if not key.startswith("fc.")}
-        self.learner.backbone.net.load_state_dict(state)
-        self.learner.heads[0].load_state_dict(plain.head.state_dict())
+        self.student.backbone.net.load_state_dict(state)
+        self.student.heads[0].load_state_dict(plain.head.state_dict())
 
     def step(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
-            target, outputs = self.teach(images)[0], [self.learn(images)]
-        logged, total = losses(self.config, [1.0], align(self.targets, [target]), [()], outputs)
-        total.backward()
+            features, outputs = self.run_teacher(images).features, [self.run_student(images)]
+        loss = self.compute_loss(outputs, [[self.target(features)]], [()])
+        loss.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return logged["loss"].detach()
+        return loss.logged["loss"].detach()

@@ -1,4 +1,4 @@
-"""How much of a teacher's view of the world a student has, without labels."""
+"""Neighbour agreement: how similar the feature spaces of student and teacher are, measured without labels."""
 
 import torch
 from jaxtyping import Float
@@ -9,15 +9,15 @@ NEIGHBOURS = 10
 
 
 def neighbour_agreement(student: Float[Tensor, "n d"], teacher: Float[Tensor, "n D"], k: int = NEIGHBOURS) -> float:
-    """Share of each image's k nearest neighbours that two nets agree on, above what chance gives.
+    """Compute the fraction of nearest neighbours that two nets share, corrected for chance.
 
-    Neighbours are by cosine, the image itself left out, k at most half of the others. The shared fraction m is
-    corrected for the fraction c = k / (n - 1) that unrelated nets share: (m - c) / (1 - c).
+    Neighbours are by cosine, the image itself left out; k is at most half of the other images. The shared fraction m is
+    corrected for the fraction c = k / (n - 1) that unrelated nets share, to (m - c) / (1 - c).
 
     Args:
         student: features of n images, 3 or more.
         teacher: features of the same images, in the same order.
-        k: neighbours.
+        k: number of neighbours.
 
     Returns:
         1 where every neighbourhood is the same, about 0 for unrelated features.
@@ -31,7 +31,7 @@ def neighbour_agreement(student: Float[Tensor, "n d"], teacher: Float[Tensor, "n
     n = len(student)
     assert n == len(teacher)
     if n < 3:
-        raise ValueError(f"{n} images have no neighbours to compare: 3 are the fewest, hold out more")
+        raise ValueError(f"neighbour agreement needs at least 3 images, not {n}: hold out more")
     k = min(k, (n - 1) // 2)
     shared = nearest(student, k) & nearest(teacher, k)
     chance = k / (n - 1)
@@ -39,7 +39,7 @@ def neighbour_agreement(student: Float[Tensor, "n d"], teacher: Float[Tensor, "n
 
 
 def nearest(features: Float[Tensor, "n d"], k: int) -> Tensor:
-    """(n, n) True where the column is one of the row's k nearest by cosine."""
+    """Mark each row's k nearest neighbours by cosine: (n, n), True where the column is one of them."""
     unit = F.normalize(features.double(), dim=1)
     similarity = unit @ unit.T
     similarity.fill_diagonal_(-2)  # below every cosine

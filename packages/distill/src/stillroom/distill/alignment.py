@@ -1,4 +1,4 @@
-"""From the teacher's feature to the student's target: KDEP's SVD, what follows it, and a common scale."""
+"""From the teacher's feature to the student's target: KDEP's SVD, the scaling after it, and a common scale."""
 
 import torch
 from jaxtyping import Float
@@ -8,8 +8,8 @@ from stillroom.distill.moments import Moments
 from stillroom.distill.slots import Svd, SvdPts, SvdVarianceMatching, SvdWhitening
 
 RANK_TOLERANCE = 1e-6
-"""Components whose variance is below this fraction of the largest count as noise of the float32 pass."""
-_SEED = 0  # of components that are drawn
+"""Components whose variance is below this fraction of the largest count as float32 noise."""
+_SEED = 0  # of random components
 
 
 class SvdAlignment(nn.Module):
@@ -20,18 +20,18 @@ class SvdAlignment(nn.Module):
 
     Args:
         feature_dim: D, width of the teacher's feature.
-        dim: components to keep, d.
-        zero_fill: where the features have fewer components than `dim`, give zeros for the rest instead of refusing.
-        components: which d of the components within the rank: the `largest` (KDEP), or for comparison the `smallest`,
-            those in the `middle`, or `random` ones.
+        dim: number of components to keep, d.
+        zero_fill: where the features have fewer components than `dim`, fill the rest with zeros instead of refusing.
+        components: which d components within the rank: the `largest` (KDEP), or for comparison the `smallest`, those
+            in the `middle`, or `random` ones.
 
     Attributes:
         mean_: (D,) mean feature.
         basis_: (D, d) components, strongest first; zero columns where filled.
         variance_: (D,) variance of every component of the feature, strongest first.
-        std_: (d,) standard deviation of the components that were kept; 0 where filled.
+        std_: (d,) standard deviation of the kept components; 0 where filled.
         channel_std_: (d,) the d largest standard deviations of the teacher's own channels, sorted.
-        rank_: numerical rank of the features; below the number of images they come from.
+        rank_: numerical rank of the features; below the number of images.
 
     Reference: KDEP (He et al., CVPR 2022), section 3.3.
     """
@@ -61,14 +61,14 @@ class SvdAlignment(nn.Module):
         self.register_buffer("rank_", torch.zeros((), dtype=torch.long))
 
     def fit(self, moments: Moments) -> "SvdAlignment":
-        """Learn the basis.
+        """Fit the basis.
 
         Raises:
             ValueError: no more images than components, or more components than the rank without `zero_fill`.
         """
         if moments.count <= self.dim:
             raise ValueError(
-                f"{moments.count} images cannot fix {self.dim} components of the teacher's feature: give more "
+                f"{moments.count} images cannot determine {self.dim} components of the teacher's feature: pass more "
                 f"images, or fit on other data with `fit-alignment` and pass --alignment-file"
             )
         covariance = moments.covariance
@@ -77,38 +77,38 @@ class SvdAlignment(nn.Module):
         rank = int((variance > RANK_TOLERANCE * variance[0]).sum())
         if self.dim > rank and not self.zero_fill:
             raise ValueError(
-                f"the teacher's feature has rank {rank} of {moments.dim}, {self.dim} components were asked for: "
+                f"the teacher's feature has rank {rank} of {moments.dim}, fewer than {self.dim} components: "
                 f"read it after the last activation (--teacher.feature after), or fill the rest with zeros "
                 f"(--alignment.zero-fill)"
             )
-        chosen = self._choose(rank, variance.device)
-        live = len(chosen)
+        selected = self._select(rank, variance.device)
+        live = len(selected)
         self.mean_.copy_(moments.mean)
-        self.basis_.zero_()[:, :live] = fix_signs(vectors[:, chosen]).float()
+        self.basis_.zero_()[:, :live] = fix_signs(vectors[:, selected]).float()
         self.variance_.copy_(variance)
-        self.std_.zero_()[:live] = variance[chosen].sqrt().float()
+        self.std_.zero_()[:live] = variance[selected].sqrt().float()
         self.channel_std_.copy_(covariance.diagonal().clamp(min=0).sqrt().sort(descending=True).values[: self.dim])
         self.rank_.fill_(rank)
         return self
 
-    def _choose(self, rank: int, device: torch.device) -> Tensor:
+    def _select(self, rank: int, device: torch.device) -> Tensor:
         live = min(self.dim, rank)
         match self.components:
             case "largest":
-                chosen = torch.arange(live)
+                selected = torch.arange(live)
             case "smallest":
-                chosen = torch.arange(rank - live, rank)
+                selected = torch.arange(rank - live, rank)
             case "middle":
                 first = (rank - live) // 2
-                chosen = torch.arange(first, first + live)
+                selected = torch.arange(first, first + live)
             case _:
                 order = torch.randperm(rank, generator=torch.Generator().manual_seed(_SEED))
-                chosen = order[:live].sort().values
-        return chosen.to(device)
+                selected = order[:live].sort().values
+        return selected.to(device)
 
     @property
     def live(self) -> int:
-        """Components that are not filled with zeros."""
+        """The number of components that are not filled with zeros."""
         return min(self.dim, int(self.rank_))
 
     def forward(self, features: Float[Tensor, "b D"]) -> Float[Tensor, "b d"]:
@@ -116,15 +116,15 @@ class SvdAlignment(nn.Module):
 
 
 def fix_signs(basis: Float[Tensor, "D d"]) -> Float[Tensor, "D d"]:
-    """The same components, the largest entry of each positive."""
+    """Flip the signs of components so that the largest entry of each is positive."""
     return basis * basis.gather(0, basis.abs().argmax(dim=0)[None]).sign()
 
 
 class PowerTemperatureScaling(nn.Module):
     """PTS(z) = sign(z) |z / T|^(1/n): odd, monotone, and a ratio r of standard deviations becomes about r^(1/n).
 
-    It cures the domination of the first components of an SVD. Its slope at 0 is infinite: it stands on the teacher's
-    side only, where nothing is differentiated.
+    It keeps the first components of an SVD from dominating the loss. Its slope at 0 is infinite: it is applied on the
+    teacher's side only, where nothing is differentiated.
 
     Args:
         temperature: T, above 0. It only scales the result, by T^(-1/n).
@@ -145,7 +145,7 @@ class PowerTemperatureScaling(nn.Module):
 
 
 def component_gains(config: Svd, svd: SvdAlignment) -> Float[Tensor, " d"]:
-    """What each component of a fitted SVD is multiplied by, for the scalings that are linear; 1 for SVD alone.
+    """The factor of each component of a fitted SVD, for the linear scalings; 1 for SVD alone.
 
     - whitening: 1 / s_i, so that every component has unit variance;
     - variance matching to a line: s'_i / s_i with s'_i = low + (s_i - s_min) / (s_max - s_min) (high - low);
@@ -157,21 +157,21 @@ def component_gains(config: Svd, svd: SvdAlignment) -> Float[Tensor, " d"]:
     std = svd.std_[:live]
     match config:
         case SvdWhitening():
-            wanted = torch.ones_like(std)
+            target_std = torch.ones_like(std)
         case SvdVarianceMatching(to="line"):
             spread = (std.max() - std.min()).clamp(min=torch.finfo(std.dtype).tiny)
-            wanted = config.low + (std - std.min()) / spread * (config.high - config.low)
+            target_std = config.low + (std - std.min()) / spread * (config.high - config.low)
         case SvdVarianceMatching():
-            wanted = svd.channel_std_[:live]
+            target_std = svd.channel_std_[:live]
         case _:
-            wanted = std
+            target_std = std
     gains = torch.ones_like(svd.std_)
-    gains[:live] = wanted / std
+    gains[:live] = target_std / std
     return gains
 
 
 class ScaledSvd(nn.Module):
-    """SVD and what follows it: PTS, or a gain per component.
+    """SVD and the scaling after it: PTS, or a gain per component.
 
     Args:
         config: one of the SVD alignments.
@@ -190,14 +190,14 @@ class ScaledSvd(nn.Module):
         self.register_buffer("gains_", torch.ones(dim))
 
     def fit(self, moments: Moments) -> "ScaledSvd":
-        """Learn the basis and the gains; see `SvdAlignment.fit`."""
+        """Fit the basis and the gains; see `SvdAlignment.fit`."""
         self.svd.fit(moments)
         self.gains_.copy_(component_gains(self.config, self.svd))
         return self
 
     @property
     def live(self) -> int:
-        """Components that are not filled with zeros."""
+        """The number of components that are not filled with zeros."""
         return self.svd.live
 
     def forward(self, features: Float[Tensor, "b D"]) -> Float[Tensor, "b d"]:
@@ -206,7 +206,7 @@ class ScaledSvd(nn.Module):
 
 
 class AlignedTarget(nn.Module):
-    """What the student regresses: the aligned feature, divided so that its mean square over components is 1.
+    """The target of a student: the aligned feature, scaled to a mean square of 1 over components.
 
     Args:
         alignment: one of the alignments, (b, D) -> (b, dim).
@@ -230,11 +230,11 @@ class AlignedTarget(nn.Module):
         self.std_ratio_: tuple[float, float] | None = None
 
     def calibrate(self, sample: Float[Tensor, "b D"], *, unit: bool = True) -> "AlignedTarget":
-        """Measure scale and std ratio on the features of some images; zero-filled components do not count.
+        """Measure scale and std ratio on the features of some images; zero-filled components are left out.
 
         Args:
             sample: features.
-            unit: whether the target is to have unit mean square; otherwise the scale stays 1.
+            unit: whether the target is scaled to a mean square of 1; otherwise the scale stays 1.
         """
         live = self.alignment.live if isinstance(self.alignment, ScaledSvd) else self.dim
         aligned = self.alignment(sample)[:, :live]

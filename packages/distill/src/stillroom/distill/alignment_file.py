@@ -1,4 +1,4 @@
-"""alignment.safetensors: a student's aligned targets, one per teacher, and the record of what they were fitted on."""
+"""alignment.safetensors: a student's aligned targets, one per teacher, with the record of what they were fitted on."""
 
 import json
 from collections.abc import Sequence
@@ -25,16 +25,18 @@ FORMAT = "stillroom-alignment/2"
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentInputs:
-    """What an alignment was fitted on. Two fits with equal inputs give the same alignment, so one can stand for both.
+    """What an alignment was fitted on. Fits with equal inputs give equal alignments, so one can replace the other.
+
+    Imported files record none of this: their fields are None, and `count` is 0.
 
     Args:
-        teacher_sha256: hash of the teacher's weights; None for imported files, which do not say.
-        feature: `before` or `after` the last activation; None likewise.
-        output: what of the teacher was read, see `Output`; None likewise.
-        teacher_size: input side, pixels; None likewise.
-        view: `evaluation`, or the training view and its seed; None likewise.
-        data_fingerprint: of the images; None likewise.
-        count: images seen; 0 likewise.
+        teacher_sha256: hash of the teacher's weights.
+        feature: `before` or `after` the last activation.
+        output: the teacher's output, see `Output`.
+        teacher_size: input side, pixels.
+        view: `evaluation`, or the training view and its seed.
+        data_fingerprint: of the images.
+        count: number of images.
     """
 
     teacher_sha256: str | None = None
@@ -48,46 +50,46 @@ class AlignmentInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class _Holder:
-    """So that the alignment's settings are written as in config.json, with their kind."""
+    """Wraps the settings of an alignment, so that they are written as in config.json, with their `kind`."""
 
     alignment: Alignment
 
 
 def build_alignment(config: Alignment, feature_dim: int, dim: int) -> AlignedTarget:
-    """An aligned target, not fitted yet: (b, feature_dim) -> (b, d).
+    """Build an aligned target, not fitted yet: (b, feature_dim) -> (b, d).
 
     Args:
-        config: which alignment.
+        config: settings of the alignment.
         feature_dim: D.
-        dim: d where the config names none: the student's width. `Raw` keeps D.
+        dim: d where `config` sets none: the student's width. `Raw` keeps D.
 
     Raises:
-        ValueError: a target that the alignment cannot be that wide.
+        ValueError: a target wider than the alignment can make it.
     """
-    wanted = feature_dim if isinstance(config, Raw) else config.dim or dim
+    target_dim = feature_dim if isinstance(config, Raw) else config.dim or dim
     match config:
         case Raw():
             alignment: nn.Module = nn.Identity()
         case Svd():
-            alignment = ScaledSvd(config, feature_dim, wanted)
+            alignment = ScaledSvd(config, feature_dim, target_dim)
         case ChannelSelection(by=by):
-            alignment = SelectedChannels(feature_dim, wanted, by)
+            alignment = SelectedChannels(feature_dim, target_dim, by)
         case Interpolation():
-            alignment = InterpolatedChannels(wanted)
+            alignment = InterpolatedChannels(target_dim)
         case RandomProjection():
-            alignment = ProjectedChannels(feature_dim, wanted)
+            alignment = ProjectedChannels(feature_dim, target_dim)
         case Nmf(sweeps=sweeps):
-            alignment = NmfAlignment(feature_dim, wanted, sweeps)
+            alignment = NmfAlignment(feature_dim, target_dim, sweeps)
         case Lda():
-            alignment = LdaAlignment(feature_dim, wanted)
-    return AlignedTarget(alignment, feature_dim, wanted)
+            alignment = LdaAlignment(feature_dim, target_dim)
+    return AlignedTarget(alignment, feature_dim, target_dim)
 
 
 def encode_alignments(targets: Sequence[tuple[Alignment, AlignedTarget, AlignmentInputs]]) -> bytes:
-    """The bytes of an alignment file, one entry per teacher."""
+    """Encode an alignment file, one entry per teacher."""
     entries: list[dict[str, object]] = []
     tensors: dict[str, Tensor] = {}
-    for place, (config, target, inputs) in enumerate(targets):
+    for index, (config, target, inputs) in enumerate(targets):
         entries.append(
             {
                 **config_to_dict(_Holder(alignment=config), UNIONS),
@@ -97,7 +99,7 @@ def encode_alignments(targets: Sequence[tuple[Alignment, AlignedTarget, Alignmen
                 "std_ratio": target.std_ratio_,
             }
         )
-        tensors |= {f"{place}.{name}": tensor for name, tensor in target.state_dict().items()}
+        tensors |= {f"{index}.{name}": tensor for name, tensor in target.state_dict().items()}
     record = {"format": FORMAT, "alignments": entries}
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"record": json.dumps(record)})
 
@@ -115,15 +117,15 @@ def load_alignments(file: Path) -> list[tuple[Alignment, AlignedTarget, Alignmen
                 raise ValueError(f"{file} has the format {record['format']}, this version reads {FORMAT}: fit it again")
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         loaded = []
-        for place, entry in enumerate(record["alignments"]):
+        for index, entry in enumerate(record["alignments"]):
             config = config_from_json(json.dumps({"alignment": entry["alignment"]}), _Holder, UNIONS).alignment
             target = build_alignment(config, entry["feature_dim"], entry["dim"])
-            start = f"{place}."
-            target.load_state_dict({k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)})
+            prefix = f"{index}."
+            target.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
             target.std_ratio_ = tuple(entry["std_ratio"]) if entry["std_ratio"] else None
             loaded.append((config, target, cattrs.structure(entry["inputs"], AlignmentInputs)))
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{file} is no alignment file: {error!r}") from error
+        raise ValueError(f"{file} is not an alignment file: {error!r}") from error
     return loaded
 
 
@@ -135,7 +137,7 @@ def load_alignment(file: Path) -> tuple[AlignedTarget, AlignmentInputs]:
     """
     loaded = load_alignments(file)
     if len(loaded) != 1:
-        raise ValueError(f"{file} holds the alignments of {len(loaded)} teachers, one was expected")
+        raise ValueError(f"{file} holds the alignments of {len(loaded)} teachers, expected that of one")
     return loaded[0][1], loaded[0][2]
 
 
@@ -144,37 +146,37 @@ def import_kdep_alignment(
 ) -> None:
     """Turn KDEP's published `*_v.npy` and `*_feat_mean.npy` into an alignment file.
 
-    Their basis is the V of `torch.svd` of the centred features: (D, D), one component per column. The files carry no
-    scale: it is set to 1, so that the target is KDEP's own. They do not say which teacher they belong to either.
+    Their basis is the V of `torch.svd` of the centred features: (D, D), one component per column. The files contain no
+    scale: it is set to 1, so that the target is KDEP's own. Nor do they name their teacher.
 
     Args:
         basis_file: (D, D) or (D, d).
         mean_file: (D,).
         out: file to write.
         config: SVD, or SVD + PTS with its temperature and exponent.
-        dim: components to keep, d.
-        std_file: singular values (D,), if published; only the variances shown are taken from it.
+        dim: number of components, d.
+        std_file: singular values (D,), if published; they only set the variances that are reported.
 
     Raises:
-        ValueError: files that are missing, hold pickled objects, or do not fit together.
+        ValueError: files that are missing, hold pickled objects, or do not match each other.
     """
     basis, mean = _load_array(basis_file), _load_array(mean_file)
     if basis.ndim != 2 or mean.shape != (basis.shape[0],):
         raise ValueError(
-            f"{basis_file} {basis.shape} and {mean_file} {mean.shape} do not fit: expected (D, D) and (D,)"
+            f"{basis_file} {basis.shape} and {mean_file} {mean.shape} do not match: expected (D, D) and (D,)"
         )
     if not 0 < dim <= basis.shape[1]:
-        raise ValueError(f"{basis_file} has {basis.shape[1]} components, {dim} were asked for")
+        raise ValueError(f"{basis_file} has {basis.shape[1]} components, expected at least {dim}")
     gram = basis[:, :dim].T.astype(np.float64) @ basis[:, :dim]
     if np.abs(gram - np.eye(dim)).max() > 1e-3:
         raise ValueError(f"the columns of {basis_file} are not orthonormal: expected the V of an SVD")
     target = build_alignment(config, len(mean), dim)
     assert isinstance(target.alignment, ScaledSvd), "only SVD alignments are published"
     svd = target.alignment.svd
-    spread = np.ones(len(mean)) if std_file is None else _load_array(std_file).astype(np.float64) ** 2
+    variance = np.ones(len(mean)) if std_file is None else _load_array(std_file).astype(np.float64) ** 2
     svd.mean_.copy_(torch.from_numpy(mean))
     svd.basis_.copy_(fix_signs(torch.from_numpy(basis[:, :dim].copy())))
-    svd.variance_.copy_(torch.from_numpy(spread))
+    svd.variance_.copy_(torch.from_numpy(variance))
     svd.std_.copy_(svd.variance_[:dim].sqrt())
     svd.rank_.fill_(dim)
     write_file(out, encode_alignments([(config, target, AlignmentInputs())]))
@@ -184,4 +186,4 @@ def _load_array(file: Path) -> np.ndarray:
     try:
         return np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is no array file (read with allow_pickle=False): {error}") from error
+        raise ValueError(f"{file} is not an .npy array (read with allow_pickle=False): {error}") from error

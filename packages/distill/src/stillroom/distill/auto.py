@@ -1,4 +1,4 @@
-"""`distill auto`: look at the images, the nets and the device, and make the run that the table says."""
+"""`distill auto`: inspect the images, the nets and the device, and choose the settings of a run from a table."""
 
 import math
 import os
@@ -20,47 +20,47 @@ from stillroom.backbone.spec import BackboneSpec
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import presets
 from stillroom.distill.config import AutoConfig, Cache, DistillConfig, Monitor
-from stillroom.distill.monitor import MIN_HELD_OUT, split_held_out
-from stillroom.distill.recipe import Choice, Workload, choose, explain, follows_paper, has_svd
+from stillroom.distill.data import MIN_HELD_OUT, split_held_out
+from stillroom.distill.recipe import Choice, Workload, choose_settings, explain, follows_paper, has_svd
 from stillroom.distill.slots import LinearHead, Raw, SvdPts
 from stillroom.distill.train import distill
 from stillroom.distill.views import KdepView
 
 MIN_IMAGES = 16
 _SAMPLE = 200  # images whose size is read
-_TRIAL_STEPS = 8  # steps that measure the speed behind --hours
-_MARGIN = 0.9  # share of --hours that the plan fills
+_TRIAL_STEPS = 8  # steps that measure the speed for --hours
+_MARGIN = 0.9  # fraction of --hours that the plan uses
 
 
 def plan(config: AutoConfig) -> DistillConfig:
-    """The run that the table, and the flags that were given, make of these images and nets; printed with reasons.
+    """Choose the settings of a run by the table, where no flag sets them, and print them with their reasons.
 
     Raises:
         ValueError: too few images, none that can be read, unknown nets, too few hours.
     """
     run = Run.start(config.device)
     files = read_unlabelled(config.data)
-    work = run.gather(survey(config, files, run))[0]  # what one process sees of its disk counts for all
-    choices = choose(config, work)
+    work = run.gather(inspect_workload(config, files, run))[0]  # one decision for all processes
+    choices = choose_settings(config, work)
     if config.hours is not None and config.epochs is None:
-        fitting = fit_hours(build_config(config, work, choices), files, config.hours, run)
-        choices = choose(replace(config, epochs=fitting.value), work) | {"epochs": fitting}
+        epochs = fit_hours(build_config(config, work, choices), files, config.hours, run)
+        choices = choose_settings(replace(config, epochs=epochs.value), work) | {"epochs": epochs}
     if run.is_main:
         print(explain(config.method, work, choices))
     return build_config(config, work, choices)
 
 
-def survey(config: AutoConfig, files: ImageFiles, run: Run) -> Workload:
-    """Look at the images, the nets and the device.
+def inspect_workload(config: AutoConfig, files: ImageFiles, run: Run) -> Workload:
+    """Read what the table needs to know of the images, the nets and the device.
 
     Raises:
-        ValueError: fewer than 16 images; none of those that are tried can be read; unknown nets.
+        ValueError: fewer than 16 images; none of the sampled ones can be read; unknown nets.
     """
     if len(files) < MIN_IMAGES:
-        raise ValueError(f"{config.data} holds {len(files)} images: {MIN_IMAGES} are the fewest that a run can use")
+        raise ValueError(f"{config.data} holds {len(files)} images: a run needs at least {MIN_IMAGES}")
     students, teachers = [read_spec(name) for name in config.student], [read_spec(name) for name in config.teacher]
     widest = max(students, key=lambda spec: spec.dim)
-    held_out = held_out_share(len(files))
+    held_out = held_out_fraction(len(files))
     return Workload(
         num_images=len(split_held_out(files, held_out, config.seed)[0]),
         held_out=held_out,
@@ -76,24 +76,22 @@ def survey(config: AutoConfig, files: ImageFiles, run: Run) -> Workload:
     )
 
 
-def held_out_share(num_images: int) -> float:
-    """2 % of the images; of few up to a tenth, so that 64 of them show a figure; 8 images at least."""
+def held_out_fraction(num_images: int) -> float:
+    """The fraction of the images to hold out: 2 %; with few images up to a tenth, to reach 64; at least 8 images."""
     return min(max(0.02, 64 / num_images), max(0.1, MIN_HELD_OUT / num_images))
 
 
 def median_short_side(files: ImageFiles) -> int:
-    """Median short side in pixels of 200 images spread over the folder; only their headers are read."""
+    """The median short side, pixels, of 200 images spread over the folder; only their headers are read."""
     sides = []
     for path in files.paths[:: math.ceil(len(files) / _SAMPLE)]:
         try:
             with Image.open(path) as image:
                 sides.append(min(image.size))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-            continue  # the run itself refuses what cannot be read, or names and counts it
+            continue  # the run itself refuses unreadable images, or names and counts them
     if not sides:
-        raise ValueError(
-            f"none of the images of {files.root} that were tried can be read, the first is {files.paths[0]}"
-        )
+        raise ValueError(f"none of the sampled images of {files.root} can be read, the first is {files.paths[0]}")
     return int(statistics.median(sides))
 
 
@@ -105,13 +103,13 @@ def read_spec(name: str) -> BackboneSpec:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use, the others on its machine included."""
+    """The number of CPU cores that the processes of this machine may use together."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder, which may still have to be made."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+    """The free bytes on the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -122,22 +120,22 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice]) -> DistillConfig:
-    """The run of a method with the chosen settings."""
+    """Build the config of a run from the chosen settings."""
     value = {name: choice.value for name, choice in choices.items()}
     preset = presets.simreg if config.method == "simreg" else presets.kdep
-    made = preset(teacher=config.teacher, student=config.student, data=config.data, out=config.out)
+    base = preset(teacher=config.teacher, student=config.student, data=config.data, out=config.out)
     if config.method == "kdep" and has_svd(work):
-        made = replace(made, alignment=SvdPts(zero_fill=True))  # the rank may be lower than the student's width
+        base = replace(base, alignment=SvdPts(zero_fill=True))  # the rank may be lower than the student's width
     elif config.method == "kdep":
-        made = replace(made, alignment=Raw(), head=LinearHead(batch_norm="after"))
+        base = replace(base, alignment=Raw(), head=LinearHead(batch_norm="after"))
     if not follows_paper(work):
-        made = replace(made, view=KdepView(), weight_decay=5e-4)  # in the pilots of both methods
+        base = replace(base, view=KdepView(), weight_decay=5e-4)  # as in the pilots of both methods
     return replace(
-        made,
+        base,
         method=f"auto-{config.method}",
-        teacher=replace(made.teacher, size=() if config.teacher_size is None else (config.teacher_size,)),
-        student=replace(made.student, size=() if config.student_size is None else (config.student_size,)),
-        view=replace(made.view, min_scale=value["min_scale"]),
+        teacher=replace(base.teacher, size=() if config.teacher_size is None else (config.teacher_size,)),
+        student=replace(base.student, size=() if config.student_size is None else (config.student_size,)),
+        view=replace(base.view, min_scale=value["min_scale"]),
         epochs=value["epochs"],
         batch_size=value["batch_size"],
         lr=value["lr"],
@@ -161,33 +159,33 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
 
 
 def fit_hours(planned: DistillConfig, files: ImageFiles, hours: float, run: Run) -> Choice:
-    """The epochs of a plan that fit into some hours, by the speed of a few steps.
+    """Choose the epochs of a planned run that fit into some hours, by the measured speed of a few steps.
 
     Raises:
-        ValueError: not one epoch fits; several processes.
+        ValueError: not even one epoch fits; several processes.
     """
     if run.world_size > 1:
-        raise ValueError("--hours measures the speed of one process: under torchrun give --epochs")
-    seconds = len(files) / trial_speed(planned, files)  # of an epoch; the pass that fits the alignment takes one more
-    fit = int(_MARGIN * 3600 * hours / seconds) - 1
-    if fit < 1:
+        raise ValueError("--hours measures the speed of one process: under torchrun pass --epochs")
+    epoch_seconds = len(files) / trial_speed(planned, files)
+    num_epochs = int(_MARGIN * 3600 * hours / epoch_seconds) - 1  # less the pass that fits the alignment
+    if num_epochs < 1:
         raise ValueError(
-            f"--hours {hours:g} is too short: an epoch takes {seconds / 3600:.2g} h and the alignment as long; "
-            f"give more, or a part of the images (tools/make_subset.py)"
+            f"--hours {hours:g} is too short: an epoch takes {epoch_seconds / 3600:.2g} h and the alignment as long; "
+            f"pass more hours, or train on part of the images (tools/make_subset.py)"
         )
-    epochs = min(planned.epochs, fit)
-    return Choice(name="epochs", value=epochs, reason=f"{hours:g} h hold {fit}, at {len(files) / seconds:.0f} images/s")
+    reason = f"{num_epochs} fit into {hours:g} h at {len(files) / epoch_seconds:.0f} images/s"
+    return Choice(name="epochs", value=min(planned.epochs, num_epochs), reason=reason)
 
 
 def trial_speed(planned: DistillConfig, files: ImageFiles) -> float:
-    """Images per second of a plan, its teachers running live, over a few steps in a folder of their own."""
+    """Images per second of a planned run without a cache, over a few steps in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        some = Path(folder) / "images.txt"
+        file_list = Path(folder) / "images.txt"
         count = min(len(files), 2 * _TRIAL_STEPS * planned.batch_size)
-        some.write_text("".join(f"{path.resolve()}\n" for path in files.paths[:count]), encoding="utf-8")
+        file_list.write_text("".join(f"{path.resolve()}\n" for path in files.paths[:count]), encoding="utf-8")
         trial = replace(
             planned,
-            data=some,
+            data=file_list,
             out=Path(folder) / "run",
             alignment=Raw(),
             head=planned.head if isinstance(planned.alignment, Raw) else LinearHead(),

@@ -1,107 +1,110 @@
-"""Teacher outputs on disk: one row per image and view, exact, so that every later epoch and student reads them."""
+"""Teacher outputs on disk: one row per image and view, exact, so that every later epoch and run can read them."""
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from stillroom.backbone import ImageDataset, ImageFiles, Run, weights_sha256
+from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loading import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 from stillroom.distill.alignment import AlignedTarget
-from stillroom.distill.config import DistillConfig, SameView
+from stillroom.distill.config import Cache
 from stillroom.distill.fit import settings
-from stillroom.distill.teacher import FrozenTeacher
-from stillroom.distill.views import FixedView, Views
+from stillroom.distill.slots import Alignment, FixedView, SameView, TeacherView, View
+from stillroom.distill.teacher import CachedTeacher, FrozenTeacher
+from stillroom.distill.views import Views
 
 _BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedTeacher:
-    """What a teacher said: one store per view, of its outputs or, where that is smaller, of the aligned target.
+class CachePass:
+    """The images and views whose teacher outputs are stored, and how they are read.
 
     Args:
-        stores: view v of image i is row i of store v.
-        aligned: whether the rows are targets already.
+        files: the images.
+        run: this process; each process fills its own batches.
+        cache: number of views, what is stored, its number format.
+        view: the students' view.
+        teacher_view: the teachers' view.
+        seed: of the views.
+        amp: number format of the forward passes.
+        workers: processes that decode images.
+        on_broken: see `OnBroken`.
     """
 
-    stores: tuple[Store, ...]
-    aligned: bool
-
-    def read(self, epoch: int, indices: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """The rows of some images in one epoch, float32."""
-        return self.stores[epoch % len(self.stores)].read(indices)
+    files: ImageFiles
+    run: Run
+    cache: Cache
+    view: View
+    teacher_view: TeacherView
+    seed: int
+    amp: Literal["none", "bf16"] = "none"
+    workers: int = 1
+    on_broken: OnBroken = "refuse"
 
 
 @torch.no_grad()
 def fill_cache(
-    config: DistillConfig,
-    run: Run,
-    files: ImageFiles,
-    teacher: FrozenTeacher,
-    targets: list[AlignedTarget],
+    teacher: FrozenTeacher, alignment: Alignment, targets: tuple[AlignedTarget, ...], job: CachePass
 ) -> CachedTeacher:
-    """Run a teacher over every view that the epochs will show, but for the rows that an earlier run has left.
+    """Run a teacher over every view that the epochs will show; rows that an earlier run has stored are kept.
 
-    Where there is one student and its aligned target is narrower than the output, the targets are stored, unless
-    `config.cache.keep` says that students with other alignments are to read the same cache. A fixed view is one view.
+    With a single student whose target is narrower than the teacher's output, the targets are stored, unless
+    `cache.keep` demands outputs, which students with other alignments can read too. A fixed view counts as one view.
 
     Args:
-        config: views, seed, alignment, precision.
-        run: this process; each fills its own batches.
-        files: the images.
         teacher: on the run's device.
-        targets: each student's alignment of this teacher.
+        alignment: settings of the targets.
+        targets: its alignment with each student.
+        job: images and views.
 
     Raises:
         ValueError: no room on the disk; values beyond float16.
     """
-    fixed = isinstance(config.teacher_view, FixedView)
-    many, dtype = 1 if fixed else config.cache.views, config.cache.dtype
+    files, run, dtype = job.files, job.run, job.cache.dtype
+    num_views = 1 if isinstance(job.teacher_view, FixedView) else job.cache.views
     root = cache_directory("teacher-outputs")
-    aligned = config.cache.keep == "smaller" and len(targets) == 1 and targets[0].dim < teacher.dim
+    aligned = job.cache.keep == "smaller" and len(targets) == 1 and targets[0].dim < teacher.dim
     dim = targets[0].dim if aligned else teacher.dim
-    needed = many * store_bytes(len(files), dim, dtype)
+    num_bytes = num_views * store_bytes(len(files), dim, dtype)
     if run.is_main:
-        what = "aligned targets" if aligned else f"outputs ({teacher.output})"
-        size = f"{needed / 2**20:.1f} MiB"
-        print(f"teacher cache: {many} views x {len(files)} images x {dim} {dtype} {what} = {size} in {root}")
-    record = cache_record(config, files, teacher, targets[0] if aligned else None)
+        content = "aligned targets" if aligned else f"outputs ({teacher.output})"
+        size = f"{num_bytes / 2**20:.1f} MiB"
+        print(f"teacher cache: {num_views} views x {len(files)} images x {dim} {dtype} {content} = {size} in {root}")
+    record = cache_record(teacher, alignment, targets[0] if aligned else None, job)
     stores = tuple(
-        Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype, num_stores=many)
-        for view in range(many)
+        Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype, num_stores=num_views)
+        for view in range(num_views)
     )
-    views = Views(config.view, config.teacher_view, [], [teacher.backbone.spec.input])
-    dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken)
-    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
-    progress = Progress(many * len(files), run, "teacher", done=sum(len(s) - s.num_missing for s in stores))
+    views = Views(job.view, job.teacher_view, [], [teacher.backbone.spec.input])
+    dataset = ImageDataset(files, views, seed=job.seed, on_broken=job.on_broken)
+    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=job.amp == "bf16")
+    progress = Progress(num_views * len(files), run, "teacher", done=sum(len(s) - s.num_missing for s in stores))
     for view, store in enumerate(stores):
         batches = EvaluationBatches(len(files), _BATCH_SIZE, run, epoch=view, mask=store.missing)
-        run.wait()  # every process has looked at what is missing before one of them writes
-        for batch in progress.over(build_loader(dataset, batches, config.workers), close=False):
+        run.wait()  # every process has read which rows are missing before one of them writes
+        for batch in progress.over(build_loader(dataset, batches, job.workers), close=False):
             progress.skip(batch.broken)
             store.mark_broken(torch.tensor(batch.broken_indices, dtype=torch.long))
             if len(batch):
                 with autocast:
-                    output = teacher(batch.images.to(run.device, non_blocking=True))[0]
-                store.write(batch.indices, targets[0](output) if aligned else output)
+                    features = teacher(batch.images.to(run.device, non_blocking=True)).features
+                store.write(batch.indices, targets[0](features) if aligned else features)
     progress.close()
     run.wait()
     return CachedTeacher(stores=stores, aligned=aligned)
 
 
 def cache_record(
-    config: DistillConfig,
-    files: ImageFiles,
-    teacher: FrozenTeacher,
-    target: AlignedTarget | None,
+    teacher: FrozenTeacher, alignment: Alignment, target: AlignedTarget | None, job: CachePass
 ) -> dict[str, object]:
-    """All that the rows of a cache depend on; a change of any of it is another cache."""
+    """Everything that the rows of a cache depend on; a change of any of it makes another cache."""
     spec = teacher.backbone.spec
-    seen = config.view if isinstance(config.teacher_view, SameView) else config.teacher_view
+    seen = job.view if isinstance(job.teacher_view, SameView) else job.teacher_view
     return {
         "teacher": [teacher.sha256, spec.name, spec.arguments],
         "head": weights_sha256(teacher.head) if teacher.head is not None else None,
@@ -109,9 +112,9 @@ def cache_record(
         "feature": teacher.backbone.spec.feature,
         "input": asdict(spec.input),
         "view": [type(seen).__name__, asdict(seen)],
-        "shared": isinstance(config.teacher_view, SameView),
-        "seed": None if isinstance(config.teacher_view, FixedView) else config.seed,
-        "data": files.stamp,
-        "amp": config.amp,
-        "alignment": None if target is None else [*settings(config.alignment), weights_sha256(target)],
+        "shared": isinstance(job.teacher_view, SameView),
+        "seed": None if isinstance(job.teacher_view, FixedView) else job.seed,
+        "data": job.files.stamp,
+        "amp": job.amp,
+        "alignment": None if target is None else [*settings(alignment), weights_sha256(target)],
     }

@@ -24,42 +24,46 @@ KnnMonitor = Callable[..., dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class FitAlignment:
-    """Fit an alignment alone, to be used on other images by `kdep --alignment-file FILE`."""
+    """Fit an alignment alone, for use on other images by `kdep --alignment-file FILE`."""
 
     teacher: Net
     data: Path
-    """Folder of images, labels not needed."""
+    """Folder of images, searched recursively; one subfolder per class for alignment:lda, else labels are not needed."""
     out: Path
-    """File to write, .safetensors."""
+    """Alignment file to write, .safetensors."""
     dim: Annotated[int, arg(metavar="D")]
-    """Components: the width of the student that will use it."""
+    """Width of the target: that of the students that will use the alignment."""
     alignment: Alignment = field(default_factory=SvdPts)
     alignment_view: Literal["evaluation", "training"] = "evaluation"
-    """Fit on the evaluation view of the images, or on random ones, as KDEP did."""
+    """Fit on the evaluation view of the images, or on random views, as KDEP did."""
     view: View = field(default_factory=KdepView)
-    """The random views of --alignment-view training."""
+    """Random view for --alignment-view training."""
     seed: int = 0
-    """Of the random views."""
+    """Seed of the random views."""
     device: DeviceName = "auto"
+    """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
     workers: int = 1
-    """Processes that decode images."""
+    """Processes that decode images; 0: the main process does."""
     on_broken: OnBroken = "refuse"
-    """An image that cannot be read stops the run, or is skipped."""
+    """refuse: an unreadable image stops the command; skip: it is left out."""
 
     def run(self) -> None:
+        """Fit the alignment and write its file."""
         refuse_existing(self.out)
         refuse_missing_images(self.data)
         refuse_missing_checkpoint(self.teacher.name)
         from stillroom.backbone import Run
         from stillroom.distill.alignment_file import encode_alignments
-        from stillroom.distill.fit import DrawnView, FitPass, alignment_inputs, describe, fit_alignment
+        from stillroom.distill.fit import FitPass, RandomView, alignment_inputs, describe, fit_alignment
         from stillroom.distill.teacher import build_teacher
 
         run = Run.start(self.device)
         files = read_labelled(self.data) if isinstance(self.alignment, Lda) else read_unlabelled(self.data)
         teacher = build_teacher(self.teacher).to(run.device)
-        drawn = DrawnView.of(self.view, SameView(), self.seed, teacher) if self.alignment_view == "training" else None
-        fit = FitPass(files=files, run=run, view=drawn, workers=self.workers, on_broken=self.on_broken)
+        view = None
+        if self.alignment_view == "training":
+            view = RandomView.for_teacher(teacher, self.view, SameView(), self.seed)
+        fit = FitPass(files=files, run=run, view=view, workers=self.workers, on_broken=self.on_broken)
         target = fit_alignment(teacher, self.alignment, self.dim, fit)
         if run.is_main:
             write_file(self.out, encode_alignments([(self.alignment, target, alignment_inputs(teacher, fit))]))
@@ -69,21 +73,22 @@ class FitAlignment:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportAlignment:
-    """Turn the .npy files that KDEP published (basis V and mean feature) into an alignment file."""
+    """Convert the .npy files that KDEP published (basis V and mean feature) to an alignment file."""
 
     basis: Path
-    """*_v.npy, (D, D): one component per column."""
+    """Basis, *_v.npy, (D, D): one component per column."""
     mean: Path
-    """*_feat_mean.npy, (D,)."""
+    """Mean feature, *_feat_mean.npy, (D,)."""
     out: Path
-    """File to write, .safetensors."""
+    """Alignment file to write, .safetensors."""
     dim: Annotated[int, arg(metavar="D")]
-    """Components to keep: the student's width."""
+    """Number of components to keep: the student's width."""
     singular_values: Path | None = None
-    """*_eigen_values.npy, (D,)."""
+    """Singular values, *_eigen_values.npy, (D,); None: not recorded."""
     alignment: SvdPts | Svd = field(default_factory=SvdPts)
 
     def run(self) -> None:
+        """Convert the files."""
         refuse_existing(self.out)
         from stillroom.distill.alignment_file import import_kdep_alignment
 
@@ -93,11 +98,12 @@ class ImportAlignment:
 
 
 class Resume(ResumeFlags):
-    """Go on with a run that was stopped, from its last state."""
+    """Resume a run that was stopped, from its last state."""
 
     def run(self, knn: KnnMonitor | None = None) -> None:
+        """Resume the run and print its outcome."""
         refuse_unresumable(self.path)
-        from stillroom.distill.record import summary
+        from stillroom.distill.results import summary
         from stillroom.distill.train import resume
 
         resume(self.path, knn=knn, **self.changes)
@@ -114,10 +120,10 @@ def main() -> None:
 
 
 def run_command(knn: KnnMonitor | None) -> None:
-    """Read the command line and do what it says.
+    """Read the command line and run the command.
 
     Args:
-        knn: what `--monitor.knn` measures with; the console command has none, tools/distill.py brings one.
+        knn: measures k-NN accuracy for `--monitor.knn`; the console command passes None, tools/distill.py a function.
     """
     command = tyro.cli(
         command_type(),
@@ -140,14 +146,14 @@ def run_command(knn: KnnMonitor | None) -> None:
 
 
 def train(config: DistillConfig, knn: KnnMonitor | None) -> None:
-    """Do what a preset says; its paths and flags are looked at before torch is imported."""
+    """Run a config; its paths and settings are validated before torch is imported."""
     preflight(config, has_knn=knn is not None)
-    from stillroom.distill.record import summary
+    from stillroom.distill.results import summary
     from stillroom.distill.train import distill
 
     print_on_main(summary(distill(config, knn=knn)))
 
 
 def command_type() -> Any:
-    """The presets and the commands as one union for tyro."""
+    """The union of all presets and commands, for tyro."""
     return subcommand_union(PRESETS, COMMANDS)

@@ -1,4 +1,4 @@
-"""Alignments that are learnt from more than mean and covariance: NMF and LDA."""
+"""Alignments fitted from more than mean and covariance: NMF and LDA."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from stillroom.distill.alignment import fix_signs
 from stillroom.distill.moments import ClassMoments
 from stillroom.distill.selection import refuse_wider
 
-_RIDGE = 1e-4  # of the mean within-class variance, added to LDA's within-class scatter, as few images leave it singular
+_RIDGE = 1e-4  # of the mean within-class variance, added to LDA's within-class scatter, which few images leave singular
 _SEED = 0
 _BLOCK_ROWS = 128
-_REPEATS = 50  # MiniBatchNMF moves its factors once per call: on 2,000 rows the residual is 10 after 1, 1.3 after 50
+_REPEATS = 50  # MiniBatchNMF updates its factors once per call: on 2,000 rows the residual is 10 after 1, 1.3 after 50
 
 
 class NmfAlignment(nn.Module):
     """Non-negative matrix factors: f ~ w H with w, H >= 0; the target is w, found by multiplicative updates.
 
-    The factors are learnt by scikit-learn's `MiniBatchNMF`, batch by batch. A feature's weights then start equal and
+    The factors are fitted by scikit-learn's `MiniBatchNMF`, batch by batch. A feature's weights then start equal and
     follow w <- w * (f H^T) / (w H H^T), which never increases |f - w H|^2.
 
     Args:
         feature_dim: D.
-        dim: factors, d.
+        dim: number of factors, d.
         sweeps: updates per feature.
 
     Attributes:
@@ -40,12 +40,12 @@ class NmfAlignment(nn.Module):
         super().__init__()
         refuse_wider(feature_dim, dim, "NMF")
         self.sweeps = sweeps
-        self._learner: Any = None
-        self._waiting: list[np.ndarray] = []
+        self._model: Any = None
+        self._pending: list[np.ndarray] = []
         self.register_buffer("factors_", torch.zeros(dim, feature_dim))
 
     def partial_fit(self, features: Float[Tensor, "b D"]) -> "NmfAlignment":
-        """Learn from a batch. Rows are gathered into blocks that are larger than the number of factors.
+        """Fit a batch. Rows are collected into blocks larger than the number of factors.
 
         Raises:
             ValueError: negative features, or scikit-learn is not installed.
@@ -53,59 +53,61 @@ class NmfAlignment(nn.Module):
         if float(features.min()) < 0:
             raise ValueError(
                 "NMF needs features that are not negative: read them after the last activation (--teacher.feature "
-                "after), and from a net whose activation is a ReLU"
+                "after) of a net whose activation is a ReLU"
             )
-        self._waiting.append(features.double().cpu().numpy())
-        if sum(map(len, self._waiting)) >= max(_BLOCK_ROWS, 2 * len(self.factors_)):
-            self._learn()
+        self._pending.append(features.double().cpu().numpy())
+        if sum(map(len, self._pending)) >= max(_BLOCK_ROWS, 2 * len(self.factors_)):
+            self._fit_pending()
         return self
 
-    def settle(self) -> "NmfAlignment":
-        """Learn from the rows that still wait.
+    def finish(self) -> "NmfAlignment":
+        """Fit the rows that are left over.
 
         Raises:
-            ValueError: fewer images in all than factors.
+            ValueError: fewer images in total than factors.
         """
-        if self._learner is None and sum(map(len, self._waiting)) < len(self.factors_):
-            raise ValueError(f"{sum(map(len, self._waiting))} images cannot fix {len(self.factors_)} factors of NMF")
-        if self._waiting and (self._learner is None or sum(map(len, self._waiting)) >= len(self.factors_)):
-            self._learn()
+        if self._model is None and sum(map(len, self._pending)) < len(self.factors_):
+            raise ValueError(
+                f"{sum(map(len, self._pending))} images cannot determine {len(self.factors_)} factors of NMF"
+            )
+        if self._pending and (self._model is None or sum(map(len, self._pending)) >= len(self.factors_)):
+            self._fit_pending()
         return self
 
-    def _learn(self) -> None:
+    def _fit_pending(self) -> None:
         try:
             from sklearn.decomposition import MiniBatchNMF  # noqa: PLC0415  # an extra: only this alignment needs it
         except ImportError as error:
             raise ValueError("NMF needs scikit-learn: pip install 'stillroom-distill[nmf]'") from error
-        if self._learner is None:
-            self._learner = MiniBatchNMF(n_components=len(self.factors_), init="nndsvda", random_state=_SEED)
-        block = np.concatenate(self._waiting)
+        if self._model is None:
+            self._model = MiniBatchNMF(n_components=len(self.factors_), init="nndsvda", random_state=_SEED)
+        block = np.concatenate(self._pending)
         for _ in range(_REPEATS):
-            self._learner.partial_fit(block)
-        self._waiting = []
-        self.factors_.copy_(torch.from_numpy(np.ascontiguousarray(self._learner.components_)))
+            self._model.partial_fit(block)
+        self._pending = []
+        self.factors_.copy_(torch.from_numpy(np.ascontiguousarray(self._model.components_)))
 
     def forward(self, features: Float[Tensor, "b D"]) -> Float[Tensor, "b d"]:
         tiny = torch.finfo(features.dtype).tiny
-        reach, gram = features.clamp(min=0) @ self.factors_.T, self.factors_ @ self.factors_.T
-        weights = torch.full_like(reach, 1.0) * (reach.sum(1, keepdim=True) / gram.sum().clamp(min=tiny))
+        products, gram = features.clamp(min=0) @ self.factors_.T, self.factors_ @ self.factors_.T
+        weights = torch.full_like(products, 1.0) * (products.sum(1, keepdim=True) / gram.sum().clamp(min=tiny))
         for _ in range(self.sweeps):
-            weights = weights * reach / (weights @ gram).clamp(min=tiny)
+            weights = weights * products / (weights @ gram).clamp(min=tiny)
         return weights
 
 
 class LdaAlignment(nn.Module):
-    """Fisher's linear discriminants: the d directions of largest variance between classes, white within them.
+    """Fisher's linear discriminants: the d directions of largest variance between classes, white within classes.
 
     The columns of W solve S_b w = lambda S_w w; the target is (f - mean) W, whose within-class covariance is 1.
 
     Args:
         feature_dim: D.
-        dim: discriminants, d, below the number of classes.
+        dim: number of discriminants, d, below the number of classes.
 
     Attributes:
-        mean_: (D,).
-        basis_: (D, d), strongest first.
+        mean_: (D,) mean feature.
+        basis_: (D, d) discriminants, strongest first.
 
     Reference: Fisher 1936; Rao 1948 for several classes. One of KDEP's comparisons (its released code).
     """
@@ -120,7 +122,7 @@ class LdaAlignment(nn.Module):
         self.register_buffer("basis_", torch.zeros(feature_dim, dim))
 
     def fit(self, moments: ClassMoments) -> "LdaAlignment":
-        """Learn the discriminants.
+        """Fit the discriminants.
 
         Raises:
             ValueError: as many discriminants as classes, or more.
@@ -144,8 +146,8 @@ class LdaAlignment(nn.Module):
 
 
 def too_many_discriminants(num_classes: int, dim: int) -> str:
-    """What is said where LDA cannot give as many discriminants."""
+    """The sentence that refuses more discriminants than LDA has."""
     return (
-        f"{num_classes} classes have {num_classes - 1} discriminants, {dim} were asked for: "
-        f"give --alignment.dim and a head, or data with more classes"
+        f"{num_classes} classes have {num_classes - 1} discriminants, fewer than {dim}: "
+        f"pass --alignment.dim and a head, or data with more classes"
     )

@@ -1,4 +1,4 @@
-"""The pass that fits an alignment: teacher features of one view of each image, streamed into statistics."""
+"""Fit an alignment: teacher features of one view of each image, streamed into statistics; or load one."""
 
 import math
 from collections.abc import Iterator
@@ -31,28 +31,28 @@ from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import TeacherView, View, Views
 
 _BATCH_SIZE = 64
-_SAMPLE = 2048  # images whose features set the scale and show the std ratio
+_SAMPLE = 2048  # images whose features set the scale and the std ratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawnView:
+class RandomView:
     """A random view of each image, that of a run's first epoch.
 
     Args:
-        view: draws it.
-        words: which it is, for the record.
-        seed: of the draw.
+        transform: renders it.
+        description: its settings, for the alignment's record.
+        seed: of the views.
     """
 
-    view: ViewOfImage
-    words: str
+    transform: ViewOfImage
+    description: str
     seed: int
 
     @classmethod
-    def of(cls, view: View, teacher_view: TeacherView, seed: int, teacher: FrozenTeacher) -> "DrawnView":
-        """What this teacher sees in a run with these views and this seed."""
-        views = Views(view, teacher_view, [], [teacher.backbone.spec.input])
-        return cls(view=views, words=f"{view} {teacher_view} seed {seed}", seed=seed)
+    def for_teacher(cls, teacher: FrozenTeacher, view: View, teacher_view: TeacherView, seed: int) -> "RandomView":
+        """The view that a teacher sees in a run with these settings."""
+        transform = Views(view, teacher_view, [], [teacher.backbone.spec.input])
+        return cls(transform=transform, description=f"{view} {teacher_view} seed {seed}", seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,43 +61,43 @@ class FitPass:
 
     Args:
         files: the images; labelled for LDA.
-        run: this process; the images are dealt out over all of them.
-        view: a random view; None for the teacher's evaluation view.
-        unit: whether the target is to have unit mean square.
+        run: this process; the images are divided over all processes.
+        view: a random view; None: the teacher's evaluation view.
+        unit: whether the target is scaled to a mean square of 1.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
     """
 
     files: ImageFiles
     run: Run
-    view: DrawnView | None = None
+    view: RandomView | None = None
     unit: bool = True
     workers: int = 1
     on_broken: OnBroken = "refuse"
 
     def features(self, teacher: FrozenTeacher, label: str, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """(indices, features in float32) of batches of 64 images; `every` n-th image only."""
+        """Yield the indices and float32 features of batches of 64 images, of every `every`-th image only."""
         files = self.files if every == 1 else self.files.subset(range(0, len(self.files), every))
         if self.view is None:
             dataset = ImageDataset(files, EvaluationView(teacher.backbone.spec.input), on_broken=self.on_broken)
         else:
-            dataset = ImageDataset(files, self.view.view, seed=self.view.seed, on_broken=self.on_broken)
+            dataset = ImageDataset(files, self.view.transform, seed=self.view.seed, on_broken=self.on_broken)
         loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), self.workers)
         progress = Progress(len(files), self.run, label)
         for batch in progress.over(loader):
             progress.skip(batch.broken)
             if len(batch):
-                yield batch.indices * every, teacher(batch.images.to(self.run.device))[0]
+                yield batch.indices * every, teacher(batch.images.to(self.run.device)).features
 
 
 def alignment_inputs(teacher: FrozenTeacher, fit: FitPass) -> AlignmentInputs:
-    """The record of what an alignment of this teacher on these images is fitted on."""
+    """The record of what an alignment of this teacher is fitted on."""
     return AlignmentInputs(
         teacher_sha256=teacher.sha256,
         feature=teacher.backbone.spec.feature,
         output=teacher.output,
         teacher_size=teacher.backbone.spec.input.size,
-        view="evaluation" if fit.view is None else fit.view.words,
+        view="evaluation" if fit.view is None else fit.view.description,
         data_fingerprint=fit.files.fingerprint,
         count=len(fit.files),
     )
@@ -105,12 +105,12 @@ def alignment_inputs(teacher: FrozenTeacher, fit: FitPass) -> AlignmentInputs:
 
 @torch.no_grad()
 def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitPass) -> AlignedTarget:
-    """Fit an alignment, and the scale of its target, on the teacher's features of the images, in float32.
+    """Fit an alignment and the scale of its target to the teacher's features, in float32.
 
     Args:
         teacher: on the run's device.
-        config: which alignment.
-        dim: its width where the config names none: the student's width.
+        config: settings of the alignment.
+        dim: the student's width, which the target has where `config` sets none.
         fit: the images.
 
     Raises:
@@ -121,11 +121,11 @@ def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitP
     moments = build_moments(target, fit)
     labels = torch.tensor(fit.files.labels or ())
     every = math.ceil(len(fit.files) / _SAMPLE)
-    learns = moments is not None or isinstance(alignment, NmfAlignment)  # the others need no more than the sample
-    if not learns and not fit.unit:
+    needs_all = moments is not None or isinstance(alignment, NmfAlignment)  # the others only need the sample
+    if not needs_all and not fit.unit:
         return target
-    sampled: list[Tensor] = []
-    for indices, features in fit.features(teacher, "alignment", every=1 if learns else every):
+    samples: list[Tensor] = []
+    for indices, features in fit.features(teacher, "alignment", every=1 if needs_all else every):
         match moments:
             case Moments():
                 moments.update(features)
@@ -133,24 +133,24 @@ def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitP
                 moments.update(features, labels[indices])
         if isinstance(alignment, NmfAlignment):
             alignment.partial_fit(features)
-        sampled.append(features[(indices % every == 0).to(features.device)].cpu())
+        samples.append(features[(indices % every == 0).to(features.device)].cpu())
     if isinstance(alignment, NmfAlignment):
-        alignment.settle()
+        alignment.finish()
     if moments is not None:
         moments.reduce(fit.run)
         alignment.fit(moments)
         target.to(fit.run.device)
-    sample = torch.cat([part for parts in fit.run.gather(sampled) for part in parts]).to(fit.run.device)
+    sample = torch.cat([features for gathered in fit.run.gather(samples) for features in gathered]).to(fit.run.device)
     return target.calibrate(sample, unit=fit.unit)
 
 
 def build_moments(target: AlignedTarget, fit: FitPass) -> Moments | ClassMoments | None:
-    """The statistics that an alignment is learnt from; None where it needs none.
+    """The empty statistics that an alignment is fitted from; None where it needs none.
 
     Raises:
         ValueError: LDA without labels; NMF in several processes.
     """
-    device = torch.device("cpu") if fit.run.device.type == "mps" else fit.run.device  # Apple's GPUs know no float64
+    device = torch.device("cpu") if fit.run.device.type == "mps" else fit.run.device  # Apple's GPUs have no float64
     match target.alignment:
         case SelectedChannels(by="random"):
             return None
@@ -158,16 +158,16 @@ def build_moments(target: AlignedTarget, fit: FitPass) -> Moments | ClassMoments
             return Moments(target.feature_dim, device)
         case LdaAlignment():
             if fit.files.labels is None:
-                raise ValueError("LDA needs labels: --data must be a folder of class folders")
+                raise ValueError("LDA needs labels: --data must be a folder with one subfolder per class")
             return ClassMoments(target.feature_dim, len(fit.files.classes), device)
         case NmfAlignment() if fit.run.world_size > 1:
-            raise ValueError("NMF is fitted in one process: use fit-alignment, then --alignment-file")
+            raise ValueError("NMF is fitted in one process: run fit-alignment, then pass --alignment-file")
         case _:
             return None
 
 
 def describe(config: Alignment, target: AlignedTarget) -> str:
-    """One line on an alignment: its kind and widths; for SVD rank, explained variance, std ratio before and after."""
+    """Describe an alignment in one line: name and widths; for SVD also rank, explained variance and std ratios."""
     name = type(config).__name__
     if not isinstance(target.alignment, ScaledSvd):
         return f"{name}: {target.feature_dim}-d feature -> {target.dim}-d target"
@@ -180,10 +180,10 @@ def describe(config: Alignment, target: AlignedTarget) -> str:
     )
 
 
-def find_alignment(
+def cached_alignment(
     teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitPass
 ) -> tuple[AlignedTarget, AlignmentInputs]:
-    """The alignment for these inputs: from the cache where one was fitted before, else fitted now and kept there.
+    """Load the alignment for these inputs from the cache, or fit it and store it there.
 
     The cache is `$STILLROOM_CACHE/alignments`, by default below ~/.cache/stillroom; the file's name is the hash of the
     inputs and of the alignment's settings, so a change of teacher, feature point, size, images or settings misses it.
@@ -191,11 +191,10 @@ def find_alignment(
     inputs = alignment_inputs(teacher, fit)
     spec = teacher.backbone.spec
     net = [spec.name, spec.arguments, asdict(spec.input)]
-    asked = [type(config).__name__, asdict(config), dim, fit.unit]
-    key = cache_key({**asdict(inputs), "net": net, "files": fit.files.stamp, "alignment": asked})
+    request = [type(config).__name__, asdict(config), dim, fit.unit]
+    key = cache_key({**asdict(inputs), "net": net, "files": fit.files.stamp, "alignment": request})
     file = cache_directory("alignments") / f"{key}.safetensors"
-    known = all(fit.run.gather(file.exists()))  # nodes may have caches of their own: all of them load, or all fit
-    if known:
+    if all(fit.run.gather(file.exists())):  # each node may have its own cache: all of them load, or all fit
         [(_, target, _)] = load_alignments(file)
         if fit.run.is_main:
             print(f"alignment: {describe(config, target)}; reused from {file}")
@@ -207,19 +206,27 @@ def find_alignment(
     return target, inputs
 
 
-def given_alignment(
+def load_matching_alignment(
     file: Path, teacher: FrozenTeacher, config: Alignment, dim: int, run: Run, *, unit: bool = True
 ) -> tuple[AlignedTarget, AlignmentInputs]:
-    """An alignment fitted elsewhere, perhaps on other images; without `unit` its target keeps its own scale.
+    """Load an alignment that was fitted elsewhere, possibly on other images, and check that it fits a run.
+
+    Args:
+        file: of one teacher's alignment.
+        teacher: of the run.
+        config: the run's settings of the alignment.
+        dim: the student's width, which the target must have where `config` sets none.
+        run: this process.
+        unit: whether the target is scaled to a mean square of 1.
 
     Raises:
-        ValueError: fitted for another teacher, feature point or settings. Imported files do not say their teacher;
-            only their width is checked.
+        ValueError: fitted on another teacher or feature point, or with other settings. Imported files do not name
+            their teacher; only their width is checked.
     """
     loaded = load_alignments(file)
     if len(loaded) != 1:
-        raise ValueError(f"{file} holds the alignments of {len(loaded)} teachers: give it to a run of one teacher")
-    [(made_for, target, inputs)] = loaded
+        raise ValueError(f"{file} holds the alignments of {len(loaded)} teachers, expected that of one")
+    [(fitted_with, target, inputs)] = loaded
     if inputs.teacher_sha256 is not None:
         if inputs.teacher_sha256 != teacher.sha256:
             raise ValueError(f"{file} was fitted on another teacher ({inputs.teacher_sha256[:12]}...): fit it again")
@@ -230,14 +237,14 @@ def given_alignment(
             raise ValueError(f"{file} was fitted on the teacher's {inputs.output}, not on its {teacher.output}")
     if target.feature_dim != teacher.dim:
         raise ValueError(f"{file} is for {target.feature_dim}-d features, the teacher's is {teacher.dim}-d")
-    wanted = teacher.dim if isinstance(config, Raw) else config.dim or dim
-    if target.dim != wanted or settings(made_for) != settings(config):
-        raise ValueError(f"{file} holds {made_for} of {target.dim} dimensions, which is not {config} of {wanted}")
+    target_dim = teacher.dim if isinstance(config, Raw) else config.dim or dim
+    if target.dim != target_dim or settings(fitted_with) != settings(config):
+        raise ValueError(f"{file} holds {fitted_with} of {target.dim} dimensions, expected {config} of {target_dim}")
     if not unit:
         target.scale_.fill_(1)
     return target.to(run.device), inputs
 
 
 def settings(config: Alignment) -> tuple[str, dict[str, object]]:
-    """What an alignment is, apart from its width."""
+    """The name and settings of an alignment, apart from its width."""
     return type(config).__name__, {name: value for name, value in asdict(config).items() if name != "dim"}

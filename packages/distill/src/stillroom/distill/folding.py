@@ -1,4 +1,4 @@
-"""A frozen backbone without its batch norms: each is folded into the convolution in front of it."""
+"""Fold the batch norms of a frozen backbone into the convolutions before them."""
 
 import copy
 from typing import Any
@@ -17,23 +17,23 @@ _TOLERANCE = 1e-3  # of the largest value; float32 rounding over a hundred layer
 def fold_batch_norms(backbone: Backbone, example: Float[Tensor, "b 3 h w"]) -> int:
     """Fold, in place, every batch norm whose input is a convolution's output; the backbone must be in eval mode.
 
-    Which ones those are is seen in one forward pass, so no family needs rules of its own. The backbone then says what
-    it said, but for rounding, and its state dict has other keys. Where a convolution's output also goes elsewhere (to a
-    skip from before the norm), folding would change that: a comparison finds it, and the net is left as it is.
+    One forward pass finds them, so no family needs rules of its own. The backbone's outputs stay the same up to
+    rounding; its state dict has other keys. Where a convolution's output is also used elsewhere (by a skip connection
+    from before the norm), folding would change it: the outputs are compared, and such a net is left unchanged.
 
     Args:
         backbone: any; only its `net` changes.
-        example: normalised images, one will do.
+        example: normalised images; one is enough.
 
     Returns:
-        How many batch norms were folded.
+        The number of batch norms that were folded.
     """
     assert not backbone.net.training, "a batch norm is an affine map in eval mode only"
     if not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
         return 0
     before = backbone(example)
-    whole = backbone.net
-    backbone.net = copy.deepcopy(whole)
+    original = backbone.net
+    backbone.net = copy.deepcopy(original)
     pairs = find_pairs(backbone, example)
     for convolution, norm in pairs:
         weight, bias = fuse_conv_bn_weights(
@@ -44,40 +44,40 @@ def fold_batch_norms(backbone: Backbone, example: Float[Tensor, "b 3 h w"]) -> i
     for module in list(backbone.net.modules()):
         for name, child in module.named_children():
             if id(child) in folded:
-                rest: nn.Module = nn.Identity()
+                replacement: nn.Module = nn.Identity()
                 if has_activation(child):
-                    rest = nn.Sequential(child.get_submodule("drop"), child.get_submodule("act"))
-                setattr(module, name, rest)
+                    replacement = nn.Sequential(child.get_submodule("drop"), child.get_submodule("act"))
+                setattr(module, name, replacement)
     after = backbone(example)
-    for ours, theirs in zip((after.pooled, *after.maps), (before.pooled, *before.maps), strict=True):
-        if not torch.allclose(ours, theirs, rtol=0, atol=_TOLERANCE * float(theirs.abs().max())):
-            backbone.net = whole
+    for folded_output, output in zip((after.pooled, *after.maps), (before.pooled, *before.maps), strict=True):
+        if not torch.allclose(folded_output, output, rtol=0, atol=_TOLERANCE * float(output.abs().max())):
+            backbone.net = original
             return 0
     return len(pairs)
 
 
 def has_activation(module: nn.Module) -> bool:
-    """Whether a module is timm's batch norm with an activation in it; by its name, for most nets need no timm."""
-    kind = type(module)
-    return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
+    """Whether a module is timm's batch norm with an activation; known by its name, as most nets do not need timm."""
+    module_type = type(module)
+    return module_type.__name__ == "BatchNormAct2d" and module_type.__module__.startswith("timm.")
 
 
 def find_pairs(backbone: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
-    """The convolutions whose output goes, unchanged, into a batch norm with fixed statistics, each with it."""
-    said: dict[int, tuple[nn.Module, Tensor, int]] = {}  # by the identity of the output, which is kept alive
+    """Find the pairs of a convolution and the batch norm with fixed statistics that its unchanged output goes into."""
+    outputs: dict[int, tuple[nn.Module, Tensor, int]] = {}  # by the id of the output, which is kept alive
     pairs: list[tuple[Any, Any]] = []
 
-    def convolved(module: nn.Module, _: object, output: Tensor) -> None:
-        said[id(output)] = (module, output, output._version)
+    def after_convolution(module: nn.Module, _: object, output: Tensor) -> None:
+        outputs[id(output)] = (module, output, output._version)
 
-    def normed(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        convolution, _, version = said.get(id(given[0]), (None, None, -1))
-        if convolution is not None and version == given[0]._version:  # no in-place activation between them
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        convolution, _, version = outputs.get(id(inputs[0]), (None, None, -1))
+        if convolution is not None and version == inputs[0]._version:  # no in-place activation between them
             pairs.append((convolution, module))
 
     norms = [m for m in backbone.modules() if type(m) is nn.BatchNorm2d or has_activation(m)]
-    hooks = [m.register_forward_hook(convolved) for m in backbone.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(normed) for m in norms if m.running_mean is not None]
+    hooks = [m.register_forward_hook(after_convolution) for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(before_norm) for m in norms if m.running_mean is not None]
     backbone(example)
     for hook in hooks:
         hook.remove()
@@ -85,4 +85,6 @@ def find_pairs(backbone: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
     for convolution, norm in pairs:
         for module in (convolution, norm):
             uses[id(module)] = uses.get(id(module), 0) + 1
-    return [pair for pair in pairs if uses[id(pair[0])] == uses[id(pair[1])] == 1]  # no module that is used twice
+    return [
+        pair for pair in pairs if uses[id(pair[0])] == uses[id(pair[1])] == 1
+    ]  # no module that is used more than once

@@ -1,4 +1,4 @@
-"""Heads on the student's pooled feature, dropped after training, and the 1x1 projection of a dense term."""
+"""Heads on the student's pooled feature; they are dropped after training unless --keep-head is set."""
 
 from torch import nn
 
@@ -6,14 +6,14 @@ from stillroom.distill.slots import HeadConfig, LinearHead, MlpHead, NoHead
 
 
 def build_head(config: HeadConfig, dim: int, target_dim: int) -> nn.Sequential | nn.Identity:
-    """The head between a student's feature and a target: (b, dim) -> (b, target_dim).
+    """Build the head between a student's feature and a target: (b, dim) -> (b, target_dim).
 
     SimReg's four layers are Linear(d, 2d) - BN - ReLU - Linear(2d, d) - Linear(d, 2d) - BN - ReLU - Linear(2d, D),
-    with nothing behind the second; its linear head is BN(d) - Linear(d, D). KDEP's 1x1 convolution of a pooled feature
+    with nothing after the second; its linear head is BN(d) - Linear(d, D). KDEP's 1x1 convolution of a pooled feature
     is Linear(d, D) - BN(D).
 
     Args:
-        config: which head.
+        config: settings of the head.
         dim: d, the student's width.
         target_dim: D.
 
@@ -27,8 +27,8 @@ def build_head(config: HeadConfig, dim: int, target_dim: int) -> nn.Sequential |
         case NoHead():
             if dim != target_dim:
                 raise ValueError(
-                    f"the student is {dim}-d, the target {target_dim}-d and there is no head between them: take a head "
-                    f"(head:linear-head, head:mlp-head) or an alignment with --alignment.dim {dim}"
+                    f"the student is {dim}-d, the target {target_dim}-d and there is no head between them: choose a "
+                    f"head (head:linear-head, head:mlp-head) or pass --alignment.dim {dim}"
                 )
             return nn.Identity()
         case LinearHead(batch_norm="before"):

@@ -14,15 +14,15 @@ _NUM_STRIPS = 4  # 10/16 of the whole product, and of its sum in float64
 class Moments:
     """Streaming count, mean, mean absolute value and covariance of d-dimensional features.
 
-    Rows are gathered into blocks of `BLOCK_ROWS`; each block is shifted by the mean of the first one, multiplied in
-    float32 and added up in float64. The shift keeps the products small where the mean is large beside the spread.
+    Rows are collected into blocks of `BLOCK_ROWS`; each block is shifted by the mean of the first one, multiplied in
+    float32 and summed in float64. The shift keeps the products small where the mean is large relative to the spread.
 
     Args:
         dim: d.
-        device: where sums are kept, best where the features come from; it must know float64.
+        device: of the sums, ideally that of the features; it must support float64.
 
     Reference: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 1983,
-    for shifting and for the merging of parts.
+    for the shift and for merging parts.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -43,11 +43,11 @@ class Moments:
 
     @property
     def count(self) -> int:
-        """Rows seen so far."""
+        """The number of rows so far."""
         return self._closed + self._filled
 
     def update(self, features: Float[Tensor, "b d"]) -> None:
-        """Take in a batch of any size.
+        """Add a batch of any size.
 
         Raises:
             ValueError: features that are not finite.
@@ -55,11 +55,11 @@ class Moments:
         if not torch.isfinite(features).all():
             raise ValueError("the teacher's features are not finite: check its weights and its input normalisation")
         for rows in features.float().split(BLOCK_ROWS):
-            taken = rows[: BLOCK_ROWS - self._filled]
-            self._take(taken)
-            self._take(rows[len(taken) :])
+            head = rows[: BLOCK_ROWS - self._filled]
+            self._add(head)
+            self._add(rows[len(head) :])
 
-    def _take(self, rows: Tensor) -> None:
+    def _add(self, rows: Tensor) -> None:
         self._block[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
         if self._filled == BLOCK_ROWS:
@@ -80,7 +80,7 @@ class Moments:
         self._filled = 0
 
     def reduce(self, run: Run) -> None:
-        """Merge the moments of all processes; afterwards every process holds those of all images."""
+        """Merge the moments of all processes; afterwards every process has those of all images."""
         self._close_block()
         if run.world_size == 1:
             return
@@ -88,7 +88,7 @@ class Moments:
         shift = torch.zeros_like(self._sum) if self._shift is None else self._shift.double()
         total = run.sum(self._sum + self.count * shift)
         mean = total / count
-        # Each part's products, moved from its own shift to the common mean.
+        # Move each part's products from its own shift to the common mean.
         offset = shift - mean
         self._products += torch.outer(self._sum, offset) + torch.outer(offset, self._sum)
         self._products += self.count * torch.outer(offset, offset)
@@ -96,14 +96,14 @@ class Moments:
         run.sum(self._absolute)
         self._closed = int(count)
         self._shift = mean.float()
-        self._sum = self.count * (mean - self._shift.double())  # what rounding the shift left over
+        self._sum = self.count * (mean - self._shift.double())  # the rounding error of the shift
 
     @property
     def mean(self) -> Float[Tensor, " d"]:
         """The mean, float64."""
         self._close_block()
         if self._shift is None:
-            raise ValueError("no features were seen: there is no mean")
+            raise ValueError("no features were added: there is no mean")
         return self._shift.double() + self._sum / self.count
 
     @property
@@ -111,7 +111,7 @@ class Moments:
         """The mean absolute value of each dimension, float64."""
         self._close_block()
         if self.count == 0:
-            raise ValueError("no features were seen: there is no magnitude")
+            raise ValueError("no features were added: there is no magnitude")
         return self._absolute / self.count
 
     @property
@@ -119,7 +119,7 @@ class Moments:
         """The covariance, float64, divided by n."""
         self._close_block()
         if self.count == 0:
-            raise ValueError("no features were seen: there is no covariance")
+            raise ValueError("no features were added: there is no covariance")
         centred = self._sum / self.count
         covariance = self._products / self.count - torch.outer(centred, centred)
         return covariance.triu() + covariance.triu(1).T
@@ -131,7 +131,7 @@ class ClassMoments:
     Args:
         dim: d.
         num_classes: K.
-        device: where sums are kept.
+        device: of the sums.
     """
 
     def __init__(self, dim: int, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -140,7 +140,7 @@ class ClassMoments:
         self._counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     def update(self, features: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> None:
-        """Take in a batch of any size with its labels, 0 to K - 1."""
+        """Add a batch of any size with its labels, 0 to K - 1."""
         self.all.update(features)
         labels = labels.to(self._sums.device)
         self._sums.index_add_(0, labels, features.to(self._sums.device).double())
@@ -159,12 +159,12 @@ class ClassMoments:
 
     @property
     def between(self) -> Float[Tensor, "d d"]:
-        """The covariance of the class means about the common mean, each weighted by its share of the images."""
+        """The covariance of the class means about the common mean, each weighted by its fraction of the images."""
         means = self._sums / self._counts.clamp(min=1)[:, None]
         offsets = (means - self.all.mean) * (self._counts / self._counts.sum()).sqrt()[:, None]
         return offsets.T @ offsets
 
     @property
     def within(self) -> Float[Tensor, "d d"]:
-        """The mean covariance inside the classes: that of all images less the one between classes."""
+        """The mean covariance inside the classes: that of all images minus the one between classes."""
         return self.all.covariance - self.between

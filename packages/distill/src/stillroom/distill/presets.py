@@ -1,6 +1,6 @@
-"""The runs we stand behind, each a lab note: source, cost, expected number. Every field can be changed by its flag.
+"""Presets: recommended runs with their source, cost and expected result. A flag overrides any field.
 
-A preset is called with what it needs: names of teachers and students (some have their own), images, run directory.
+A preset takes names of teachers and students (some have defaults), images and a run directory.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def kdep(*, teacher: Names, student: Names, data: Path, out: Path) -> DistillCon
     He et al., CVPR 2022: 128,000 ImageNet images (10 %), batch 512, lr 0.3, 90 epochs = 22,500 steps, about 8 h there.
     Expected for ResNet-50 -> ResNet-18: 77.07 % mean top-1 over CIFAR-100, DTD, Caltech-256 and CUB-200 after
     fine-tuning, which is what supervised training reaches with all of ImageNet in 40 h. Unlike the paper, the target is
-    scaled to unit mean square, so that one loss weight serves every teacher. With few or small images: smaller batches
-    (--batch-size 64 --lr 1 --loss-weight 0.3), cosine schedule (schedule:cosine), crops of --view.min-scale 0.35.
+    scaled to a mean square of 1, so that one loss weight serves every teacher. With few or small images use
+    --batch-size 64 --lr 1 --loss-weight 0.3 --view.min-scale 0.35 schedule:cosine.
     """
     return DistillConfig(
         teacher=Teachers(name=teacher), student=Students(name=student), data=data, out=out, schedule=Step(every=30)
@@ -42,7 +42,7 @@ def kdep(*, teacher: Names, student: Names, data: Path, out: Path) -> DistillCon
 
 
 def kdep_ms_r18(*, teacher: Names, student: Names = R18, data: Path, out: Path) -> DistillConfig:
-    """KDEP from Microsoft Vision's ResNet-50 into ResNet-18; the teacher is an imported checkpoint, its order BGR.
+    """KDEP from Microsoft Vision's ResNet-50 into ResNet-18; the teacher is an imported checkpoint with BGR input.
 
     He et al., CVPR 2022, their main row: 77.07 % mean top-1 of four classification sets at 8 h with 10 % of ImageNet.
     """
@@ -52,8 +52,8 @@ def kdep_ms_r18(*, teacher: Names, student: Names = R18, data: Path, out: Path) 
 def kdep_sp_r18(*, teacher: Names = R50, student: Names = R18, data: Path, out: Path) -> DistillConfig:
     """KDEP from the supervised ResNet-50 into ResNet-18.
 
-    He et al., CVPR 2022, 90 epochs of 250 steps on 10 % of ImageNet. The released loss weight of 20 undoes this
-    teacher's small features; ours is that of `kdep`, as the target has unit mean square. No expected number is known.
+    He et al., CVPR 2022, 90 epochs of 250 steps on 10 % of ImageNet. The released loss weight of 20 offsets this
+    teacher's small features; ours is that of `kdep`, as the target has a mean square of 1. No expected number is known.
     """
     return replace(kdep(teacher=teacher, student=student, data=data, out=out), method="kdep-sp-r18")
 
@@ -68,7 +68,7 @@ def kdep_ms_mnv2(*, teacher: Names, student: Names = MOBILENET, data: Path, out:
 
 
 def as_released(config: DistillConfig, loss_weight: float) -> DistillConfig:
-    """What KDEP's released code does otherwise: RGB into every teacher, SVD of augmented features, raw target."""
+    """Apply the departures of KDEP's released code: RGB for every teacher, SVD of augmented features, raw target."""
     return replace(
         config,
         method=f"legacy-{config.method}",
@@ -81,10 +81,10 @@ def as_released(config: DistillConfig, loss_weight: float) -> DistillConfig:
 
 
 def legacy_kdep_ms_r18(*, teacher: Names, student: Names = R18, data: Path, out: Path) -> DistillConfig:
-    """KDEP's released recipe for Microsoft Vision's ResNet-50: RGB into it though its authors say BGR, loss x3.
+    """KDEP's released recipe for Microsoft Vision's ResNet-50: RGB although its authors state BGR, loss x3.
 
     He et al., CVPR 2022: 77.07 % mean top-1 of four sets after 8 h with 10 % of ImageNet, 78.21 % after 40 h. The basis
-    is fitted on randomly augmented views, the target keeps its own scale.
+    is fitted on randomly augmented views; the target is not scaled.
     """
     return as_released(kdep_ms_r18(teacher=teacher, student=student, data=data, out=out), 3.0)
 
@@ -145,7 +145,7 @@ def simreg_r50(*, teacher: Names, student: Names = R50, data: Path, out: Path) -
 
 
 def simreg_released(config: DistillConfig) -> DistillConfig:
-    """What SimReg's released code does otherwise: the rate changes once per epoch, every image is trained on."""
+    """Apply the departures of SimReg's released code: the rate changes once per epoch, no image is held out."""
     return replace(
         config,
         method=f"legacy-{config.method}",
@@ -173,7 +173,7 @@ def legacy_simreg_r50(*, teacher: Names, student: Names = R50, data: Path, out: 
 
 
 def conv1x1(*, teacher: Names, student: Names, data: Path, out: Path) -> DistillConfig:
-    """KDEP's strongest rival: a learnt 1x1 convolution with batch norm brings the student to the teacher's width.
+    """KDEP's strongest baseline: a learned 1x1 convolution with batch norm maps the student to the teacher's width.
 
     He et al., CVPR 2022, figure 1: 74.02 % mean top-1 at 8 h with 10 % of ImageNet, where KDEP has 77.07 %.
     """
@@ -186,7 +186,7 @@ def conv1x1(*, teacher: Names, student: Names, data: Path, out: Path) -> Distill
 
 
 def logits(*, teacher: Names, student: Names, data: Path, out: Path) -> DistillConfig:
-    """Logits distillation, T = 4: the student has a linear head of the teacher's classes. The teacher brings its own.
+    """Logits distillation, T = 4: the student has a linear head of the classes of the teacher's own classifier.
 
     Hinton et al. 2015; He et al., CVPR 2022, figure 1: 73.63 % mean top-1 at 8 h with 10 % of ImageNet.
     """
@@ -204,7 +204,7 @@ def logits(*, teacher: Names, student: Names, data: Path, out: Path) -> DistillC
 
 
 def svd(*, teacher: Names, student: Names, data: Path, out: Path) -> DistillConfig:
-    """SVD without PTS, KDEP's ablation at the cost of `kdep`: the first components dominate the loss, which PTS cures.
+    """SVD without PTS, KDEP's ablation at the cost of `kdep`: without PTS the first components dominate the loss.
 
     He et al., CVPR 2022, section 4.4. No expected number is known.
     """
@@ -228,9 +228,9 @@ def smoke(
     data: Path = Path("data/toy/unlabelled"),
     out: Path = Path("runs/smoke"),
 ) -> DistillConfig:
-    """A run of seconds that goes through every part of a KDEP run and proves nothing but that they work.
+    """A run of seconds through every part of a KDEP run, to check that they work.
 
-    Random teacher, two epochs at 32 px; give it any folder of 128 images or more, for instance that of
+    Random teacher, two epochs at 32 px, on any folder of 128 images or more, for instance that of
     tools/make_toy_data.py. Under 20 s on two CPU cores.
     """
     return DistillConfig(

@@ -1,6 +1,6 @@
 """The table of `auto`: settings chosen from the images, the nets and the device, each with its reason.
 
-docs/recipes.md states it, and the study behind each line.
+docs/recipes.md gives the table and the study behind each row.
 """
 
 import math
@@ -12,29 +12,29 @@ from stillroom.backbone.store import store_bytes
 from stillroom.distill.config import AutoConfig
 
 FLAGS = {"warmup_epochs": "schedule.warmup-epochs", "min_scale": "view.min-scale", "cache_views": "cache.views"}
-"""Flags that are not their field's name with hyphens."""
+"""Flags whose name is not their field's with hyphens."""
 MANY_IMAGES = 50_000
-"""Images from which on a GPU follows the method's paper."""
+"""From this many images, a run on a GPU follows the method's paper."""
 FEW_IMAGES_DIM = 64
-"""Width of the student of the pilots that `FEW_IMAGES` comes from."""
+"""Width of the student in the pilots behind `FEW_IMAGES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What the table is looked up by.
+    """The inputs of the table.
 
     Args:
         num_images: images to train on.
-        held_out: share of all images that is held out.
+        held_out: fraction of all images that is held out.
         short_side: their median short side, pixels.
         student_dim: width of the widest student's pooled feature.
-        student_size: its input side, pixels.
+        student_size: that student's input side, pixels.
         teacher_dim: width of the narrowest teacher's pooled feature.
         device: cpu, cuda or mps.
         processes: of the run.
-        cores: CPU cores for each of them.
+        cores: CPU cores per process.
         bf16: whether the device has bfloat16 instructions.
-        free_bytes: room on the disk of the cache.
+        free_bytes: on the disk of the cache.
     """
 
     num_images: int
@@ -52,7 +52,7 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings that belong together. The length is given in steps, or in epochs."""
+    """Settings that belong together. The length of training is set in steps, or in epochs."""
 
     batch_size: int
     lr: float
@@ -62,7 +62,7 @@ class Recipe:
     epochs: int = 0
 
     def num_epochs(self, steps_per_epoch: int) -> int:
-        """Passes over the data."""
+        """The number of passes over the images."""
         return self.epochs or max(1, round(self.steps / steps_per_epoch))
 
 
@@ -76,21 +76,21 @@ PAPERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One setting of a recipe: the field of `AutoConfig` that replaces it, its value, and why it was chosen."""
+    """One chosen setting: the field of `AutoConfig` that overrides it, its value, and the reason."""
 
     name: str
     value: Any
     reason: str
 
 
-def choose(config: AutoConfig, work: Workload) -> dict[str, Choice]:
-    """The table of docs/recipes.md, line by line; a flag that was given takes the place of the table's value."""
+def choose_settings(config: AutoConfig, work: Workload) -> dict[str, Choice]:
+    """Apply the table of docs/recipes.md row by row; a flag overrides the table's value."""
     choices: dict[str, Choice] = {}
 
     def pick(name: str, value: Any, reason: str) -> Any:
-        given = getattr(config, name)
-        chosen = value if given is None else given
-        choices[name] = Choice(name=name, value=chosen, reason=reason if given is None else "given")
+        from_flag = getattr(config, name)
+        chosen = value if from_flag is None else from_flag
+        choices[name] = Choice(name=name, value=chosen, reason=reason if from_flag is None else "set by its flag")
         return chosen
 
     recipe, source = FEW_IMAGES_ON_GPU if work.device == "cuda" else FEW_IMAGES, "best of the pilots"
@@ -112,35 +112,35 @@ def choose(config: AutoConfig, work: Workload) -> dict[str, Choice]:
             f"{recipe.loss_weight} for {FEW_IMAGES_DIM} dimensions, the student has {work.student_dim}",
         )
     pick("warmup_epochs", 0.0, "the pilots needed none")
-    pick("min_scale", recipe.min_scale, "the paper's" if follows_paper(work) else "that of the pilots")
+    pick("min_scale", recipe.min_scale, "the paper's" if follows_paper(work) else "the pilots'")
     instructions = f"{work.device} {'has' if work.bf16 else 'lacks'} bfloat16 instructions"
     pick("amp", "bf16" if work.bf16 else "none", instructions)
-    pick("workers", max(1, min(work.cores - 1, 16)), f"{work.cores} cores, one for the nets")
+    pick("workers", max(1, min(work.cores - 1, 16)), f"{work.cores} cores, one of them for the nets")
     views = cached_views(work, epochs)
-    pick("cache_views", views, "the teacher runs once for each" if views else "the teacher runs in every step")
+    pick("cache_views", views, "the teacher runs once per view" if views else "the teacher runs in every step")
     return choices
 
 
 def follows_paper(work: Workload) -> bool:
-    """Whether the method's paper gives the recipe: on a GPU, with many images."""
+    """Whether the recipe is that of the method's paper: on a GPU, with many images."""
     return work.device == "cuda" and work.num_images >= MANY_IMAGES
 
 
 def has_svd(work: Workload) -> bool:
-    """Whether SVD can give the target: from a teacher as wide as the student, and more images than components."""
+    """Whether SVD can compute the target: a teacher as wide as the student or wider, more images than components."""
     return work.student_dim <= work.teacher_dim and work.student_dim < work.num_images
 
 
 def cached_views(work: Workload, epochs: int) -> int:
-    """Views of each image to keep: each comes four times, if they fit into a tenth of the free disk; none on a GPU."""
+    """Views per image to cache: each is used four times, if all fit into a tenth of the free disk; none on a GPU."""
     views = min(math.ceil(epochs / 4), 40)
     fits = views * store_bytes(work.num_images, work.teacher_dim) <= work.free_bytes / 10
     return views if fits and epochs >= 8 and work.device != "cuda" else 0
 
 
 def explain(method: str, work: Workload, choices: dict[str, Choice]) -> str:
-    """What was seen, each choice with its reason as a table, and what a person should know of the images."""
-    seen = (
+    """Describe the workload, each choice with its reason as a table, and what to know about the images."""
+    workload = (
         f"{work.num_images:,} images to train on, about {work.short_side} px; student {work.student_dim}-d at "
         f"{work.student_size} px, teacher {work.teacher_dim}-d; {work.device}, {work.cores} cores"
     )
@@ -149,14 +149,14 @@ def explain(method: str, work: Workload, choices: dict[str, Choice]) -> str:
     notes = []
     if method == "kdep" and not has_svd(work):
         notes.append(
-            f"{work.num_images} images of a {work.teacher_dim}-d feature give no SVD of {work.student_dim} components: "
-            f"the student regresses the feature itself, through a linear head that is dropped afterwards"
+            f"{work.num_images} images of a {work.teacher_dim}-d feature do not determine an SVD of {work.student_dim} "
+            f"components: the student regresses the feature itself, through a linear head that is dropped afterwards"
         )
     if work.short_side >= 4 * work.student_size:
-        times = f"{work.short_side / work.student_size:.0f} times"
+        ratio = f"{work.short_side / work.student_size:.0f} times"
         notes.append(
-            f"the images are {times} larger than the student's input: shrink them once, and decoding costs less"
+            f"the images are {ratio} larger than the student's input: shrink them once to make decoding cheaper"
         )
     if work.short_side * 1.5 <= work.student_size:
-        notes.append(f"the images are smaller than the student's input: --student.size {work.short_side} costs less")
-    return "\n".join([seen, format_table(["setting", "value", "because"], rows), *notes])
+        notes.append(f"the images are smaller than the student's input: --student.size {work.short_side} is cheaper")
+    return "\n".join([workload, format_table(["setting", "value", "reason"], rows), *notes])

@@ -1,4 +1,4 @@
-"""Alignments that KDEP is compared with and that need no basis: channels, interpolation, random projection."""
+"""KDEP's comparison alignments without a learned basis: channel selection, interpolation, random projection."""
 
 import torch
 from jaxtyping import Float
@@ -7,11 +7,11 @@ from torch.nn.functional import interpolate
 
 from stillroom.distill.moments import Moments
 
-_SEED = 0  # of what is drawn: a fixed part of the method, not of a run
+_SEED = 0  # of all random draws: a fixed part of the method, not of a run
 
 
 class SelectedChannels(nn.Module):
-    """`dim` of the teacher's channels, in their own order, as they are.
+    """`dim` of the teacher's channels, in their original order, unchanged.
 
     Args:
         feature_dim: D.
@@ -19,7 +19,7 @@ class SelectedChannels(nn.Module):
         by: `variance`, `magnitude` (mean absolute value) or `random`.
 
     Attributes:
-        channels_: (d,) which channels, ascending.
+        channels_: (d,) indices of the channels, ascending.
 
     Reference: KDEP (He et al., CVPR 2022), section 4.4, "channel selection".
     """
@@ -30,13 +30,13 @@ class SelectedChannels(nn.Module):
         super().__init__()
         refuse_wider(feature_dim, dim, "channel selection")
         self.by = by
-        drawn = torch.randperm(feature_dim, generator=torch.Generator().manual_seed(_SEED))[:dim].sort().values
-        self.register_buffer("channels_", drawn if by == "random" else torch.arange(dim))
+        random = torch.randperm(feature_dim, generator=torch.Generator().manual_seed(_SEED))[:dim].sort().values
+        self.register_buffer("channels_", random if by == "random" else torch.arange(dim))
 
     def fit(self, moments: Moments) -> "SelectedChannels":
-        """Choose the channels by what the features showed; random ones are drawn already and need no fit."""
-        shown = moments.covariance.diagonal() if self.by == "variance" else moments.magnitude
-        order = shown.argsort(descending=True)
+        """Select the channels by their statistics; random ones are drawn at construction and need no fit."""
+        scores = moments.covariance.diagonal() if self.by == "variance" else moments.magnitude
+        order = scores.argsort(descending=True)
         self.channels_ = order[: len(self.channels_)].sort().values.to(self.channels_.device)
         return self
 
@@ -45,7 +45,7 @@ class SelectedChannels(nn.Module):
 
 
 class InterpolatedChannels(nn.Module):
-    """The feature read as a signal over its channels, at the nearest of `dim` even places: t_i = f[floor(i D / d)].
+    """Nearest-neighbour interpolation of the feature as a signal over its channels: t_i = f[floor(i D / d)].
 
     Args:
         dim: d.
@@ -78,15 +78,24 @@ class ProjectedChannels(nn.Module):
 
     def __init__(self, feature_dim: int, dim: int) -> None:
         super().__init__()
-        drawn = torch.randn(feature_dim, dim, generator=torch.Generator().manual_seed(_SEED))
-        self.register_buffer("projection_", drawn / dim**0.5)
+        gaussian = torch.randn(feature_dim, dim, generator=torch.Generator().manual_seed(_SEED))
+        self.register_buffer("projection_", gaussian / dim**0.5)
 
     def forward(self, features: Float[Tensor, "b D"]) -> Float[Tensor, "b d"]:
         return features @ self.projection_
 
 
 def refuse_wider(feature_dim: int, dim: int, what: str) -> None:
-    """Refuse a target wider than the feature it is chosen from."""
+    """Refuse a target wider than the teacher's feature.
+
+    Args:
+        feature_dim: width of the feature, D.
+        dim: width of the target, d.
+        what: name of the alignment.
+
+    Raises:
+        ValueError: d above D.
+    """
     if dim > feature_dim:
         raise ValueError(
             f"the student is {dim}-d, the teacher's feature only {feature_dim}-d: {what} cannot widen it; "

@@ -1,129 +1,183 @@
-"""What a run is made of: images, teachers, students with their heads, and the alignments between them."""
+"""Build what a run consists of: images, teachers, students with their heads, and the alignments between them."""
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stillroom.backbone import Backbone, ImageFiles, Run, read_labelled, read_unlabelled
+from stillroom.backbone import Backbone, Run
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.loading import TrainingBatches
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
-from stillroom.distill.config import DistillConfig
+from stillroom.distill.cache import CachePass, fill_cache
+from stillroom.distill.config import DistillConfig, check_settings
+from stillroom.distill.data import RunImages, check_knn_folder, read_images
 from stillroom.distill.factors import too_many_discriminants
-from stillroom.distill.fit import DrawnView, FitPass, find_alignment, given_alignment
-from stillroom.distill.monitor import split_held_out
+from stillroom.distill.fit import FitPass, RandomView, cached_alignment, load_matching_alignment
 from stillroom.distill.slots import Lda, Mse
-from stillroom.distill.student import Learner, build_learner, build_student
-from stillroom.distill.teacher import FrozenTeacher, build_teachers
+from stillroom.distill.student import StudentModel, build_student, build_student_backbone
+from stillroom.distill.teacher import FrozenTeacher, Supervision, build_teachers
 
 ALIGNMENT = "alignment.safetensors"
 
 
-@dataclass(kw_only=True)
-class Parts:
-    """What a run is made of, once its nets are built and its alignments fitted.
+@dataclass(frozen=True, kw_only=True)
+class RunSetup:
+    """What a run consists of before it writes anything.
 
     Args:
-        files: the images to train on.
-        held_out: images that only show the distance to the target, or None.
-        teachers: frozen.
-        learners: the students with their heads.
-        targets: [teacher][student] alignments.
-        inputs: what each teacher's alignments were fitted on.
+        run: this process.
+        images: to train on, and held out.
+        teachers: frozen, on the run's device.
+        students: with their heads and initial weights, on the run's device.
     """
 
-    files: ImageFiles
-    held_out: ImageFiles | None
+    run: Run
+    images: RunImages
     teachers: list[FrozenTeacher]
-    learners: list[Learner]
-    targets: list[list[AlignedTarget]]
-    inputs: list[AlignmentInputs]
-
-    def taught(self) -> Iterator[tuple[FrozenTeacher, list[AlignedTarget]]]:
-        """Each teacher with the students' alignments of it."""
-        return zip(self.teachers, self.targets, strict=True)
+    students: list[StudentModel]
 
 
-def read_files(config: DistillConfig) -> ImageFiles:
-    """The images; with labels only where the alignment needs them."""
-    return read_labelled(config.data) if learns_from_labels(config) else read_unlabelled(config.data)
+def build_setup(config: DistillConfig, teacher: Backbone | Sequence[Backbone] | None, *, has_knn: bool) -> RunSetup:
+    """Validate the settings, read the list of images and build the nets.
+
+    Args:
+        config: the run.
+        teacher: nets of the user's, in place of those that `config.teacher` names.
+        has_knn: whether the caller can measure k-NN accuracy.
+
+    Raises:
+        ValueError: settings that cannot work with these images and nets, or on this device.
+    """
+    check_settings(config, has_knn)
+    run = Run.start(config.device)
+    images = read_images(
+        config.data,
+        held_out=config.monitor.held_out,
+        seed=config.seed,
+        labelled=is_fitted_on_labels(config),
+    )
+    check_run(config, run, images)
+    backbones = [teacher] if isinstance(teacher, Backbone) else teacher
+    teachers = [net.to(run.device) for net in build_teachers(config.teacher.nets(), backbones)]
+    students = build_students(config, run, images, teachers)
+    return RunSetup(run=run, images=images, teachers=teachers, students=students)
 
 
-def learns_from_labels(config: DistillConfig) -> bool:
-    """Whether an alignment is to be fitted on labelled images."""
+def is_fitted_on_labels(config: DistillConfig) -> bool:
+    """Whether the run fits an alignment on labelled images."""
     return isinstance(config.alignment, Lda) and not config.alignment_file
 
 
-def check_widths(
-    config: DistillConfig, files: ImageFiles, teachers: list[FrozenTeacher], students: list[Backbone]
-) -> None:
-    """Refuse targets, heads and levels that cannot be, before anything is fitted.
+def check_run(config: DistillConfig, run: Run, images: RunImages) -> None:
+    """Refuse settings that cannot work on this device or with these images.
 
     Raises:
-        ValueError: see `build_alignment`, `build_learner`; discriminants of LDA beyond the number of classes.
+        ValueError: with the first problem, in one sentence.
     """
-    if len(config.alignment_file) not in (0, len(teachers)):
-        raise ValueError(f"{len(config.alignment_file)} alignment files for {len(teachers)} teachers: give one each")
-    for student in students:
-        targets = [build_alignment(config.alignment, teacher.dim, student.spec.dim) for teacher in teachers]
-        if learns_from_labels(config) and targets[0].dim >= len(files.classes):
-            raise ValueError(too_many_discriminants(len(files.classes), targets[0].dim))
-        build_learner(config, copy.deepcopy(student), teachers, [target.dim for target in targets])
+    if config.sync_batch_norm and run.device.type != "cuda":
+        raise ValueError("--sync-batch-norm works on GPUs only: leave it out on this device")
+    if config.monitor.knn is not None:
+        check_knn_folder(config.monitor.knn)
+    if config.monitor.patience and images.held_out is None and config.monitor.knn is None:
+        raise ValueError("--monitor.patience has no measurements: hold out more images, or pass --monitor.knn")
+    if len(config.alignment_file) not in (0, len(config.teacher.name)):
+        raise ValueError(
+            f"{len(config.alignment_file)} alignment files for {len(config.teacher.name)} teachers: pass one for each"
+        )
+    TrainingBatches(len(images.train), config.batch_size, config.epochs, config.seed, run)  # refuses too large a batch
 
 
-def build_nets(
-    config: DistillConfig, own: Backbone | Sequence[Backbone] | None, run: Run
-) -> tuple[list[FrozenTeacher], list[Backbone]]:
-    """The teachers and the bare students, on the run's device."""
-    given = [own] if isinstance(own, Backbone) else own
-    teachers = [teacher.to(run.device) for teacher in build_teachers(config.teacher.each(), given)]
-    students = [build_student(net, config.seed).to(run.device) for net in config.student.each()]
-    return teachers, students
+def build_students(
+    config: DistillConfig, run: Run, images: RunImages, teachers: list[FrozenTeacher]
+) -> list[StudentModel]:
+    """Build the students with their heads; refuse widths and levels that do not match before anything is fitted.
+
+    Raises:
+        ValueError: see `build_alignment` and `build_student`; as many discriminants of LDA as classes, or more.
+    """
+    students = []
+    for net in config.student.nets():
+        backbone = build_student_backbone(net, config.seed)
+        dims = [build_alignment(config.alignment, teacher.dim, backbone.spec.dim).dim for teacher in teachers]
+        if is_fitted_on_labels(config) and dims[0] >= len(images.all.classes):
+            raise ValueError(too_many_discriminants(len(images.all.classes), dims[0]))
+        student = build_student(backbone, teachers, dims, head=config.head, dense=config.dense, seed=config.seed)
+        students.append(student.to(run.device))
+    return students
 
 
-def prepare(
-    config: DistillConfig, run: Run, files: ImageFiles, teachers: list[FrozenTeacher], students: list[Backbone]
-) -> Parts:
-    """Fit or find the alignments, and put heads on the students."""
-    trained, held_out = split_held_out(files, config.monitor.held_out, config.seed)
-    targets: list[list[AlignedTarget]] = [[] for _ in teachers]
-    inputs: list[AlignmentInputs] = []
-    for place, student in enumerate(students):
-        found = find_alignments(config, run, files, teachers, place, student.spec.dim)
-        for own, (target, _) in zip(targets, found, strict=True):
-            own.append(target)
-        inputs = [record for _, record in found]
-    learners = [
-        build_learner(config, student, teachers, [own[place].dim for own in targets]).to(run.device)
-        for place, student in enumerate(students)
+def build_supervisions(config: DistillConfig, setup: RunSetup) -> list[Supervision]:
+    """Align each teacher with each student and store its outputs, where the config asks for a cache.
+
+    Needs the run directory: the alignments are written there, and read from there when a run is resumed.
+    """
+    # Alignments, [student][teacher]; all of them before the first cache is filled.
+    alignments = [
+        student_alignments(config, setup.run, setup.images, setup.teachers, index, student.backbone.spec.dim)
+        for index, student in enumerate(setup.students)
     ]
-    return Parts(files=trained, held_out=held_out, teachers=teachers, learners=learners, targets=targets, inputs=inputs)
+    supervisions = []
+    weights = config.teacher.normalised_weights()
+    for teacher, weight, pairs in zip(setup.teachers, weights, zip(*alignments, strict=True), strict=True):
+        targets = tuple(target for target, _ in pairs)
+        cache = None
+        if config.cache.views:
+            cache = fill_cache(teacher, config.alignment, targets, build_cache_pass(config, setup.run, setup.images))
+        inputs = pairs[-1][1]
+        supervisions.append(Supervision(teacher=teacher, weight=weight, targets=targets, inputs=inputs, cache=cache))
+    return supervisions
 
 
-def find_alignments(
-    config: DistillConfig, run: Run, files: ImageFiles, teachers: list[FrozenTeacher], place: int, dim: int
+def build_cache_pass(config: DistillConfig, run: Run, images: RunImages) -> CachePass:
+    """The images and views whose teacher outputs a run stores."""
+    return CachePass(
+        files=images.train,
+        run=run,
+        cache=config.cache,
+        view=config.view,
+        teacher_view=config.teacher_view,
+        seed=config.seed,
+        amp=config.amp,
+        workers=config.workers,
+        on_broken=config.on_broken,
+    )
+
+
+def student_alignments(
+    config: DistillConfig, run: Run, images: RunImages, teachers: list[FrozenTeacher], index: int, dim: int
 ) -> list[tuple[AlignedTarget, AlignmentInputs]]:
-    """A student's alignments, one per teacher: the run's own from an earlier life, the given file's, or fitted ones."""
-    own = config.out / alignment_name(config, place)
-    if all(run.gather(own.exists())):
-        return [(target.to(run.device), inputs) for _, target, inputs in load_alignments(own)]
-    found = []
+    """A student's alignments, one per teacher: those in the run directory, those of the given files, or fitted ones.
+
+    Args:
+        config: the run.
+        run: this process.
+        images: of the run; alignments are fitted on all of them.
+        teachers: all teachers of the run.
+        index: of the student.
+        dim: the student's width.
+    """
+    file = config.out / alignment_file_name(config, index)
+    if all(run.gather(file.exists())):
+        return [(target.to(run.device), inputs) for _, target, inputs in load_alignments(file)]
+    alignments = []
     unit = isinstance(config.distance, Mse) and config.distance.unit_target
     for number, teacher in enumerate(teachers):
         if config.alignment_file:
-            file = config.alignment_file[number]
-            found.append(given_alignment(file, teacher, config.alignment, dim, run, unit=unit))
+            given = config.alignment_file[number]
+            alignments.append(load_matching_alignment(given, teacher, config.alignment, dim, run, unit=unit))
             continue
-        drawn = None
+        view = None
         if config.alignment_view == "training":
-            drawn = DrawnView.of(config.view, config.teacher_view, config.seed, teacher)
-        fit = FitPass(files=files, run=run, view=drawn, unit=unit, workers=config.workers, on_broken=config.on_broken)
-        found.append(find_alignment(teacher, config.alignment, dim, fit))
+            view = RandomView.for_teacher(teacher, config.view, config.teacher_view, config.seed)
+        fit = FitPass(
+            files=images.all, run=run, view=view, unit=unit, workers=config.workers, on_broken=config.on_broken
+        )
+        alignments.append(cached_alignment(teacher, config.alignment, dim, fit))
     if run.is_main:
-        write_file(own, encode_alignments([(config.alignment, target, inputs) for target, inputs in found]))
-    return found
+        write_file(file, encode_alignments([(config.alignment, target, inputs) for target, inputs in alignments]))
+    return alignments
 
 
-def alignment_name(config: DistillConfig, place: int) -> str:
+def alignment_file_name(config: DistillConfig, index: int) -> str:
     """The file of a student's alignments in the run directory."""
-    return ALIGNMENT if len(config.student.name) == 1 else f"alignment-{place + 1}.safetensors"
+    return ALIGNMENT if len(config.student.name) == 1 else f"alignment-{index + 1}.safetensors"

@@ -1,9 +1,14 @@
-"""The variants of a run's slots: view, alignment, head, distance, and the optimiser. A field's words are its help."""
+"""The variants of a run's slots: view, alignment, head, distance and optimiser. Each checks its own fields."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from stillroom.backbone.checks import at_least, within
+
 # --- view: image -> what the nets see ---------------------------------------------------------------------------------
+
+_VIEW = "[teacher-]view."  # a view is the students' (--view) or the teachers' (--teacher-view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +19,15 @@ class KdepView:
     """
 
     min_scale: float = 0.08
-    """Smallest crop, fraction of the image's area. For small images, or few, take 0.35."""
+    """Smallest crop, fraction of the image's area, in (0, 1]. For small or few images use 0.35."""
     jitter: float = 0.1
-    """Brightness, contrast and saturation change by up to this fraction."""
+    """Largest relative change of brightness, contrast and saturation."""
     lighting: float = 0.05
     """Standard deviation of the PCA lighting noise."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "min_scale", ends="(]", prefix=_VIEW)
+        at_least(self, 0, "jitter", prefix=_VIEW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +35,10 @@ class WeakView:
     """SimReg's weak view: random crop and flip."""
 
     min_scale: float = 0.2
-    """Smallest crop, fraction of the image's area."""
+    """Smallest crop, fraction of the image's area, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "min_scale", ends="(]", prefix=_VIEW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +46,17 @@ class StrongView:
     """SimReg's strong view: the weak one, then colour jitter (0.4, 0.4, 0.4, 0.1), grayscale and Gaussian blur."""
 
     min_scale: float = 0.2
-    """Smallest crop, fraction of the image's area."""
+    """Smallest crop, fraction of the image's area, in (0, 1]."""
     jitter: float = 0.8
-    """How often colours change."""
+    """Probability of colour jitter."""
     grayscale: float = 0.2
-    """How often colours go."""
+    """Probability of grayscale."""
     blur: float = 0.5
-    """How often the image is blurred, by 0.1 to 2 pixels at 224 px and in proportion at other sizes."""
+    """Probability of a Gaussian blur of 0.1 to 2 pixels at 224 px, in proportion at other sizes."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "min_scale", ends="(]", prefix=_VIEW)
+        within(self, 0, 1, "jitter", "grayscale", "blur", prefix=_VIEW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +66,7 @@ class SameView:
 
 @dataclass(frozen=True, kw_only=True)
 class FixedView:
-    """The teachers see the centre crop of their evaluation, whatever the student sees."""
+    """The teachers see their evaluation view, a centre crop, whatever the student sees."""
 
 
 View = KdepView | WeakView | StrongView
@@ -63,7 +79,7 @@ TeacherView = SameView | FixedView | KdepView | WeakView | StrongView
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:
-    """No alignment: the target is the teacher's output as it is."""
+    """No alignment: the target is the teacher's output itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +87,14 @@ class Svd:
     """SVD alone: components of the teacher's centred features."""
 
     dim: int | None = None
-    """Components; None takes the student's width."""
+    """Number of components; None: the student's width."""
     zero_fill: bool = False
-    """Where the features have a lower rank, give zeros for the missing components instead of refusing."""
+    """Where the features have a lower rank, fill the missing components with zeros instead of refusing."""
     components: Literal["largest", "middle", "smallest", "random"] = "largest"
     """Which of the components within the rank; all but `largest` are KDEP's ablations."""
+
+    def __post_init__(self) -> None:
+        _check_dim(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +102,14 @@ class SvdPts(Svd):
     """KDEP: SVD, then power temperature scaling sign(z) |z / T|^(1/n)."""
 
     temperature: float = 0.1
-    """T."""
+    """T, above 0."""
     exponent: float = 3.0
-    """n."""
+    """n, at least 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, 0, math.inf, "temperature", ends="()", prefix="alignment.")
+        at_least(self, 1, "exponent", prefix="alignment.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,25 +125,33 @@ class SvdVarianceMatching(Svd):
     """line: the components' standard deviations, mapped linearly onto [low, high]. channels: those of the teacher's
     own channels, sorted, the largest to the first component."""
     low: float = 1.0
+    """Smallest standard deviation of `line`."""
     high: float = 2.98
+    """Largest standard deviation of `line`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSelection:
-    """Some of the teacher's channels, as they are."""
+    """Some of the teacher's channels, unchanged."""
 
     by: Literal["variance", "magnitude", "random"] = "variance"
-    """The channels of largest variance, of largest mean absolute value, or drawn."""
+    """The channels of largest variance, of largest mean absolute value, or random ones."""
     dim: int | None = None
-    """Channels; None takes the student's width."""
+    """Number of channels; None: the student's width."""
+
+    def __post_init__(self) -> None:
+        _check_dim(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolation:
-    """The teacher's feature, read as a signal over its channels, at the nearest of `dim` even places."""
+    """Nearest-neighbour interpolation of the teacher's feature, read as a signal over its channels."""
 
     dim: int | None = None
-    """Places; None takes the student's width."""
+    """Width of the target; None: the student's width."""
+
+    def __post_init__(self) -> None:
+        _check_dim(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,25 +159,35 @@ class RandomProjection:
     """A Gaussian random projection of the teacher's feature."""
 
     dim: int | None = None
-    """Projected width; None takes the student's width."""
+    """Width of the target; None: the student's width."""
+
+    def __post_init__(self) -> None:
+        _check_dim(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nmf:
-    """Non-negative factors of the teacher's post-activation features."""
+    """Non-negative matrix factorisation of the teacher's post-activation features."""
 
     dim: int | None = None
-    """Factors; None takes the student's width."""
+    """Number of factors; None: the student's width."""
     sweeps: int = 100
-    """Multiplicative updates that find an image's weights on the factors."""
+    """Multiplicative updates that compute an image's weights on the factors."""
+
+    def __post_init__(self) -> None:
+        _check_dim(self)
+        at_least(self, 0, "sweeps", prefix="alignment.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lda:
-    """Linear discriminants of the labelled classes, which the data's folders name."""
+    """Linear discriminants of the labelled classes, one subfolder of the data per class."""
 
     dim: int | None = None
-    """Discriminants, below the number of classes; None takes the student's width."""
+    """Number of discriminants, below the number of classes; None: the student's width."""
+
+    def __post_init__(self) -> None:
+        _check_dim(self)
 
 
 # subclasses before Svd: a command line takes a default for the first type it is an instance of
@@ -163,6 +205,11 @@ Alignment = (
 )
 
 
+def _check_dim(alignment: "Svd | ChannelSelection | Interpolation | RandomProjection | Nmf | Lda") -> None:
+    if alignment.dim is not None:
+        at_least(alignment, 1, "dim", prefix="alignment.")
+
+
 # --- head: the student's feature -> the prediction --------------------------------------------------------------------
 
 
@@ -176,6 +223,7 @@ class LinearHead:
     """One linear layer with a batch norm: SimReg's linear head (before it), or KDEP's 1x1 convolution (after it)."""
 
     batch_norm: Literal["before", "after", "none"] = "before"
+    """Position of the batch norm relative to the linear layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +231,7 @@ class MlpHead:
     """SimReg's MLP of 2 or 4 linear layers, d -> 2d -> (d -> 2d ->) D, a batch norm and a ReLU at each width 2d."""
 
     layers: Literal[2, 4] = 4
+    """Number of linear layers."""
     as_released: bool = False
     """The 2-layer head of SimReg's released code, which has neither batch norm nor ReLU: a linear map."""
 
@@ -198,7 +247,7 @@ class Mse:
     """Mean squared error over batch and dimensions."""
 
     unit_target: bool = True
-    """Divide the target so that its mean square is 1: one loss weight then serves every teacher."""
+    """Scale the target to a mean square of 1, so that one loss weight serves every teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +260,10 @@ class KlDivergence:
     """T^2 KL(softmax(target / T), softmax(prediction / T)), for logits (Hinton et al. 2015)."""
 
     temperature: float = 4.0
-    """T."""
+    """T, above 0."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, math.inf, "temperature", ends="()", prefix="distance.")
 
 
 Distance = Mse | CosineDistance | KlDivergence
@@ -225,7 +277,14 @@ class Sgd:
     """Stochastic gradient descent with momentum."""
 
     momentum: float = 0.9
+    """SGD momentum."""
     nesterov: bool = False
+    """Use Nesterov momentum."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "momentum", prefix="optimizer.")
+        if self.nesterov and not self.momentum:
+            raise ValueError("--optimizer.nesterov needs a momentum: set --optimizer.momentum above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +292,12 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     beta1: float = 0.9
+    """Decay of the running mean of the gradient."""
     beta2: float = 0.999
+    """Decay of the running mean of the squared gradient."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "beta1", "beta2", ends="[)", prefix="optimizer.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +305,12 @@ class Lars:
     """SGD with layer-wise adaptive rates, for large batches (You et al. 2017); biases and norms are not adapted."""
 
     momentum: float = 0.9
+    """SGD momentum."""
     trust: float = 0.001
-    """Trust coefficient."""
+    """Trust coefficient: scale of each layer's adapted rate."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "momentum", "trust", prefix="optimizer.")
 
 
 Optimizer = Sgd | AdamW | Lars

@@ -1,4 +1,4 @@
-"""What a run carries from step to step and writes down to be resumed from."""
+"""The state of training: what changes from step to step, and is saved to resume from."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,31 +9,34 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from stillroom.backbone import Run
-from stillroom.distill.config import DistillConfig, Monitor
+from stillroom.backbone.parallel import build_ema
+from stillroom.backbone.run import DivergedError
+from stillroom.distill.config import Monitor
 from stillroom.distill.monitor import Best
-from stillroom.distill.student import Learner, build_average, build_optimizer
+from stillroom.distill.student import StudentModel
 
 
 class TrainState:
-    """The students in training, their running averages, the optimiser, and how far the run has come.
+    """The students, their running averages, the optimiser, and the progress of the run.
 
     Args:
-        config: optimiser, decay of the averages.
-        learners: on the run's device.
+        students: on the run's device.
+        optimizer: of all their parameters.
+        ema: decay per step of the running averages; 0: none.
 
     Attributes:
         step: steps done.
-        losses: the means of the last log line.
-        measured: what the monitors last saw.
-        untrained: what they saw before the first step; nothing in a run that an older version began.
-        best: their best measurement.
-        seconds: of training, over all lives of the run, at the last log line.
+        losses: means at the last log line.
+        measured: the monitor's last measurements.
+        untrained: its measurements before the first step; empty in a run that version 0.2 began.
+        best: its best measurement.
+        seconds: of training up to the last log line, those before a resume included.
     """
 
-    def __init__(self, config: DistillConfig, learners: list[Learner]) -> None:
-        self.learners = learners
-        self.averages: list[AveragedModel | None] = [build_average(learner, config.ema) for learner in learners]
-        self.optimizer = build_optimizer(config, learners)
+    def __init__(self, students: list[StudentModel], optimizer: torch.optim.Optimizer, ema: float) -> None:
+        self.students = students
+        self.averages: list[AveragedModel | None] = [build_ema(student, ema) for student in students]
+        self.optimizer = optimizer
         self.step = 0
         self.losses = {"loss": float("nan")}
         self.measured: dict[str, float] = {}
@@ -41,35 +44,35 @@ class TrainState:
         self.best = Best()
         self.seconds = 0.0
 
-    def advance(self, total: Tensor, lr: float) -> None:
-        """One step of the optimiser at this learning rate, down the gradient of a loss."""
+    def advance(self, loss: Tensor, lr: float) -> None:
+        """Do one optimiser step at learning rate `lr` on the gradient of a loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total.backward()
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for average, learner in zip(self.averages, self.learners, strict=True):
+        for average, student in zip(self.averages, self.students, strict=True):
             if average is not None:
-                average.update_parameters(learner)
+                average.update_parameters(student)
         self.step += 1
 
     def reason_to_stop(self, monitor: Monitor) -> str | None:
-        """Why the run ends before its last step, or None: no better measurement for too long, or its hours are over."""
+        """Why the run stops before its last step: out of patience, or out of time; None: it does not."""
         if self.best.should_stop(monitor.patience):
             return f"no better measurement since step {self.best.step}"
         if monitor.hours is not None and self.seconds >= 3600 * monitor.hours:
             return f"--monitor.hours {monitor.hours:g} are over"
         return None
 
-    def leaving(self) -> list[Learner]:
-        """The students that are measured and written: the running averages, where there are any."""
-        pairs = zip(self.learners, self.averages, strict=True)
-        return [learner if mean is None else cast(Learner, mean.module) for learner, mean in pairs]
+    def eval_models(self) -> list[StudentModel]:
+        """The students that are measured and saved: the running averages, where there are any."""
+        pairs = zip(self.students, self.averages, strict=True)
+        return [student if mean is None else cast(StudentModel, mean.module) for student, mean in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, in types that `torch.load(weights_only=True)` reads."""
+        """Everything, in types that `torch.load(weights_only=True)` reads."""
         return {
-            "learners": [learner.state_dict() for learner in self.learners],
+            "learners": [student.state_dict() for student in self.students],  # the key of every version since 0.2.1
             "averages": [mean.state_dict() for mean in self.averages if mean is not None],
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -81,11 +84,11 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put everything back where it was."""
-        for learner, kept in zip(self.learners, state["learners"], strict=True):
-            learner.load_state_dict(kept)
-        for mean, kept in zip([mean for mean in self.averages if mean is not None], state["averages"], strict=True):
-            mean.load_state_dict(kept)
+        """Restore what `state_dict` returned."""
+        for student, saved in zip(self.students, state["learners"], strict=True):
+            student.load_state_dict(saved)
+        for mean, saved in zip([mean for mean in self.averages if mean is not None], state["averages"], strict=True):
+            mean.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.losses, self.measured = state["step"], state["losses"], state["measured"]
         self.untrained, self.seconds = state.get("untrained", {}), state.get("seconds", 0.0)  # new in 0.3.0
@@ -94,30 +97,35 @@ class TrainState:
 
 @dataclass
 class Meter:
-    """Sums of what each step shows, which stay on the device until they are read: no step waits for a number."""
+    """Sums of each step's scalars. They stay on the device until they are read, so no step waits for them."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
 
-    def add(self, shown: Mapping[str, Tensor]) -> None:
-        """Take in one step's scalars."""
-        for name, value in shown.items():
+    def add(self, logged: Mapping[str, Tensor]) -> None:
+        """Add one step's scalars."""
+        for name, value in logged.items():
             self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach()
         self.steps += 1
 
     def read(self, run: Run) -> dict[str, float]:
-        """The means over the steps since the last reading and over all processes."""
+        """Return the means over the steps since the last reading and over all processes, and start again at 0."""
         means = {name: float(run.sum(value.clone())) / self.steps / run.world_size for name, value in self.sums.items()}
         self.sums, self.steps = {}, 0
         return means
 
 
-def refuse_infinite(losses: Mapping[str, float], step: int) -> None:
-    """Stop a run whose loss is no number any more.
+def refuse_infinite(losses: Mapping[str, float], step: int, kept: str) -> None:
+    """Stop a run whose loss is NaN or infinite.
+
+    Args:
+        losses: means at a log line.
+        step: its step.
+        kept: what is left to resume from, see `RunDirectory.kept`.
 
     Raises:
-        ValueError: it is not.
+        DivergedError: a loss is NaN or infinite.
     """
     for value in losses.values():
         if not torch.isfinite(torch.tensor(value)):
-            raise ValueError(f"the loss is {value} at step {step}: lower --lr; the last good state is kept")
+            raise DivergedError(f"the loss is {value} at step {step}: lower --lr; {kept}")

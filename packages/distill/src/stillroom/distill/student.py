@@ -1,29 +1,42 @@
-"""Students in training: the net, its heads, its optimiser, its running average."""
+"""Students in training: the net with its heads, its optimiser, and its form in the training loop."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stillroom.backbone import Backbone, Normalize, load_backbone, replace_input
+from stillroom.backbone import Backbone, Normalize, Run, load_backbone, replace_input
 from stillroom.backbone.names import RANDOM, is_checkpoint
+from stillroom.backbone.parallel import wrap_ddp
 from stillroom.backbone.run import seed_everything
-from stillroom.distill.config import DistillConfig, Net
+from stillroom.distill.config import Dense, Net
 from stillroom.distill.heads import build_head
-from stillroom.distill.slots import AdamW, Lars, Sgd
+from stillroom.distill.slots import AdamW, HeadConfig, Lars, Optimizer, Sgd
 from stillroom.distill.teacher import FrozenTeacher
 
 
-class Learner(nn.Module):
-    """A student with one head per teacher: pixels -> pooled feature, predictions, maps for the dense term.
+class StudentOutput(NamedTuple):
+    """What a student computes of a batch.
+
+    `pooled` is its feature (b, d), `predictions` hold one (b, D) per teacher, `maps` its projected map per teacher,
+    empty without a dense term.
+    """
+
+    pooled: Tensor
+    predictions: list[Tensor]
+    maps: list[Tensor]
+
+
+class StudentModel(nn.Module):
+    """A student with one head per teacher.
 
     Args:
-        backbone: the student; it alone leaves.
+        backbone: the student; only it is saved as a checkpoint's weights.
         heads: (b, d) -> (b, D) for each teacher.
-        dense: 1x1 convolutions from the student's level to each teacher's; empty without the dense term.
-        level: which level they read.
+        dense: 1x1 convolutions from the student's level to each teacher's; empty without a dense term.
+        level: index of the level that they read.
     """
 
     def __init__(
@@ -36,41 +49,60 @@ class Learner(nn.Module):
         self.dense = nn.ModuleList(dense)
         self.level = level
 
-    def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], list[Tensor], list[Tensor]]:
+    def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> StudentOutput:
         features = self.backbone(self.normalize(images).contiguous(memory_format=torch.channels_last))
         maps = [project(features.maps[self.level]) for project in self.dense]
-        return features.pooled, [head(features.pooled) for head in self.heads], maps
+        return StudentOutput(features.pooled, [head(features.pooled) for head in self.heads], maps)
 
 
-def build_student(net: Net, seed: int) -> Backbone:
-    """A student with its first weights: random ones from the seed, or those of a checkpoint."""
+def build_student_backbone(net: Net, seed: int) -> Backbone:
+    """A student's backbone with its initial weights: random ones of the seed, or those of a checkpoint."""
     seed_everything(seed)
     name = net.name if is_checkpoint(net.name) or net.name.startswith(RANDOM) else f"{RANDOM}{net.name}"
-    student = load_backbone(name).at(net.feature).to(memory_format=torch.channels_last)
-    return replace_input(student, size=net.size, crop_fraction=net.crop_fraction)
+    backbone = load_backbone(name).at(net.feature).to(memory_format=torch.channels_last)
+    return replace_input(backbone, size=net.size, crop_fraction=net.crop_fraction)
 
 
-def build_learner(
-    config: DistillConfig, backbone: Backbone, teachers: Sequence[FrozenTeacher], target_dims: Sequence[int]
-) -> Learner:
-    """A student with the heads that the config asks for, drawn from the seed.
+def build_student(
+    backbone: Backbone,
+    teachers: Sequence[FrozenTeacher],
+    target_dims: Sequence[int],
+    *,
+    head: HeadConfig,
+    dense: Dense,
+    seed: int,
+) -> StudentModel:
+    """Put one head per teacher on a student's backbone.
+
+    Args:
+        backbone: the student.
+        teachers: all teachers of the run.
+        target_dims: width of this student's target from each teacher.
+        head: between its feature and each target.
+        dense: the term on feature maps.
+        seed: of the heads' initial weights.
 
     Raises:
-        ValueError: no head between different widths; a dense term on nets without maps.
+        ValueError: no head between different widths; a dense term on a level that a net does not have.
     """
-    seed_everything(config.seed, 1)
-    heads = [build_head(config.head, backbone.spec.dim, dim) for dim in target_dims]
-    dense = []
-    if config.dense.weight:
-        level = pick_level(backbone, config.dense.student_level, "--dense.student-level")
+    seed_everything(seed, 1)
+    heads = [build_head(head, backbone.spec.dim, dim) for dim in target_dims]
+    projections = []
+    if dense.weight:
+        channels = level_channels(backbone, dense.student_level, "--dense.student-level")
         for teacher in teachers:
-            theirs = pick_level(teacher.backbone, config.dense.teacher_level, "--dense.teacher-level")
-            dense.append(nn.Conv2d(level, theirs, 1))
-    return Learner(backbone, heads, dense, config.dense.student_level)
+            teacher_channels = level_channels(teacher.backbone, dense.teacher_level, "--dense.teacher-level")
+            projections.append(nn.Conv2d(channels, teacher_channels, 1))
+    return StudentModel(backbone, heads, projections, dense.student_level)
 
 
-def pick_level(backbone: Backbone, level: int, flag: str) -> int:
-    """The channels of one level of a net.
+def level_channels(backbone: Backbone, level: int, flag: str) -> int:
+    """The number of channels of one level of a net.
+
+    Args:
+        backbone: the net.
+        level: index; negative ones count from the last level.
+        flag: that sets it.
 
     Raises:
         ValueError: the net has no such level.
@@ -81,32 +113,41 @@ def pick_level(backbone: Backbone, level: int, flag: str) -> int:
     return levels[level].channels
 
 
-def build_optimizer(config: DistillConfig, learners: Sequence[nn.Module]) -> torch.optim.Optimizer:
-    """The optimiser of all students and heads."""
-    parameters = [parameter for learner in learners for parameter in learner.parameters()]
-    match config.optimizer:
+def build_optimizer(
+    config: Optimizer, students: Sequence[nn.Module], *, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """One optimiser of all students and their heads."""
+    parameters = [parameter for student in students for parameter in student.parameters()]
+    match config:
         case Sgd(momentum=momentum, nesterov=nesterov):
-            return torch.optim.SGD(
-                parameters, config.lr, momentum=momentum, nesterov=nesterov, weight_decay=config.weight_decay
-            )
+            return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
         case AdamW(beta1=beta1, beta2=beta2):
-            return torch.optim.AdamW(parameters, config.lr, (beta1, beta2), weight_decay=config.weight_decay)
+            return torch.optim.AdamW(parameters, lr, (beta1, beta2), weight_decay=weight_decay)
         case Lars(momentum=momentum, trust=trust):
             from timm.optim import Lars as TimmLars  # noqa: PLC0415  # no other optimiser needs timm
 
+            matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+            vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
             groups = [
-                {
-                    "params": [p for p in parameters if p.ndim > 1],
-                    "weight_decay": config.weight_decay,
-                    "always_adapt": True,
-                },
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},  # timm adapts none of these
+                {"params": matrices, "weight_decay": weight_decay, "always_adapt": True},
+                {"params": vectors, "weight_decay": 0.0},  # timm adapts the rate of none of these
             ]
-            return TimmLars(groups, config.lr, momentum=momentum, trust_coeff=trust)
+            return TimmLars(groups, lr, momentum=momentum, trust_coeff=trust)
 
 
-def build_average(learner: Learner, decay: float) -> AveragedModel | None:
-    """The exponential moving average of a student, buffers included; None for decay 0."""
-    if not decay:
-        return None
-    return AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def wrap_student(student: StudentModel, run: Run, sync_batch_norm: bool = False, compile: bool = False) -> Any:
+    """A student as the training loop calls it: in training mode, its gradients averaged over processes, compiled.
+
+    Args:
+        student: changed in place by `sync_batch_norm`.
+        run: this process.
+        sync_batch_norm: compute batch-norm statistics over all processes.
+        compile: by torch.compile.
+    """
+    student.train()
+    if sync_batch_norm:
+        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415  # no other run needs timm
+
+        convert_sync_batchnorm(student)  # timm's: torch's would drop the activation inside a BatchNormAct2d
+    wrapped = wrap_ddp(student, run)
+    return torch.compile(wrapped) if compile else wrapped

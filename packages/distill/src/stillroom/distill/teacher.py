@@ -1,10 +1,12 @@
-"""Frozen teachers: from a name to a net that answers, and what of its answer is regressed."""
+"""Frozen teachers: built from a name, run live or read from a cache, and aligned with the students' widths."""
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Normalize, load_backbone, load_checkpoint, replace_input, weights_sha256
@@ -13,24 +15,34 @@ from stillroom.backbone.heads import build_head
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.registry import open_net
 from stillroom.backbone.run import seed_everything
+from stillroom.backbone.store import Store
+from stillroom.distill.alignment import AlignedTarget
+from stillroom.distill.alignment_file import AlignmentInputs
 from stillroom.distill.config import Net, Output
 from stillroom.distill.folding import fold_batch_norms
 
-KEPT = {"projection": "projection", "logits": "classifier"}
-"""The head in heads.safetensors that an output is read from."""
+HEADS = {"projection": "projection", "logits": "classifier"}
+"""The name in heads.safetensors of the head that computes an output."""
+
+
+class TeacherOutput(NamedTuple):
+    """What a teacher computes of a batch: `features` (b, D), which the students regress, and its feature maps."""
+
+    features: Tensor
+    maps: tuple[Tensor, ...] = ()
 
 
 class FrozenTeacher(nn.Module):
-    """Pixels -> what is regressed of one teacher: normalise for it, run it without gradients, read its answer.
+    """Pixels -> the output that students regress, without gradients.
 
     Args:
-        backbone: in eval mode, fed as its spec says.
+        backbone: in eval mode; its specification says how images are normalised.
         output: see `Output`.
         head: the projection head or the classifier, for the outputs that need one.
 
     Attributes:
         dim: width of the output, D.
-        sha256: hash of the weights as they came, before batch norms are folded.
+        sha256: hash of the weights before batch norms are folded.
     """
 
     def __init__(self, backbone: Backbone, output: Output = "feature", head: nn.Module | None = None) -> None:
@@ -54,91 +66,145 @@ class FrozenTeacher(nn.Module):
             case "class+patches":
                 self.dim = 2 * spec.levels[-1].channels
             case _:
-                assert head is not None, "the caller has found it or said that it is missing"
+                assert head is not None, "load_output_head returns one or raises"
                 self.dim = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1].out_features
 
     @torch.no_grad()
-    def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b D"], tuple[Tensor, ...]]:
-        """The output, float32, and the feature maps."""
-        fed = self.normalize(images).contiguous(memory_format=torch.channels_last)
-        features = self.backbone(fed)
+    def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> TeacherOutput:
+        """Normalise, run the net and read the output, as float32."""
+        normalized = self.normalize(images).contiguous(memory_format=torch.channels_last)
+        features = self.backbone(normalized)
         match self.output:
             case "feature":
-                answer = features.pooled
+                output = features.pooled
             case "class":
-                answer = features.class_token
+                output = features.class_token
             case "patches":
-                answer = features.maps[-1].mean(dim=(2, 3))
+                output = features.maps[-1].mean(dim=(2, 3))
             case "class+patches":
-                answer = torch.cat([features.class_token, features.maps[-1].mean(dim=(2, 3))], dim=1)
+                output = torch.cat([features.class_token, features.maps[-1].mean(dim=(2, 3))], dim=1)
             case _:
                 assert self.head is not None
-                answer = self.head(features.pooled)
-        return answer.float(), features.maps
+                output = self.head(features.pooled)
+        return TeacherOutput(output.float(), features.maps)
 
 
-def build_teacher(net: Net, own: Backbone | None = None) -> FrozenTeacher:
-    """The teacher as the run reads it: its feature point, its input size, its head. A random one is the same always.
+@dataclass(frozen=True, kw_only=True)
+class CachedTeacher:
+    """A teacher's outputs on disk, one store per view; see `stillroom.distill.cache`.
 
     Args:
-        net: what was asked for.
-        own: a net of the user's own, wrapped; the name is then only its label.
+        stores: row i of store v belongs to view v of image i.
+        aligned: whether the rows are aligned targets rather than outputs.
+    """
+
+    stores: tuple[Store, ...]
+    aligned: bool
+
+    def read(self, epoch: int, indices: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """The rows of some images in one epoch, float32."""
+        return self.stores[epoch % len(self.stores)].read(indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """One teacher's part in a run.
+
+    Args:
+        teacher: frozen, on the run's device.
+        weight: of its loss; the weights of all teachers sum to 1.
+        targets: its alignment with each student.
+        inputs: what these alignments were fitted on.
+        cache: its outputs on disk; None: the teacher runs in every step.
+    """
+
+    teacher: FrozenTeacher
+    weight: float
+    targets: tuple[AlignedTarget, ...]
+    inputs: AlignmentInputs
+    cache: CachedTeacher | None = None
+
+    @torch.no_grad()  # the root of PTS has an infinite slope at 0
+    def align(self, features: Float[Tensor, "b D"]) -> list[Tensor]:
+        """Each student's target for a batch, from the teacher's features or the cache's rows."""
+        if self.cache is not None and self.cache.aligned:
+            return [features for _ in self.targets]
+        return [target(features) for target in self.targets]
+
+
+def build_teacher(net: Net, backbone: Backbone | None = None) -> FrozenTeacher:
+    """Build a teacher with the feature, the input size and the head that its settings name.
+
+    A random teacher has the same weights in every run.
+
+    Args:
+        net: settings.
+        backbone: a net of the user's; its name in `net` is then only a label.
 
     Raises:
-        ValueError: unknown name, missing download, or an output that this net has not got.
+        ValueError: unknown name, missing download, or an output that the net does not have.
     """
     seed_everything(0)
-    backbone = load_backbone(net.name) if own is None else copy.deepcopy(own).cpu()  # its batch norms will be folded
+    is_custom = backbone is not None
+    backbone = load_backbone(net.name) if backbone is None else copy.deepcopy(backbone).cpu()  # a copy, for folding
     head = None
-    if net.output in KEPT:
-        head = load_output_head(net, own is not None)
-        backbone = backbone.at("after")  # which is what projection heads and classifiers are trained on
+    if net.output in HEADS:
+        head = load_output_head(net, is_custom=is_custom)
+        backbone = backbone.at("after")  # heads are trained on the feature after the last activation
     else:
         backbone = backbone.at(net.feature)
     # channels last: 1.6 times the images/s of contiguous tensors for MobileNet-V2 at 128 px on two CPU cores
     backbone = backbone.to(memory_format=torch.channels_last)
     backbone = replace_input(backbone, size=net.size, crop_fraction=net.crop_fraction)
-    given = backbone.spec.input
-    if net.channel_order not in ("own", given.channel_order):  # mean and std stand in the order of the channels
-        changes = {"channel_order": net.channel_order, "mean": given.mean[::-1], "std": given.std[::-1]}
+    spec = backbone.spec.input
+    if net.channel_order not in ("own", spec.channel_order):  # mean and std are in the order of the channels
+        changes = {"channel_order": net.channel_order, "mean": spec.mean[::-1], "std": spec.std[::-1]}
         backbone = replace_input(backbone, **changes)
     teacher = FrozenTeacher(backbone, net.output, head)
-    example = torch.rand(1, 3, given.size, given.size, generator=torch.Generator().manual_seed(0))
+    example = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
     fold_batch_norms(backbone, example)
     return teacher
 
 
-def load_output_head(net: Net, own: bool) -> nn.Module:
-    """The projection head or the classifier behind a teacher's name.
+def load_output_head(net: Net, *, is_custom: bool) -> nn.Module:
+    """The projection head or the classifier that belongs to a teacher.
+
+    Args:
+        net: settings.
+        is_custom: whether the teacher is a net of the user's, which has no head.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the teacher has no such head.
     """
-    name = KEPT[net.output]
-    missing = f"teacher {net.name} comes without its {name}: --teacher.output {net.output} needs it"
-    if own:
+    name = HEADS[net.output]
+    missing = f"teacher {net.name} has no {name}: --teacher.output {net.output} needs it"
+    if is_custom:
         raise ValueError(missing)
     if is_checkpoint(net.name):
         heads = load_checkpoint(net.name)[1].heads
         if name not in heads:
-            raise ValueError(f"{missing}; its checkpoint keeps {', '.join(sorted(heads)) or 'no heads'}")
+            raise ValueError(f"{missing}; its checkpoint has {', '.join(sorted(heads)) or 'no heads'}")
         return build_head(heads[name], load_heads(net.name, name))
     if name != "classifier":
         raise ValueError(missing)
-    seed_everything(0)  # as the backbone was: a random net and its classifier are drawn together
-    random = net.name.startswith(RANDOM)
-    classifier = open_net(net.name.removeprefix(RANDOM), pretrained=not random, arguments={})[1]
+    seed_everything(0)  # the seed of the backbone: a random net and its classifier come from the same draw
+    is_random = net.name.startswith(RANDOM)
+    classifier = open_net(net.name.removeprefix(RANDOM), pretrained=not is_random, arguments={})[1]
     if not isinstance(classifier, nn.Module):
         raise ValueError(missing)
     return classifier.eval()
 
 
-def build_teachers(nets: Sequence[Net], own: Sequence[Backbone] | None = None) -> list[FrozenTeacher]:
-    """One or several teachers.
+def build_teachers(nets: Sequence[Net], backbones: Sequence[Backbone] | None = None) -> list[FrozenTeacher]:
+    """Build one or several teachers.
+
+    Args:
+        nets: settings of each.
+        backbones: nets of the user's, one per entry of `nets`.
 
     Raises:
-        ValueError: see `build_teacher`; also as many nets of one's own as names, or none.
+        ValueError: see `build_teacher`; or another number of backbones than names.
     """
-    if own is not None and len(own) != len(nets):
-        raise ValueError(f"{len(own)} nets were passed for {len(nets)} teachers in the config: they go by pairs")
-    return [build_teacher(net, own[i] if own is not None else None) for i, net in enumerate(nets)]
+    if backbones is not None and len(backbones) != len(nets):
+        raise ValueError(f"{len(backbones)} nets were passed for {len(nets)} teachers in the config: pass one for each")
+    return [build_teacher(net, None if backbones is None else backbones[i]) for i, net in enumerate(nets)]

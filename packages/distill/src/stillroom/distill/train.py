@@ -1,40 +1,36 @@
-"""The one trainer: frozen teachers, aligned targets, students that regress them."""
+"""The training loop: frozen teachers, aligned targets, and students that regress them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
+from stillroom.backbone import Backbone, ImageDataset, ImageFiles, RunDirectory
 from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.loading import Batch, TrainingBatches, build_loader
+from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
+from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import seed_everything
-from stillroom.distill.alignment import AlignedTarget
-from stillroom.distill.cache import CachedTeacher, fill_cache
-from stillroom.distill.config import UNIONS, DistillConfig, check_settings
-from stillroom.distill.distances import dense_distance, distance
+from stillroom.distill.config import UNIONS, DistillConfig
+from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.monitor import (
     AGREEMENT,
     CHECK_COLLAPSE_EVERY,
     KnnMonitor,
-    Watch,
-    check_labelled,
-    collapse,
-    normalised,
-    nothing_learned,
-    split_held_out,
+    StudentMonitor,
+    collapse_warnings,
+    learning_warnings,
 )
-from stillroom.distill.record import finish, write_students
-from stillroom.distill.setup import Parts, build_nets, check_widths, prepare, read_files
+from stillroom.distill.results import write_run_results, write_students
+from stillroom.distill.setup import RunSetup, build_setup, build_supervisions
 from stillroom.distill.slots import FixedView
 from stillroom.distill.state import Meter, TrainState, refuse_infinite
-from stillroom.distill.student import Learner
+from stillroom.distill.student import build_optimizer, wrap_student
+from stillroom.distill.teacher import CachedTeacher, Supervision, TeacherOutput
 from stillroom.distill.views import Views
 
 
@@ -45,7 +41,7 @@ def distill(
 
     Args:
         config: the run.
-        teacher: nets of your own, wrapped by `Backbone.from_module`; the names in `config.teacher` are only labels.
+        teacher: your own nets, wrapped by `Backbone.from_module`; the names in `config.teacher` are then only labels.
         knn: measures k-NN accuracy on `config.monitor.knn`; `stillroom.eval_ssl.monitor_knn` is one.
 
     Raises:
@@ -54,14 +50,14 @@ def distill(
     Reference: He et al., "Knowledge Distillation as Efficient Pre-training", CVPR 2022; Navaneet et al., "SimReg",
     BMVC 2021.
     """
-    run = Run.start(config.device)
-    files = read_files(config)
-    check(config, files, run, knn)
-    teachers, students = build_nets(config, teacher, run)
-    check_widths(config, files, teachers, students)
-    directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
-    parts = prepare(config, run, files, teachers, students)
-    return train(config, run, directory, parts, knn, saved=None)
+    # 1. Validate settings, list the images, build teachers and students: nothing is written yet.
+    setup = build_setup(config, teacher, has_knn=knn is not None)
+    # 2. Create the run directory with config.json.
+    directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), setup.run)
+    # 3. Fit or load the alignments, and fill the caches of teacher outputs.
+    supervisions = build_supervisions(config, setup)
+    # 4. Train from the first step.
+    return train(config, setup, supervisions, directory, knn, saved=None)
 
 
 def resume(
@@ -73,255 +69,225 @@ def resume(
     workers: int | None = None,
     log_every: int | None = None,
 ) -> Path:
-    """Go on with a run from its last state; on the CPU the weights end equal to the bit to a run never stopped.
+    """Resume a run from its last state; on the CPU the weights end bit-identical to those of an uninterrupted run.
 
     Args:
         path: the run directory.
-        teacher, knn: as given to `distill`, where they were.
-        device, workers, log_every: replace what the run began with; None keeps it.
+        teacher, knn: as passed to `distill`.
+        device, workers, log_every: replace the settings that the run began with; None keeps them.
 
     Raises:
         ValueError: no run directory, images that changed since, or a state that an older version wrote.
     """
+    # 0. A finished run is left alone.
     config = reread_config(path, DistillConfig, UNIONS, device=device, workers=workers, log_every=log_every)
-    run = Run.start(config.device)
-    if (path / "results.json").exists():
+    if (path / RESULTS).exists():
         return path
-    files = read_files(config)
-    check(config, files, run, knn)
-    teachers, students = build_nets(config, teacher, run)
-    directory, saved = RunDirectory.reopen(path, run)
-    parts = prepare(config, run, files, teachers, students)
+    # 1. Validate settings, list the images, build teachers and students.
+    setup = build_setup(config, teacher, has_knn=knn is not None)
+    # 2. Reopen the run directory, and check that its state belongs to these images.
+    directory, saved = RunDirectory.reopen(path, setup.run)
+    check_state(config, saved, setup.images.train)
+    # 3. Load the alignments, and complete the caches of teacher outputs.
+    supervisions = build_supervisions(config, setup)
+    # 4. Train from the step after the state's.
+    return train(config, setup, supervisions, directory, knn, saved)
+
+
+def check_state(config: DistillConfig, saved: Mapping[str, Any] | None, files: ImageFiles) -> None:
+    """Refuse a saved state that cannot be resumed from.
+
+    Args:
+        config: the run.
+        saved: its last state; None if none was saved yet.
+        files: the images to train on, as they are now.
+
+    Raises:
+        ValueError: an older version wrote the state, or the images have changed since.
+    """
     if saved is not None and "losses" not in saved:
-        raise ValueError(f"{path} was begun by stillroom-distill 0.2.0 or older: resume it with that version")
-    if saved is not None and saved["data_fingerprint"] != parts.files.fingerprint:
-        raise ValueError(f"the images in {config.data} changed since {path} began: it cannot be resumed")
-    return train(config, run, directory, parts, knn, saved)
+        raise ValueError(f"{config.out} was begun by stillroom-distill 0.2.0 or older: resume it with that version")
+    if saved is not None and saved["data_fingerprint"] != files.fingerprint:
+        raise ValueError(f"the images in {config.data} changed since {config.out} began: it cannot be resumed")
 
 
 def train(
     config: DistillConfig,
-    run: Run,
+    setup: RunSetup,
+    supervisions: list[Supervision],
     directory: RunDirectory,
-    parts: Parts,
     knn: KnnMonitor | None,
-    saved: dict[str, Any] | None,
+    saved: Mapping[str, Any] | None,
 ) -> Path:
-    """The loop, from a saved state (None: the beginning) to the last step, and what is written at its end."""
-    state = TrainState(config, parts.learners)
-    if saved is not None:
-        state.load_state_dict(saved)
-    feed = build_feed(config, run, parts, state)
-    weights = normalised([net.weight for net in config.teacher.each()])
-    teach: list[Any] = [torch.compile(t) if config.compile else t for t in parts.teachers]
-    learn: list[Any] = [wrap(learner, config, run) for learner in parts.learners]
-    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
-    watch = Watch(
-        config=config,
-        run=run,
-        held_out=parts.held_out,
-        teachers=parts.teachers,
-        targets=parts.targets,
-        steps_per_epoch=feed.steps_per_epoch,
-        knn=knn,
-    )
+    """Train from a saved state (None: from the first step) to the last step, and write checkpoints and results."""
+    run, images = setup.run, setup.images
+    state = build_state(config, setup, saved)
+    feed = build_feed(config, setup, supervisions, state)
+    monitor = build_monitor(config, setup, supervisions, feed.steps_per_epoch, knn)
 
-    if saved is None and watch.held_out is not None:
-        state.untrained = watch.measure(state.leaving(), labelled=False)[1]
-    progress = Progress(len(parts.files) * config.epochs, run, config.method, done=state.step * config.batch_size)
-    meter, warned, seconds_before = Meter(), False, state.seconds
+    # The nets and the loss as the loop calls them: compiled, averaged over processes.
+    teachers: list[Any] = [torch.compile(net) if config.compile else net for net in setup.teachers]
+    students: list[Any] = [wrap_student(net, run, config.sync_batch_norm, config.compile) for net in setup.students]
+    weights = [one.weight for one in supervisions]
+    compute_loss = DistillationLoss(config.distance, config.loss_weight, config.dense, weights)
+    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
+
+    # Measure the untrained students, to judge later what was learned.
+    if saved is None and images.held_out is not None:
+        state.untrained = monitor.measure(state.eval_models(), labelled=False)[1]
+
+    progress = Progress(len(images.train) * config.epochs, run, config.method, done=state.step * config.batch_size)
+    meter, has_warned, seconds_before = Meter(), False, state.seconds
     for batch in progress.over(feed.loader):
+        # Name the unreadable images; at least one image of a batch must be readable.
         progress.skip(batch.broken)
         if not len(batch):
             raise ValueError(f"no image of a whole batch could be read, for instance: {batch.broken[0]}")
-        epoch = (state.step + 0.5) / feed.steps_per_epoch
-        seed_everything(config.seed, state.step, run.rank)  # for nets that draw (dropout, drop path), also when resumed
-        images = [view.to(run.device, non_blocking=True) for view in batch.views]
-        with autocast:
-            if feed.cached:
-                outputs = [(one.read(int(epoch), batch.indices).to(run.device), ()) for one in feed.cached]
-            else:
-                outputs = [one(images[place]) for one, place in zip(teach, feed.views.of_teachers, strict=True)]
-            answers = [one(images[place]) for one, place in zip(learn, feed.views.of_students, strict=True)]
-        wanted = align(parts.targets, [output for output, _ in outputs], [one.aligned for one in feed.cached])
-        shown, total = losses(config, weights, wanted, [maps for _, maps in outputs], answers)
-        state.advance(total, lr=config.lr * config.schedule.factor(epoch, config.epochs))
-        meter.add(shown)
 
-        step, done = state.step, state.step / feed.steps_per_epoch
-        if step % CHECK_COLLAPSE_EVERY == 0 and not warned:
-            warned = run.is_main and warn_of_collapse(answers, progress)
-        if step % config.log_every == 0 or done == config.epochs:
+        # Seed dropout and drop path by the step, so that a resumed run draws what an uninterrupted one draws.
+        epoch = (state.step + 0.5) / feed.steps_per_epoch
+        seed_everything(config.seed, state.step, run.rank)
+
+        # Forward: teachers, or their cached outputs, and students, each on its own rendering of the images.
+        views = [view.to(run.device, non_blocking=True) for view in batch.views]
+        with autocast:
+            if feed.caches:
+                rows = [cache.read(int(epoch), batch.indices) for cache in feed.caches]
+                teacher_outputs = [TeacherOutput(features.to(run.device)) for features in rows]
+            else:
+                teacher_outputs = [net(views[i]) for net, i in zip(teachers, feed.views.of_teachers, strict=True)]
+            student_outputs = [net(views[i]) for net, i in zip(students, feed.views.of_students, strict=True)]
+
+        # Loss: align each teacher's features with each student, and compare with the students' predictions.
+        targets = [one.align(output.features) for one, output in zip(supervisions, teacher_outputs, strict=True)]
+        loss = compute_loss(student_outputs, targets, [output.maps for output in teacher_outputs])
+
+        # Backward: one optimiser step at the schedule's rate.
+        state.advance(loss.total, lr=config.lr * config.schedule.factor(epoch, config.epochs))
+        meter.add(loss.logged)
+        step, epochs_done = state.step, state.step / feed.steps_per_epoch
+
+        # Warn once of a collapse: features that hardly differ over a batch.
+        if step % CHECK_COLLAPSE_EVERY == 0 and not has_warned and run.is_main:
+            has_warned = warn(progress, collapse_warnings(output.pooled for output in student_outputs))
+
+        # Log the mean losses since the last line; one that is NaN or infinite stops the run.
+        if step % config.log_every == 0 or epochs_done == config.epochs:
             state.losses = meter.read(run)
-            refuse_infinite(state.losses, step)
-            lap = {**progress.lap(), "lr": state.optimizer.param_groups[0]["lr"], "epoch": done}
-            directory.log(step, {**state.losses, **lap, "broken": len(progress.broken)})
-            agreed = {name: value for name, value in state.measured.items() if name.startswith(AGREEMENT)}
-            progress.show(loss=state.losses["loss"], **agreed, wait=lap["data_wait_share"])
+            refuse_infinite(state.losses, step, directory.kept)
+            log_losses(state, progress, directory, epochs_done)
             state.seconds = run.gather(seconds_before + progress.seconds)[0]  # one clock for all processes
-        if done.is_integer() and watch.due(int(done)):
-            score, state.measured = watch.measure(share_buffers(state.leaving(), run))
-            directory.log(step, state.measured)
-            progress.note(f"epoch {int(done)}", state.measured)
-            if watch.judges(int(done)):
-                warn_of_nothing_learned(state, progress)
-            if state.best.beats(score, step):
-                write_students(config, run, parts, state.leaving(), best=True)
+
+        # Measure the students at the end of some epochs, and save the best ones.
+        is_due = epochs_done.is_integer() and monitor.is_due(int(epochs_done))
+        if is_due and measure_students(state, monitor, progress, directory, int(epochs_done)):
+            write_students(config, setup, supervisions, state.eval_models(), best=True)
+
+        # Save the state to resume from; stop early when patience or time is used up.
         stop = state.reason_to_stop(config.monitor)
         if step % config.save_every == 0 or stop:
-            directory.save_state({**state.state_dict(), "data_fingerprint": parts.files.fingerprint})
+            directory.save_state({**state.state_dict(), "data_fingerprint": images.train.fingerprint})
         if stop:
             progress.note(f"stopped at step {step}: {stop}")
             break
 
+    # Write the students' checkpoints and results.json, then leave the process group.
     progress.close()
-    broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
-    finish(config, run, parts, state, broken, progress.seconds)
+    broken = sorted({sentence for sentences in run.gather(progress.broken) for sentence in sentences})
+    write_run_results(config, setup, supervisions, state, broken, progress.seconds)
     directory.close()
     run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out
 
 
+def build_state(config: DistillConfig, setup: RunSetup, saved: Mapping[str, Any] | None) -> TrainState:
+    """The state of training, as it was saved, or at the first step."""
+    optimizer = build_optimizer(config.optimizer, setup.students, lr=config.lr, weight_decay=config.weight_decay)
+    state = TrainState(setup.students, optimizer, config.ema)
+    if saved is not None:
+        state.load_state_dict(saved)
+    return state
+
+
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """What the loop is fed with.
+    """The data of the loop.
 
     Args:
         loader: the batches that are left.
         views: which of a batch's views each net sees.
-        cached: the teachers' outputs, where they come from a cache; then no teacher runs.
+        caches: of each teacher's outputs; empty where the teachers run in every step.
         steps_per_epoch: of the whole run.
     """
 
     loader: Iterable[Batch]
     views: Views
-    cached: list[CachedTeacher]
+    caches: list[CachedTeacher]
     steps_per_epoch: int
 
 
-def build_feed(config: DistillConfig, run: Run, parts: Parts, state: TrainState) -> Feed:
-    """The batches from the state's step on, none where the run has stopped early; first fills the cache."""
-    files = parts.files
-    cached = [fill_cache(config, run, files, t, own) for t, own in parts.taught()] if config.cache.views else []
-    live = [] if cached else [teacher.backbone.spec.input for teacher in parts.teachers]
-    sizes = [learner.backbone.spec.input.size for learner in parts.learners]
-    views = Views(config.view, config.teacher_view, sizes, live)
-    cycle = len(cached[0].stores) if cached and not isinstance(config.teacher_view, FixedView) else 0
+def build_feed(config: DistillConfig, setup: RunSetup, supervisions: Sequence[Supervision], state: TrainState) -> Feed:
+    """The batches from the state's step on; none where the run has stopped early."""
+    files = setup.images.train
+    caches = [one.cache for one in supervisions if one.cache is not None]
+    live_inputs = [] if caches else [net.backbone.spec.input for net in setup.teachers]
+    sizes = [student.backbone.spec.input.size for student in setup.students]
+    views = Views(config.view, config.teacher_view, sizes, live_inputs)
+    cycle = len(caches[0].stores) if caches and not isinstance(config.teacher_view, FixedView) else 0
     dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
-    batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, run, start=state.step)
-    ended = state.reason_to_stop(config.monitor)
-    loader: Iterable[Batch] = [] if ended else build_loader(dataset, batches, config.workers)
-    return Feed(loader=loader, views=views, cached=cached, steps_per_epoch=batches.steps_per_epoch)
+    batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, setup.run, start=state.step)
+    has_stopped = state.reason_to_stop(config.monitor) is not None
+    loader: Iterable[Batch] = [] if has_stopped else build_loader(dataset, batches, config.workers)
+    return Feed(loader=loader, views=views, caches=caches, steps_per_epoch=batches.steps_per_epoch)
 
 
-@torch.no_grad()  # the root of PTS has an infinite slope at 0
-def align(
-    targets: Sequence[Sequence[AlignedTarget]], outputs: Sequence[Tensor], aligned: Sequence[bool] = ()
-) -> list[list[Tensor]]:
-    """[teacher][student] targets of a batch.
-
-    Args:
-        targets: [teacher][student] alignments.
-        outputs: of each teacher, (b, D).
-        aligned: for each teacher, whether its cached outputs are targets already; none: all come from the net.
-    """
-    done = list(aligned) or [False] * len(outputs)
-    return [
-        [output if one else target(output) for target in own]
-        for own, output, one in zip(targets, outputs, done, strict=True)
-    ]
-
-
-def losses(
+def build_monitor(
     config: DistillConfig,
-    weights: Sequence[float],
-    wanted: Sequence[Sequence[Tensor]],
-    teacher_maps: Sequence[Sequence[Tensor]],
-    answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]],
-) -> tuple[dict[str, Tensor], Tensor]:
-    """What is logged of a batch, and the sum to differentiate.
-
-    Each student's part of the sum is the one it would have alone: students share nothing but the teachers.
-
-    Args:
-        config: distance, its weight, the dense term.
-        weights: of the teachers, summing to 1.
-        wanted: [teacher][student] targets.
-        teacher_maps: of each teacher; used by the dense term only.
-        answers: of each student: its feature, its prediction and its projected map for each teacher.
-
-    Returns:
-        `loss`, the distance to the target, averaged over teachers (by weight) and students; with several students
-        also each one's, `loss_1` and so on; with a dense term its mean, `dense_loss`. And the sum.
-    """
-    each: list[Tensor] = []
-    dense: list[Tensor] = []
-    for student, (_, predictions, maps) in enumerate(answers):
-        apart = [
-            weight * distance(config.distance, prediction, target[student])
-            for weight, prediction, target in zip(weights, predictions, wanted, strict=True)
-        ]
-        each.append(torch.stack(apart).sum())
-        if maps:
-            level = config.dense.teacher_level
-            apart = [w * dense_distance(own, of[level]) for w, own, of in zip(weights, maps, teacher_maps, strict=True)]
-            dense.append(torch.stack(apart).sum())
-    shown = {"loss": torch.stack(each).mean()}
-    total = config.loss_weight * torch.stack(each).sum()
-    if len(each) > 1:
-        shown |= {f"loss_{place}": value for place, value in enumerate(each, start=1)}
-    if dense:
-        shown["dense_loss"] = torch.stack(dense).mean()
-        total = total + config.dense.weight * torch.stack(dense).sum()
-    return shown, total
+    setup: RunSetup,
+    supervisions: Sequence[Supervision],
+    steps_per_epoch: int,
+    knn: KnnMonitor | None,
+) -> StudentMonitor:
+    """The monitor of a run; see `StudentMonitor`."""
+    return StudentMonitor(
+        settings=config.monitor,
+        run=setup.run,
+        held_out=setup.images.held_out,
+        supervisions=supervisions,
+        distance=config.distance,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        on_broken=config.on_broken,
+        knn=knn,
+    )
 
 
-def warn_of_collapse(answers: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]], progress: Progress) -> bool:
-    """Say it once where a student's features hardly differ over the batch; whether it was said."""
-    sentences = [sentence for pooled, _, _ in answers if (sentence := collapse(pooled.detach().float().cpu()))]
-    for sentence in sentences:
-        progress.note(f"warning: {sentence}")
-    return bool(sentences)
+def log_losses(state: TrainState, progress: Progress, directory: RunDirectory, epochs_done: float) -> None:
+    """Write one line of metrics.jsonl, and show the losses behind the progress bar."""
+    lap = {**progress.lap(), "lr": state.optimizer.param_groups[0]["lr"], "epoch": epochs_done}
+    directory.log(state.step, {**state.losses, **lap, "broken": len(progress.broken)})
+    agreement = {name: value for name, value in state.measured.items() if name.startswith(AGREEMENT)}
+    progress.show(loss=state.losses["loss"], **agreement, wait=lap["data_wait_share"])
 
 
-def warn_of_nothing_learned(state: TrainState, progress: Progress) -> None:
-    """Say it where a student agrees with its teacher hardly more than before its first step."""
-    for sentence in nothing_learned(state.measured, state.untrained):
-        progress.note(f"warning: {sentence}")
+def measure_students(
+    state: TrainState, monitor: StudentMonitor, progress: Progress, directory: RunDirectory, epoch: int
+) -> bool:
+    """Measure the students after an epoch, log and judge the result; return whether it is the best so far."""
+    students = state.eval_models()
+    for student in students:  # every process measures, and the main one saves, the main one's batch-norm statistics
+        broadcast_buffers(student, monitor.run)
+    score, state.measured = monitor.measure(students)
+    directory.log(state.step, state.measured)
+    progress.note(f"epoch {epoch}", state.measured)
+    if monitor.is_judged(epoch):
+        warn(progress, learning_warnings(state.measured, state.untrained))
+    return state.best.update(score, state.step)
 
 
-def check(config: DistillConfig, files: ImageFiles, run: Run, knn: KnnMonitor | None) -> None:
-    """Refuse settings that cannot work before there is a run directory."""
-    check_settings(config, has_knn=knn is not None)
-    if config.sync_batch_norm and run.device.type != "cuda":
-        raise ValueError("--sync-batch-norm works on GPUs only: leave it out on this device")
-    if config.monitor.knn is not None:
-        check_labelled(config.monitor.knn)
-    normalised([net.weight for net in config.teacher.each()])
-    trained, held_out = split_held_out(files, config.monitor.held_out, config.seed)
-    if config.monitor.patience and held_out is None and config.monitor.knn is None:
-        raise ValueError("--monitor.patience has nothing to go by: hold out more images, or give --monitor.knn")
-    TrainingBatches(len(trained), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
-
-
-def wrap(learner: Learner, config: DistillConfig, run: Run) -> Any:
-    """A student as the loop calls it: itself, averaged over processes, compiled."""
-    learner.train()
-    if config.sync_batch_norm:
-        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415  # no other run needs timm
-
-        convert_sync_batchnorm(learner)  # timm's: torch's would drop the activation inside a BatchNormAct2d
-    wrapped: nn.Module = learner
-    if run.world_size > 1:
-        wrapped = DistributedDataParallel(learner, device_ids=[run.device] if run.device.type == "cuda" else None)
-    return torch.compile(wrapped) if config.compile else wrapped
-
-
-def share_buffers(learners: list[Learner], run: Run) -> list[Learner]:
-    """Give every process the main one's batch norm statistics, which are those that are written."""
-    if run.world_size > 1:
-        for learner in learners:
-            for buffer in learner.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-    return learners
+def warn(progress: Progress, warnings: Sequence[str]) -> bool:
+    """Print warnings above the progress bar; return whether there were any."""
+    for text in warnings:
+        progress.note(f"warning: {text}")
+    return bool(warnings)

@@ -1,4 +1,4 @@
-"""What the nets see in training: views, drawn anew for each image and epoch, rendered at each net's size."""
+"""Training views: random transforms, drawn for each image and epoch, rendered at each net's input size."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ _BLUR_SIZE = 224  # pixels at which SimReg's blur is 0.1 to 2 pixels wide
 
 
 def build_view(view: View, size: int) -> nn.Module:
-    """The transform that a view describes: PIL image -> uint8 (3, size, size). Draws from torch's generator.
+    """Build the transform of a view: PIL image -> uint8 (3, size, size). It draws from torch's generator.
 
-    What it draws does not depend on `size`: from the same state of the generator it renders the same view at any size.
+    The draws do not depend on `size`: from the same state of the generator it renders the same view at any size.
     """
-    from torchvision.transforms import v2  # noqa: PLC0415  # it takes longer than torch, and an evaluation needs none
+    from torchvision.transforms import v2  # noqa: PLC0415  # slower to import than torch, and not every run needs it
 
     # PIL's pixels shrink to a tensor first, so that crop and resize are one antialiased step on uint8
     crop = [v2.PILToTensor(), v2.RandomResizedCrop(size, scale=(view.min_scale, 1.0), antialias=True)]
@@ -47,50 +47,50 @@ def build_view(view: View, size: int) -> nn.Module:
 
 
 class Views:
-    """What all nets of a run see of one image: PIL image -> one uint8 (3, s, s) per different size and policy.
+    """The views of one image for all nets of a run: PIL image -> one uint8 (3, s, s) per distinct size and view.
 
     Args:
-        view: the student's.
-        teacher_view: the teachers'.
-        students: their input sizes, pixels.
-        teachers: their inputs; none where their outputs are cached.
+        view: the students' view.
+        teacher_view: the teachers' view.
+        students: the students' input sizes, pixels.
+        teachers: the teachers' input specifications; empty where their outputs are cached.
 
     Attributes:
-        of_students, of_teachers: for each net, which of the renderings is its own.
+        of_students, of_teachers: for each net, the index of its rendering.
     """
 
     def __init__(
         self, view: View, teacher_view: TeacherView, students: Sequence[int], teachers: Sequence[InputSpec]
     ) -> None:
-        self._renderings: list[tuple[nn.Module | EvaluationView, bool]] = []  # transform, drawn for teachers alone
-        known: dict[object, int] = {}
+        self._renderings: list[tuple[nn.Module | EvaluationView, bool]] = []  # transform, drawn for teachers only?
+        indices: dict[object, int] = {}
 
-        def place(key: object, transform: nn.Module | EvaluationView, own: bool) -> int:
-            if key not in known:
-                known[key] = len(self._renderings)
-                self._renderings.append((transform, own))
-            return known[key]
+        def add(key: object, transform: nn.Module | EvaluationView, independent: bool) -> int:
+            if key not in indices:
+                indices[key] = len(self._renderings)
+                self._renderings.append((transform, independent))
+            return indices[key]
 
-        self.of_students = [place(size, build_view(view, size), False) for size in students]
+        self.of_students = [add(size, build_view(view, size), False) for size in students]
         self.of_teachers: list[int] = []
         for spec in teachers:
             match teacher_view:
                 case SameView():
-                    self.of_teachers.append(place(spec.size, build_view(view, spec.size), False))
+                    self.of_teachers.append(add(spec.size, build_view(view, spec.size), False))
                 case FixedView():
-                    self.of_teachers.append(place(spec, EvaluationView(spec), True))
-                case own:
-                    self.of_teachers.append(place((own, spec.size), build_view(own, spec.size), True))
+                    self.of_teachers.append(add(spec, EvaluationView(spec), True))
+                case random_view:
+                    self.of_teachers.append(add((random_view, spec.size), build_view(random_view, spec.size), True))
 
     def __call__(self, image: Image.Image) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
-        shared = torch.get_rng_state()
-        own = int(torch.randint(2**62, ()))
+        shared_state = torch.get_rng_state()
+        independent_seed = int(torch.randint(2**62, ()))
         rendered = []
-        for transform, alone in self._renderings:
-            if alone:
-                torch.manual_seed(own)
+        for transform, independent in self._renderings:
+            if independent:
+                torch.manual_seed(independent_seed)
             else:
-                torch.set_rng_state(shared)
+                torch.set_rng_state(shared_state)
             rendered.append(transform(image))
         return tuple(rendered)
 
@@ -99,7 +99,7 @@ class Lighting(nn.Module):
     """Add a random colour along the principal components of ImageNet's pixels.
 
     Args:
-        std: of the three coefficients.
+        std: standard deviation of the three coefficients.
 
     Reference: Krizhevsky et al., "ImageNet classification with deep CNNs", NeurIPS 2012, section 4.1.
     """

@@ -1,0 +1,64 @@
+"""The images of a run: which of them are trained on, and which are held out to measure the students."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stillroom.backbone.image_files import ImageFiles, read_labelled, read_unlabelled
+
+MAX_HELD_OUT = 512
+MIN_HELD_OUT = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunImages:
+    """The images of a run.
+
+    Args:
+        all: every image; alignments are fitted on them.
+        train: the images that the students are trained on.
+        held_out: the other images, which only measure the students; None where there are none.
+    """
+
+    all: ImageFiles
+    train: ImageFiles
+    held_out: ImageFiles | None
+
+
+def read_images(data: Path, *, held_out: float, seed: int, labelled: bool) -> RunImages:
+    """List the images of a run and split them once.
+
+    Args:
+        data: image folder or file list; a folder of class folders where labels are needed.
+        held_out: fraction of the images to hold out, see `split_held_out`.
+        seed: of the split.
+        labelled: whether an alignment is fitted on labels.
+
+    Raises:
+        ValueError: see `read_labelled` and `read_unlabelled`.
+    """
+    files = read_labelled(data) if labelled else read_unlabelled(data)
+    train, rest = split_held_out(files, held_out, seed)
+    return RunImages(all=files, train=train, held_out=rest)
+
+
+def split_held_out(files: ImageFiles, fraction: float, seed: int) -> tuple[ImageFiles, ImageFiles | None]:
+    """Split off a seeded fraction of the images, at most 512; None where it would be fewer than 8."""
+    count = min(MAX_HELD_OUT, round(fraction * len(files)))
+    if count < MIN_HELD_OUT:
+        return files, None
+    order = np.random.default_rng([seed, len(files)]).permutation(len(files)).tolist()
+    return files.subset(sorted(order[count:])), files.subset(sorted(order[:count]))
+
+
+def check_knn_folder(folder: Path) -> None:
+    """Refuse a labelled folder that k-NN cannot be measured on.
+
+    Raises:
+        ValueError: missing folder, no class folders, classes that differ between train/ and val/.
+    """
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        read_labelled(folder / "val", read_labelled(folder / "train").classes)
+    else:
+        read_labelled(folder)

@@ -1,0 +1,179 @@
+"""Write the results of a run: the students' checkpoints and results.json."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from stillroom.backbone import Data, Results, Teacher, save_checkpoint, write_results
+from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.heads import describe_head
+from stillroom.backbone.manifest import Head, Manifest
+from stillroom.backbone.provenance import made_by
+from stillroom.backbone.results import CheckpointRecord, DatasetRecord, read_results
+from stillroom.backbone.spec import Licence, inherit_licence
+from stillroom.distill.alignment import ScaledSvd
+from stillroom.distill.alignment_file import encode_alignments
+from stillroom.distill.config import UNIONS, DistillConfig
+from stillroom.distill.monitor import AGREEMENT, learning_warnings
+from stillroom.distill.setup import RunSetup
+from stillroom.distill.state import TrainState
+from stillroom.distill.student import StudentModel
+from stillroom.distill.teacher import FrozenTeacher, Supervision
+
+PACKAGE = "stillroom-distill"
+STUDENT = "student"
+VERSION = 1
+"""Version of the protocol in results.json, `<method>/v1`."""
+
+
+def student_name(config: DistillConfig, index: int) -> str:
+    """The folder of a student in the run directory: `student`, or `student-1` and so on."""
+    return STUDENT if len(config.student.name) == 1 else f"{STUDENT}-{index + 1}"
+
+
+def describe_teachers(names: Sequence[str], teachers: Sequence[FrozenTeacher]) -> Teacher:
+    """The manifest's record of the teachers; several become one, whose hash is that of their hashes in order."""
+    hashes = [teacher.sha256 for teacher in teachers]
+    licences = [teacher.backbone.spec.licence for teacher in teachers]
+    if len(hashes) == 1:
+        return Teacher(name=names[0], weights_sha256=hashes[0], licence=licences[0])
+    known = {licence.spdx for licence in licences}
+    restrictions = dict.fromkeys(phrase for licence in licences for phrase in licence.restrictions)
+    spdx = known.pop() if len(known) == 1 else " AND ".join(sorted(known))
+    return Teacher(
+        name=" + ".join(names),
+        weights_sha256=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        licence=Licence(spdx=spdx, restrictions=tuple(restrictions)),
+    )
+
+
+def write_students(
+    config: DistillConfig,
+    setup: RunSetup,
+    supervisions: Sequence[Supervision],
+    students: Sequence[StudentModel],
+    *,
+    best: bool = False,
+) -> list[Manifest]:
+    """Write each student's checkpoint; only the main process does.
+
+    Args:
+        config: the run.
+        setup: its images and teachers.
+        supervisions: its alignments.
+        students: to save.
+        best: write `student-best` instead of `student`.
+
+    Returns:
+        The manifests; none on the other processes.
+    """
+    if not setup.run.is_main:
+        return []
+    teacher = describe_teachers(config.teacher.name, setup.teachers)
+    manifests = []
+    for index, student in enumerate(students):
+        backbone = student.backbone
+        backbone.spec = replace(backbone.spec, licence=inherit_licence(teacher.licence, config.data_licence))
+        alignments = [(config.alignment, one.targets[index], one.inputs) for one in supervisions]
+        manifests.append(
+            save_checkpoint(
+                config.out / (student_name(config, index) + ("-best" if best else "")),
+                backbone,
+                method=config.method,
+                package=PACKAGE,
+                config=config_to_dict(config, UNIONS),
+                teacher=teacher,
+                data=Data(count=len(setup.images.train), fingerprint=setup.images.train.fingerprint),
+                heads=trained_heads(student) if config.keep_head else None,
+                alignment=encode_alignments(alignments),
+            )
+        )
+    return manifests
+
+
+def trained_heads(student: StudentModel) -> Mapping[str, tuple[Head, Mapping[str, Tensor]]]:
+    """The trained heads of a student, named `distill`, or `distill-1` and so on with several teachers."""
+    has_several = len(student.heads) > 1
+    return {
+        f"distill-{index + 1}" if has_several else "distill": (describe_head(head), head.state_dict())
+        for index, head in enumerate(student.heads)
+        if isinstance(head, nn.Sequential)
+    }
+
+
+def write_run_results(
+    config: DistillConfig,
+    setup: RunSetup,
+    supervisions: Sequence[Supervision],
+    state: TrainState,
+    broken: list[str],
+    seconds: float,
+) -> None:
+    """Write the students' checkpoints and results.json.
+
+    Args:
+        config: the run.
+        setup: its images and teachers.
+        supervisions: its alignments.
+        state: at the end of training.
+        broken: one sentence per unreadable image.
+        seconds: wall time since training began or was last resumed.
+    """
+    manifests = write_students(config, setup, supervisions, state.eval_models())
+    if not setup.run.is_main:
+        return
+    datasets = {"train": DatasetRecord.of(setup.images.train, broken=len(broken))}
+    if setup.images.held_out is not None:
+        datasets["held_out"] = DatasetRecord.of(setup.images.held_out)
+    extra = {
+        "alignment": [asdict(one.inputs) for one in supervisions],
+        "std_ratio_before_after": [[target.std_ratio_ for target in one.targets] for one in supervisions],
+        "rank": [svd_rank(one) for one in supervisions],
+        "steps": state.step,
+        "best": asdict(state.best) if state.measured else None,
+        "untrained": state.untrained,
+        "warnings": learning_warnings(state.measured, state.untrained),
+        "students": [manifest.weights.sha256 for manifest in manifests],
+        "broken": broken,
+    }
+    write_results(
+        config.out,
+        Results(
+            task="distill",
+            protocol=f"{config.method}/v{VERSION}",
+            datasets=datasets,
+            checkpoint=CheckpointRecord(
+                path=str(config.out / student_name(config, 0)),
+                sha256=manifests[0].weights.sha256,
+                method=config.method,
+            ),
+            metrics={**state.losses, **state.measured},
+            seed=config.seed,
+            seconds=seconds,
+            made_by=made_by(PACKAGE, config_to_dict(config, UNIONS)),
+            extra=extra,
+        ),
+    )
+
+
+def svd_rank(supervision: Supervision) -> int | None:
+    """The rank of a teacher's features; None for alignments that are not an SVD."""
+    alignment = supervision.targets[0].alignment
+    return int(alignment.svd.rank_) if isinstance(alignment, ScaledSvd) else None
+
+
+def summary(path: Path) -> str:
+    """The last line that a run prints: its directory and main metrics."""
+    results = read_results(path)
+    accuracy = [name for name in results.metrics if name.startswith("monitor_")]
+    if accuracy:
+        return f"{path}: {100 * results.metrics[accuracy[0]]:.1f} % {accuracy[0].removeprefix('monitor_')}"
+    text = f"{path}: loss {results.metrics['loss']:.4f}"
+    if "held_out_loss" in results.metrics:
+        text += f", held out {results.metrics['held_out_loss']:.4f}"
+    if AGREEMENT in results.metrics:
+        text += f", {100 * results.metrics[AGREEMENT]:.1f} % of the teacher's neighbours"
+    return text
