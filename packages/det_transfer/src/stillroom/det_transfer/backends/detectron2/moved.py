@@ -8,7 +8,6 @@ BEFORE = "stillroom.det_transfer.with_detectron2."
 TODAY = "stillroom.det_transfer.backends.detectron2."
 RENAMED = {
     "find.Collector": "predict.Collector",
-    "find.as_detections": "predict.as_detections",
     "hooks.Rate": "hooks.LearningRateSchedule",
     "images.SteadyLoader": "images.SeededLoader",
 }
