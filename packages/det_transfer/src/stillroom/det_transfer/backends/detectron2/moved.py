@@ -8,7 +8,6 @@ BEFORE = "stillroom.det_transfer.with_detectron2."
 TODAY = "stillroom.det_transfer.backends.detectron2."
 RENAMED = {
     "find.Collector": "predict.Collector",
-    "find.as_detections": "predict.as_detections",
     "hooks.Rate": "hooks.LearningRateSchedule",
     "images.SteadyLoader": "images.SeededLoader",
 }
@@ -33,18 +32,18 @@ def update_config(node: Any) -> None:
     Args:
         node: a mapping, a list, or a value in them.
     """
-    if isinstance(node, MutableMapping):
-        target = node.get("_target_")
+    if isinstance(node, MutableMapping) and len(node):  # OmegaConf's mappings of None cannot be read
+        target, path = node.get("_target_"), ""
         if isinstance(target, str):
-            node["_target_"] = target = import_path(target)
+            node["_target_"] = path = import_path(target)
         elif isinstance(target, type):  # in a pickled config
-            target = f"{target.__module__}.{target.__qualname__}"
-        for old, new in ARGUMENTS.get(target, {}).items() if isinstance(target, str) else ():
+            path = f"{target.__module__}.{target.__qualname__}"
+        for old, new in ARGUMENTS.get(path, {}).items():
             if old in node:
                 node[new] = node.pop(old)
         for child in node.values():
             update_config(child)
-    elif isinstance(node, Sequence) and not isinstance(node, str | bytes):
+    elif isinstance(node, Sequence) and not isinstance(node, str | bytes) and len(node):
         for child in node:
             update_config(child)
 
