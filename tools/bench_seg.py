@@ -113,7 +113,7 @@ class Seg:
             theirs = {"LoadPicture": {"type": "LoadImageFromFile"}, "ScaleBy": resize}
             pipeline = [theirs.get(view["type"], view) for view in dataset["pipeline"]]
             loader |= {"sampler": {"type": "InfiniteSampler"}, "dataset": {**dataset, "pipeline": pipeline}}
-        runner = build_runner(Config(settings), run, go_on=False)
+        runner = build_runner(Config(settings), run, resume=False)
         runner.train()
         return runner
 

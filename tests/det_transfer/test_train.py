@@ -79,7 +79,7 @@ def test_a_run_leaves_a_checkpoint_predictions_pictures_and_results(make_config:
     assert {row["category_id"] for row in predictions} <= {3, 7}, "the ids of the data set's own JSON"
     for name in ("sheet.png", "precision_recall.png"):
         assert Image.open(out / "figures" / name).size[0] > 300
-    with pytest.raises(ValueError, match="exists: choose another --out, or go on with it by `resume"):
+    with pytest.raises(ValueError, match="exists: choose another --out, or resume it with `resume"):
         finetune(config)
     assert resume(out) == out, "a run that is done is left as it is"
 
@@ -206,7 +206,7 @@ def test_a_sweep_makes_one_table_and_keeps_what_is_done(make_config: Make, small
     assert len(stamps) == 4
     finetune(config)
     assert stamps == {file: file.stat().st_mtime_ns for file in out.rglob("results.json")}
-    with pytest.raises(ValueError, match="is a sweep: give its command again"):
+    with pytest.raises(ValueError, match="is a sweep: repeat its command, which resumes it"):
         resume(out)
     with pytest.raises(ValueError, match=r"is a run with other settings \(steps\)"):
         finetune(replace(config, steps=3))

@@ -1,4 +1,4 @@
-"""Many runs from one command: those that are done are kept, those that were stopped go on."""
+"""Many runs from one command: finished ones are kept, stopped ones are resumed, others are refused."""
 
 import hashlib
 import json
@@ -21,12 +21,92 @@ from stillroom.backbone.run_files import CONFIG, read_config
 _FREE = frozenset(
     {"out", "download", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
 )
-"""Fields of a config that may differ when a run is kept or gone on with: they change the last digits at most."""
-
-FINGERPRINTS = "fingerprints.json"
-"""Of the data that a run began with."""
+"""Settings that may differ when a run is kept or resumed: they change the last digits at most."""
 
 _READABLE = 60  # characters
+
+
+def run_or_resume(
+    config: Any,
+    unions: tuple[Any, ...],
+    start: Callable[[Any], object],
+    resume: Callable[[Path], object] | None = None,
+) -> None:
+    """Do a run unless it is finished; resume one that was stopped.
+
+    Args:
+        config: of the run; its `out` is the run directory.
+        unions: fields of several variants in it.
+        start: does the run from its beginning, and leaves results.json last.
+        resume: resumes the run in a directory; None: a run leaves nothing before its end.
+
+    Raises:
+        ValueError: the directory holds a run with other settings.
+    """
+    settings = config_to_dict(config, unions)
+    if (config.out / RESULTS).exists():
+        refuse_other(config.out, settings, read_results(config.out).made_by.config)
+    elif resume is not None and (config.out / CONFIG).exists():
+        refuse_other(config.out, settings, json.loads(read_config(config.out)))
+        resume(config.out)
+    else:
+        start(config)
+
+
+def refuse_taken(out: Path, *, alone: bool) -> None:
+    """Refuse a directory that a single run, or a sweep, cannot use.
+
+    Raises:
+        ValueError: a single run's directory exists; a sweep's is a file, or holds a single run.
+    """
+    if alone and out.exists():
+        raise ValueError(f"{out} exists: choose another --out, or resume it with `resume {out}`")
+    if not alone and ((out / CONFIG).exists() or out.is_file()):
+        raise ValueError(f"{out} is a single run: choose another --out for a sweep")
+
+
+def refuse_unresumable(path: Path) -> None:
+    """Refuse to resume what is not a single run.
+
+    Raises:
+        ValueError: a sweep's directory, or one without config.json.
+    """
+    if not (path / CONFIG).exists() and list(path.glob(f"*/{CONFIG}")):
+        raise ValueError(f"{path} is a sweep: repeat its command, which resumes it")
+    read_config(path)
+
+
+def refuse_other(out: Path, settings: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Refuse a run directory whose stored settings differ in what changes its numbers.
+
+    Raises:
+        ValueError: with the names of the settings.
+    """
+    settings = json.loads(json.dumps(settings))  # tuples are lists there
+    names = settings.keys() | stored.keys()
+    if differ := sorted(k for k in names if k not in _FREE and settings.get(k) != stored.get(k)):
+        raise ValueError(f"{out} is a run with other settings ({', '.join(differ)}): choose another --out")
+
+
+def directory_name(name: str) -> str:
+    """Turn a net's name into a directory's: its end as far as files allow, and a hash that tells it apart."""
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-_READABLE:].strip("-")
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def refuse_twice(values: Sequence[object], flag: str) -> None:
+    """Refuse a value that is passed twice: it would be one run, and count as two.
+
+    Raises:
+        ValueError: with the value.
+    """
+    if twice := [str(value) for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{flag} names {twice[0]} twice: name each once")
+
+
+# What det_transfer still uses; it goes when det_transfer has the life cycle of `finetune`.
+FINGERPRINTS = "fingerprints.json"
+once = run_or_resume
 
 
 @runtime_checkable
@@ -133,45 +213,6 @@ def refuse_changed(out: Path, records: Mapping[str, DatasetRecord]) -> None:
         raise ValueError(f"what is in {changed[0]} changed since {out} began: choose another --out")
 
 
-def once(
-    config: C,
-    unions: tuple[Any, ...],
-    start: Callable[[C], object],
-    go_on: Callable[[Path], object] | None = None,
-) -> None:
-    """Do a run, unless it is done; go on with one that was stopped.
-
-    Args:
-        config: of the run.
-        unions: its fields of several variants.
-        start: does the run from its beginning; it leaves results.json last.
-        go_on: resumes the run in a directory; None: a run leaves nothing before its end.
-
-    Raises:
-        ValueError: another run stands in the directory.
-    """
-    asked = config_to_dict(config, unions)
-    if (config.out / RESULTS).exists():
-        refuse_other(config.out, asked, read_results(config.out).made_by.config)
-    elif go_on is not None and (config.out / CONFIG).exists():
-        refuse_other(config.out, asked, json.loads(read_config(config.out)))
-        go_on(config.out)
-    else:
-        start(config)
-
-
-def refuse_taken(out: Path, *, alone: bool) -> None:
-    """Refuse a directory that a single run, or a sweep, cannot go into.
-
-    Raises:
-        ValueError: a single run's directory exists; a sweep's is a file, or holds a single run.
-    """
-    if alone and out.exists():
-        raise ValueError(f"{out} exists: choose another --out, or go on with it by `resume {out}`")
-    if not alone and ((out / CONFIG).exists() or out.is_file()):
-        raise ValueError(f"{out} is a single run: choose another --out for a sweep")
-
-
 def refuse_paths(config: FromFirstWeights, *, alone: bool) -> None:
     """Refuse a run, or a sweep, whose directory is taken or whose checkpoints are not there; see `refuse_taken`.
 
@@ -208,44 +249,6 @@ def resume_single(path: Path, go_on: Callable[[Path], object]) -> Path:
     if not (path / RESULTS).exists():
         go_on(path)
     return path
-
-
-def refuse_unresumable(path: Path) -> None:
-    """Refuse to go on with what is no single run.
-
-    Raises:
-        ValueError: a sweep's directory, or one without config.json.
-    """
-    if not (path / CONFIG).exists() and list(path.glob(f"*/{CONFIG}")):
-        raise ValueError(f"{path} is a sweep: give its command again, and it goes on where it was")
-    read_config(path)
-
-
-def refuse_other(out: Path, asked: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Refuse a run directory whose settings differ in what changes its numbers.
-
-    Raises:
-        ValueError: with the names of the settings.
-    """
-    asked = json.loads(json.dumps(asked))  # tuples are lists there
-    if differ := sorted(k for k in asked.keys() | found.keys() if k not in _FREE and asked.get(k) != found.get(k)):
-        raise ValueError(f"{out} is a run with other settings ({', '.join(differ)}): choose another --out")
-
-
-def directory_name(name: str) -> str:
-    """A net's name as the name of a directory: the end of it as far as files allow, and a hash that tells it apart."""
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-_READABLE:].strip("-")
-    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def refuse_twice(values: Sequence[object], flag: str) -> None:
-    """Refuse what is named twice: it would be one run, and count as two.
-
-    Raises:
-        ValueError: with its name.
-    """
-    if twice := [str(value) for value, many in Counter(values).items() if many > 1]:
-        raise ValueError(f"{flag} names {twice[0]} twice: name each once")
 
 
 def spread(values: Sequence[float]) -> str:
