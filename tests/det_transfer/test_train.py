@@ -373,9 +373,9 @@ def test_an_image_that_breaks_under_way_is_named(make_config: Make, boxed: Path)
         ({"legacy": "std-1"}, "--legacy repeats what KDEP did in Detectron2"),
         ({"framework_config": Path("x.py")}, "--framework-config is a config of Detectron2's"),
         ({"batch_size": 64}, "batch size 64 is larger than the data: 9 images"),
-        ({"checkpoint": ()}, "--checkpoint is empty: give at least one"),
+        ({"checkpoint": ()}, "--checkpoint is empty: pass at least one"),
         ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
-        ({"seeds": (0, -1)}, "--seeds holds -1: seeds are 0 or more"),
+        ({"seeds": (0, -1)}, r"--seeds holds \[0, -1\]: it must be at least 0"),
         (
             {"checkpoint": ("random:timm/vit_tiny_patch16_224",), "detector": "retinanet"},
             "retinanet takes maps of several strides",

@@ -1,6 +1,6 @@
 from .config import DetectConfig
 from .metrics import measure, voc_ap
 from .predict import predict
-from .sweep import finetune, resume
+from .task import finetune, resume
 
 __all__ = ["DetectConfig", "finetune", "measure", "predict", "resume", "voc_ap"]

@@ -3,15 +3,13 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import arg  # names of flags
+from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.configs import refuse_beside
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.backbone.image_files import existing_folder
-from stillroom.backbone.sweep import refuse_paths, split
 
 BackendName = Literal["detectron2", "torchvision"]
 DetectorName = Literal["faster-rcnn", "mask-rcnn", "retinanet"]
@@ -21,17 +19,12 @@ FpnNorm = Literal["none", "gn"]
 Layout = Literal["coco", "coco2017", "voc", "voc0712"]
 OnBadBox = Literal["refuse", "skip"]
 Legacy = Literal["none", "rgb-mean", "std-1"]
-Amp = Literal["none", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectConfig:
+class DetectConfig(FineTuneConfig):
     """Train a backbone with a detector; several checkpoints or seeds: a sweep."""
 
-    checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
-    """First weights: checkpoint directory, a name with its pretrained weights, random:NAME, random or pretrained."""
-    out: Path
-    """Run directory to make; of a sweep one in it for each run, and those that are done are kept."""
     backend: BackendName = "detectron2"
     """Whose detector and loop. Detectron2 is installed as its own documentation says; torchvision is always there."""
     framework_config: Path | None = None
@@ -55,8 +48,6 @@ class DetectConfig:
     """What a box without area or outside of its image does: stop with its name, or be left out, named and counted."""
     keep_empty: bool = False
     """Learn from images without boxes too."""
-    like: str | None = None
-    """Whose net and input `random` and `pretrained` take; None: those of the first other checkpoint."""
     detector: DetectorName = "faster-rcnn"
     """mask-rcnn needs a polygon or an RLE mask with every box."""
     neck: Neck = "fpn"
@@ -86,8 +77,6 @@ class DetectConfig:
     """Long side at most, pixels."""
     steps: int = 90_000
     """Steps of the optimiser."""
-    batch_size: int = 16
-    """Images per step, over all processes."""
     lr: float = 0.02
     """Learning rate of SGD with momentum 0.9."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)
@@ -98,32 +87,8 @@ class DetectConfig:
     """On every parameter but those of norms."""
     clip: float = 0.0
     """Largest norm of the gradient; 0: any."""
-    amp: Amp = "none"
-    """bf16: forward passes in bfloat16 autocast; under Detectron2 on a GPU."""
-    seeds: Annotated[tuple[int, ...], arg(aliases=("--seed",))] = (0,)
-    """Of the random weights, of the order and the views, of the boxes that are drawn."""
-    device: DeviceName = "auto"
-    """auto: a GPU if there is one."""
-    workers: int = 1
-    """Processes that decode images."""
     log_every: int = 20
-    """Steps between two lines of the log."""
-    save_every: int = 1000
-    """Steps between two states to resume from."""
-    data_licence: str | None = None
-    """Licence of the images; a restricted one goes into the checkpoint's manifest."""
-
-    @property
-    def seed(self) -> int:
-        """Of a single run."""
-        (seed,) = self.seeds
-        return seed
-
-    @property
-    def name(self) -> str:
-        """Of a single run's first weights."""
-        (name,) = self.checkpoint
-        return name
+    """Steps between two log lines."""
 
 
 BESIDE_OWN = ("backend", "like", "seeds", "device", "workers", "data_licence")
@@ -136,24 +101,9 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
     Raises:
         ValueError: in one sentence.
     """
-    for name in (
-        "steps",
-        "batch_size",
-        "fpn_dim",
-        "box_dim",
-        "rois",
-        "test_size",
-        "max_size",
-        "log_every",
-        "save_every",
-    ):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
-    for name in ("workers", "warmup", "lr", "weight_decay", "clip"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 0, and finite"
-            )
+    check_shared(config)
+    at_least(config, 1, "steps", "fpn_dim", "box_dim", "rois", "test_size", "max_size")
+    at_least(config, 0, "warmup", "lr", "weight_decay", "clip")
     if not 0 < config.anchor_scale < math.inf:
         raise ValueError(f"--anchor-scale is {config.anchor_scale}: it must be above 0")
     if not config.train_sizes or min(config.train_sizes) < 1:

@@ -1,59 +1,49 @@
 """The way of a run: images, first weights, the backend's detector and loop, what is found, what leaves."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
-from stillroom.backbone.atomic import write_file
-from stillroom.backbone.configs import config_to_json, reread_config
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone import Backbone, Run, load_checkpoint
+from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.loading import TrainingBatches
-from stillroom.backbone.names import checkpoint_method
-from stillroom.backbone.run_files import CONFIG
-from stillroom.backbone.sweep import keep_fingerprints, refuse_changed
 from stillroom.det_transfer.backend import find_backend
-from stillroom.det_transfer.config import DetectConfig, check
+from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
-from stillroom.det_transfer.record import INITIAL, PACKAGE, finish
+from stillroom.det_transfer.record import finish
 
 
-def train_one(config: DetectConfig, run: Run) -> None:
-    """Train and measure a detector.
+@dataclass(frozen=True, kw_only=True)
+class Prepared(lifecycle.Prepared):
+    """What a run begins with: its images, with boxes."""
+
+    data: DetectionData
+
+
+def prepare(config: DetectConfig, run: Run, saved: Path | None) -> Prepared:
+    """Read the images and the initial weights of a single run; nothing is written.
 
     Args:
         config: of a single run: one checkpoint, one seed.
         run: this process.
+        saved: the initial weights that a resumed run kept; None: those of `--checkpoint`.
 
     Raises:
         ValueError: bad input, each in one sentence.
     """
-    data, backbone = prepare(config, run)
-    records = data.records
-    run.wait()  # every process has looked for config.json before the first one writes it
-    if run.is_main:
-        save_checkpoint(config.out / INITIAL, backbone, method=checkpoint_method(config.name), package=PACKAGE)
-        keep_fingerprints(config.out, records)
-        write_file(config.out / CONFIG, config_to_json(config))  # last: a run that has it can go on
-    run.wait()
-    train(config, run, data, backbone, go_on=False)
-
-
-def prepare(config: DetectConfig, run: Run) -> tuple[DetectionData, Backbone]:
-    """The images and first weights of a single run; nothing is written.
-
-    Raises:
-        ValueError: bad input, each in one sentence.
-    """
-    check(config, run.world_size, run.device.type == "cpu")
     backend = find_backend(config.backend)
-    data, backbone = backend.read(config), initial_backbone(config.name, config.like, config.seed)
+    data = backend.read(config)
+    if saved is not None:
+        backbone, _ = load_checkpoint(saved)
+        return Prepared(backbone=backbone, records=data.records, data=data)
+    backbone = initial_backbone(config.name, config.like, config.seed)
     if config.framework_config is None:
         TrainingBatches(len(data.train), config.batch_size, 1, config.seed, run)  # does the batch fit the data?
         try_sizes(backbone)
     backend.look_ahead(config, run, data, backbone)
-    return data, backbone
+    return Prepared(backbone=backbone, records=data.records, data=data)
 
 
 @torch.no_grad()
@@ -75,38 +65,10 @@ def try_sizes(backbone: Backbone) -> None:
         ) from error
 
 
-def resume_one(
-    path: Path,
-    *,
-    run: Run | None = None,
-    device: DeviceName | None = None,
-    workers: int | None = None,
-    log_every: int | None = None,
-) -> None:
-    """Go on with a run from its last state; on the CPU the weights end equal to the bit to a run never stopped.
-
-    Args:
-        path: the run directory.
-        run: this process; None: it is yet to be started, and closed.
-        device, workers, log_every: replace what the run began with; None keeps it.
-
-    Raises:
-        ValueError: no run directory, or images or boxes that changed since.
-    """
-    config = reread_config(path, DetectConfig, device=device, workers=workers, log_every=log_every)
-    here = Run.start(config.device) if run is None else run
-    check(config, here.world_size, here.device.type == "cpu")
-    data = find_backend(config.backend).read(config)
-    refuse_changed(path, data.records)
-    backbone, _ = load_checkpoint(path / INITIAL)
-    train(config, here, data, backbone, go_on=True)
-    if run is None:
-        here.close()
-
-
-def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone, go_on: bool) -> None:
-    """Train, find, bring the backbone back."""
-    trained = find_backend(config.backend).train(config, run, data, backbone, go_on)
+def train(config: DetectConfig, run: Run, prepared: Prepared, resume: bool) -> None:
+    """Train, predict, bring the backbone back, and write what a run leaves."""
+    data, backbone = prepared.data, prepared.backbone
+    trained = find_backend(config.backend).train(config, run, data, backbone, resume)
     found = trained.find(data.val)
     if run.is_main:
         returned = trained.bridge.from_framework(trained.model.state_dict(), backbone)
