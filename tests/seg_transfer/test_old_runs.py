@@ -52,7 +52,6 @@ def test_a_config_of_an_old_run_builds_and_trains_under_its_old_names(in_old_fol
     plan = build_plan(replace(reread_config(FIXTURE, SegmentConfig), out=Path("run")), run, backbone)
     torch.save(plan.bridge.to_framework(backbone)[0], initial_file(Path("run")))
     runner = build_runner(old, run, resume=False)
-    assert isinstance(runner.train_dataloader, dict), "it is built when training begins"
     runner.train()
     assert isinstance(runner.train_dataloader.sampler, SeededSampler)
     assert isinstance(runner.train_dataloader.dataset, SeededDataset)

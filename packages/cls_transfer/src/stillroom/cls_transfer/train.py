@@ -46,8 +46,10 @@ def prepare(config: ClassifyConfig, run: Run, saved: Path | None) -> Prepared:
     """
     sets = read_sets(config, run)
     TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
-    kept = saved is not None and saved.exists()
-    model = load_model(saved, config) if kept else build_model(config, len(sets.train.classes))
+    if saved is not None and saved.exists():
+        model = load_model(saved, config)
+    else:
+        model = build_model(config, len(sets.train.classes))
     heads = {HEAD: (describe_head(model.head, sets.train.classes), head_tensors(model))}
     return Prepared(backbone=model.backbone, records=sets.records, heads=heads, sets=sets, model=model.to(run.device))
 

@@ -86,6 +86,11 @@ class StillroomResNet(ResNet):
         if frozen:
             freeze(self)
 
+    def train(self, mode: bool = True) -> "StillroomResNet":
+        """Set the mode, and return the net, which MMSegmentation's method does not."""
+        super().train(mode)
+        return self
+
 
 @MODELS.register_module()
 class StillroomResNetV1c(StillroomResNet):
@@ -110,6 +115,11 @@ class StillroomMobileNetV2(MobileNetV2):
         dilate([self.get_submodule(name) for name in cast(list[str], self.layers)], 2, output_stride)
         if frozen:
             freeze(self)
+
+    def train(self, mode: bool = True) -> "StillroomMobileNetV2":
+        """Set the mode, and return the net, which MMSegmentation's method does not."""
+        super().train(mode)
+        return self
 
 
 @MODELS.register_module()

@@ -77,13 +77,13 @@ def split(config: C, axes: Axes = NETS_AND_SEEDS) -> list[C]:
         if not getattr(config, name) and name not in optional:
             raise ValueError(f"--{name} is empty: pass at least one")
         refuse_twice(getattr(config, name), f"--{name}")
-    values = [[(value,) for value in getattr(config, name)] or [()] for name in axes]
+    values: list[list[tuple[Any, ...]]] = [[(value,) for value in getattr(config, name)] or [()] for name in axes]
     if all(len(choices) == 1 for choices in values):
         return [config]
     like = config.like or other_than_bare(config.checkpoint)
     runs = []
     for combination in product(*values):
-        chosen = dict(zip(axes, combination, strict=True))
+        chosen: dict[str, Any] = dict(zip(axes, combination, strict=True))
         directory = "-".join(axes[name](value) for name, single in chosen.items() for value in single)
         (net,) = chosen["checkpoint"]
         runs.append(replace(config, **chosen, out=config.out / directory, like=like if net in BARE else None))
