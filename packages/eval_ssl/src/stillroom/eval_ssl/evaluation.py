@@ -16,7 +16,7 @@ from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import RESULTS, CheckpointRecord, read_results
 from stillroom.backbone.schedule import Schedule
-from stillroom.backbone.sweep import directory_name, once
+from stillroom.backbone.sweep import directory_name, run_or_resume
 from stillroom.eval_ssl.config import (
     FeatureConfig,
     FewShotConfig,
@@ -56,7 +56,7 @@ def evaluate(config: FeatureConfig) -> Path:
         try:
             if lacks_pictures(part):
                 evaluate_one(part, run)
-            once(part, UNIONS, partial(evaluate_one, run=run))
+            run_or_resume(part, UNIONS, partial(evaluate_one, run=run))
         except ValueError as error:
             raise (ValueError(f"{part.checkpoint[0]}: {error}") if len(parts) > 1 else error) from error
     if len(parts) > 1 and run.is_main:
