@@ -1,4 +1,4 @@
-"""Images with masks: folders of one's own, and published layouts."""
+"""Images with masks: folders, and published layouts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_suffixes_may_be_capitals(make_config: Make, masked: Path) -> None:
     assert [file.name for file in read_data(make_config()).train.pairs[3]] == ["03.JPG", "03.PNG"]
 
 
-def test_images_to_be_measured_on_are_not_learned(tmp_path: Path) -> None:
+def test_validation_images_are_not_trained_on(tmp_path: Path) -> None:
     write_published(tmp_path, "voc2012aug", 3, 2)
     (tmp_path / "ImageSets/Segmentation/aug.txt").write_text("train_001\nval_001\n")
     with pytest.raises(

@@ -110,7 +110,7 @@ def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) 
     if changes.get("frozen"):
         assert not moved, "neither weights nor statistics"
     else:
-        assert moved and not moved & aside, "what has no place there comes back as it was"
+        assert moved and not moved & aside, "what is kept aside comes back as it was"
 
 
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
         finetune(config)
 
 
-def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config: Make, student: Path) -> None:
+def test_a_config_of_mmsegmentation_keeps_all_but_the_initial_weights(make_config: Make, student: Path) -> None:
     plain = finetune(make_config(checkpoint=RESNET, steps=2))
     theirs = Config.fromfile(str(plain / "config.py"), format_python_code=False)
     theirs.model.backbone = {"type": "ResNet", "depth": 18, "strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)}
@@ -232,7 +232,7 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
         file.write_text(f"{whole}\n{more}\n")
         with pytest.raises(ValueError, match=words):
             finetune(replace(config, out=plain.parent / "early"))
-        assert not (plain.parent / "early").exists(), "as if nothing had been asked"
+        assert not (plain.parent / "early").exists(), "nothing is written"
     (plain.parent / "bytes.py").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"bytes.py cannot be read as a config of MMEngine: "):
         finetune(replace(config, framework_config=plain.parent / "bytes.py", out=plain.parent / "early"))
@@ -273,8 +273,8 @@ def test_weights_that_are_not_finite_are_not_kept(make_config: Make) -> None:
     assert not list(config.out.glob("iter_*.pth")) and not (config.out / "results.json").exists()
 
 
-def test_a_run_goes_on_from_its_last_whole_state(make_config: Make) -> None:
-    """MMEngine's note of it may be lost, and a state may be cut short."""
+def test_a_run_is_resumed_from_its_last_complete_state(make_config: Make) -> None:
+    """MMEngine's pointer to it may be lost, and a state may be truncated."""
     out = finetune(make_config(steps=4))
     whole = trained_model(out, 4)
     for note in ("", str(out / "iter_9.pth")):

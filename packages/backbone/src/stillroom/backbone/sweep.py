@@ -48,11 +48,7 @@ def run_or_resume(
 
 
 def refuse_taken(out: Path, *, alone: bool) -> None:
-    """Refuse a directory that a single run, or a sweep, cannot use.
-
-    Raises:
-        ValueError: a single run's directory exists; a sweep's is a file, or holds a single run.
-    """
+    """Refuse, by a ValueError, a directory that exists (a single run's), or that holds a single run (a sweep's)."""
     if alone and out.exists():
         raise ValueError(f"{out} exists: choose another --out, or resume it with `resume {out}`")
     if not alone and ((out / CONFIG).exists() or out.is_file()):
@@ -60,22 +56,14 @@ def refuse_taken(out: Path, *, alone: bool) -> None:
 
 
 def refuse_unresumable(path: Path) -> None:
-    """Refuse to resume what is not a single run.
-
-    Raises:
-        ValueError: a sweep's directory, or one without config.json.
-    """
+    """Refuse, by a ValueError, to resume a sweep's directory, or one without config.json."""
     if not (path / CONFIG).exists() and list(path.glob(f"*/{CONFIG}")):
         raise ValueError(f"{path} is a sweep: repeat its command, which resumes it")
     read_config(path)
 
 
 def refuse_other(out: Path, settings: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Refuse a run directory whose stored settings differ in what changes its numbers.
-
-    Raises:
-        ValueError: with the names of the settings.
-    """
+    """Refuse, by a ValueError, a run directory whose stored settings differ in what changes its numbers."""
     settings = json.loads(json.dumps(settings))  # tuples are lists there
     names = settings.keys() | stored.keys()
     if differ := sorted(k for k in names if k not in _FREE and settings.get(k) != stored.get(k)):
@@ -89,10 +77,6 @@ def directory_name(name: str) -> str:
 
 
 def refuse_twice(values: Sequence[object], flag: str) -> None:
-    """Refuse a value that is passed twice: it would be one run, and count as two.
-
-    Raises:
-        ValueError: with the value.
-    """
+    """Refuse, by a ValueError, a value that is passed twice: it would be one run, and count as two."""
     if twice := [str(value) for value, count in Counter(values).items() if count > 1]:
         raise ValueError(f"{flag} names {twice[0]} twice: name each once")

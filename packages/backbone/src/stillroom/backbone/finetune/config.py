@@ -91,25 +91,13 @@ def split(config: C, axes: Axes = NETS_AND_SEEDS) -> list[C]:
 
 
 def check_shared(config: FineTuneConfig) -> None:
-    """Refuse shared settings that cannot work.
-
-    Raises:
-        ValueError: with the first one.
-    """
+    """Refuse, by a ValueError, shared settings that cannot work."""
     at_least(config, 1, "batch_size", "log_every", "save_every")
     at_least(config, 0, "workers", "seeds")
 
 
 def refuse_paths(config: FineTuneConfig, *, alone: bool) -> None:
-    """Refuse a run or a sweep whose directory is taken or whose checkpoints do not exist; see `refuse_taken`.
-
-    Args:
-        config: of the run or the sweep.
-        alone: whether it is a single run.
-
-    Raises:
-        ValueError: with the first path.
-    """
+    """Refuse, by a ValueError, a run whose directory is taken or whose checkpoints do not exist; see `refuse_taken`."""
     refuse_taken(config.out, alone=alone)
     for name in (*config.checkpoint, *filter(None, [config.like])):
         refuse_missing_checkpoint(name)

@@ -90,14 +90,7 @@ def finetune(task: Task[C, P], config: C) -> Path:
     """Do a run or a sweep, and return its directory.
 
     A sweep's directory gets one run directory for each single run, and table.json. Finished runs are kept, stopped
-    ones are resumed.
-
-    Args:
-        task: what is trained.
-        config: of one run, or of a sweep.
-
-    Raises:
-        ValueError: bad input, each in one sentence.
+    ones are resumed. Bad input is a ValueError.
     """
     # 1. Settings and paths, before anything is read.
     run = Run.start(config.device)
@@ -137,15 +130,8 @@ def finetune(task: Task[C, P], config: C) -> Path:
 def resume(task: Task[C, P], path: Path, **changes: Any) -> Path:
     """Resume a single run from its last state, unless it is finished, and return its directory.
 
-    On the CPU the weights end equal to the bit to those of a run that was never stopped.
-
-    Args:
-        task: what is trained.
-        path: the run directory.
-        changes: settings that replace the run's own (`device`, `workers`, `log_every`); None keeps the run's.
-
-    Raises:
-        ValueError: not a run directory, or a sweep's; data that changed since.
+    On the CPU the weights end equal to the bit to those of a run that was never stopped. Of `changes` (`device`,
+    `workers`, `log_every`) None keeps the run's setting. Data that changed since are a ValueError.
     """
     refuse_unresumable(path)
     if not (path / RESULTS).exists():
@@ -160,10 +146,8 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
     prepared = task.prepare(config, run, None)
     run.wait()  # every process has looked for config.json before the main one writes it
     if run.is_main:
-        method = checkpoint_method(config.name)
-        save_checkpoint(
-            config.out / INITIAL, prepared.backbone, method=method, package=task.package, heads=prepared.heads
-        )
+        method, heads = checkpoint_method(config.name), prepared.heads
+        save_checkpoint(config.out / INITIAL, prepared.backbone, method=method, package=task.package, heads=heads)
         fingerprints = {role: record.fingerprint for role, record in prepared.records.items()}
         write_file(config.out / FINGERPRINTS, json.dumps(fingerprints) + "\n")
         write_file(config.out / CONFIG, config_to_json(config, task.unions))  # last: a run that has it can be resumed
@@ -181,11 +165,7 @@ def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
 
 
 def refuse_stale(task: Task[C, P], config: C, run: Run) -> None:
-    """Refuse to keep a run whose settings, initial weights or data have changed since.
-
-    Raises:
-        ValueError: with what changed.
-    """
+    """Refuse, by a ValueError, to keep a run whose settings, initial weights or data have changed since."""
     out = config.out
     if (out / DIVERGED).exists():
         refuse_other(out, config_to_dict(config, task.unions), json.loads(read_config(out)))
@@ -204,11 +184,7 @@ def initial_sha256(out: Path) -> str | None:
 
 
 def refuse_changed(out: Path, records: Mapping[str, DatasetRecord]) -> None:
-    """Refuse to keep or resume a run whose data differ from those that it began with.
-
-    Raises:
-        ValueError: with what changed.
-    """
+    """Refuse, by a ValueError, to keep or resume a run whose data differ from those that it began with."""
     if (out / FINGERPRINTS).exists():
         began = json.loads((out / FINGERPRINTS).read_text(encoding="utf-8"))
     elif (out / RESULTS).exists():  # of a version that did not write them
