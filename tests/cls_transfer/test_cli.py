@@ -144,7 +144,7 @@ def test_resume_takes_no_flag_that_would_change_the_result(
     ("words", "sentence"),
     [
         (["smoke", "--batch-size", "99"], "batch size 99 is larger than the data: 33 images"),
-        (["smoke", "--epochs", "0"], "--epochs is 0: it must be at least 1"),
+        (["smoke", "--epochs", "0"], "--epochs is 0: it must be at least 1, and finite"),
     ],
 )
 def test_a_wrong_input_is_one_sentence_on_stderr_and_exit_code_2(
@@ -176,9 +176,9 @@ def test_help_explains_every_flag_with_its_unit_and_default(
     for flag in flags.values():
         assert re.search(r"\. \((default: .*|required)\)", flag), f"no sentence, or no default: {flag}"
     if subcommand != "resume":
-        assert "Input side, pixels; None as the checkpoint says. (default: None)" in text
+        assert "Input side, pixels. None: the checkpoint's. (default: None)" in text
         assert "Images per step, over all processes. (default: " in text
-        assert "Passes over the data. (default: " in text
+        assert "Passes over the training images. (default: " in text
         assert "Steps between two states to resume from. (default: " in text
 
 
@@ -187,4 +187,4 @@ def test_help_shows_each_presets_lab_note(cli: Cli, capsys: pytest.CaptureFixtur
         cli("--help")
     text = capsys.readouterr().out
     assert "He et al., CVPR 2022" in text and "lr 0.1, weight decay 5e-4, batch 128" in text
-    assert "Go on with a run that was stopped" in text and "Classify images with a fine-tuned checkpoint" in text
+    assert "from its last state" in text and "Classify images with a fine-tuned checkpoint" in text

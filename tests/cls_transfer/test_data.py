@@ -1,4 +1,4 @@
-"""What is learnt from, chosen by, and tested on."""
+"""The images to train on, to select weights by, and to test on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def counts(labels: tuple[int, ...] | None) -> list[int]:
     return torch.tensor(labels).bincount().tolist()
 
 
-def test_a_tenth_of_each_class_is_held_out_and_never_learnt_from(folders: tuple[Path, Path], run: Run) -> None:
+def test_a_tenth_of_each_class_is_held_out_and_never_trained_on(folders: tuple[Path, Path], run: Run) -> None:
     sets = read_sets(config_of(*folders), run)
     assert sets.val is not None and counts(sets.train.labels) == [18] * 3 and counts(sets.val.labels) == [2] * 3
     assert not set(sets.train.paths) & set(sets.val.paths)
@@ -36,7 +36,7 @@ def test_a_tenth_of_each_class_is_held_out_and_never_learnt_from(folders: tuple[
     assert other.val is not None and set(other.val.paths) != set(sets.val.paths)
 
 
-def test_labels_are_cut_by_share_or_number_before_anything_is_held_out(folders: tuple[Path, Path], run: Run) -> None:
+def test_training_images_are_cut_before_any_is_held_out(folders: tuple[Path, Path], run: Run) -> None:
     half, tenth = (read_sets(config_of(*folders, fraction=share, held_out=0.0), run) for share in (0.5, 0.1))
     assert counts(half.train.labels) == [10] * 3 and counts(tenth.train.labels) == [2] * 3
     assert set(tenth.train.paths) < set(half.train.paths) and half.val is None
@@ -46,7 +46,7 @@ def test_labels_are_cut_by_share_or_number_before_anything_is_held_out(folders: 
     assert few.words == "shots=4 held-out=0.1"
 
 
-def test_another_folder_or_the_test_itself_may_be_chosen_by(
+def test_weights_may_be_selected_by_another_folder_or_by_the_test_itself(
     folders: tuple[Path, Path], labelled: Make, run: Run
 ) -> None:
     val = labelled("val", per_class=3, seed=2)
@@ -61,14 +61,14 @@ def test_another_folder_or_the_test_itself_may_be_chosen_by(
     [
         ({"fraction": 0.0}, r"--fraction is 0\.0: it must lie in"),
         ({"shots": 21}, "class blue has 20 images, --shots is 21"),
-        ({"shots": 2, "fraction": 0.5}, "--fraction and --shots both say how much"),
+        ({"shots": 2, "fraction": 0.5}, "--fraction and --shots both limit the training images: pass one"),
         (
             {"shots": 1},
-            "class blue has one image to learn from, so none can be held out: say --held-out 0, or give --val",
+            "class blue has one training image, so none can be held out: pass --held-out 0, or --val",
         ),
-        ({"train": None}, "give --train and --test, or --tasks and --data"),
+        ({"train": None}, "pass --train and --test, or --tasks and --data"),
         ({"tasks": ("dtd",), "train": None, "test": None}, "--tasks dtd needs --data"),
-        ({"tasks": ("dtd",)}, "--tasks dtd comes with its own images"),
+        ({"tasks": ("dtd",)}, "--tasks dtd has images of its own"),
     ],
 )
 def test_parts_that_cannot_be_are_one_sentence(folders: tuple[Path, Path], run: Run, changes: dict, text: str) -> None:

@@ -51,13 +51,14 @@ def test_cifar_as_image_folders(labelled: Callable[..., Path], tmp_path: Path, r
 def test_cifar_that_is_torn_or_missing_is_one_sentence(tmp_path: Path, run: Run) -> None:
     source = Source(data=tmp_path, run=run)
     with pytest.raises(
-        ValueError, match=r"there is no .*cifar-100-binary: unpack .*cifar-100-binary\.tar\.gz there, or say --download"
+        ValueError,
+        match=r"there is no .*cifar-100-binary: unpack .*cifar-100-binary\.tar\.gz there, or pass --download",
     ):
         read_task("cifar100", source)
     write_cifar(tmp_path, CIFAR100, ["a", "b"])
     file = tmp_path / CIFAR100.folder / "test.bin"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"test\.bin has 18443 bytes, no whole number of records of 3074"):
+    with pytest.raises(ValueError, match=r"test\.bin has 18443 bytes, which is not a whole number of records of 3074"):
         read_task("cifar100", source)
     file.unlink()
     with pytest.raises(ValueError, match=r"test\.bin cannot be read: No such file"):
@@ -70,17 +71,15 @@ def test_a_download_that_fails_says_what_to_unpack_where(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
     with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz cannot be downloaded .*: unpack it into "):
         read_task("cifar10", Source(data=tmp_path, run=run, download=True))
-    with pytest.raises(ValueError, match=r"there is no folder .*nowhere: make it, or say another --data"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere: create it, or pass another --data"):
         read_task("cifar10", Source(data=tmp_path / "nowhere", run=run, download=True))
 
 
-def test_what_was_downloaded_stands_where_it_is_looked_for(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, str]] = []
+def test_a_download_is_unpacked_where_it_is_read(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[str, str]] = []
 
     def fetch(url: str, folder: str, md5: str) -> None:  # there is no network in a test
-        asked.append((url, md5))
+        fetched.append((url, md5))
         write_cifar(Path(folder), CIFAR10, ["cat", "dog", "frog"])
 
     monkeypatch.setattr("stillroom.cls_transfer.datasets.download_and_extract_archive", fetch)
@@ -89,10 +88,10 @@ def test_what_was_downloaded_stands_where_it_is_looked_for(
     assert len(splits.train) == 30 and len(splits.test) == 6
     assert (tmp_path / "cifar-10-batches-bin" / "data_batch_1.bin").is_file()
     read_task("cifar10", source)
-    assert asked == [("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.md5)]
+    assert fetched == [("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.md5)]
 
 
-def test_dtd_learns_from_train_and_val_of_its_split(tmp_path: Path, run: Run) -> None:
+def test_dtd_trains_on_train_and_val_of_its_split(tmp_path: Path, run: Run) -> None:
     write_dtd(tmp_path)
     splits = read_task("dtd", Source(data=tmp_path, run=run, partial=True))
     assert (len(splits.train), len(splits.test)) == (8, 4)
@@ -129,7 +128,7 @@ def test_caltech_draws_60_of_each_class_or_takes_the_first(tmp_path: Path, run: 
     assert len(read_task("caltech256", Source(data=tmp_path, run=run, partial=True)).train.classes) == 3
     for path in sorted((tmp_path / "256_ObjectCategories" / "001.ak47").iterdir())[:3]:
         path.unlink()
-    with pytest.raises(ValueError, match=r"001\.ak47 holds 60 images: 60 to learn from and some to test"):
+    with pytest.raises(ValueError, match=r"001\.ak47 holds 60 images: more than 60 are needed"):
         read_task("caltech256", Source(data=tmp_path, run=run))
     with pytest.raises(ValueError, match=r"there is no .*256_ObjectCategories: unpack"):
         read_task("caltech256", Source(data=tmp_path / "other", run=run))
@@ -145,7 +144,7 @@ def test_cub_takes_its_own_split_and_labels(tmp_path: Path, run: Run) -> None:
     assert splits.test.labels == (0, 0, 1, 1)
     with pytest.raises(
         ValueError,
-        match="has 2 classes, 4 training and 4 test images, the published one 200, 5994 and 5794: complete it, or say",
+        match="has 2 classes, 4 training and 4 test images, the published one 200, 5994 and 5794: complete it, or pass",
     ):
         read_task("cub", Source(data=tmp_path, run=run))
     labels = tmp_path / "CUB_200_2011" / "image_class_labels.txt"
@@ -154,7 +153,7 @@ def test_cub_takes_its_own_split_and_labels(tmp_path: Path, run: Run) -> None:
     with pytest.raises(ValueError, match=r"image 3 is 001\.Albatross/Albatross_2\.jpg, its class 2 is 002\.Auklet"):
         read_task("cub", Source(data=tmp_path, run=run))
     labels.write_text(whole.replace("3 1\n", "3\n"))
-    with pytest.raises(ValueError, match=r"image_class_labels\.txt: line 3 is no number and name"):
+    with pytest.raises(ValueError, match=r"image_class_labels\.txt: line 3 is not a number and a name"):
         read_task("cub", Source(data=tmp_path, run=run))
     labels.write_text(whole.replace("8 2\n", ""))
     with pytest.raises(ValueError, match="the three lists of images differ in 1 numbers, the first is 8"):

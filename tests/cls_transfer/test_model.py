@@ -111,7 +111,7 @@ def test_rates_fall_from_the_head_to_the_first_level() -> None:
     assert len(build_groups(frozen, 0.5)) == 3
 
 
-def test_hidden_layers_stand_between_feature_and_logits() -> None:
+def test_hidden_layers_are_between_feature_and_logits() -> None:
     head = build_layers(64, 3, hidden=(16, 8))
     assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
     assert [layer.out_features for layer in head if isinstance(layer, nn.Linear)] == [16, 8, 3]

@@ -1,4 +1,4 @@
-"""Classes of images that nobody has labelled."""
+"""Classifying unlabelled images."""
 
 import csv
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def test_a_broken_image_is_left_out_by_name(
 
 def test_what_cannot_be_is_one_sentence(tuned: Path, labelled: Make, tmp_path: Path) -> None:
     images = labelled("new", per_class=1)
-    with pytest.raises(ValueError, match=r"--top is 4: .* tells 3 classes apart"):
+    with pytest.raises(ValueError, match=r"--top is 4: .* predicts 3 classes"):
         predict(tuned, images, tmp_path / "a.csv", top=4)
     (tmp_path / "b.csv").write_text("mine")
     with pytest.raises(ValueError, match=r"b\.csv exists: choose another --out"):

@@ -12,10 +12,13 @@ import torch
 from published import write_cub, write_dtd
 
 from stillroom.backbone import Run, build_backbone, read_results, replace_input, save_checkpoint
+from stillroom.backbone.finetune import lifecycle
+from stillroom.backbone.finetune.config import split
 from stillroom.backbone.schedule import Step
 from stillroom.backbone.sweep import directory_name
-from stillroom.cls_transfer import ClassifyConfig, finetune, resume, sweep
-from stillroom.cls_transfer.sweep import report, split
+from stillroom.cls_transfer import ClassifyConfig, finetune, resume
+from stillroom.cls_transfer.config import AXES
+from stillroom.cls_transfer.table import report
 
 Make = Callable[..., Path]
 
@@ -55,26 +58,26 @@ def test_a_sweep_is_a_run_for_each_combination_and_one_table(config: ClassifyCon
     assert f"| {config.checkpoint[0]} " in text and " +- " in text and "over the first" in text
 
 
-def test_runs_that_are_done_are_kept_and_one_that_was_stopped_goes_on(
+def test_finished_runs_are_kept_and_a_stopped_one_is_resumed(
     config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = replace(config, lrs=(0.05,), save_every=1)
     whole = finetune(replace(small, out=config.out.with_name("whole")))
     started: list[str] = []
-    train_one = sweep.train_one
+    start = lifecycle.start
 
-    def stop_in_the_third(cell: ClassifyConfig, run: Run) -> None:
+    def stop_in_the_third(task: lifecycle.Task, cell: ClassifyConfig, run: Run) -> None:
         started.append(cell.out.name)
-        train_one(cell, run)
+        start(task, cell, run)
         if len(started) == 3:
             (cell.out / "results.json").unlink()  # as if it had been killed before its end
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "train_one", stop_in_the_third)
+    monkeypatch.setattr(lifecycle, "start", stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         finetune(small)
     assert len(started) == 3 and not (small.out / "table.json").exists()
-    with pytest.raises(ValueError, match="is a sweep: give its command again"):
+    with pytest.raises(ValueError, match="is a sweep: repeat its command, which resumes it"):
         resume(small.out)
     finetune(replace(small, workers=1))
     assert len(started) == 4 and len(set(started)) == 4  # the third was resumed, not begun anew
@@ -87,7 +90,7 @@ def test_runs_that_are_done_are_kept_and_one_that_was_stopped_goes_on(
 
 
 def test_random_has_the_net_of_the_first_checkpoint(config: ClassifyConfig) -> None:
-    cells = split(config)
+    cells = split(config, AXES)
     assert {cell.like for cell in cells if cell.checkpoint == ("random",)} == {config.checkpoint[0]}
     with pytest.raises(ValueError, match="--checkpoint random names no net: pass random:NAME, or the net with --like"):
         finetune(replace(config, checkpoint=("random",), lrs=(0.1,), seeds=(0,)))
@@ -98,14 +101,14 @@ def test_random_has_the_net_of_the_first_checkpoint(config: ClassifyConfig) -> N
     [
         ({"seeds": ()}, "--seeds is empty"),
         ({"seeds": (0, 0)}, "--seeds names 0 twice: name each once"),
-        ({"lrs": (0.1, -0.1)}, r"--lrs holds \[0\.1, -0\.1\]: numbers from 0"),
-        ({"held_out": 0.0}, "several --lrs need something to choose by"),
+        ({"lrs": (0.1, -0.1)}, r"--lrs holds \[0\.1, -0\.1\]: it must be at least 0"),
+        ({"held_out": 0.0}, "several --lrs need images to select one by"),
         ({"label_smoothing": 1.0}, r"--label-smoothing is 1\.0: it must lie in \[0, 1\)"),
         ({"layer_decay": 0.0}, r"--layer-decay is 0\.0"),
         ({"randaugment": 31}, "--randaugment is 31"),
-        ({"mixup": -1.0}, "--mixup and --cutmix are the alphas"),
+        ({"mixup": -1.0}, "--mixup is -1.0: it must be at least 0"),
         ({"accumulate": 0}, "--accumulate is 0"),
-        ({"hidden": (0,)}, r"--hidden is \[0\]"),
+        ({"hidden": (0,)}, r"--hidden holds \[0\]: it must be at least 1"),
     ],
 )
 def test_sweeps_that_cannot_be_are_one_sentence(config: ClassifyConfig, changes: dict, text: str) -> None:
@@ -114,7 +117,7 @@ def test_sweeps_that_cannot_be_are_one_sentence(config: ClassifyConfig, changes:
     assert not config.out.exists()
 
 
-def test_a_rate_that_diverges_is_left_out_and_the_others_go_on(
+def test_a_rate_that_diverges_is_left_out_and_the_others_are_kept(
     config: ClassifyConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 0.05)))
@@ -124,7 +127,7 @@ def test_a_rate_that_diverges_is_left_out_and_the_others_go_on(
     assert len(list(out.glob("*/diverged.txt"))) == 2
     with pytest.raises(ValueError, match=r"is a run with other settings \(schedule\): choose another --out"):
         finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 0.05), schedule=Step()))
-    with pytest.raises(ValueError, match="every rate of random diverged with some seed: give smaller --lrs"):
+    with pytest.raises(ValueError, match="every rate of random diverged with some seed: pass smaller --lrs"):
         finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 1e31), out=out / "all"))
 
 
@@ -142,11 +145,11 @@ def test_a_sweep_that_grows_repeats_nothing_and_refuses_what_changed(config: Cla
     with pytest.raises(ValueError, match=r"began with other weights than .*student has now: choose another --out"):
         finetune(small)
     next((config.test / "red").iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"the images in .*test changed since .* was done"):
+    with pytest.raises(ValueError, match=r"what is in .*test changed since .* began"):
         finetune(replace(grown, checkpoint=("random:cifar/resnet20",)))
 
 
-def test_several_tasks_stand_in_one_table(config: ClassifyConfig, tmp_path: Path) -> None:
+def test_several_tasks_share_one_table(config: ClassifyConfig, tmp_path: Path) -> None:
     write_dtd(tmp_path / "sets")
     write_cub(tmp_path / "sets")
     several = replace(
@@ -158,13 +161,13 @@ def test_several_tasks_stand_in_one_table(config: ClassifyConfig, tmp_path: Path
         assert list(by_task) == ["dtd", "cub"]
         assert by_task["dtd"]["protocol"].startswith("classification/v2 dtd split=1 partial=2/8/4 held-out=0.1 ")
     assert "| dtd " in report(several.out) and "| cub " in report(several.out)
-    with pytest.raises(ValueError, match="--tasks dtd comes with its own images: leave out --train and --test"):
+    with pytest.raises(ValueError, match="--tasks dtd has images of its own: leave out --train and --test"):
         finetune(replace(several, train=config.train, out=tmp_path / "other"))
 
 
 def test_the_rate_is_chosen_by_the_held_out_part_whatever_the_test_says(config: ClassifyConfig) -> None:
     out = finetune(config)
-    cells = [cell for cell in split(config) if cell.checkpoint == ("random",)]
+    cells = [cell for cell in split(config, AXES) if cell.checkpoint == ("random",)]
     for cell in cells:
         file = cell.out / "results.json"
         content = json.loads(file.read_text())

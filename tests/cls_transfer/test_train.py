@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -153,7 +154,7 @@ def test_the_accuracy_is_that_of_the_checkpoint_and_its_classifier(labelled: Mak
     assert read_results(out).metrics == {name: pytest.approx(count / 21) for name, count in hits.items()}
 
 
-def test_top5_stands_in_the_results_only_where_it_says_something(labelled: Make, tmp_path: Path) -> None:
+def test_top5_is_reported_only_for_more_than_five_classes(labelled: Make, tmp_path: Path) -> None:
     for classes in (("a", "b", "c", "d", "e"), ("a", "b", "c", "d", "e", "f")):
         train = labelled(f"train{len(classes)}", 2, classes)
         out = finetune(small_config(train, train, tmp_path / f"run{len(classes)}", batch_size=10))
@@ -187,7 +188,7 @@ def test_one_step_is_sgd_by_hand(config: ClassifyConfig) -> None:
         torch.testing.assert_close(decayed[key], plain[key] - 0.1 * 0.5 * initial.detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_momentum_carries_the_last_step_on(config: ClassifyConfig) -> None:
+def test_momentum_changes_the_weights(config: ClassifyConfig) -> None:
     with_momentum, without = (
         weights(finetune(replace(config, momentum=momentum, out=config.out.with_name(f"run{momentum}"))))
         for momentum in (0.9, 0.0)
@@ -238,7 +239,7 @@ def test_the_method_says_whether_training_began_at_random_weights(
     assert load_checkpoint(out / "checkpoint")[1].method == method == read_results(out).checkpoint.method
 
 
-def test_restrictions_of_the_first_weights_stay_with_the_last(config: ClassifyConfig, tmp_path: Path) -> None:
+def test_restrictions_of_the_initial_weights_stay_with_the_trained_ones(config: ClassifyConfig, tmp_path: Path) -> None:
     save_student(tmp_path / "student", Licence(spdx="Apache-2.0", restrictions=("teacher: research only",)))
     out = finetune(replace(config, checkpoint=(str(tmp_path / "student"),), data_licence="research only"))
     licence = load_checkpoint(out / "checkpoint")[1].backbone.licence
@@ -262,8 +263,8 @@ def test_worker_processes_change_no_bit(config: ClassifyConfig) -> None:
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """What a run gives to its net from here on, batch by batch; the net does what it always does."""
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The batches that a run feeds to its net from here on; the net does what it always does."""
     batches: list[torch.Tensor] = []
     forward = Classifier.forward
 
@@ -280,36 +281,36 @@ def equal_images(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return (some[:, None] == others[None]).all(dim=(2, 3, 4))
 
 
-def test_training_and_test_use_the_input_of_the_run(config: ClassifyConfig, shown: list[torch.Tensor]) -> None:
+def test_training_and_test_use_the_input_of_the_run(config: ClassifyConfig, batches: list[torch.Tensor]) -> None:
     out = finetune(replace(config, size=20, crop_fraction=0.5))
-    assert [images.shape[-1] for images in shown] == [20] * 5
+    assert [images.shape[-1] for images in batches] == [20] * 5
     assert read_results(out).protocol == "classification/v2 epochs=1 weights=last size=20 crop=0.5"
 
 
-def test_a_smallest_crop_of_1_shows_whole_images_and_half_of_them_mirrored(
-    config: ClassifyConfig, shown: list[torch.Tensor]
+def test_a_smallest_crop_of_1_gives_whole_images_and_half_of_them_mirrored(
+    config: ClassifyConfig, batches: list[torch.Tensor]
 ) -> None:
     finetune(replace(config, test=config.train, size=36, min_scale=1.0, batch_size=36))
-    trained, whole = shown
+    trained, whole = batches
     plain, mirrored = (equal_images(trained, images).any(dim=1) for images in (whole, whole.flip(3)))
     assert (plain ^ mirrored).all()
     assert 8 < int(mirrored.sum()) < 28
 
 
-def test_another_seed_shows_other_crops_in_another_order(config: ClassifyConfig, shown: list[torch.Tensor]) -> None:
+def test_another_seed_gives_other_crops_in_another_order(config: ClassifyConfig, batches: list[torch.Tensor]) -> None:
     settings = {"test": config.train, "size": 36, "min_scale": 1.0, "batch_size": 36}
     for seed in (0, 1):
         out = config.out.with_name(f"whole{seed}")
         finetune(replace(config, **settings, seeds=(seed,), out=out))
-    whole = torch.cat([shown[1], shown[1].flip(3)])
-    orders = [equal_images(shown[place], whole).int().argmax(dim=1) % 36 for place in (0, 2)]
+    whole = torch.cat([batches[1], batches[1].flip(3)])
+    orders = [equal_images(batches[place], whole).int().argmax(dim=1) % 36 for place in (0, 2)]
     assert sorted(orders[0].tolist()) == sorted(orders[1].tolist()) == list(range(36))
     assert int((orders[0] == orders[1]).sum()) < 9
-    shown.clear()
+    batches.clear()
     for seed in (0, 1):
         out = config.out.with_name(f"crops{seed}")
         finetune(replace(config, batch_size=36, seeds=(seed,), out=out))
-    assert not equal_images(shown[0], shown[2]).any()
+    assert not equal_images(batches[0], batches[2]).any()
 
 
 def test_a_logged_loss_is_the_mean_since_the_line_before(config: ClassifyConfig) -> None:
@@ -358,7 +359,7 @@ def without_the_last_state(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(RunDirectory, "save_state", lambda self, s: None if s["step"] == step else save(self, s))
 
 
-def test_resume_goes_on_from_the_last_state_and_not_from_the_beginning(
+def test_resume_starts_from_the_last_state_and_not_from_the_beginning(
     config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_the_last_state(monkeypatch, 6)
@@ -394,7 +395,7 @@ def test_resume_refuses_images_that_changed(config: ClassifyConfig) -> None:
     out = finetune(config)
     (out / "results.json").unlink()
     (config.train / "red" / "000.png").unlink()
-    with pytest.raises(ValueError, match=r"the images in .*train changed since .*run began: it cannot be resumed"):
+    with pytest.raises(ValueError, match=r"what is in .*train changed since .*run began: choose another --out"):
         resume(out)
 
 
@@ -459,7 +460,7 @@ def test_a_test_set_without_a_readable_image_is_refused(config: ClassifyConfig) 
 
 def test_one_class_is_refused(labelled: Make, tmp_path: Path) -> None:
     one = labelled("one", classes=("blue",))
-    with pytest.raises(ValueError, match="one holds one class, blue: there is nothing to tell apart"):
+    with pytest.raises(ValueError, match="one holds one class, blue: at least two are needed"):
         finetune(small_config(one, one, tmp_path / "run"))
 
 
@@ -515,7 +516,7 @@ def test_two_processes_see_what_one_sees_and_agree(
     break_image(torn.paths[hidden])
 
     one = finetune(plain_config(tmp_path, tmp_path / "one"))
-    write, answer = record.write_results, train.answer
+    write, classify = record.write_results, train.classify
 
     def write_late(directory: Path, results: Results) -> None:  # a slow disk: the others would look for it too early
         assert distributed.get_rank() == 0
@@ -524,14 +525,14 @@ def test_two_processes_see_what_one_sees_and_agree(
 
     def watch(model: Classifier, files: ImageFiles, run: Run, **options: object) -> Predictions:
         torch.save(model.state_dict(), tmp_path / f"tested-{run.rank}.pt")
-        return answer(model, files, run, **options)
+        return classify(model, files, run, **options)
 
     def two() -> str:
         record.write_results = write_late
         return summary(finetune(plain_config(tmp_path, tmp_path / "two")))
 
     def watched() -> str:
-        record.write_results, train.answer = write_late, watch
+        record.write_results, train.classify = write_late, watch
         return summary(finetune(watched_config(tmp_path, tmp_path / "watched")))
 
     for call in (two, watched):
@@ -561,10 +562,10 @@ def test_the_epoch_that_is_best_on_the_held_out_part_is_tested_and_kept(
 ) -> None:
     tops = iter([0.4, 0.9, 0.9, 0.3])
     seen: list[dict[str, torch.Tensor]] = []
-    answer = train.answer
+    classify = train.classify
 
     def planned(model, files, run, **options):
-        found = answer(model, files, run, **options)
+        found = classify(model, files, run, **options)
         if options.get("label") != "held out":
             return found
         seen.append({name: tensor.clone() for name, tensor in model.backbone.net.state_dict().items()})
@@ -573,7 +574,7 @@ def test_the_epoch_that_is_best_on_the_held_out_part_is_tested_and_kept(
         logits = torch.nn.functional.one_hot((torch.arange(10) >= round(10 * top1)).long(), 3).float()
         return replace(found, logits=logits, labels=labels, indices=torch.arange(10))
 
-    monkeypatch.setattr(train, "answer", planned)
+    monkeypatch.setattr(train, "classify", planned)
     out = finetune(replace(config, epochs=4, batch_size=11, held_out=0.1))
     results = read_results(out)
     assert results.extra["best"] == {"epoch": 2, "top1": 0.9} and results.metrics["val_top1"] == 0.9
@@ -599,7 +600,7 @@ def test_a_run_with_everything_on_resumes_to_the_bit(config: ClassifyConfig, mon
     assert read_results(out).metrics == measured
 
 
-def test_parts_of_a_batch_give_the_step_of_the_whole_where_nothing_is_normalised_by_it(
+def test_micro_batches_give_the_step_of_the_whole_batch_where_nothing_is_normalised_by_it(
     config: ClassifyConfig, tmp_path: Path
 ) -> None:
     torch.manual_seed(6)
@@ -615,7 +616,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole_where_nothing_is_normalised
         torch.testing.assert_close(one[name], three[name], rtol=0, atol=1e-5, msg=name)
 
 
-def test_the_running_average_is_what_is_kept(config: ClassifyConfig) -> None:
+def test_the_moving_average_is_what_is_kept(config: ClassifyConfig) -> None:
     average, plain = (
         weights(finetune(replace(config, ema=ema, out=config.out.with_name(f"ema{ema}")))) for ema in (0.9, 0.0)
     )
@@ -644,7 +645,7 @@ def test_legacy_feeds_images_as_they_are_and_chooses_on_the_test(config: Classif
     assert load_checkpoint(out / "checkpoint")[0].spec.input.mean == (0.0, 0.0, 0.0)
 
 
-def test_the_last_weights_are_held_against_their_own_accuracy(
+def test_the_last_weights_are_reported_with_their_own_accuracy(
     config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = finetune(replace(config, epochs=3, batch_size=11, held_out=0.1, choose="last"))
@@ -662,7 +663,7 @@ def test_weights_of_the_last_step_that_are_not_finite_are_not_published(config: 
     assert not (config.out / "results.json").exists()
 
 
-def test_a_running_average_is_that_of_the_steps(config: ClassifyConfig) -> None:
+def test_the_moving_average_is_that_of_the_steps(config: ClassifyConfig) -> None:
     model = build_model(config, 3)
     learner = TrainState(replace(config, ema=0.75), model, Run(device=torch.device("cpu")))
     expected = None
@@ -670,7 +671,7 @@ def test_a_running_average_is_that_of_the_steps(config: ClassifyConfig) -> None:
         learner.advance(torch.randn(6, 3, 16, 16), torch.arange(6) % 3, step / 3)
         own = model.head[0].weight.detach().clone()
         expected = own if expected is None else 0.75 * expected + 0.25 * own
-    torch.testing.assert_close(learner.leaving.head[0].weight.detach(), expected)
+    torch.testing.assert_close(learner.eval_model.head[0].weight.detach(), expected)
 
 
 def test_a_step_takes_each_levels_rate_and_smoothed_labels(config: ClassifyConfig, run: Run) -> None:
@@ -682,8 +683,8 @@ def test_a_step_takes_each_levels_rate_and_smoothed_labels(config: ClassifyConfi
     shares = 0.7 * torch.nn.functional.one_hot(labels, 3) + 0.1
     loss = -(shares * twin(images).log_softmax(dim=1)).sum(dim=1).mean()
     loss.backward()
-    found = TrainState(settings, model, run).advance(images, labels, epoch=0.0)
-    assert float(found) == pytest.approx(float(loss.detach()), rel=1e-6)
+    loss_of_step = TrainState(settings, model, run).advance(images, labels, epoch=0.0)
+    assert float(loss_of_step) == pytest.approx(float(loss.detach()), rel=1e-6)
     levels = parameters_by_level(twin.backbone)
     depths = {f"backbone.net.{name}": 4 - place for place, names in enumerate(levels) for name in names}
     own = [name for names in levels if names for name in names]
@@ -727,35 +728,49 @@ def test_with_mixup_and_cutmix_each_batch_takes_one_of_the_two() -> None:
     assert 4 < pasted < 16
 
 
-def test_the_test_images_are_answered_once_and_nothing_is_chosen_by_them(
+def test_the_test_images_are_classified_once_and_select_nothing(
     config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Path, ...]] = []
-    real = train.answer
+    classified: list[tuple[Path, ...]] = []
+    real = train.classify
     monkeypatch.setattr(
-        train, "answer", lambda model, files, *a, **k: asked.append(files.paths) or real(model, files, *a, **k)
+        train, "classify", lambda model, files, *a, **k: classified.append(files.paths) or real(model, files, *a, **k)
     )
     finetune(replace(config, epochs=3, held_out=0.25, batch_size=9))
-    (tested,) = [paths for paths in asked if config.test in paths[0].parents]
-    assert asked[-1] == tested and len(asked) == 4
-    assert all(config.train in path.parents for paths in asked[:-1] for path in paths)
+    (tested,) = [paths for paths in classified if config.test in paths[0].parents]
+    assert classified[-1] == tested and len(classified) == 4
+    assert all(config.train in path.parents for paths in classified[:-1] for path in paths)
 
 
-def test_a_run_whose_first_checkpoint_changed_is_not_resumed(config: ClassifyConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("hidden", [(), (8,)])
+def test_a_run_keeps_what_it_began_with_and_resumes_without_its_checkpoint(
+    config: ClassifyConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: bool,
+    hidden: tuple[int, ...],
+) -> None:
     save_student(tmp_path / "student")
-    out = finetune(replace(config, checkpoint=(str(tmp_path / "student"),)))
-    initial = read_results(out).extra["initial_sha256"]
+    without_the_last_state(monkeypatch, 6)
+    out = finetune(replace(config, checkpoint=(str(tmp_path / "student"),), epochs=2, save_every=4, hidden=hidden))
+    before, results = weights(out), read_results(out)
+    initial, manifest = load_checkpoint(out / "initial")
+    assert manifest.weights.sha256 == load_checkpoint(tmp_path / "student")[1].weights.sha256
+    assert initial.spec.input.size == 16 and "classifier" in manifest.heads
+    assert json.loads((out / "fingerprints.json").read_text()) == {
+        role: record.fingerprint for role, record in results.datasets.items()
+    }
     (out / "results.json").unlink()
+    if not state:
+        (out / "state" / "last.pt").unlink()
+    shutil.rmtree(tmp_path / "student")
     resume(out)
-    assert read_results(out).extra["initial_sha256"] == initial
-    (out / "results.json").unlink()
-    other = build_backbone("cifar/resnet20", feature="before")
-    save_checkpoint(tmp_path / "student", replace_input(other, size=24), method="kdep", package="stillroom-distill")
-    with pytest.raises(ValueError, match=r"began with other weights than .*student has now: it cannot be resumed"):
-        resume(out)
+    assert_bit_equal(before, weights(out))
+    assert read_results(out).extra["initial_sha256"] == results.extra["initial_sha256"] == manifest.weights.sha256
 
 
-def test_seconds_and_broken_images_of_an_earlier_life_count(
+def test_seconds_and_broken_images_before_a_resume_count(
     config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_image(config.train / "red" / "000.png")
@@ -778,7 +793,7 @@ def test_a_state_of_an_older_version_is_one_sentence(config: ClassifyConfig) -> 
     del state["initial"]
     torch.save(state, out / "state" / "last.pt")
     (out / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"was begun by cls_transfer 0.2: finish it with that, or start anew"):
+    with pytest.raises(ValueError, match=r"was begun by cls_transfer 0.2: finish it with that version, or start again"):
         resume(out)
 
 

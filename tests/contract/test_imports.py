@@ -71,7 +71,7 @@ LINES: dict[str, dict[str, str]] = {
     "cls_transfer": {
         "finetune --nonsense": "",
         f"finetune {RUN} --train /nowhere --test /nowhere": "there is no folder /nowhere",
-        f"finetune {RUN}": "give --train and --test, or --tasks and --data",
+        f"finetune {RUN}": "pass --train and --test, or --tasks and --data",
         f"predict {RUN} --images /nowhere": "there is no folder /nowhere",
         "predict --checkpoint HERE --out OUT --images HERE": "is not a checkpoint: it has no manifest.json",
         "resume /nowhere": "/nowhere is not a run directory",
@@ -79,7 +79,7 @@ LINES: dict[str, dict[str, str]] = {
     "seg_transfer": {
         "pspnet --nonsense": "",
         f"pspnet {RUN} --data /nowhere": "there is no folder /nowhere",
-        f"pspnet {RUN}": "give --data, or --framework-config with a data set of its own",
+        f"pspnet {RUN}": "pass --data, or --framework-config with a data set of its own",
         f"pspnet {RUN} --framework-config /nowhere.py": "there is no /nowhere.py",
         "predict --run HERE --out OUT --images HERE": "is not a finished run: it has no results.json",
         "resume /nowhere": "/nowhere is not a run directory",

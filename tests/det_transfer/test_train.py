@@ -80,7 +80,7 @@ def test_a_run_writes_checkpoint_predictions_figures_and_results(make_config: Ma
     assert {row["category_id"] for row in predictions} <= {3, 7}, "the ids of the data set's own JSON"
     for name in ("sheet.png", "precision_recall.png"):
         assert Image.open(out / "figures" / name).size[0] > 300
-    with pytest.raises(ValueError, match="exists: choose another --out, or go on with it by `resume"):
+    with pytest.raises(ValueError, match="exists: choose another --out, or resume it with `resume"):
         finetune(config)
     assert resume(out) == out, "a run that is done is left as it is"
 
@@ -215,7 +215,7 @@ def test_a_sweep_makes_one_table_and_keeps_finished_runs(make_config: Make, smal
     assert len(stamps) == 4
     finetune(config)
     assert stamps == {file: file.stat().st_mtime_ns for file in out.rglob("results.json")}
-    with pytest.raises(ValueError, match="is a sweep: give its command again"):
+    with pytest.raises(ValueError, match="is a sweep: repeat its command, which resumes it"):
         resume(out)
     with pytest.raises(ValueError, match=r"is a run with other settings \(steps\)"):
         finetune(replace(config, steps=3))
@@ -384,9 +384,9 @@ def test_an_image_that_breaks_during_training_is_named(make_config: Make, boxed:
         ({"legacy": "std-1"}, "--legacy repeats what KDEP did in Detectron2"),
         ({"framework_config": Path("x.py")}, "--framework-config takes a LazyConfig of Detectron2"),
         ({"batch_size": 64}, "batch size 64 is larger than the data: 9 images"),
-        ({"checkpoint": ()}, "--checkpoint is empty: give at least one"),
+        ({"checkpoint": ()}, "--checkpoint is empty: pass at least one"),
         ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
-        ({"seeds": (0, -1)}, "--seeds holds -1: seeds are 0 or more"),
+        ({"seeds": (0, -1)}, r"--seeds holds \[0, -1\]: it must be at least 0"),
         (
             {"checkpoint": ("random:timm/vit_tiny_patch16_224",), "detector": "retinanet"},
             "retinanet takes maps of several strides",

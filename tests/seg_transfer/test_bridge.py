@@ -150,8 +150,8 @@ def test_frozen_weights_stay_in_evaluation_mode_without_gradients(name: str) -> 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("timm/vit_tiny_patch16_224", {"output_stride": 8}, "cannot be dilated to stride 8: say --output-stride 16"),
-        ("torchvision/convnext_tiny", {"output_stride": 8}, "cannot be dilated to stride 8: say --output-stride 32"),
+        ("timm/vit_tiny_patch16_224", {"output_stride": 8}, "cannot be dilated to stride 8: pass --output-stride 16"),
+        ("torchvision/convnext_tiny", {"output_stride": 8}, "cannot be dilated to stride 8: pass --output-stride 32"),
         ("torchvision/resnet18", {"output_stride": 4}, "--output-stride is 4: 8, 16 or 32 pixels"),
         ("torchvision/resnet50", {"output_stride": 8, "atrous": "second"}, "--atrous second is KDEP's"),
     ],
@@ -172,7 +172,7 @@ def test_a_net_without_levels_is_refused() -> None:
         ("torchvision/resnet18", {"type": "ResNetV1c", "depth": 18}, "ResNetV1c begins with three 3x3 .* take ResNet$"),
         ("timm/resnet50c", {"type": "ResNet", "depth": 50}, "ResNet begins with one 7x7 .* take ResNetV1c$"),
         ("torchvision/resnet50", {"type": "mmseg.ResNet", "depth": 50, "style": "caffe"}, "has style='caffe', torchv"),
-        ("timm/resnet50", {"type": "ResNet", "depth": 50, "avg_down": True}, "avg_down=True, timm/resnet50 is"),
+        ("timm/resnet50", {"type": "ResNet", "depth": 50, "avg_down": True}, "avg_down=True, timm/resnet50 has"),
         ("timm/convnext_atto", {"type": "ResNet", "depth": 50}, "fits .*'s StillroomBackbone, .* is ResNet$"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Images with masks: folders of one's own, and published layouts."""
+"""Images with masks: folders, and published layouts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,10 +53,10 @@ def test_a_mark_of_the_encoding_is_no_letter_of_a_class(make_config: Make, maske
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: (r / "classes.txt").unlink(), "there is no .*classes.txt: it names the classes, one per line"),
+        (lambda r: (r / "classes.txt").unlink(), "there is no .*classes.txt: it must name the classes, one per line"),
         (lambda r: (r / "classes.txt").write_text("one\n"), "names 1 classes: 2 to 255 were expected"),
         (lambda r: (r / "classes.txt").write_text("a\nb\na\n"), "names a twice"),
-        (lambda r: (r / "classes.txt").write_bytes("a\nö\n".encode("latin-1")), "classes.txt is no text in UTF-8"),
+        (lambda r: (r / "classes.txt").write_bytes("a\nö\n".encode("latin-1")), "classes.txt is not UTF-8 text"),
         (lambda r: (r / "labels/train/03.png").unlink(), r"1 images have no mask in .* \(train\), the first is 03"),
         (lambda r: (r / "images/val/01.jpg").unlink(), r"1 masks have no image in .* \(val\), the first is 01"),
         (
@@ -78,17 +78,17 @@ def test_a_mark_of_the_encoding_is_no_letter_of_a_class(make_config: Make, maske
         ),
         (
             lambda r: Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(r / "labels/val/02.png"),
-            "val/02.png is of mode RGB: masks hold one index of 8 bits per pixel",
+            "val/02.png has mode RGB: masks hold one index of 8 bits per pixel",
         ),
         (
             lambda r: Image.new("1", (40, 32)).save(r / "labels/val/02.png"),
-            "val/02.png is of mode 1: masks hold one index of 8 bits per pixel",
+            "val/02.png has mode 1: masks hold one index of 8 bits per pixel",
         ),
         (
             lambda r: [Image.new("L", (40, 32), 255).save(f) for f in (r / "labels/val").iterdir()],
             "no pixel of the 3 masks beside .*val/00.png is labelled: all are 255",
         ),
-        (lambda r: turn(r / "images/train/03.jpg"), "03.jpg is turned by its EXIF tag, its mask is not: save it upr"),
+        (lambda r: turn(r / "images/train/03.jpg"), "03.jpg is rotated by its EXIF tag, its mask is not: save it upr"),
         (
             lambda r: (r / "labels/val/02.png").write_bytes(b"no picture"),
             "1 of 3 masks do not fit; .*02.png or its image cannot be read",
@@ -109,17 +109,19 @@ def test_suffixes_may_be_capitals(make_config: Make, masked: Path) -> None:
     assert [file.name for file in read_data(make_config()).train.pairs[3]] == ["03.JPG", "03.PNG"]
 
 
-def test_images_to_be_measured_on_are_not_learned(tmp_path: Path) -> None:
+def test_validation_images_are_not_trained_on(tmp_path: Path) -> None:
     write_published(tmp_path, "voc2012aug", 3, 2)
     (tmp_path / "ImageSets/Segmentation/aug.txt").write_text("train_001\nval_001\n")
-    with pytest.raises(ValueError, match=r"learns from 1 images that it is measured on, the first is .*val_001.jpg"):
+    with pytest.raises(
+        ValueError, match=r"lists 1 images both for training and validation, the first is .*val_001.jpg"
+    ):
         read_published("voc2012aug", tmp_path, partial=True)
 
 
 def test_a_folder_that_is_not_there_and_none_at_all_are_refused(make_config: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
         read_data(make_config(data=tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="give --data, or --framework-config with a data set of its own"):
+    with pytest.raises(ValueError, match="pass --data, or --framework-config with a data set of its own"):
         read_data(make_config(data=None))
 
 
@@ -178,5 +180,7 @@ def test_published_layouts_are_read_and_counted(tmp_path: Path, layout: str, num
 
 def test_a_layout_that_is_another_names_what_it_looked_for(tmp_path: Path) -> None:
     write_published(tmp_path, "ade20k", 1, 1)
-    with pytest.raises(ValueError, match=r"there is no .*JPEGImages: .* is not laid out as MMSegmentation's PascalVOC"):
+    with pytest.raises(
+        ValueError, match=r"there is no .*JPEGImages: .* does not have the layout of MMSegmentation's PascalVOC"
+    ):
         read_published("voc2012", tmp_path, partial=True)

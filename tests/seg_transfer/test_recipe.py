@@ -1,4 +1,4 @@
-"""The config that MMEngine gets: what reaches the net, what is learned at which rate, how images are measured on."""
+"""The config that MMEngine gets: what reaches the net, which parameters learn at which rate, how it is evaluated."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_the_net_sees_what_the_checkpoint_says(spec: InputSpec) -> None:
     assert torch.allclose(given["inputs"], expected, rtol=1e-5, atol=1e-4)
 
 
-def test_what_pads_a_small_image_is_not_learned() -> None:
+def test_padding_of_a_small_image_is_ignored() -> None:
     preprocess = MODELS.build(build_preprocessor(InputSpec(), 32, 1))
     small = {"inputs": [torch.zeros(3, 20, 24)], "data_samples": [sample(np.ones((20, 24), np.uint8))]}
     given = preprocess(small, training=True)

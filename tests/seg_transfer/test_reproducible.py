@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_views_whatever_else_draws(batches: Callabl
     assert not any(map(same, whole, batches(seed=1)))
 
 
-def test_a_run_goes_on_with_the_images_and_views_it_would_have_seen(batches: Callable[..., list[dict]]) -> None:
+def test_a_resumed_run_gets_the_images_and_views_that_it_would_have_got(batches: Callable[..., list[dict]]) -> None:
     assert all(map(same, batches()[2:], batches(skip=2, count=2)))
 
 

@@ -63,7 +63,7 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
     resolved = Config.fromfile(str(out / "config.py"))
     assert resolved.model.backbone.init_cfg.checkpoint == str(out / "initial.pth")
     assert resolved.optim_wrapper.paramwise_cfg.custom_keys.decode_head.lr_mult == 10
-    with pytest.raises(ValueError, match="exists: choose another --out, or go on with it by `resume"):
+    with pytest.raises(ValueError, match="exists: choose another --out, or resume it with `resume"):
         finetune(config)
     assert resume(out) == out, "a run that is done is left as it is"
 
@@ -88,7 +88,7 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
     with pytest.raises(ValueError, match=r"is not a finished run: it has no results.json"):
         predict(config.data, config.data / "images" / "val", config.out.parent / "other", device="cpu")
     (twins / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"twins has no whole iter_\*.pth: train it again"):
+    with pytest.raises(ValueError, match=r"twins has no complete iter_\*.pth: train it again"):
         predict(twins, config.data / "images" / "val", config.out.parent / "other", device="cpu")
 
 
@@ -110,7 +110,7 @@ def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) 
     if changes.get("frozen"):
         assert not moved, "neither weights nor statistics"
     else:
-        assert moved and not moved & aside, "what has no place there comes back as it was"
+        assert moved and not moved & aside, "what is kept aside comes back as it was"
 
 
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
@@ -151,9 +151,11 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
         for name in table["rows"]["random"]["runs"]
     ]
     assert not torch.equal(*drawn)
-    monkeypatch.setattr("stillroom.seg_transfer.sweep.train_one", lambda config, run: pytest.fail("done twice"))
+    monkeypatch.setattr(
+        "stillroom.backbone.finetune.lifecycle.start", lambda *arguments, **_: pytest.fail("done twice")
+    )
     finetune(config)
-    with pytest.raises(ValueError, match="is a sweep: give its command again"):
+    with pytest.raises(ValueError, match="is a sweep: repeat its command, which resumes it"):
         resume(out)
     with pytest.raises(ValueError, match=r"is a run with other settings \(lr\): choose another --out"):
         finetune(replace(config, lr=0.5))
@@ -170,7 +172,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
         finetune(config)
 
 
-def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config: Make, student: Path) -> None:
+def test_a_config_of_mmsegmentation_keeps_all_but_the_initial_weights(make_config: Make, student: Path) -> None:
     plain = finetune(make_config(checkpoint=RESNET, steps=2))
     theirs = Config.fromfile(str(plain / "config.py"), format_python_code=False)
     theirs.model.backbone = {"type": "ResNet", "depth": 18, "strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)}
@@ -221,7 +223,7 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
             "model['decode_head']['type'] = 'Absent'",
             r"the model of .*theirs.py cannot be built: .*Absent",
         ),
-        ("model['decode_head']['num_classes'] = 2", r"the model of .*theirs.py tells 2 classes apart, its data have 3"),
+        ("model['decode_head']['num_classes'] = 2", r"the model of .*theirs.py predicts 2 classes, the data has 3"),
         ("model['backbone']['depth'] = 50", r"tensors of the model's backbone do not fit the checkpoint's"),
         ("optim_wrapper['optimizer']['type'] = 'Absent'", r"the optim_wrapper of .*theirs.py cannot be built: "),
         ("test_evaluator['type'] = 'Absent'", r"the test_evaluator of .*theirs.py cannot be built: "),
@@ -230,7 +232,7 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_first_weights(make_config:
         file.write_text(f"{whole}\n{more}\n")
         with pytest.raises(ValueError, match=words):
             finetune(replace(config, out=plain.parent / "early"))
-        assert not (plain.parent / "early").exists(), "as if nothing had been asked"
+        assert not (plain.parent / "early").exists(), "nothing is written"
     (plain.parent / "bytes.py").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"bytes.py cannot be read as a config of MMEngine: "):
         finetune(replace(config, framework_config=plain.parent / "bytes.py", out=plain.parent / "early"))
@@ -271,8 +273,8 @@ def test_weights_that_are_not_finite_are_not_kept(make_config: Make) -> None:
     assert not list(config.out.glob("iter_*.pth")) and not (config.out / "results.json").exists()
 
 
-def test_a_run_goes_on_from_its_last_whole_state(make_config: Make) -> None:
-    """MMEngine's note of it may be lost, and a state may be cut short."""
+def test_a_run_is_resumed_from_its_last_complete_state(make_config: Make) -> None:
+    """MMEngine's pointer to it may be lost, and a state may be truncated."""
     out = finetune(make_config(steps=4))
     whole = trained_model(out, 4)
     for note in ("", str(out / "iter_9.pth")):
@@ -295,13 +297,13 @@ def test_a_run_goes_on_from_its_last_whole_state(make_config: Make) -> None:
         ({"scales": (0.0,)}, r"--scales holds \[0.0\]: factors from 0.1 to 10"),
         ({"batch_size": 1}, "--batch-size leaves one image to a process"),
         ({"amp": "bf16"}, "--amp bf16 needs a GPU: MMEngine's mixed precision refuses the CPU"),
-        ({"frozen": True}, "--frozen features take one decoder: say --aux-weight 0"),
+        ({"frozen": True}, "--frozen features take one decoder: pass --aux-weight 0"),
         ({"checkpoint": ()}, "--checkpoint is empty"),
         ({"seeds": (1, 1)}, "--seeds names 1 twice"),
         ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
         (
             {"checkpoint": ("random:cifar/resnet20",), "head": "upernet", "output_stride": 32},
-            "upernet wants four levels",
+            "upernet needs four levels",
         ),
     ],
 )

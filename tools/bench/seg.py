@@ -110,7 +110,7 @@ def build_ready_runner(settings: Seg, folder: Path, *, ours: bool) -> Runner:
         theirs = {"LoadPicture": {"type": "LoadImageFromFile"}, "ScaleBy": resize}
         pipeline = [theirs.get(view["type"], view) for view in dataset["pipeline"]]
         loader |= {"sampler": {"type": "InfiniteSampler"}, "dataset": {**dataset, "pipeline": pipeline}}
-    runner = build_runner(Config(framework), run, go_on=False)
+    runner = build_runner(Config(framework), run, resume=False)
     runner.train()
     return runner
 

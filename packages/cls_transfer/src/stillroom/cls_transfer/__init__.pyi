@@ -1,6 +1,6 @@
 from .config import ClassifyConfig
 from .model import Classifier
 from .predict import load_classifier, predict
-from .sweep import finetune, resume
+from .task import finetune, resume
 
 __all__ = ["Classifier", "ClassifyConfig", "finetune", "load_classifier", "predict", "resume"]

@@ -1,4 +1,4 @@
-"""What training images go through: random crops, flips, RandAugment, mixup, CutMix."""
+"""Augmentations of training images: random crops, flips, RandAugment, mixup, CutMix."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ from stillroom.backbone import InputSpec
 from stillroom.cls_transfer.config import ClassifyConfig
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(images (b, 3, h, w), class numbers (b,)) -> (images, class numbers or shares of each class (b, k))"""
+"""(images (b, 3, h, w), labels (b,)) -> (images, labels or class probabilities (b, k))"""
 
 _OPERATIONS = 2  # of RandAugment
 
 
 def build_view(config: ClassifyConfig, spec: InputSpec) -> v2.Compose:
-    """PIL image -> uint8 (3, size, size)."""
+    """Build the training view: PIL image -> uint8 (3, size, size)."""
     interpolation = v2.InterpolationMode(spec.interpolation)
     steps = [
         v2.PILToTensor(),
@@ -31,9 +31,9 @@ def build_view(config: ClassifyConfig, spec: InputSpec) -> v2.Compose:
 
 
 def build_mixing(config: ClassifyConfig, num_classes: int) -> Mixing:
-    """Mixup (Zhang et al., ICLR 2018), CutMix (Yun et al., ICCV 2019), one of the two by turns of chance, or neither.
+    """Build mixup (Zhang et al., ICLR 2018), CutMix (Yun et al., ICCV 2019), a random choice of both, or neither.
 
-    They draw from torch's generator, which is seeded per step.
+    They draw from torch's generator, which is seeded in each step.
     """
     choices: list[v2.Transform] = []
     if config.mixup:

@@ -1,11 +1,10 @@
-"""What a run learns from, chooses by, and is tested on."""
+"""The images that a run trains on, selects weights by, and is tested on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from stillroom.backbone import ImageFiles, Run, read_labelled
 from stillroom.backbone.image_files import shuffled_by_class
+from stillroom.backbone.results import DatasetRecord
 from stillroom.cls_transfer.config import ClassifyConfig, check_sources
 from stillroom.cls_transfer.datasets import Source, Splits, read_task
 
@@ -15,10 +14,10 @@ class Sets:
     """Labelled images of the same classes.
 
     Attributes:
-        train: to learn from.
-        val: to choose by; None: nothing is chosen.
-        test: touched once.
-        words: what they are, for the protocol id.
+        train: training images.
+        val: images to select weights by; None: the last weights are kept.
+        test: test images, read once.
+        words: their description, for the protocol id.
     """
 
     train: ImageFiles
@@ -28,29 +27,25 @@ class Sets:
 
     @property
     def by_role(self) -> dict[str, ImageFiles]:
-        """Those that there are."""
+        """The sets that a run has, by role."""
         return {"train": self.train, "test": self.test} | ({} if self.val is None else {"val": self.val})
 
     @property
-    def fingerprints(self) -> dict[str, str]:
-        """Of each, by its role."""
-        return {role: files.fingerprint for role, files in self.by_role.items()}
-
-    def changed_since(self, fingerprints: Mapping[str, str]) -> Path | None:
-        """The folder of the first one whose images are others than they were."""
-        return next((f.root for role, f in self.by_role.items() if f.fingerprint != fingerprints.get(role)), None)
+    def records(self) -> dict[str, DatasetRecord]:
+        """The records of the sets, by role; how many images are broken is not known yet."""
+        return {role: DatasetRecord.of(files) for role, files in self.by_role.items()}
 
 
 def read_sets(config: ClassifyConfig, run: Run) -> Sets:
-    """The images of a single run.
+    """Read the images of a single run.
 
     Raises:
-        ValueError: see `read_labelled` and `read_task`; one class alone; parts that leave a class nothing.
+        ValueError: see `read_labelled` and `read_task`; a single class; a part that leaves a class no image.
     """
     splits = read_splits(config, run)
     train = splits.train
     if len(train.classes) < 2:
-        raise ValueError(f"{train.root} holds one class, {train.classes[0]}: there is nothing to tell apart")
+        raise ValueError(f"{train.root} holds one class, {train.classes[0]}: at least two are needed")
     words = [splits.words]
     if config.fraction is not None or config.shots is not None:
         train = draw(train, config)
@@ -68,7 +63,7 @@ def read_sets(config: ClassifyConfig, run: Run) -> Sets:
 
 
 def read_splits(config: ClassifyConfig, run: Run) -> Splits:
-    """The whole training and test images.
+    """Read all training and test images, before a part is drawn or held out.
 
     Raises:
         ValueError: see `check_sources`, `read_labelled` and `read_task`.
@@ -78,10 +73,15 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
         (task,) = config.tasks
         assert config.data is not None
         source = Source(
-            data=config.data, run=run, seed=config.seed, dtd_split=config.dtd_split, per_class=config.caltech_per_class,
+            data=config.data,
+            run=run,
+            seed=config.seed,
+            dtd_split=config.dtd_split,
+            per_class=config.caltech_per_class,
             first=config.caltech_first,
-            partial=config.partial, download=config.download,
-        )  # fmt: skip
+            partial=config.partial,
+            download=config.download,
+        )
         return read_task(task, source)
     assert config.train is not None and config.test is not None
     train = read_labelled(config.train)
@@ -89,41 +89,41 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
 
 
 def draw(files: ImageFiles, config: ClassifyConfig) -> ImageFiles:
-    """A part of each class, drawn by the seed; smaller parts are parts of larger ones.
+    """Draw a part of each class by the seed; a smaller part is contained in a larger one.
 
     Raises:
-        ValueError: a share outside (0, 1], a number that a class does not have, or both.
+        ValueError: a fraction outside (0, 1], more images than a class has, or both settings at once.
     """
     if config.fraction is not None and config.shots is not None:
-        raise ValueError("--fraction and --shots both say how much to learn from: give one of them")
+        raise ValueError("--fraction and --shots both limit the training images: pass one of them")
     if config.fraction is not None and not 0 < config.fraction <= 1:
         raise ValueError(f"--fraction is {config.fraction}: it must lie in (0, 1]")
-    kept: list[int] = []
+    drawn: list[int] = []
     for label, order in shuffled_by_class(files.labels or (), config.seed).items():
         if config.fraction is not None:
             count = max(1, round(config.fraction * len(order)))
         else:
-            assert config.shots is not None, "one of the two was given"
+            assert config.shots is not None, "one of the two was passed"
             count = config.shots
             if not 1 <= count <= len(order):
                 raise ValueError(f"class {files.classes[label]} has {len(order)} images, --shots is {count}")
-        kept += order[:count]
-    return files.subset(sorted(kept))
+        drawn += order[:count]
+    return files.subset(sorted(drawn))
 
 
 def hold_out(files: ImageFiles, config: ClassifyConfig) -> tuple[ImageFiles, ImageFiles]:
-    """What is left to learn from, and a share of each class to choose by, at least one image of it on either side.
+    """Split off a fraction of each class to select weights by, with at least one image of the class on either side.
 
     Raises:
         ValueError: a class with one image.
     """
-    held: list[int] = []
+    held_out: list[int] = []
     for label, order in shuffled_by_class(files.labels or (), config.seed).items():
         if len(order) < 2:
             raise ValueError(
-                f"class {files.classes[label]} has one image to learn from, so none can be held out: "
-                f"say --held-out 0, or give --val"
+                f"class {files.classes[label]} has one training image, so none can be held out: "
+                f"pass --held-out 0, or --val"
             )
-        held += order[-min(max(1, round(config.held_out * len(order))), len(order) - 1) :]
-    rest = sorted(set(range(len(files))) - set(held))
-    return files.subset(rest), files.subset(sorted(held))
+        held_out += order[-min(max(1, round(config.held_out * len(order))), len(order) - 1) :]
+    rest = sorted(set(range(len(files))) - set(held_out))
+    return files.subset(rest), files.subset(sorted(held_out))

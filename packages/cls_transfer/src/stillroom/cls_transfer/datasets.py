@@ -23,11 +23,11 @@ _PIXELS = 3 * _SIDE * _SIDE
 
 @dataclass(frozen=True)
 class Splits:
-    """Images to learn from and images to test on.
+    """Training and test images of a data set.
 
     Attributes:
         train, test: labelled, of the same classes.
-        words: which part of which data set it is, for the protocol id.
+        words: the data set and its part, for the protocol id.
     """
 
     train: ImageFiles
@@ -37,7 +37,7 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What a whole data set holds."""
+    """The sizes of a complete data set: classes, images."""
 
     classes: int
     train: int
@@ -51,12 +51,12 @@ class Source:
     Args:
         data: the folder that holds the published folders: cifar-100-binary, dtd, 256_ObjectCategories, CUB_200_2011.
         run: this process; the main one unpacks.
-        seed: of the training images of Caltech-256.
+        seed: draws the training images of Caltech-256.
         dtd_split: 1 to 10.
         per_class: training images of each class of Caltech-256.
-        first: Caltech-256's first images of each class instead of drawn ones, as KDEP's released code takes them.
-        partial: take what is there of an incomplete data set, and say so.
-        download: fetch CIFAR where it is missing.
+        first: train on the first images of each class of Caltech-256, as KDEP's released code does, not on drawn ones.
+        partial: accept an incomplete data set; its `words` then say so.
+        download: download CIFAR if it is missing.
     """
 
     data: Path
@@ -73,28 +73,28 @@ def read_task(name: TaskName, source: Source) -> Splits:
     """Read one of the data sets.
 
     Raises:
-        ValueError: a folder or file that is missing, damaged, or incomplete (without `partial`), with what is expected.
+        ValueError: a folder or file that is missing, damaged, or incomplete (without `partial`).
     """
-    learnt = 257 * source.per_class
+    num_train = 257 * source.per_class
     readers: dict[str, tuple[Callable[[Source], Splits], Counts]] = {
-        "cifar10": (lambda given: _read_cifar(given, CIFAR10), Counts(classes=10, train=50_000, test=10_000)),
-        "cifar100": (lambda given: _read_cifar(given, CIFAR100), Counts(classes=100, train=50_000, test=10_000)),
+        "cifar10": (lambda source: _read_cifar(source, CIFAR10), Counts(classes=10, train=50_000, test=10_000)),
+        "cifar100": (lambda source: _read_cifar(source, CIFAR100), Counts(classes=100, train=50_000, test=10_000)),
         "dtd": (_read_dtd, Counts(classes=47, train=3_760, test=1_880)),
-        "caltech256": (_read_caltech, Counts(classes=257, train=learnt, test=30_607 - learnt)),
+        "caltech256": (_read_caltech, Counts(classes=257, train=num_train, test=30_607 - num_train)),
         "cub": (_read_cub, Counts(classes=200, train=5_994, test=5_794)),
     }
     reader, counts = readers[name]
     splits = reader(source)
-    found = Counts(classes=len(splits.train.classes), train=len(splits.train), test=len(splits.test))
-    if found == counts:
+    actual = Counts(classes=len(splits.train.classes), train=len(splits.train), test=len(splits.test))
+    if actual == counts:
         return splits
     if not source.partial:
         raise ValueError(
-            f"{splits.words} in {source.data} has {found.classes} classes, {found.train} training and {found.test} "
+            f"{splits.words} in {source.data} has {actual.classes} classes, {actual.train} training and {actual.test} "
             f"test images, the published one {counts.classes}, {counts.train} and {counts.test}: complete it, "
-            f"or say --partial"
+            f"or pass --partial"
         )
-    return replace(splits, words=f"{splits.words} partial={found.classes}/{found.train}/{found.test}")
+    return replace(splits, words=f"{splits.words} partial={actual.classes}/{actual.train}/{actual.test}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,20 +111,29 @@ class Cifar:
 
 
 CIFAR10 = Cifar(
-    name="cifar10", folder="cifar-10-batches-bin", names="batches.meta.txt",
-    train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)), test=("test_batch.bin",), labels=1,
+    name="cifar10",
+    folder="cifar-10-batches-bin",
+    names="batches.meta.txt",
+    train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    test=("test_batch.bin",),
+    labels=1,
     md5="c32a1d4ab5d03f1284b67883e8d87530",
-)  # fmt: skip
+)
 CIFAR100 = Cifar(
-    name="cifar100", folder="cifar-100-binary", names="fine_label_names.txt", train=("train.bin",), test=("test.bin",),
-    labels=2, md5="03b5dce01913d631647c71ecec9e9cb8",
-)  # fmt: skip
+    name="cifar100",
+    folder="cifar-100-binary",
+    names="fine_label_names.txt",
+    train=("train.bin",),
+    test=("test.bin",),
+    labels=2,
+    md5="03b5dce01913d631647c71ecec9e9cb8",
+)
 _ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
 _SITE = "https://www.cs.toronto.edu/~kriz"
 
 
 def _read_cifar(source: Source, cifar: Cifar) -> Splits:
-    """From the binary records, unpacked once into image folders in the cache; or from image folders."""
+    """Read CIFAR from its binary records, unpacked once into image folders in the cache; or from image folders."""
     folder, plain = source.data / cifar.folder, source.data / cifar.name
     if not folder.is_dir() and (plain / "train").is_dir():
         train = read_labelled(plain / "train")
@@ -132,9 +141,9 @@ def _read_cifar(source: Source, cifar: Cifar) -> Splits:
     missing = not folder.is_dir()
     source.run.wait()  # every process has looked before the main one unpacks
     if missing and not source.data.is_dir():
-        raise ValueError(f"there is no folder {source.data}: make it, or say another --data")
+        raise ValueError(f"there is no folder {source.data}: create it, or pass another --data")
     if missing and not source.download:
-        raise ValueError(f"there is no {folder}: unpack {_SITE}/{_ARCHIVES[cifar.name]} there, or say --download")
+        raise ValueError(f"there is no {folder}: unpack {_SITE}/{_ARCHIVES[cifar.name]} there, or pass --download")
     if missing:
         if source.run.is_main:
             archive = f"{_SITE}/{_ARCHIVES[cifar.name]}"
@@ -168,63 +177,65 @@ def _hash(file: Path) -> str:
 
 
 def _unpack(file: Path, labels: int, names: Sequence[str], out: Path, run: Run) -> None:
-    """Write each record as a PNG, lossless; the last of its label bytes is the fine one."""
+    """Write each record as a PNG; the last of its label bytes is the fine label."""
     records = np.fromfile(file, dtype=np.uint8)
     if not len(records) or len(records) % (labels + _PIXELS):
-        raise ValueError(f"{file} has {len(records)} bytes, no whole number of records of {labels + _PIXELS}")
+        raise ValueError(
+            f"{file} has {len(records)} bytes, which is not a whole number of records of {labels + _PIXELS}"
+        )
     records = records.reshape(-1, labels + _PIXELS)
     if records[:, labels - 1].max() >= len(names):
         raise ValueError(f"{file} has label {records[:, labels - 1].max()}, but there are {len(names)} class names")
     progress = Progress(len(records), run, file.name)
-    for place, (record,) in enumerate(progress.over([record] for record in records)):
+    for index, (record,) in enumerate(progress.over([record] for record in records)):
         folder = out / names[record[labels - 1]]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = record[labels:].reshape(3, _SIDE, _SIDE).transpose(1, 2, 0)
-        Image.fromarray(pixels).save(folder / f"{file.stem}-{place:05d}.png", compress_level=1)
+        Image.fromarray(pixels).save(folder / f"{file.stem}-{index:05d}.png", compress_level=1)
 
 
 def _read_dtd(source: Source) -> Splits:
-    """Describable Textures (Cimpoi et al., CVPR 2014): train and val of a split against its test."""
+    """Read Describable Textures (Cimpoi et al., CVPR 2014): train and val of a split against its test."""
     root, split = source.data / "dtd", source.dtd_split
     if not 1 <= split <= 10:
         raise ValueError(f"--dtd-split is {split}: DTD has splits 1 to 10")
     train = [line for part in ("train", "val") for line in _lines(root / "labels" / f"{part}{split}.txt")]
     test = _lines(root / "labels" / f"test{split}.txt")
     classes = tuple(sorted({line.split("/")[0] for line in train}))
-    learn, asked = (_listed(root / "images", lines, classes, source.partial) for lines in (train, test))
-    return Splits(learn, asked, f"dtd split={split}")
+    files = [_listed(root / "images", lines, classes, source.partial) for lines in (train, test)]
+    return Splits(files[0], files[1], f"dtd split={split}")
 
 
 def _read_caltech(source: Source) -> Splits:
-    """Caltech-256 (Griffin et al. 2007): images of each of its 257 folders to learn from, the others to test on."""
-    many = source.per_class
-    if many < 1:
-        raise ValueError(f"--caltech-per-class is {many}: it must be at least 1")
+    """Read Caltech-256 (Griffin et al. 2007): train on some images of each of its 257 folders, test on the others."""
+    num_train = source.per_class
+    if num_train < 1:
+        raise ValueError(f"--caltech-per-class is {num_train}: it must be at least 1")
     root = source.data / "256_ObjectCategories"
     if not root.is_dir():
         raise ValueError(f"there is no {root}: unpack 256_ObjectCategories.tar into {source.data}")
     classes = tuple(sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith(".")))
     paths: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):  # not below: 056.dog holds a folder of other things
+    for label, name in enumerate(classes):  # no subfolders: 056.dog has one of other images
         members = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in EXTENSIONS)
-        if len(members) <= many:
-            raise ValueError(f"{root / name} holds {len(members)} images: {many} to learn from and some to test")
+        if len(members) <= num_train:
+            raise ValueError(f"{root / name} holds {len(members)} images: more than {num_train} are needed")
         paths += members
         labels += [label] * len(members)
     files = ImageFiles(root, tuple(paths), tuple(labels), classes)
     if source.first:
-        places = {label: [i for i, own in enumerate(labels) if own == label] for label in range(len(classes))}
+        by_class = {label: [i for i, each in enumerate(labels) if each == label] for label in range(len(classes))}
     else:
-        places = shuffled_by_class(labels, source.seed)
-    train = sorted(place for members in places.values() for place in members[:many])
-    test = sorted(place for members in places.values() for place in members[many:])
-    words = f"caltech256 per-class={many} {'first' if source.first else f'seed={source.seed}'}"
+        by_class = shuffled_by_class(labels, source.seed)
+    train = sorted(index for indices in by_class.values() for index in indices[:num_train])
+    test = sorted(index for indices in by_class.values() for index in indices[num_train:])
+    words = f"caltech256 per-class={num_train} {'first' if source.first else f'seed={source.seed}'}"
     return Splits(files.subset(train), files.subset(test), words)
 
 
 def _read_cub(source: Source) -> Splits:
-    """Caltech-UCSD Birds 200-2011 (Wah et al. 2011): its own training and test images."""
+    """Read Caltech-UCSD Birds 200-2011 (Wah et al. 2011) in its published split."""
     root = source.data / "CUB_200_2011"
     images, labels, training, names = (
         _numbered(root / file)
@@ -239,7 +250,7 @@ def _read_cub(source: Source) -> Splits:
             raise ValueError(
                 f"{root}: image {number} is {name}, its class {labels[number]} is {names.get(labels[number])}"
             )
-    learn, asked = (
+    train, test = (
         _listed(
             root / "images",
             [name for number, name in images.items() if training[number] == flag],
@@ -248,49 +259,51 @@ def _read_cub(source: Source) -> Splits:
         )
         for flag in ("1", "0")
     )
-    return Splits(learn, asked, "cub")
+    return Splits(train, test, "cub")
 
 
 def _numbered(file: Path) -> dict[str, str]:
-    """The lines of a text file, `<number> <what>`.
+    """Read the lines `<number> <text>` of a file.
 
     Raises:
-        ValueError: a line that is no such thing.
+        ValueError: a line of another form.
     """
     pairs = [line.split(maxsplit=1) for line in _lines(file)]
-    if bad := next((place for place, pair in enumerate(pairs, 1) if len(pair) != 2 or not pair[0].isdecimal()), None):
-        raise ValueError(f"{file}: line {bad} is no number and name")
-    return {number: what for number, what in pairs}
+    if bad := next((line for line, pair in enumerate(pairs, 1) if len(pair) != 2 or not pair[0].isdecimal()), None):
+        raise ValueError(f"{file}: line {bad} is not a number and a name")
+    return {number: text for number, text in pairs}
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file, without empty ones at its beginning and end.
+    """Read the lines of a text file, without empty ones at its beginning and end.
 
     Raises:
-        ValueError: no such file.
+        ValueError: no such file, or not text.
     """
     try:
         return file.read_text(encoding="utf-8").strip().splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text file: {error.reason}") from error
+        raise ValueError(f"{file} is not a text file: {error.reason}") from error
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}): the published folder holds it") from error
 
 
 def _listed(root: Path, names: Iterable[str], classes: Sequence[str], partial: bool) -> ImageFiles:
-    """Listed images, `<class>/<image>` below a folder.
+    """Find the listed images `<class>/<image>` below a folder.
 
     Raises:
-        ValueError: some are missing, without `partial`; or all.
+        ValueError: some are missing, without `partial`; or all are.
     """
     paths = [root / name for name in names]
-    there = [path for path in paths if path.is_file()]
-    if len(there) < len(paths) and (not partial or not there):
+    existing = [path for path in paths if path.is_file()]
+    if len(existing) < len(paths) and (not partial or not existing):
         absent = next(path for path in paths if not path.is_file())
-        raise ValueError(f"{root} lacks {len(paths) - len(there)} of {len(paths)} listed images, the first is {absent}")
-    if unknown := sorted({path.parent.name for path in there} - set(classes)):
-        raise ValueError(f"{root}: no training image is listed of class {unknown[0]}, but test images are")
-    if empty := sorted(set(classes) - {path.parent.name for path in there}):
+        raise ValueError(
+            f"{root} lacks {len(paths) - len(existing)} of {len(paths)} listed images, the first is {absent}"
+        )
+    if unknown := sorted({path.parent.name for path in existing} - set(classes)):
+        raise ValueError(f"{root}: class {unknown[0]} has listed test images, but no training images")
+    if empty := sorted(set(classes) - {path.parent.name for path in existing}):
         raise ValueError(f"{root}: every listed image of class {empty[0]} is missing")
-    labels = tuple(classes.index(path.parent.name) for path in there)
-    return ImageFiles(root, tuple(there), labels, tuple(classes))
+    labels = tuple(classes.index(path.parent.name) for path in existing)
+    return ImageFiles(root, tuple(existing), labels, tuple(classes))

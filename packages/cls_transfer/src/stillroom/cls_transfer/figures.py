@@ -10,17 +10,17 @@ from stillroom.backbone.figures import plain, save
 
 
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Loss, top-1 on the held-out part and learning rate over the epochs, from the lines of metrics.jsonl."""
+    """Draw loss, held-out top-1 and learning rate over the epochs, from the lines of metrics.jsonl."""
     named = {"loss": "training loss", "val_top1": "held-out top-1, %", "lr": "learning rate"}
-    shown = [name for name in named if any(name in row for row in rows)]
-    figure = Figure(figsize=(7, 1 + 2.2 * len(shown)))
+    logged = [name for name in named if any(name in row for row in rows)]
+    figure = Figure(figsize=(7, 1 + 2.2 * len(logged)))
     figure.suptitle(plain(title))
-    for place, name in enumerate(shown, start=1):
-        axes = figure.add_subplot(len(shown), 1, place, ylabel=named[name])
+    for index, name in enumerate(logged, start=1):
+        axes = figure.add_subplot(len(logged), 1, index, ylabel=named[name])
         points = [row for row in rows if name in row]
         scale = 100 if name == "val_top1" else 1
         axes.plot([row["epoch"] for row in points], [scale * row[name] for row in points], marker=".", markersize=3)
         axes.grid(alpha=0.3)
-        if place == len(shown):
+        if index == len(logged):
             axes.set_xlabel("epoch")
     save(figure, path)

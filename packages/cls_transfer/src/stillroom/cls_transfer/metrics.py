@@ -1,4 +1,4 @@
-"""How often a classifier is right."""
+"""Top-1 and top-5 accuracy of a classifier."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ from stillroom.cls_transfer.model import Classifier
 
 @dataclass(frozen=True)
 class Predictions:
-    """A classifier's answers to images.
+    """A classifier's predictions for images.
 
     Attributes:
-        logits: (n, k), of the images that could be read.
-        labels: (n,) their class numbers.
-        indices: (n,) their places among the files.
-        broken: why the others could not be read.
+        logits: (n, k) of the n images that could be read, for k classes.
+        labels: (n,) their true classes.
+        indices: (n,) their indices in the file list.
+        broken: why the other images could not be read.
     """
 
     logits: Float[Tensor, "n k"]
@@ -30,7 +30,7 @@ class Predictions:
     broken: list[str]
 
     def metrics(self) -> dict[str, float]:
-        """Top-1, and top-5 where there are more than five classes, fractions."""
+        """Compute top-1 accuracy, and top-5 where there are more than five classes; fractions."""
         ranks = (self.logits.argsort(dim=1, descending=True, stable=True) == self.labels[:, None]).int().argmax(dim=1)
         metrics = {"top1": float((ranks == 0).double().mean())}
         if self.logits.shape[1] > 5:
@@ -39,17 +39,17 @@ class Predictions:
 
     @property
     def predicted(self) -> Int[Tensor, " n"]:
-        """The class of the largest logit, of equal ones the first, as in `metrics`."""
+        """The class with the largest logit; of equal logits the first class, as in `metrics`."""
         return self.logits.argsort(dim=1, descending=True, stable=True)[:, 0]
 
     def by_class(self, classes: tuple[str, ...]) -> dict[str, float]:
-        """Top-1 of each class that was tested."""
+        """Compute the top-1 accuracy of each class that has images; fractions."""
         right = self.predicted == self.labels
         return {classes[i]: float(right[self.labels == i].double().mean()) for i in sorted(set(self.labels.tolist()))}
 
 
 @torch.no_grad()
-def answer(
+def classify(
     model: Classifier,
     files: ImageFiles,
     run: Run,
@@ -59,14 +59,16 @@ def answer(
     on_broken: OnBroken = "refuse",
     label: str = "test",
 ) -> Predictions:
-    """Classify images in the evaluation view, float32, dealt out over the processes; the mode of the model stays.
+    """Classify images in the evaluation view, in float32, shared among the processes; the model's mode is restored.
 
     Args:
         model: on the run's device.
         files: labelled images.
-        run: this process; every one gets all answers.
-        batch_size, workers, on_broken: of the pass.
-        label: of the progress bar.
+        run: this process; every process gets all predictions.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
+        on_broken: see `OnBroken`.
+        label: text of the progress bar.
 
     Raises:
         ValueError: no image could be read.
@@ -84,11 +86,11 @@ def answer(
         if len(batch):
             parts.append((batch.indices, model(normalize(batch.images.to(run.device))).float().cpu()))
     model.train(mode)
-    dealt = [part for one in run.gather(parts) for part in one]
-    broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
-    if not dealt:
+    gathered = [part for process in run.gather(parts) for part in process]
+    broken = sorted({reason for process in run.gather(progress.broken) for reason in process})
+    if not gathered:
         raise ValueError(f"no image of {files.root} could be read, for instance: {broken[0]}")
-    indices, order = torch.cat([indices for indices, _ in dealt]).sort()
-    logits = torch.cat([logits for _, logits in dealt])[order]
+    indices, order = torch.cat([indices for indices, _ in gathered]).sort()
+    logits = torch.cat([logits for _, logits in gathered])[order]
     labels = torch.tensor(files.labels or [-1] * len(files))[indices]
     return Predictions(logits, labels, indices, broken)

@@ -1,4 +1,4 @@
-"""The runs we stand behind, each a lab note. Every field can be changed by its flag."""
+"""Presets, each documented as a lab note. Every field can be changed by its flag."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,27 +24,39 @@ def scratch(*, checkpoint: tuple[str, ...], out: Path) -> ClassifyConfig:
 
 
 def legacy_kdep(*, checkpoint: tuple[str, ...], out: Path) -> ClassifyConfig:
-    """KDEP's fine-tuning as its released code does it (He et al., CVPR 2022): for comparing with its numbers only.
+    """KDEP's fine-tuning as its released code does it (He et al., CVPR 2022): only for comparison with its numbers.
 
     SGD, lr 1e-3 (CUB: also 1e-2), weight decay 5e-4, batch 64, 150 epochs, x0.1 every 50; images in [0, 1] without mean
     and std, the first 60 files of each class of Caltech-256, and the epoch that is best on the test images. Expected
     from KDEP's ResNet-18: 77.1 % in the mean of CIFAR-100, DTD, Caltech-256 and CUB-200.
     """
     return ClassifyConfig(
-        checkpoint=checkpoint, out=out, normalise=False, choose="best-on-test", held_out=0.0, caltech_first=True,
+        checkpoint=checkpoint,
+        out=out,
+        normalise=False,
+        choose="best-on-test",
+        held_out=0.0,
+        caltech_first=True,
         schedule=Step(every=50, gamma=0.1),
-    )  # fmt: skip
+    )
 
 
 def smoke(
     *, checkpoint: tuple[str, ...] = ("random:cifar/resnet20",), out: Path = Path("runs/smoke-cls")
 ) -> ClassifyConfig:
-    """One epoch of a small net, by default on the toy data: seconds, and proves only that it works."""
+    """One epoch of a small net, by default on the toy data: takes seconds, and shows only that it works."""
     toy = Path("data/toy/heldout-shapes")
     return ClassifyConfig(
-        checkpoint=checkpoint, train=toy / "train", test=toy / "val", out=out, lrs=(0.05,), batch_size=32, epochs=1,
-        log_every=1, save_every=2,
-    )  # fmt: skip
+        checkpoint=checkpoint,
+        train=toy / "train",
+        test=toy / "val",
+        out=out,
+        lrs=(0.05,),
+        batch_size=32,
+        epochs=1,
+        log_every=1,
+        save_every=2,
+    )
 
 
 PRESETS: dict[str, Callable[..., ClassifyConfig]] = {

@@ -1,9 +1,7 @@
-"""What a run leaves: a checkpoint with its classifier, results.json, pictures."""
+"""What a run writes at its end: a checkpoint with its classifier, figures, results.json."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
-
-from torch import Tensor
 
 from stillroom.backbone import Data, Results, Run, save_checkpoint, write_results
 from stillroom.backbone.atomic import replace_directory
@@ -16,14 +14,14 @@ from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import inherit_licence
 from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
 from stillroom.cls_transfer.data import Sets
+from stillroom.cls_transfer.initial import HEAD
 from stillroom.cls_transfer.metrics import Predictions
-from stillroom.cls_transfer.model import Classifier
+from stillroom.cls_transfer.model import Classifier, head_tensors
 from stillroom.cls_transfer.state import TrainState
 
 PACKAGE = "stillroom-cls-transfer"
 PROTOCOL = "classification/v2"
 CHECKPOINT = "checkpoint"
-HEAD = "classifier"
 
 
 def finish(
@@ -31,34 +29,46 @@ def finish(
     run: Run,
     sets: Sets,
     model: Classifier,
-    learner: TrainState,
-    tested: Predictions,
+    state: TrainState,
+    predictions: Predictions,
 ) -> None:
-    """Write the checkpoint, its classifier as a head, pictures, and last results.json, which says that all is there."""
+    """Write the checkpoint with its classifier as a head, figures, and last results.json, which marks a finished run.
+
+    Args:
+        config: of the run.
+        run: this process; only the main one writes.
+        sets: its images.
+        model: the selected weights.
+        state: at the last step.
+        predictions: of `model` for the test images.
+    """
     if not run.is_main:
         return
     backbone, classes = model.backbone, sets.train.classes
     backbone.spec = replace(backbone.spec, licence=inherit_licence(backbone.spec.licence, config.data_licence))
     settings = config_to_dict(config, UNIONS)
-    (name,) = config.checkpoint
-    method = trained_method(name)
+    method = trained_method(config.name)
     manifest = save_checkpoint(
-        config.out / CHECKPOINT, backbone, method=method, package=PACKAGE, config=settings,
+        config.out / CHECKPOINT,
+        backbone,
+        method=method,
+        package=PACKAGE,
+        config=settings,
         data=Data(count=len(sets.train), fingerprint=sets.train.fingerprint),
         heads={HEAD: (describe_head(model.head, classes), head_tensors(model))},
-    )  # fmt: skip
-    from stillroom.backbone.figures import draw_confusion  # noqa: PLC0415  # matplotlib, when there is something to draw
+    )
+    from stillroom.backbone.figures import draw_confusion  # noqa: PLC0415  # matplotlib, only when it draws
     from stillroom.cls_transfer.figures import draw_curves  # noqa: PLC0415
 
-    metrics = tested.metrics()
+    metrics = predictions.metrics()
     title = f"{config.out.name}: {100 * metrics['top1']:.1f} % top-1"
-    with replace_directory(config.out / "figures") as aside:
-        draw_confusion(aside / "confusion.png", tested.labels, tested.predicted, classes, title)
-        draw_curves(aside / "curves.png", read_metrics(config.out), title)
-    broken = {"train": sorted(learner.broken), "test": tested.broken, "val": learner.val_broken}
+    with replace_directory(config.out / "figures") as folder:
+        draw_confusion(folder / "confusion.png", predictions.labels, predictions.predicted, classes, title)
+        draw_curves(folder / "curves.png", read_metrics(config.out), title)
+    broken = {"train": sorted(state.broken), "test": predictions.broken, "val": state.val_broken}
     datasets = {role: DatasetRecord.of(files, broken=len(broken[role])) for role, files in sets.by_role.items()}
     if sets.val is not None:
-        metrics["val_top1"] = learner.best.top1
+        metrics["val_top1"] = state.best.top1
     write_results(
         config.out,
         Results(
@@ -70,32 +80,26 @@ def finish(
             ),
             metrics=metrics,
             seed=config.seed,
-            seconds=learner.seconds,
+            seconds=state.seconds,
             made_by=made_by(PACKAGE, settings),
             extra={
                 "broken": [*broken["train"], *broken["val"], *broken["test"]],
-                "best": asdict(learner.best) if sets.val is not None else None,
-                "initial_sha256": learner.initial,
-                "per_class": tested.by_class(classes),
+                "best": asdict(state.best) if sets.val is not None else None,
+                "initial_sha256": state.initial,
+                "per_class": predictions.by_class(classes),
             },
         ),
     )
 
 
-def head_tensors(model: Classifier) -> dict[str, Tensor]:
-    """The head's tensors by the places of its layers; those of a linear layer alone have no place in their names."""
-    tensors = model.head.state_dict()
-    return {key.removeprefix("0."): value for key, value in tensors.items()} if len(model.head) == 1 else tensors
-
-
 def protocol(config: ClassifyConfig, sets: Sets, model: Classifier) -> str:
-    """The versioned id: what was learnt from, for how long, which weights were chosen how, and how images were seen."""
+    """The versioned protocol id: training images, epochs, selection of the weights, input of the net."""
     spec = model.backbone.spec.input
-    chosen = config.choose if sets.val is not None else "last"
+    selection = config.choose if sets.val is not None else "last"
     parts = [
         PROTOCOL,
         sets.words,
-        f"epochs={config.epochs} weights={chosen}{' average' if config.ema else ''}",
+        f"epochs={config.epochs} weights={selection}{' average' if config.ema else ''}",
         f"freeze={config.freeze}" if config.freeze else "",
         f"size={spec.size} crop={spec.crop_fraction:g}",
         "" if config.normalise else "not-normalised",
@@ -104,5 +108,5 @@ def protocol(config: ClassifyConfig, sets: Sets, model: Classifier) -> str:
 
 
 def summary(path: Path) -> str:
-    """The last line a run prints: its directory and the one number that matters."""
+    """Format the last line that a run prints: its directory and its top-1."""
     return f"{path}: {percent(read_results(path).metrics, 'top1')} % top-1"

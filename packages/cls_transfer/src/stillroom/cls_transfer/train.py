@@ -1,184 +1,192 @@
 """Supervised training of a backbone with its classifier, from images to checkpoint and results."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import distributed as dist
 
 from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
-from stillroom.backbone.configs import config_to_json, reread_config
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.finetune import lifecycle
+from stillroom.backbone.heads import describe_head
 from stillroom.backbone.loading import TrainingBatches, build_loader
+from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
+from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.cls_transfer.augment import build_mixing, build_view
-from stillroom.cls_transfer.config import UNIONS, ClassifyConfig, check
+from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.data import Sets, read_sets
-from stillroom.cls_transfer.initial import build_model
-from stillroom.cls_transfer.metrics import answer
-from stillroom.cls_transfer.model import Classifier
+from stillroom.cls_transfer.initial import HEAD, build_model, load_model
+from stillroom.cls_transfer.metrics import classify
+from stillroom.cls_transfer.model import Classifier, head_tensors
 from stillroom.cls_transfer.record import finish
 from stillroom.cls_transfer.state import Best, TrainState
 
 
-def train_one(config: ClassifyConfig, run: Run) -> None:
-    """Train a backbone and a classifier on labelled images, and test once.
+@dataclass(frozen=True, kw_only=True)
+class Prepared(lifecycle.Prepared):
+    """What a classification run begins with: its images, and its classifier with the initial weights."""
+
+    sets: Sets
+    model: Classifier
+
+
+def prepare(config: ClassifyConfig, run: Run, saved: Path | None) -> Prepared:
+    """Read the images and the initial weights of a single run; nothing is written.
 
     Args:
         config: of a single run: one checkpoint, one task at most, one learning rate, one seed.
         run: this process.
+        saved: the initial weights that a resumed run kept; runs of versions before 0.4 kept none, and take those of
+            `--checkpoint`, as a new run does.
 
     Raises:
         ValueError: bad input, each in one sentence.
     """
-    sets, model = prepare(config, run)
-    directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), run)
-    train(config, run, directory, sets, model, state=None)
-
-
-def prepare(config: ClassifyConfig, run: Run) -> tuple[Sets, Classifier]:
-    """The images and the model of a single run; nothing is written.
-
-    Raises:
-        ValueError: bad input, each in one sentence.
-    """
-    check(config)
     sets = read_sets(config, run)
     TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
-    return sets, build_model(config, len(sets.train.classes)).to(run.device)
+    if saved is not None and saved.exists():
+        model = load_model(saved, config)
+    else:
+        model = build_model(config, len(sets.train.classes))
+    heads = {HEAD: (describe_head(model.head, sets.train.classes), head_tensors(model))}
+    return Prepared(backbone=model.backbone, records=sets.records, heads=heads, sets=sets, model=model.to(run.device))
 
 
-def resume_one(
-    path: Path,
-    *,
-    run: Run | None = None,
-    device: DeviceName | None = None,
-    workers: int | None = None,
-    log_every: int | None = None,
-) -> None:
-    """Go on with a run from its last state; on the CPU the weights end equal to the bit to a run never stopped.
+def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) -> None:
+    """Train from the beginning or from the last state, select weights, test them once, and write what a run leaves.
 
     Args:
-        path: the run directory.
-        run: this process; None: it is yet to be started, and closed.
-        device, workers, log_every: replace what the run began with; None keeps it.
+        config: of a single run.
+        run: this process.
+        prepared: its images and its classifier.
+        resume: whether the run may have saved a state.
 
     Raises:
-        ValueError: no run directory, or images or first weights that changed since.
+        ValueError: images that cannot be read, a loss that is NaN or infinite, a state that does not belong to the run.
     """
-    config = reread_config(path, ClassifyConfig, UNIONS, device=device, workers=workers, log_every=log_every)
-    here = Run.start(config.device) if run is None else run
-    sets, model = prepare(config, here)
-    directory, state = RunDirectory.reopen(path, here)
-    if state is not None and (changed := sets.changed_since(state["fingerprints"])):
-        raise ValueError(f"the images in {changed} changed since {path} began: it cannot be resumed")
-    train(config, here, directory, sets, model, state)
-    if run is None:
-        here.close()
-
-
-def train(
-    config: ClassifyConfig,
-    run: Run,
-    directory: RunDirectory,
-    sets: Sets,
-    model: Classifier,
-    state: dict[str, Any] | None,
-) -> None:
-    """The loop, from `state` (None: the beginning) to the last step, the test, and what is written at the end."""
-    learner = TrainState(config, model, run)
-    if state is not None:
-        learner.load_state_dict(state)
+    # 1. The run directory, and the state to resume from.
+    sets, model = prepared.sets, prepared.model
+    directory, saved = RunDirectory.reopen(config.out, run)
+    assert resume or saved is None, "a new run has no state"
+    state = TrainState(config, model, run)
+    if saved is not None:
+        refuse_changed(config.out, saved.get("fingerprints"), prepared.records)
+        state.load_state_dict(saved)
+    # 2. The data: which images each step gets depends on the seed and the step alone.
     spec = model.backbone.spec.input
     dataset = ImageDataset(sets.train, build_view(config, spec), seed=config.seed, on_broken=config.on_broken)
-    batches = TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run, start=learner.step)
+    batches = TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run, start=state.step)
     loader = build_loader(dataset, batches, config.workers)
     normalize = Normalize(spec).to(run.device)
     mix = build_mixing(config, len(sets.train.classes))
     labels = torch.tensor(sets.train.labels)
     per_epoch, last = batches.steps_per_epoch, batches.steps_per_epoch * config.epochs
+    # 3. What the loop counts.
+    progress = Progress(len(sets.train) * config.epochs, run, "train", done=state.step * config.batch_size)
+    progress.broken |= state.broken
+    seconds_before = state.seconds
+    loss_sum, loss_steps = torch.zeros((), device=run.device), 0
 
     model.train()
-    progress = Progress(len(sets.train) * config.epochs, run, "train", done=learner.step * config.batch_size)
-    progress.broken |= learner.broken
-    earlier = learner.seconds
-    loss_sum, loss_steps = torch.zeros((), device=run.device), 0
     for batch in progress.over(loader):
+        # Broken images are named and left out; a batch without any other stops the run.
         progress.skip(batch.broken)
         if not len(batch):
             raise ValueError(f"no image of a whole batch could be read, for instance: {batch.broken[0]}")
-        seed_everything(config.seed, learner.step, run.rank)  # for what draws (mixup, dropout): the same when resumed
+        # One step. Mixup and dropout draw from a generator seeded by (seed, step, process): the same when resumed.
+        seed_everything(config.seed, state.step, run.rank)
         images = normalize(batch.images.to(run.device, non_blocking=True))
         images, targets = mix(images, labels[batch.indices].to(run.device))
-        loss_sum += learner.advance(images, targets, (learner.step + 0.5) / per_epoch)
+        loss_sum += state.advance(images, targets, (state.step + 0.5) / per_epoch)
         loss_steps += 1
-        step = learner.step
+        step = state.step
+        # A log line with the mean loss since the one before; reading it back also finds a run that diverged.
         if step % config.log_every == 0 or step == last:
             loss = float(run.sum(loss_sum)) / loss_steps / run.world_size
             if not torch.isfinite(torch.tensor(loss)):
                 steps = f"step {step}" if loss_steps == 1 else f"one of the steps {step - loss_steps + 1} to {step}"
                 raise DivergedError(f"the loss is {loss} at {steps}: lower --lr; {directory.kept}")
-            lap = {**progress.lap(), "lr": learner.optimizer.param_groups[0]["lr"], "epoch": step / per_epoch}
+            lap = {**progress.lap(), "lr": state.optimizer.param_groups[0]["lr"], "epoch": step / per_epoch}
             directory.log(step, {"loss": loss, **lap, "broken": len(progress.broken)})
             progress.show(loss=loss, wait=lap["data_wait_share"])
             loss_sum.zero_()
             loss_steps = 0
+        # After an epoch, validate on the held-out images, and keep the weights if they are the best so far.
         if sets.val is not None and step % per_epoch == 0:
             epoch = step // per_epoch
             if epoch % config.val_every == 0 or step == last:
-                look(config, run, directory, sets, learner, progress, epoch)
+                validate(config, run, directory, sets, state, progress, epoch)
+        # A state to resume from.
         if step % config.save_every == 0 or step == last:
-            learner.seconds = earlier + progress.seconds
-            learner.broken = {sentence for one in run.gather(progress.broken) for sentence in one}
-            directory.save_state({**learner.state_dict(), "fingerprints": sets.fingerprints})
+            state.seconds = seconds_before + progress.seconds
+            state.broken = {reason for process in run.gather(progress.broken) for reason in process}
+            directory.save_state(state.state_dict())
 
-    chosen = choose(run, learner)
-    tested = answer(
-        chosen, sets.test, run, batch_size=config.batch_size, workers=config.workers, on_broken=config.on_broken
+    # 4. The test, once, with the selected weights; then everything that the run leaves.
+    selected = select_weights(run, state)
+    predictions = classify(
+        selected,
+        sets.test,
+        run,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        on_broken=config.on_broken,
     )
-    learner.seconds = earlier + progress.seconds
-    finish(config, run, sets, chosen, learner, tested)
+    state.seconds = seconds_before + progress.seconds
+    finish(config, run, sets, selected, state, predictions)
     directory.close()
     run.wait()  # every process finds results.json when this returns
 
 
-def look(
+def validate(
     config: ClassifyConfig,
     run: Run,
     directory: RunDirectory,
     sets: Sets,
-    learner: TrainState,
+    state: TrainState,
     progress: Progress,
     epoch: int,
 ) -> None:
-    """Measure on the held-out part after an epoch, and keep the weights that are best so far."""
-    assert sets.val is not None, "there is something to look at"
-    model = learner.leaving
-    share_statistics(model, run)
-    options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers, "label": "held out"}
-    found = answer(model, sets.val, run, on_broken=config.on_broken, **options)
-    metrics, learner.val_broken = found.metrics(), found.broken
-    directory.log(learner.step, {"val_top1": metrics["top1"], "epoch": float(epoch)})
+    """Classify the held-out images after an epoch, log top-1, and keep the weights if they are the best so far."""
+    assert sets.val is not None, "there are held-out images"
+    model = state.eval_model
+    broadcast_buffers(model, run)
+    predictions = classify(
+        model,
+        sets.val,
+        run,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        on_broken=config.on_broken,
+        label="held out",
+    )
+    metrics, state.val_broken = predictions.metrics(), predictions.broken
+    directory.log(state.step, {"val_top1": metrics["top1"], "epoch": float(epoch)})
     progress.note(f"epoch {epoch}, held out", metrics)
     if config.choose == "last":
-        learner.best = Best(epoch=epoch, top1=metrics["top1"])
-    elif metrics["top1"] > learner.best.top1:
-        learner.best = Best(epoch=epoch, top1=metrics["top1"])
-        learner.best_weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+        state.best = Best(epoch=epoch, top1=metrics["top1"])
+    elif metrics["top1"] > state.best.top1:
+        state.best = Best(epoch=epoch, top1=metrics["top1"])
+        state.best_weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def choose(run: Run, learner: TrainState) -> Classifier:
-    """The weights to test and keep."""
-    model = learner.leaving
-    if learner.best_weights is not None:
-        model.load_state_dict(learner.best_weights)
-    share_statistics(model, run)
+def select_weights(run: Run, state: TrainState) -> Classifier:
+    """The weights to test and keep: those of the best validation, or the last; the same in every process."""
+    model = state.eval_model
+    if state.best_weights is not None:
+        model.load_state_dict(state.best_weights)
+    broadcast_buffers(model, run)
     return model
 
 
-def share_statistics(model: Classifier, run: Run) -> None:
-    """Batch norm counts per process: measure and save what the first one counted."""
-    if run.world_size > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+def refuse_changed(out: Path, began: Mapping[str, str] | None, records: Mapping[str, DatasetRecord]) -> None:
+    """Refuse to resume a run of a version before 0.4, whose state holds the fingerprints, with other images.
+
+    Raises:
+        ValueError: with the folder of the images that changed.
+    """
+    for role, record in records.items():
+        if began is not None and began.get(role) != record.fingerprint:
+            raise ValueError(f"what is in {record.path} changed since {out} began: choose another --out")

@@ -4,30 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
-from stillroom.backbone.command import ResumeFlags, print_on_main, report_errors, subcommand_union
+from stillroom.backbone.finetune.cli import FineTuneCli
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import refuse_missing_images
 from stillroom.backbone.results import refuse_unfinished
-from stillroom.backbone.sweep import refuse_unresumable
-from stillroom.backbone.table import report
-from stillroom.det_transfer.config import DetectConfig, preflight
+from stillroom.det_transfer.config import preflight
 from stillroom.det_transfer.presets import PRESETS
-
-
-class Resume(ResumeFlags):
-    """Resume an interrupted run from its last state."""
-
-    def run(self) -> str:
-        """Check the path, then resume and summarise the results."""
-        refuse_unresumable(self.path)
-        from stillroom.det_transfer.record import summary
-        from stillroom.det_transfer.sweep import resume
-
-        return report(resume(self.path, **self.changes), summary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +41,19 @@ class Predict:
         return f"{out}: {len(list((out / 'overlays').rglob('*.png')))} images"
 
 
-@report_errors
-def main() -> None:
-    """Entry point of `stillroom-det-transfer`."""
-    command = tyro.cli(
-        command_type(),
-        prog="stillroom-det-transfer",
-        description="Fine-tune a backbone for object detection with Detectron2, or with torchvision's detectors.",
-        config=(tyro.conf.CascadeSubcommandArgs,),
-    )
-    print_on_main(train(command) if isinstance(command, DetectConfig) else command.run())
+def load_task() -> Any:
+    """Import the module that acts, and torch with it."""
+    from stillroom.det_transfer import task
+
+    return task
 
 
-def train(config: DetectConfig) -> str:
-    """Run a preset; its flags and paths are checked before torch is imported."""
-    preflight(config)
-    from stillroom.det_transfer.record import summary
-    from stillroom.det_transfer.sweep import finetune
-
-    return report(finetune(config), summary)
-
-
-def command_type() -> Any:
-    """Join the presets, `resume` and `predict` in one union for tyro."""
-    return subcommand_union(PRESETS, {"resume": Resume, "predict": Predict})
+CLI = FineTuneCli(
+    prog="stillroom-det-transfer",
+    description="Fine-tune a backbone for object detection with Detectron2, or with torchvision's detectors.",
+    presets=PRESETS,
+    preflight=preflight,
+    load=load_task,
+    commands={"predict": Predict},
+)
+command_type, main = CLI.command_type, CLI.main

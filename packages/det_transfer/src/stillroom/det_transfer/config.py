@@ -4,16 +4,13 @@ import math
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import arg  # names of flags
+from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import at_least, within
 from stillroom.backbone.configs import refuse_beside
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.backbone.image_files import refuse_missing_folder
-from stillroom.backbone.sweep import refuse_paths, split
 
 BackendName = Literal["detectron2", "torchvision"]
 DetectorName = Literal["faster-rcnn", "mask-rcnn", "retinanet"]
@@ -23,20 +20,14 @@ FpnNorm = Literal["none", "gn"]
 Layout = Literal["coco", "coco2017", "voc", "voc0712"]
 OnBadBox = Literal["refuse", "skip"]
 Legacy = Literal["none", "rgb-mean", "std-1"]
-Amp = Literal["none", "bf16"]
 
 INSTALLATION = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectConfig:
+class DetectConfig(FineTuneConfig):
     """Fine-tune a backbone for object detection; several checkpoints or seeds make a sweep."""
 
-    checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
-    """Initial weights: a checkpoint directory, the name of a net with its pretrained weights, random:NAME, random or
-    pretrained (see --like)."""
-    out: Path
-    """Run directory to make; a sweep makes one in it for each run, and keeps the finished ones."""
     backend: BackendName = "detectron2"
     """Library of the detector and the training loop. Detectron2 is installed as its own documentation says; torchvision
     is always available."""
@@ -63,8 +54,6 @@ class DetectConfig:
     them."""
     keep_empty: bool = False
     """Train on images without boxes too."""
-    like: str | None = None
-    """Net and input specification for `random` and `pretrained`; None: those of the first other checkpoint."""
     detector: DetectorName = "faster-rcnn"
     """Detector; mask-rcnn needs a polygon or RLE mask with every box."""
     neck: Neck = "fpn"
@@ -96,8 +85,6 @@ class DetectConfig:
     """Largest long side, pixels."""
     steps: int = 90_000
     """Optimiser steps."""
-    batch_size: int = 16
-    """Images per step, over all processes."""
     lr: float = 0.02
     """Learning rate of SGD with momentum 0.9."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)
@@ -108,32 +95,8 @@ class DetectConfig:
     """Weight decay, on every parameter except those of norms."""
     clip: float = 0.0
     """Gradient clipping: largest norm of the gradient; 0: none."""
-    amp: Amp = "none"
-    """bf16: forward passes in bfloat16 autocast; Detectron2 needs a GPU for it."""
-    seeds: Annotated[tuple[int, ...], arg(aliases=("--seed",))] = (0,)
-    """Seeds of the random weights, the order of the images, their augmentation and the sampled boxes; one run each."""
-    device: DeviceName = "auto"
-    """auto: a GPU if there is one."""
-    workers: int = 1
-    """Processes that decode images."""
     log_every: int = 20
-    """Steps between two lines of the log."""
-    save_every: int = 1000
-    """Steps between two states to resume from."""
-    data_licence: str | None = None
-    """Licence of the images; a restricted one is recorded in the checkpoint's manifest."""
-
-    @property
-    def seed(self) -> int:
-        """The seed of a single run."""
-        (seed,) = self.seeds
-        return seed
-
-    @property
-    def name(self) -> str:
-        """The name of a single run's initial weights."""
-        (name,) = self.checkpoint
-        return name
+    """Steps between two log lines."""
 
 
 BESIDE_FRAMEWORK_CONFIG = ("backend", "like", "seeds", "device", "workers", "data_licence")
@@ -151,9 +114,9 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
     Raises:
         ValueError: with the first setting that is refused.
     """
-    at_least(config, 1, "steps", "batch_size", "fpn_dim", "box_dim", "rois", "test_size", "max_size")
-    at_least(config, 1, "log_every", "save_every", "train_sizes")
-    at_least(config, 0, "workers", "warmup", "lr", "weight_decay", "clip")
+    check_shared(config)
+    at_least(config, 1, "steps", "fpn_dim", "box_dim", "rois", "test_size", "max_size", "train_sizes")
+    at_least(config, 0, "warmup", "lr", "weight_decay", "clip")
     within(config, 0, math.inf, "anchor_scale", ends="()")
     within(config, 0, 1, "drops", ends="()")
     if not config.train_sizes:

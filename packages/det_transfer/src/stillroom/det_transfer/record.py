@@ -8,7 +8,8 @@ from pathlib import Path
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.finetune.lifecycle import INITIAL as INITIAL
+from stillroom.backbone.finetune.lifecycle import initial_sha256
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, percent, read_results
@@ -22,8 +23,6 @@ from stillroom.det_transfer.metrics import compute_metrics
 PACKAGE = "stillroom-det-transfer"
 PROTOCOL = "detection/v1"
 CHECKPOINT = "checkpoint"
-INITIAL = "initial"
-"""The initial weights, as a checkpoint of ours."""
 PREDICTIONS = "predictions.json"
 """The detections in the validation images, in COCO's results format."""
 PER_CLASS = "ap_per_class"
@@ -79,7 +78,7 @@ def finish(
             seconds=seconds,
             made_by=made_by(PACKAGE, settings),
             extra={
-                "initial_sha256": read_manifest(config.out / INITIAL / "manifest.json").weights.sha256,
+                "initial_sha256": initial_sha256(config.out),
                 "classes": list(data.classes),
                 "loaded": loaded,
                 "boxes": {"train": data.train.num_boxes, "test": data.val.num_boxes},

@@ -27,7 +27,7 @@ from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import RESULTS, CheckpointRecord, DatasetRecord
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.schedule import Schedule
-from stillroom.backbone.sweep import directory_name, once
+from stillroom.backbone.sweep import directory_name, run_or_resume
 from stillroom.eval_ssl.comparison import write_comparison
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outcome
 from stillroom.eval_ssl.features import FeatureSets, extract_features
@@ -59,7 +59,7 @@ def evaluate(config: EvaluationConfig) -> Path:
         try:
             if lacks_figures(single):
                 evaluate_one(single, run)
-            once(single, UNIONS, partial(evaluate_one, run=run))
+            run_or_resume(single, UNIONS, partial(evaluate_one, run=run))
         except ValueError as error:
             raise (ValueError(f"{single.checkpoint[0]}: {error}") if len(singles) > 1 else error) from error
 

@@ -1,4 +1,4 @@
-"""Images with masks: any folder of them, and the published data sets as MMSegmentation lays them out."""
+"""Images with masks: a folder of them, or a published data set as MMSegmentation lays it out."""
 
 import json
 import os
@@ -22,18 +22,18 @@ from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
 
 IGNORED = 255
-"""The label of pixels that nobody has labelled."""
+"""The label of unlabelled pixels."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masked:
+class MaskedImages:
     """Images with masks, as a config of MMSegmentation's data set.
 
     Args:
         config: of the data set, without its pipeline.
         root: folder of the data set.
-        pairs: every image with its mask.
+        pairs: (image, mask) files.
     """
 
     config: dict[str, Any]
@@ -42,42 +42,42 @@ class Masked:
 
     @property
     def record(self) -> DatasetRecord:
-        """For results.json; the fingerprint is that of images and masks."""
+        """The record for results.json; its fingerprint covers images and masks."""
         files = ImageFiles(self.root, tuple(file for both in self.pairs for file in both))
         return DatasetRecord(path=str(self.root), count=len(self.pairs), fingerprint=files.fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationData:
-    """What a run learns from and is measured on.
+    """The data of a run.
 
     Args:
         classes: names, in the order of the mask's indices.
-        train, val: the images.
-        words: what they are, for the protocol id.
-        zero_ignored: index 0 of the masks is no class, and 1 the first (ADE20K).
+        train, val: training images, and the images that are evaluated.
+        words: their description, for the protocol id.
+        zero_ignored: index 0 of the masks is not a class, index 1 is the first (ADE20K).
     """
 
     classes: tuple[str, ...]
-    train: Masked
-    val: Masked
+    train: MaskedImages
+    val: MaskedImages
     words: str
     zero_ignored: bool = False
 
     @property
     def records(self) -> dict[str, DatasetRecord]:
-        """For results.json, by role."""
+        """The records for results.json, by role."""
         return {"train": self.train.record, "test": self.val.record}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published data set's place and size.
+    """The layout and size of a published data set.
 
     Args:
-        dataset: MMSegmentation's class of it.
-        train, val: `data_prefix` and `ann_file` of its class, relative to the data set's folder.
-        counts: images in each.
+        dataset: MMSegmentation's class.
+        train, val: its `data_prefix` and `ann_file`, relative to the data set's folder.
+        counts: training and validation images.
     """
 
     dataset: type[BaseSegDataset]
@@ -99,23 +99,29 @@ _VOC_TRAIN, _VOC_VAL = _voc("SegmentationClass", "train"), _voc("SegmentationCla
 PUBLISHED: dict[Layout, Published] = {
     "voc2012": Published(dataset=PascalVOCDataset, train=(_VOC_TRAIN,), val=_VOC_VAL, counts=(1464, 1449)),
     "voc2012aug": Published(
-        dataset=PascalVOCDataset, train=(_VOC_TRAIN, _voc("SegmentationClassAug", "aug")), val=_VOC_VAL,
+        dataset=PascalVOCDataset,
+        train=(_VOC_TRAIN, _voc("SegmentationClassAug", "aug")),
+        val=_VOC_VAL,
         counts=(10_582, 1449),
     ),
     "cityscapes": Published(
-        dataset=CityscapesDataset, train=(_parts("leftImg8bit", "gtFine", "train"),),
-        val=_parts("leftImg8bit", "gtFine", "val"), counts=(2975, 500),
+        dataset=CityscapesDataset,
+        train=(_parts("leftImg8bit", "gtFine", "train"),),
+        val=_parts("leftImg8bit", "gtFine", "val"),
+        counts=(2975, 500),
     ),
     "ade20k": Published(
-        dataset=ADE20KDataset, train=(_parts("images", "annotations", "training"),),
-        val=_parts("images", "annotations", "validation"), counts=(20_210, 2000),
+        dataset=ADE20KDataset,
+        train=(_parts("images", "annotations", "training"),),
+        val=_parts("images", "annotations", "validation"),
+        counts=(20_210, 2000),
     ),
-}  # fmt: skip
+}
 
 
 @DATASETS.register_module()
 class StillroomSegDataset(BaseSegDataset):
-    """Image files of any usual suffix, each with the mask of the same name: ROOT/images/PART, ROOT/labels/PART.
+    """Image files ROOT/images/PART of any usual suffix, each with the mask of the same name in ROOT/labels/PART.
 
     Args:
         data_root: ROOT.
@@ -128,7 +134,7 @@ class StillroomSegDataset(BaseSegDataset):
         super().__init__(data_root=data_root, **arguments)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """As BaseSegDataset describes an image."""
+        """Describe each image as BaseSegDataset does."""
         common: dict[str, Any] = {"label_map": None, "reduce_zero_label": False, "seg_fields": []}
         return [
             {"img_path": str(image), "seg_map_path": str(mask), **common}
@@ -137,10 +143,10 @@ class StillroomSegDataset(BaseSegDataset):
 
 
 def read_data(config: SegmentConfig) -> SegmentationData:
-    """Find the images of a run, and look at what can be wrong with them.
+    """Find the images of a run, and check their masks.
 
     Raises:
-        ValueError: folders, masks or names that are missing, and masks that do not fit, by name.
+        ValueError: missing folders, masks or class names, and masks that do not fit, by name.
     """
     check_source(config)
     assert config.data is not None
@@ -152,17 +158,17 @@ def read_data(config: SegmentConfig) -> SegmentationData:
 
 
 def read_framework_config(file: Path) -> Config:
-    """A user's config file.
+    """Read a user's config file.
 
     Raises:
-        ValueError: no such file, or one without a segmentation model and its data.
+        ValueError: no such file, or not a whole config of a segmentation model and its data.
     """
     refuse_missing(file)
     try:
-        own = Config.fromfile(str(file), format_python_code=False)
-    except Exception as error:  # it may be any program
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{file} cannot be read as a config of MMEngine: {said[-1]}") from error
+        user = Config.fromfile(str(file), format_python_code=False)
+    except Exception as error:  # a Python program may raise any class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{file} cannot be read as a config of MMEngine: {reason[-1]}") from error
     parts = (
         "model",
         "train_dataloader",
@@ -173,80 +179,85 @@ def read_framework_config(file: Path) -> Config:
         "optim_wrapper",
     )
     for name in parts:
-        if own.get(name) is None:
+        if user.get(name) is None:
             raise ValueError(f"{file} has no {name}: a whole config of MMSegmentation was expected")
-    if not isinstance(own.model, dict) or not (own.model.get("backbone") or {}).get("type"):
+    if not isinstance(user.model, dict) or not (user.model.get("backbone") or {}).get("type"):
         raise ValueError(f"{file} has no model.backbone with a type: a whole config of MMSegmentation was expected")
-    if not isinstance(own.test_evaluator, dict) or own.test_evaluator.get("prefix"):
+    if not isinstance(user.test_evaluator, dict) or user.test_evaluator.get("prefix"):
         raise ValueError(f"{file} needs one test_evaluator without prefix: an IoUMetric")
-    return own
+    return user
 
 
-def digest(own: Config) -> str:
-    """Of a config with all that it inherits."""
-    return sha256(json.dumps(own.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
+def digest(user: Config) -> str:
+    """Hash a config together with what it inherits."""
+    return sha256(json.dumps(user.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_framework(resolved: Config) -> SegmentationData:
-    """The images that a config of MMSegmentation names.
+    """Read the images that a config of MMSegmentation names.
 
     Raises:
-        ValueError: files that are not there.
+        ValueError: missing files.
     """
-    init_default_scope(resolved.get("default_scope") or "mmseg")  # where the names of its transforms are looked for
-    found: dict[str, Masked] = {}
+    init_default_scope(resolved.get("default_scope") or "mmseg")  # the registry in which its transforms are looked up
+    parts: dict[str, MaskedImages] = {}
     classes: tuple[str, ...] = ()
     zero_ignored = False
     for role in ("train", "test"):
         settings = resolved[f"{role}_dataloader"].dataset
         try:
             dataset = DATASETS.build(settings)
-        except Exception as error:  # it may be of any class
-            said = str(error).splitlines()[0]
-            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {said}") from error
+        except Exception as error:  # user code may raise any class
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {reason}") from error
         rows = [dataset.get_data_info(index) for index in range(len(dataset))]
         pairs = [(Path(row["img_path"]), Path(row["seg_map_path"])) for row in rows]
         if not pairs:
-            raise ValueError(f"the {role} images of {resolved.filename} are none: look at its data_root")
+            raise ValueError(f"{resolved.filename} names no {role} images: check its data_root")
         root = Path(os.path.commonpath([file.parent for both in pairs for file in both]))
-        found[role] = Masked(config=dict(settings), root=root, pairs=pairs)
+        parts[role] = MaskedImages(config=dict(settings), root=root, pairs=pairs)
         classes, zero_ignored = tuple(dataset.metainfo["classes"]), bool(rows[0]["reduce_zero_label"])
     words = f"framework-config={Path(resolved.filename).name} sha256={digest(resolved)[:12]}"
     return SegmentationData(
-        classes=classes, train=found["train"], val=found["test"], words=words, zero_ignored=zero_ignored
+        classes=classes, train=parts["train"], val=parts["test"], words=words, zero_ignored=zero_ignored
     )
 
 
 def read_folder(root: Path) -> SegmentationData:
-    """Images with index masks.
+    """Read a folder of images with index masks.
 
     Raises:
         ValueError: see `read_data`.
     """
     classes = read_classes(root / "classes.txt")
-    parts: dict[str, Masked] = {}
+    parts: dict[str, MaskedImages] = {}
     for part in ("train", "val"):
         pairs = pair(root, part)
         check_masks(pairs, len(classes))
         settings = {
-            "type": "StillroomSegDataset", "data_root": str(root), "part": part, "metainfo": {"classes": classes},
-        }  # fmt: skip
-        parts[part] = Masked(config=settings, root=root, pairs=pairs)
+            "type": "StillroomSegDataset",
+            "data_root": str(root),
+            "part": part,
+            "metainfo": {"classes": classes},
+        }
+        parts[part] = MaskedImages(config=settings, root=root, pairs=pairs)
     return SegmentationData(classes=classes, train=parts["train"], val=parts["val"], words="")
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
-    """The classes, one name per line; line 1 is index 0.
+    """Read the class names, one per line; line 1 is index 0.
 
     Raises:
-        ValueError: no such file, fewer than two names, too many for 8 bits, or one twice.
+        ValueError: no such file, fewer than two names, too many for 8 bits, or a name twice.
     """
     if not file.is_file():
-        raise ValueError(f"there is no {file}: it names the classes, one per line, the first is index 0 of the masks")
+        raise ValueError(
+            f"there is no {file}: it must name the classes, one per line, the first for index 0 of the masks"
+        )
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error}") from error
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
     classes = tuple(line.strip() for line in lines if line.strip())
     if not 2 <= len(classes) <= IGNORED:
         raise ValueError(f"{file} names {len(classes)} classes: 2 to {IGNORED} were expected")
@@ -256,36 +267,37 @@ def read_classes(file: Path) -> tuple[str, ...]:
 
 
 def pair(root: Path, part: str) -> list[tuple[Path, Path]]:
-    """Every image of a part with its mask, in the order of their names.
+    """Pair every image of a part with its mask, in the order of their names.
 
     Raises:
-        ValueError: no folder, no image, two images of one name, or images without a mask and masks without an image.
+        ValueError: no folder, no image, two images of one name, an image without a mask, or a mask without an image.
     """
     images, masks = root / "images" / part, root / "labels" / part
     for folder in (images, masks):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}: {root} needs images/{part} and labels/{part}")
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for file in sorted(f for f in images.rglob("*") if f.suffix.lower() in SUFFIXES):
         name = file.relative_to(images).with_suffix("").as_posix()
-        if name in found:
-            raise ValueError(f"{found[name]} and {file} would share one mask: rename one of them")
-        found[name] = file
-    drawn = [f for f in masks.rglob("*") if f.suffix.lower() == ".png"]
-    known = {f.relative_to(masks).with_suffix("").as_posix(): f for f in drawn}
-    if not found:
+        if name in by_name:
+            raise ValueError(f"{by_name[name]} and {file} would share one mask: rename one of them")
+        by_name[name] = file
+    files = [f for f in masks.rglob("*") if f.suffix.lower() == ".png"]
+    mask_by_name = {f.relative_to(masks).with_suffix("").as_posix(): f for f in files}
+    if not by_name:
         raise ValueError(f"{images} holds no image ({', '.join(SUFFIXES)})")
-    for one, other, words in ((found, known, "images have no mask"), (known, found, "masks have no image")):
-        if missing := one.keys() - other.keys():
-            raise ValueError(f"{len(missing)} {words} in {root} ({part}), the first is {min(missing)}")
-    return [(file, known[name]) for name, file in found.items()]
+    if missing := by_name.keys() - mask_by_name.keys():
+        raise ValueError(f"{len(missing)} images have no mask in {root} ({part}), the first is {min(missing)}")
+    if missing := mask_by_name.keys() - by_name.keys():
+        raise ValueError(f"{len(missing)} masks have no image in {root} ({part}), the first is {min(missing)}")
+    return [(file, mask_by_name[name]) for name, file in by_name.items()]
 
 
 def check_masks(pairs: list[tuple[Path, Path]], num_classes: int) -> None:
-    """Look at every mask: one channel of 8 bits, as large as its image, no label that is no class.
+    """Check every mask: one channel of 8 bits, the size of its image, only labels of classes.
 
     Raises:
-        ValueError: with the first mask that does not fit and how many there are.
+        ValueError: with the first mask that does not fit, and how many there are.
     """
     wrong: list[str] = []
     labelled = False
@@ -293,9 +305,9 @@ def check_masks(pairs: list[tuple[Path, Path]], num_classes: int) -> None:
         try:
             with Image.open(mask) as opened, Image.open(image) as beside:
                 if opened.mode not in ("L", "P"):
-                    wrong.append(f"{mask} is of mode {opened.mode}: masks hold one index of 8 bits per pixel")
+                    wrong.append(f"{mask} has mode {opened.mode}: masks hold one index of 8 bits per pixel")
                 elif has_exif_orientation(beside):
-                    wrong.append(f"{image} is turned by its EXIF tag, its mask is not: save it upright")
+                    wrong.append(f"{image} is rotated by its EXIF tag, its mask is not: save it upright")
                 elif opened.size != beside.size:
                     wrong.append(f"{mask} is {opened.size} px, its image {beside.size}")
                 else:
@@ -313,7 +325,7 @@ def check_masks(pairs: list[tuple[Path, Path]], num_classes: int) -> None:
 
 
 def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationData:
-    """A published data set; its images are counted.
+    """Read a published data set, and count its images.
 
     Raises:
         ValueError: see `read_data`; fewer images than were published, unless `--partial`.
@@ -327,39 +339,44 @@ def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationDat
     if counts != published.counts and not partial:
         raise ValueError(
             f"{root} holds {counts[0]} training and {counts[1]} validation images of {layout}, "
-            f"{published.counts[0]} and {published.counts[1]} were published: complete it, or say --partial"
+            f"{published.counts[0]} and {published.counts[1]} were published: complete it, or pass --partial"
         )
-    if both := {image for image, _ in train} & {image for image, _ in val}:
-        raise ValueError(f"{root} learns from {len(both)} images that it is measured on, the first is {min(both)}")
+    if shared := {image for image, _ in train} & {image for image, _ in val}:
+        raise ValueError(
+            f"{root} lists {len(shared)} images both for training and validation, the first is {min(shared)}"
+        )
     classes = tuple(published.dataset.METAINFO["classes"])
     for pairs in (train, val):
-        check_masks(pairs, len(classes) + (layout == "ade20k"))  # its index 0 is no class
+        check_masks(pairs, len(classes) + (layout == "ade20k"))  # its index 0 is not a class
     settings = parts[0] if len(parts) == 2 else {"type": "ConcatDataset", "datasets": parts[:-1]}
     return SegmentationData(
         classes=classes,
-        train=Masked(config=settings, root=root, pairs=train),
-        val=Masked(config=parts[-1], root=root, pairs=val),
-        words=layout + (" partial" if counts != published.counts else ""), zero_ignored=layout == "ade20k",
-    )  # fmt: skip
+        train=MaskedImages(config=settings, root=root, pairs=train),
+        val=MaskedImages(config=parts[-1], root=root, pairs=val),
+        words=layout + (" partial" if counts != published.counts else ""),
+        zero_ignored=layout == "ade20k",
+    )
 
 
 def list_pairs(dataset: type[BaseSegDataset], settings: Mapping[str, Any]) -> list[tuple[Path, Path]]:
-    """The images that MMSegmentation's data set finds, with their masks.
+    """List the (image, mask) files that MMSegmentation's data set finds.
 
     Raises:
-        ValueError: a folder, list, image or mask that is missing, by name.
+        ValueError: a missing folder, list, image or mask, by name.
     """
     root = Path(settings["data_root"])
-    wanted = [root / settings["data_prefix"][key] for key in ("img_path", "seg_map_path")]
+    paths = [root / settings["data_prefix"][key] for key in ("img_path", "seg_map_path")]
     if "ann_file" in settings:
-        wanted.append(root / settings["ann_file"])
-    if missing := next((path for path in wanted if not path.exists()), None):
-        raise ValueError(f"there is no {missing}: {root} is not laid out as MMSegmentation's {dataset.__name__} is")
+        paths.append(root / settings["ann_file"])
+    if missing := next((path for path in paths if not path.exists()), None):
+        raise ValueError(
+            f"there is no {missing}: {root} does not have the layout of MMSegmentation's {dataset.__name__}"
+        )
     arguments = {key: value for key, value in settings.items() if key != "type"}
     pairs = [
         (Path(row["img_path"]), Path(row["seg_map_path"]))
         for row in dataset(**arguments, serialize_data=False).data_list
     ]
     if missing := next((file for both in pairs for file in both if not file.is_file()), None):
-        raise ValueError(f"there is no {missing}, which the lists of {root} name")
+        raise ValueError(f"there is no {missing}, which a list in {root} names")
     return pairs

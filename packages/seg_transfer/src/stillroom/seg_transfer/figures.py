@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: image, truth, answer, error."""
+"""Figures of a segmentation: image, truth, prediction, error."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +21,11 @@ from stillroom.seg_transfer.data import IGNORED, SegmentationData
 from stillroom.seg_transfer.transforms import read_bgr
 
 Mask = UInt8[np.ndarray, "h w"]
-ROWS = 6  # images on a sheet
+ROWS = 6  # images in a figure
 
 
 def palette(num_classes: int) -> UInt8[np.ndarray, "256 3"]:
-    """Colours by index: the first class dark, ignored pixels white."""
+    """The colours of class indices: the first class dark, ignored pixels white."""
     colours = np.full((256, 3), 255, np.uint8)
     wheel = colormaps["tab20"](range(20)) if num_classes <= 21 else colormaps["hsv"](np.linspace(0, 1, num_classes))
     colours[1:num_classes] = (255 * np.asarray(wheel)[: num_classes - 1, :3]).astype(np.uint8)
@@ -35,43 +35,51 @@ def palette(num_classes: int) -> UInt8[np.ndarray, "256 3"]:
 
 @torch.no_grad()
 def segment(net: nn.Module, resolved: Config, image: Path) -> Mask:
-    """The class of every pixel of an image file.
+    """Predict the class of every pixel of an image file.
 
     Args:
         net: MMSegmentation's model.
         resolved: its config.
-        image: file.
+        image: the file.
 
     Raises:
         BrokenImageError: an image that cannot be read.
     """
     net.cfg = resolved
     mode = net.training
-    found: Any = inference_model(net.eval(), read_bgr(image))
+    result: Any = inference_model(net.eval(), read_bgr(image))
     net.train(mode)
-    return found.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
+    return result.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
 
 
 def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationData, title: str) -> None:
-    """Validation images, evenly spread: image, truth, answer, and in red where the answer is wrong."""
-    places = np.unique(np.linspace(0, len(data.val.pairs) - 1, ROWS).round().astype(int))
-    figure = Figure(figsize=(11, 2.6 * len(places)))
+    """Draw some validation images with their truth, prediction and, in red, errors.
+
+    Args:
+        path: PNG to write.
+        net: MMSegmentation's model.
+        resolved: its config.
+        data: whose validation images are drawn, evenly spread over the list.
+        title: of the figure.
+    """
+    indices = np.unique(np.linspace(0, len(data.val.pairs) - 1, ROWS).round().astype(int))
+    figure = Figure(figsize=(11, 2.6 * len(indices)))
     colours = palette(len(data.classes))
-    for row, place in enumerate(places):
-        image, file = data.val.pairs[place]
+    for row, index in enumerate(indices):
+        image, file = data.val.pairs[index]
         truth = mmcv.imread(str(file), flag="unchanged", backend="pillow").squeeze()
         if data.zero_ignored:
-            truth = np.where(truth == IGNORED, IGNORED, truth - 1).astype(np.uint8)  # 0 turns to 255
-        answer = segment(net, resolved, image)
+            truth = np.where(truth == IGNORED, IGNORED, truth - 1).astype(np.uint8)  # 0 becomes 255
+        prediction = segment(net, resolved, image)
         pixels = np.asarray(load_image(image))
-        wrong = (truth != answer) & (truth != IGNORED)
+        wrong = (truth != prediction) & (truth != IGNORED)
         error = (0.35 * pixels).astype(np.uint8)
         error[wrong] = (230, 30, 30)
         share = wrong.sum() / max(1, (truth != IGNORED).sum())
-        shown = {image.name: pixels, "truth": colours[truth], "answer": colours[answer]}
-        shown[f"error: {100 * share:.1f} %"] = error
-        for column, (name, picture) in enumerate(shown.items()):
-            axes = figure.add_subplot(len(places), 4, 4 * row + column + 1, xticks=[], yticks=[])
+        panels = {image.name: pixels, "truth": colours[truth], "prediction": colours[prediction]}
+        panels[f"error: {100 * share:.1f} %"] = error
+        for column, (name, picture) in enumerate(panels.items()):
+            axes = figure.add_subplot(len(indices), 4, 4 * row + column + 1, xticks=[], yticks=[])
             axes.imshow(picture)
             axes.set_title(plain(name), fontsize=8)
     figure.suptitle(plain(title))
@@ -81,5 +89,5 @@ def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationD
 
 
 def legend(classes: Sequence[str], colours: UInt8[np.ndarray, "256 3"]) -> list[Patch]:
-    """The colour of each class; of more than 24 only the first."""
+    """Build the legend of class colours, for the first 24 classes."""
     return [Patch(color=colours[i] / 255, label=plain(name)) for i, name in enumerate(classes[:24])]

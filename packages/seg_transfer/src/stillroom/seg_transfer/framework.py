@@ -1,4 +1,4 @@
-"""MMSegmentation, MMEngine and MMCV: whether they are there, and are the maintained ones."""
+"""Check that MMSegmentation, MMEngine and MMCV are installed, in their maintained releases."""
 
 from importlib import metadata, util
 
@@ -12,14 +12,14 @@ _OLD = {
 
 
 class FrameworkError(ImportError, ValueError):
-    """A framework that has to be installed, or to go; said in one sentence."""
+    """A framework that must be installed or uninstalled."""
 
 
 def find_framework() -> None:
     """Look for the three packages, without importing them.
 
     Raises:
-        FrameworkError: one is missing, or is the abandoned release of the same import name; what to install is said.
+        FrameworkError: one is missing, or is the abandoned release with the same import name; with what to install.
     """
     for name, distribution in _NAMES.items():
         if old := next((d for d in _OLD[name] if _installed(d)), None):

@@ -1,4 +1,4 @@
-"""The decoder that MMSegmentation does not have: a dense linear probe."""
+"""A decoder that MMSegmentation lacks: the dense linear probe."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @MODELS.register_module()
 class LinearHead(BaseDecodeHead):
-    """Batch norm and a 1x1 convolution: how linearly separable the pixels' features are.
+    """Batch norm and a 1x1 convolution, which measure how linearly separable the features of pixels are.
 
     Args:
         arguments: of MMSegmentation's BaseDecodeHead.

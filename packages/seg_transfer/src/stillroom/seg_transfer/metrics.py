@@ -1,4 +1,4 @@
-"""How good a segmentation is: MMSegmentation's IoU, with the numbers of each class."""
+"""Intersection over union (IoU): MMSegmentation's metric, with the IoU of each class."""
 
 from collections.abc import Sequence
 
@@ -8,30 +8,30 @@ from mmseg.registry import METRICS
 from torch import Tensor
 
 IOU = "IoU/"
-"""Before a class's name: the metric of it."""
+"""Prefix of the metric of a class, before the class's name."""
 
 
 @METRICS.register_module()
 class ClassIoU(IoUMetric):
-    """MMSegmentation's metric, as fractions and not rounded, each class's IoU beside the means.
+    """MMSegmentation's metric as fractions, not rounded, with each class's IoU beside the means.
 
-    mIoU and mAcc are means over the classes that occur; `mIoU_foreground` leaves out the first class where its name is
+    mIoU and mAcc are means over the classes that occur. `mIoU_foreground` leaves out the first class if it is named
     `background`.
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """From areas summed over all images; MMSegmentation's own table is logged."""
+        """Compute the metrics from areas summed over all images; MMSegmentation's own table is logged."""
         super().compute_metrics(results)
         intersect, union, _, label = (torch.stack(parts).sum(dim=0).double() for parts in zip(*results, strict=True))
         return from_areas(intersect, union, label, self.dataset_meta["classes"])
 
 
 def from_areas(intersect: Tensor, union: Tensor, label: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """Metrics from pixel counts per class.
+    """Compute metrics from pixel counts per class.
 
     Args:
-        intersect: (k,) pixels of the class that were called so.
-        union: (k,) pixels of the class, or called so.
+        intersect: (k,) pixels of each of the k classes that are predicted as it.
+        union: (k,) pixels that are of the class, or predicted as it.
         label: (k,) pixels of the class.
         classes: k names.
     """

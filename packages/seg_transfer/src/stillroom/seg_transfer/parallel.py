@@ -1,4 +1,4 @@
-"""Several processes without GPUs, which MMEngine's own wrapper of the model does not know."""
+"""MMEngine's wrapper of a model for several processes, on CPUs."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from torch import nn
 
 @MODEL_WRAPPERS.register_module()
 class OnCpus(MMDistributedDataParallel):
-    """MMEngine's wrapper, which names a GPU to each process, without that name.
+    """MMEngine's DistributedDataParallel without device ids, which must be None on CPUs.
 
     Args:
         module: the model.
-        device_ids: of MMEngine; left out.
-        arguments: of torch's wrapper.
+        device_ids: passed by MMEngine, and ignored.
+        arguments: of DistributedDataParallel.
     """
 
     def __init__(self, module: nn.Module, device_ids: object = None, **arguments: Any) -> None:

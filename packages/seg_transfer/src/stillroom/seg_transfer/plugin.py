@@ -1,3 +1,3 @@
-"""What a config of MMEngine names is known once this is imported: it is among the config's `custom_imports`."""
+"""Register every name that our MMEngine configs use: importing this is among a config's `custom_imports`."""
 
-from stillroom.seg_transfer import bridge, data, heads, measure, nets, parallel, steady, transforms  # noqa: F401
+from stillroom.seg_transfer import bridge, data, heads, metrics, nets, parallel, reproducible, transforms  # noqa: F401

@@ -1,4 +1,4 @@
-"""The runs we stand behind, each a lab note. Every field can be changed by its flag."""
+"""Presets, each documented as a lab note. Every field can be changed by its flag."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,17 +22,17 @@ def pspnet(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
 
 
 def pspnet_voc(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
-    """pspnet on VOC 2012 (aug): 50 epochs of 10,582 images, scales 0.5 to 1.5; measured in windows, and mirrored."""
+    """pspnet on VOC 2012 (aug): 50 epochs of 10,582 images, scales 0.5 to 1.5; evaluated in windows, and mirrored."""
     return replace(pspnet(checkpoint=checkpoint, out=out), **VOC, **WINDOWS)
 
 
 def pspnet_cityscapes(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
-    """pspnet on Cityscapes: 200 epochs of 2,975 images; measured in windows, and mirrored."""
+    """pspnet on Cityscapes: 200 epochs of 2,975 images; evaluated in windows, and mirrored."""
     return replace(pspnet(checkpoint=checkpoint, out=out), **CITYSCAPES, **WINDOWS)
 
 
 def pspnet_ade20k(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
-    """pspnet on ADE20K: 100 epochs of 20,210 images; measured in windows, and mirrored."""
+    """pspnet on ADE20K: 100 epochs of 20,210 images; evaluated in windows, and mirrored."""
     return replace(pspnet(checkpoint=checkpoint, out=out), **ADE20K, **WINDOWS)
 
 
@@ -42,7 +42,7 @@ def fcn(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
 
 
 def deeplabv3plus(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
-    """DeepLabV3+ (Chen et al., ECCV 2018): atrous pyramid on stride 8, the finest level joined in; else as pspnet."""
+    """DeepLabV3+ (Chen et al., ECCV 2018): atrous pyramid on stride 8, joined by the finest level; else as pspnet."""
     return SegmentConfig(checkpoint=checkpoint, out=out, head="deeplabv3plus")
 
 
@@ -54,32 +54,38 @@ def upernet(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
 def linear(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
     """Dense linear probe: batch norm and a 1x1 convolution on frozen features of stride 8.
 
-    How self-supervised backbones are compared (DINOv2, Oquab et al., 2023, section 7.4). The rate is that of the head
-    alone: 0.01 x 10.
+    How self-supervised backbones are compared (DINOv2, Oquab et al., 2023, section 7.4). Only the head learns, at rate
+    0.01 x 10.
     """
     return SegmentConfig(checkpoint=checkpoint, out=out, head="linear", frozen=True, aux_weight=0.0, weight_decay=0.0)
 
 
 def legacy_kdep_r18(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
-    """KDEP's PSPNet of ResNet-18 on VOC 2012 (aug), by its settings: for comparing with its numbers only.
+    """KDEP's PSPNet of ResNet-18 on VOC 2012 (aug), in its settings: only for comparison with its numbers.
 
     50 epochs of 10,582 images, batch 16: 33,068 steps. Only the second convolution of each block is dilated, bilinear
-    resizing aligns corners, windows overlap by a third, mirrored images are averaged in. The decoder is
+    resizing aligns corners, windows overlap by a third, predictions for mirrored images are averaged in. The decoder is
     MMSegmentation's PSPHead, whose pooled branches are 512 wide; KDEP's are 128 wide.
     """
     return SegmentConfig(checkpoint=checkpoint, out=out, atrous="second", align_corners=True, **VOC, **WINDOWS)
 
 
 def legacy_kdep_mnv2(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
-    """KDEP's PSPNet of MobileNet-V2 on VOC 2012 (aug), by its settings: for comparing with its numbers only.
+    """KDEP's PSPNet of MobileNet-V2 on VOC 2012 (aug), in its settings: only for comparison with its numbers.
 
     No dilation: stride 32. No auxiliary head; its weight goes to the main loss, which counts 1.4 times. Else as
     legacy-kdep-r18.
     """
     return SegmentConfig(
-        checkpoint=checkpoint, out=out, output_stride=32, aux_weight=0.0, main_weight=1.4, align_corners=True, **VOC,
+        checkpoint=checkpoint,
+        out=out,
+        output_stride=32,
+        aux_weight=0.0,
+        main_weight=1.4,
+        align_corners=True,
+        **VOC,
         **WINDOWS,
-    )  # fmt: skip
+    )
 
 
 def legacy_kdep_r18_cityscapes(*, checkpoint: tuple[str, ...], out: Path) -> SegmentConfig:
@@ -105,11 +111,18 @@ def legacy_kdep_mnv2_ade20k(*, checkpoint: tuple[str, ...], out: Path) -> Segmen
 def smoke(
     *, checkpoint: tuple[str, ...] = ("random:torchvision/resnet18",), out: Path = Path("runs/smoke-seg")
 ) -> SegmentConfig:
-    """A few steps of a small net, by default on the toy scenes: seconds, and proves only that it works."""
+    """A few steps of a small net, by default on the toy scenes: takes seconds, and shows only that it works."""
     return SegmentConfig(
-        checkpoint=checkpoint, data=Path("data/toy/scenes"), out=out, channels=32, steps=4, batch_size=4, crop=96,
-        log_every=1, save_every=2,
-    )  # fmt: skip
+        checkpoint=checkpoint,
+        data=Path("data/toy/scenes"),
+        out=out,
+        channels=32,
+        steps=4,
+        batch_size=4,
+        crop=96,
+        log_every=1,
+        save_every=2,
+    )
 
 
 PRESETS: dict[str, Callable[..., SegmentConfig]] = {

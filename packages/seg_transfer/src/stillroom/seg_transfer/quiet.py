@@ -1,4 +1,4 @@
-"""MMSegmentation, imported in silence: whoever needs it imports this first."""
+"""Import MMSegmentation without its warnings; modules that need it import this first."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from stillroom.seg_transfer.framework import find_framework
 
 find_framework()
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-    # What they say of compiled operators and of a service of their makers: segmentation needs neither.
+    # They warn of missing compiled operators and advertise a service; segmentation needs neither.
     warnings.simplefilter("ignore")
     import mmseg.datasets
     import mmseg.models  # noqa: F401

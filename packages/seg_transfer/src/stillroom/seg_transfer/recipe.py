@@ -1,4 +1,4 @@
-"""A run as a config of MMEngine, which MMSegmentation's own tools accept."""
+"""Write a run as a config of MMEngine, which MMSegmentation's own tools accept."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +11,8 @@ from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import IGNORED, SegmentationData
 
-PLUGIN = "stillroom.seg_transfer.plugin"  # imported, it registers what configs name
-POWER = 0.9  # of the falling learning rate
+PLUGIN = "stillroom.seg_transfer.plugin"  # importing it registers the names of our configs
+POWER = 0.9  # of the polynomial learning-rate decay
 AUX_CHANNELS = 256
 """Width of the auxiliary decoder."""
 
@@ -20,13 +20,13 @@ AUX_CHANNELS = 256
 def build_config(
     config: SegmentConfig, bridge: SegBridge, data: SegmentationData, initial: Path, norm: str, world_size: int
 ) -> Config:
-    """The whole config of a run.
+    """Build the whole config of a run.
 
     Args:
         config: of a single run.
         bridge: of its backbone.
         data: its images.
-        initial: file of the first weights under MMSegmentation's names.
+        initial: file of the initial weights under MMSegmentation's names.
         norm: `BN`, or `SyncBN` over several GPUs.
         world_size: processes that share a batch.
     """
@@ -45,22 +45,26 @@ def build_config(
         "load_from": None,
         "resume": False,
     }
-    return Config(settings, format_python_code=False)  # yapf took 2 s each time, and MMEngine asks seven times a run
+    return Config(settings, format_python_code=False)  # yapf takes 2 s each time, seven times a run
 
 
 def adopt_config(config: SegmentConfig, resolved: Config, initial: Path, world_size: int) -> Config:
-    """A user's own config with our first weights, seed and run directory; its metric also tells the classes apart.
+    """Put our initial weights, seed and run directory into a user's config; its metric gets the IoU of each class.
 
     Args:
         config: of a single run.
         resolved: the user's, changed in place.
-        initial: file of the first weights under MMSegmentation's names.
+        initial: file of the initial weights under MMSegmentation's names.
         world_size: processes.
     """
-    resolved.merge_from_dict({
-        "work_dir": str(config.out), "launcher": "pytorch" if world_size > 1 else "none",
-        "randomness": {"seed": config.seed}, "load_from": None,
-    })  # fmt: skip
+    resolved.merge_from_dict(
+        {
+            "work_dir": str(config.out),
+            "launcher": "pytorch" if world_size > 1 else "none",
+            "randomness": {"seed": config.seed},
+            "load_from": None,
+        }
+    )
     resolved.model.pop("pretrained", None)
     resolved.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(initial)}
     hooks = [*resolved.get("custom_hooks", []), {"type": "AssertLoaded", "file": str(initial)}]
@@ -73,16 +77,17 @@ def adopt_config(config: SegmentConfig, resolved: Config, initial: Path, world_s
 
 
 def build_model(config: SegmentConfig, bridge: SegBridge, num_classes: int, initial: Path, norm: str) -> dict[str, Any]:
-    """EncoderDecoder: our backbone, a decoder, and where asked a second one on the third level.
+    """Build EncoderDecoder's config: our backbone, a decoder and, if requested, an auxiliary one on the third level.
 
     Raises:
         ValueError: a decoder that does not fit the backbone's levels.
     """
     channels, last = bridge.channels, len(bridge.channels) - 1
     common = {
-        "num_classes": num_classes, "norm_cfg": {"type": norm, "requires_grad": True},
+        "num_classes": num_classes,
+        "norm_cfg": {"type": norm, "requires_grad": True},
         "align_corners": config.align_corners,
-    }  # fmt: skip
+    }
     single = {"in_channels": channels[last], "in_index": last, "channels": config.channels, "dropout_ratio": 0.1}
     loss = {"type": "CrossEntropyLoss", "avg_non_ignore": True, "loss_weight": config.main_weight}
     neck: dict[str, Any] | None = None
@@ -93,23 +98,32 @@ def build_model(config: SegmentConfig, bridge: SegBridge, num_classes: int, init
             head = {"type": "FCNHead", **single, "num_convs": 2, "concat_input": True}
         case "deeplabv3plus":
             head = {
-                "type": "DepthwiseSeparableASPPHead", **single, "dilations": (1, 12, 24, 36),
-                "c1_in_channels": channels[0], "c1_channels": 48,
-            }  # fmt: skip
+                "type": "DepthwiseSeparableASPPHead",
+                **single,
+                "dilations": (1, 12, 24, 36),
+                "c1_in_channels": channels[0],
+                "c1_channels": 48,
+            }
         case "upernet":
             if len(channels) < 4:
-                raise ValueError(f"upernet wants four levels, {bridge.spec.name} has {len(channels)}")
+                raise ValueError(f"upernet needs four levels, {bridge.spec.name} has {len(channels)}")
             if len(set(bridge.strides)) == 1:  # ViT
                 neck = {"type": "Feature2Pyramid", "embed_dim": channels[0], "rescales": [4, 2, 1, 0.5]}
             head = {
-                "type": "UPerHead", **single, "in_channels": list(channels[-4:]), "pool_scales": (1, 2, 3, 6),
+                "type": "UPerHead",
+                **single,
+                "in_channels": list(channels[-4:]),
+                "pool_scales": (1, 2, 3, 6),
                 "in_index": list(range(len(channels)))[-4:],
-            }  # fmt: skip
+            }
         case "linear":
             head = {
-                "type": "LinearHead", "in_channels": channels[last], "in_index": last, "channels": channels[last],
+                "type": "LinearHead",
+                "in_channels": channels[last],
+                "in_index": last,
+                "channels": channels[last],
                 "dropout_ratio": 0.0,
-            }  # fmt: skip
+            }
     model: dict[str, Any] = {
         "type": "EncoderDecoder",
         "data_preprocessor": build_preprocessor(bridge.spec.input, config.crop, bridge.divisor),
@@ -122,17 +136,23 @@ def build_model(config: SegmentConfig, bridge: SegBridge, num_classes: int, init
         model["neck"] = {**neck, "norm_cfg": common["norm_cfg"]}
     if config.aux_weight:
         if last < 1:
-            raise ValueError(f"{bridge.spec.name} has one level: say --aux-weight 0")
+            raise ValueError(f"{bridge.spec.name} has one level: pass --aux-weight 0")
         model["auxiliary_head"] = {
-            "type": "FCNHead", "in_channels": channels[last - 1], "in_index": last - 1,
-            "channels": min(AUX_CHANNELS, config.channels), "num_convs": 1, "concat_input": False,
-            "dropout_ratio": 0.1, **common, "loss_decode": {**loss, "loss_weight": config.aux_weight},
-        }  # fmt: skip
+            "type": "FCNHead",
+            "in_channels": channels[last - 1],
+            "in_index": last - 1,
+            "channels": min(AUX_CHANNELS, config.channels),
+            "num_convs": 1,
+            "concat_input": False,
+            "dropout_ratio": 0.1,
+            **common,
+            "loss_decode": {**loss, "loss_weight": config.aux_weight},
+        }
     return model
 
 
 def build_test(config: SegmentConfig) -> dict[str, Any]:
-    """Whole images, or windows that overlap by a third."""
+    """Build the test mode: whole images, or windows that overlap by a third."""
     if config.evaluation == "whole":
         return {"mode": "whole"}
     step = max(1, round(config.crop * 2 / 3))
@@ -140,7 +160,7 @@ def build_test(config: SegmentConfig) -> dict[str, Any]:
 
 
 def build_preprocessor(spec: InputSpec, crop: int, divisor: int) -> dict[str, Any]:
-    """The checkpoint's mean and std on 0 to 255, its channel order (MMCV reads BGR), sides that the net takes."""
+    """Build the preprocessor: the checkpoint's mean and std on 0 to 255, its channel order (MMCV reads BGR), sizes."""
     low, high = spec.value_range
     unit = 255 / (high - low)
     return {
@@ -156,41 +176,46 @@ def build_preprocessor(spec: InputSpec, crop: int, divisor: int) -> dict[str, An
 
 
 def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> dict[str, Any]:
-    """How images are read, `share` of them by each process in a step, and how they are measured on."""
-    turn = {"prob": 0.5, "degree": config.rotate, "seg_pad_val": IGNORED}
+    """Build the data loaders and metrics; each process reads `share` training images per step."""
+    rotation = {"prob": 0.5, "degree": config.rotate, "seg_pad_val": IGNORED}
     train: list[dict[str, Any]] = [
         {"type": "LoadPicture"},
         {"type": "LoadAnnotations"},
         {"type": "ScaleBy", "factors": config.scale},
-        *([{"type": "RandomRotate", **turn}] if config.rotate else []),
+        *([{"type": "RandomRotate", **rotation}] if config.rotate else []),
         *([{"type": "Blur", "share": config.blur}] if config.blur else []),
         {"type": "RandomCrop", "crop_size": (config.crop, config.crop), "cat_max_ratio": 0.75},
         {"type": "RandomFlip", "prob": 0.5},
         {"type": "PhotoMetricDistortion"},
         {"type": "PackSegInputs"},
     ]
-    read = [{"type": "LoadPicture"}, {"type": "LoadAnnotations"}, {"type": "PackSegInputs"}]
+    test = [{"type": "LoadPicture"}, {"type": "LoadAnnotations"}, {"type": "PackSegInputs"}]
     dataset = with_pipeline(data.train.config, train)
     workers = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
     evaluate: dict[str, Any] = {
-        "batch_size": 1, **workers, "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "dataset": {**data.val.config, "pipeline": read, "test_mode": True},
-    }  # fmt: skip
+        "batch_size": 1,
+        **workers,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "dataset": {**data.val.config, "pipeline": test, "test_mode": True},
+    }
     return {
         "train_dataloader": {
-            "batch_size": share, **workers, "sampler": {"type": "SeededSampler"}, "drop_last": True,
+            "batch_size": share,
+            **workers,
+            "sampler": {"type": "SeededSampler"},
+            "drop_last": True,
             "dataset": {"type": "SeededDataset", "dataset": dataset, "seed": config.seed},
         },
         "val_dataloader": evaluate if config.val_every else None,
         "test_dataloader": evaluate,
-        "test_pipeline": read,  # MMSegmentation's inference looks for it by this name
+        "test_pipeline": test,  # the name that MMSegmentation's inference looks up
         "val_evaluator": {"type": "ClassIoU"} if config.val_every else None,
         "test_evaluator": {"type": "ClassIoU"},
-    }  # fmt: skip
+    }
 
 
 def build_average(config: SegmentConfig) -> dict[str, Any]:
-    """Several views of each image, as MMSegmentation's own test takes them where `--tta` is said."""
+    """Build the evaluation of several views of each image, which MMSegmentation's own test uses with `--tta`."""
     flips = [False, True] if config.flip else [False]
     views = {
         "type": "TestTimeAug",
@@ -205,24 +230,22 @@ def build_average(config: SegmentConfig) -> dict[str, Any]:
 
 
 def with_pipeline(dataset: Mapping[str, Any], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    """A data set's config with this pipeline in each of its parts."""
+    """Set the pipeline of a data set's config, in each of its parts."""
     if dataset["type"] == "ConcatDataset":
         return {**dataset, "datasets": [{**part, "pipeline": pipeline} for part in dataset["datasets"]]}
     return {**dataset, "pipeline": pipeline}
 
 
 def needs_average(config: SegmentConfig) -> bool:
-    """Whether several views of each image are measured."""
+    """Whether several views of each image are evaluated."""
     return config.flip or config.scales != (1.0,)
 
 
 def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
-    """SGD, the falling rate, loops and hooks."""
+    """Build SGD, the learning-rate schedule, loops and hooks."""
     sgd = {"type": "SGD", "lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
     heads = {name: {"lr_mult": config.head_lr} for name in ("decode_head", "auxiliary_head")}
-    wrapper: dict[str, Any] = {
-        "type": "OptimWrapper", "optimizer": sgd, "paramwise_cfg": {"custom_keys": heads},
-    }  # fmt: skip
+    wrapper: dict[str, Any] = {"type": "OptimWrapper", "optimizer": sgd, "paramwise_cfg": {"custom_keys": heads}}
     if config.amp == "bf16":
         wrapper |= {"type": "AmpOptimWrapper", "dtype": "bfloat16"}
     save = {"type": "CheckpointHook", "by_epoch": False, "interval": config.save_every, "max_keep_ckpts": 2}
@@ -232,7 +255,8 @@ def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
             {"type": "PolyLR", "eta_min": 0.0, "power": POWER, "begin": 0, "end": config.steps + 1, "by_epoch": False}
         ],
         "train_cfg": {
-            "type": "IterBasedTrainLoop", "max_iters": config.steps,
+            "type": "IterBasedTrainLoop",
+            "max_iters": config.steps,
             "val_interval": config.val_every or config.steps + 1,
         },
         "val_cfg": {"type": "ValLoop"} if config.val_every else None,
@@ -248,4 +272,4 @@ def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
         ],
         "log_processor": {"by_epoch": False},
         "env_cfg": {"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
-    }  # fmt: skip
+    }

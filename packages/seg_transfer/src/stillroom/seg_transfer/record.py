@@ -1,4 +1,4 @@
-"""What a run leaves: a checkpoint of the trained backbone, a sheet of pictures, results.json."""
+"""What a run writes at its end: a checkpoint of the trained backbone, a figure, results.json."""
 
 import re
 import zipfile
@@ -12,7 +12,7 @@ from torch import nn
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.finetune.lifecycle import initial_sha256
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, percent, read_results
@@ -27,18 +27,16 @@ from stillroom.seg_transfer.recipe import needs_average
 PACKAGE = "stillroom-seg-transfer"
 PROTOCOL = "segmentation/v1"
 CHECKPOINT = "checkpoint"
-INITIAL = "initial"
-"""The first weights: a checkpoint of ours, and beside it INITIAL.pth under MMSegmentation's names."""
 PER_CLASS = "iou_per_class"
-"""Under which results.json keeps the IoU of each class."""
+"""Key in the `extra` of results.json that holds the IoU of each class, a fraction."""
 RESOLVED = "config.py"
-"""MMEngine's config of the run."""
+"""The file of MMEngine's resolved config."""
 
 
 def latest_weights(out: Path) -> Path | None:
-    """MMEngine's last whole checkpoint in a run directory.
+    """Find MMEngine's last complete checkpoint in a run directory.
 
-    MMEngine itself keeps a path, which is wrong where the run was moved, and a state that was cut short would stop it.
+    MMEngine stores a path, which is wrong once the run was moved, and it stops at a truncated checkpoint.
     """
     states = sorted(
         (file for file in out.glob("*.pth") if re.fullmatch(r"(iter|epoch)_\d+", file.stem)),
@@ -57,18 +55,33 @@ def finish(
     bridge: SegBridge,
     seconds: float,
 ) -> None:
-    """Write the trained backbone, pictures, and last results.json, which says that all is there."""
+    """Write the trained backbone, a figure, and last results.json, which marks a finished run.
+
+    Args:
+        config: of the run.
+        data: its images.
+        backbone: the trained one.
+        metrics: as MMSegmentation's test returns them, fractions.
+        net: MMSegmentation's trained model.
+        resolved: MMEngine's config.
+        bridge: into MMSegmentation.
+        seconds: of training and evaluation, in total.
+    """
     backbone.spec = replace(backbone.spec, licence=inherit_licence(backbone.spec.licence, config.data_licence))
     settings, method = config_to_dict(config), trained_method(config.name)
     train = data.train.record
     manifest = save_checkpoint(
-        config.out / CHECKPOINT, backbone, method=method, package=PACKAGE, config=settings,
+        config.out / CHECKPOINT,
+        backbone,
+        method=method,
+        package=PACKAGE,
+        config=settings,
         data=Data(count=train.count, fingerprint=train.fingerprint),
-    )  # fmt: skip
-    with replace_directory(config.out / "figures") as aside:
-        views = ", pictures of one view" if needs_average(config) else ""
+    )
+    with replace_directory(config.out / "figures") as folder:
+        views = ", drawn from one view" if needs_average(config) else ""
         title = f"{config.out.name}: {100 * metrics['mIoU']:.1f} % mIoU{views}"
-        draw_sheet(aside / "sheet.png", net, resolved, data, title)
+        draw_sheet(folder / "sheet.png", net, resolved, data, title)
     write_results(
         config.out,
         Results(
@@ -83,7 +96,7 @@ def finish(
             seconds=seconds,
             made_by=made_by(PACKAGE, settings),
             extra={
-                "initial_sha256": read_manifest(config.out / INITIAL / "manifest.json").weights.sha256,
+                "initial_sha256": initial_sha256(config.out),
                 "classes": list(data.classes),
                 PER_CLASS: {n.removeprefix(IOU): float(v) for n, v in metrics.items() if n.startswith(IOU)},
             },
@@ -92,27 +105,37 @@ def finish(
 
 
 def protocol(config: SegmentConfig, data: SegmentationData, stride: int) -> str:
-    """The versioned id: decoder on a last map of this stride, training, and how images were measured on."""
+    """The versioned protocol id: decoder, training, and evaluation.
+
+    Args:
+        config: of the run.
+        data: its images.
+        stride: of the last feature map, pixels.
+    """
     if config.framework_config is not None:
         return f"{PROTOCOL} {data.words} weights=last"
     window = f"slide={config.crop}" if config.evaluation == "slide" else "whole"
     parts = [
-        PROTOCOL, data.words, f"{config.head} stride={stride}",
-        "atrous=second" if config.atrous == "second" else "", "frozen" if config.frozen else "",
+        PROTOCOL,
+        data.words,
+        f"{config.head} stride={stride}",
+        "atrous=second" if config.atrous == "second" else "",
+        "frozen" if config.frozen else "",
         f"main-weight={config.main_weight:g}" if config.main_weight != 1 else "",
         f"aux-weight={config.aux_weight:g}" if config.aux_weight not in (0.4, 0) else "",
         "align-corners" if config.align_corners else "",
-        f"steps={config.steps} batch={config.batch_size} crop={config.crop} weights=last", window,
+        f"steps={config.steps} batch={config.batch_size} crop={config.crop} weights=last",
+        window,
         f"channels={config.channels}" if config.channels != 512 and config.head != "linear" else "",
-        "flip" if config.flip else "", f"scales={config.scales}" if config.scales != (1.0,) else "",
-    ]  # fmt: skip
+        "flip" if config.flip else "",
+        f"scales={config.scales}" if config.scales != (1.0,) else "",
+    ]
     return " ".join(part for part in parts if part)
 
 
 def summary(path: Path) -> str:
-    """What a single run prints at its end: IoU per class, and the directory with the one number that matters."""
-    found = read_results(path)
-    rows = [[name, f"{100 * value:.1f}"] for name, value in found.extra[PER_CLASS].items()]
-    return (
-        f"{found.protocol}\n{format_table(['class', 'IoU, %'], rows)}\n{path}: {percent(found.metrics, 'mIoU')} % mIoU"
-    )
+    """Format what a single run prints at its end: IoU per class, then its directory and mIoU."""
+    results = read_results(path)
+    rows = [[name, f"{100 * value:.1f}"] for name, value in results.extra[PER_CLASS].items()]
+    table = format_table(["class", "IoU, %"], rows)
+    return f"{results.protocol}\n{table}\n{path}: {percent(results.metrics, 'mIoU')} % mIoU"

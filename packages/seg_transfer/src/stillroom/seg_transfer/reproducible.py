@@ -1,6 +1,6 @@
-"""What makes a run of MMEngine repeatable: images, views and dropout depend on (seed, place in the run) alone.
+"""Make a run of MMEngine reproducible: images, augmentations and dropout depend on the seed and the step alone.
 
-MMEngine goes on with its sampler where it stood, but neither with the random state of augmentations nor of the net.
+MMEngine resumes its sampler, but neither the random state of augmentations nor that of the net.
 """
 
 import itertools
@@ -20,24 +20,25 @@ from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from stillroom.backbone.run import DivergedError, mix_seed, seed_everything
 
 SECONDS = "stillroom_seconds"
-"""Of training, over all lives of a run, in MMEngine's message hub."""
+"""Key in MMEngine's message hub: seconds of training, those before the last resume included."""
 
 
-@DATA_SAMPLERS.register_module()
+# The second names are those before 0.3, which the config.py of an old run uses.
+@DATA_SAMPLERS.register_module(name=["SeededSampler", "SteadySampler"])
 class SeededSampler(InfiniteSampler):
-    """MMEngine's endless sampler whose keys say the draw too: place in the stream x size + index.
+    """MMEngine's endless sampler, whose keys encode the draw too: number of the draw x size + index.
 
-    The stream of all processes is the same, each takes every world-size-th draw of it.
+    All processes share one stream of draws; each takes every world-size-th of them.
     """
 
     def _indices_of_rank(self) -> Iterator[int]:
-        keys = (place * self.size + index for place, index in enumerate(self._infinite_indices()))
+        keys = (draw * self.size + index for draw, index in enumerate(self._infinite_indices()))
         yield from itertools.islice(keys, self.rank, None, self.world_size)
 
 
-@DATASETS.register_module()
+@DATASETS.register_module(name=["SeededDataset", "SteadyDataset"])
 class SeededDataset:
-    """A data set whose augmentations are seeded by (seed, draw, index), read from the keys of `SeededSampler`.
+    """A data set whose augmentations are seeded by (seed, draw, index), from the keys of `SeededSampler`.
 
     Args:
         dataset: config of the data set.
@@ -53,25 +54,25 @@ class SeededDataset:
         return len(self.dataset)
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """What the data set knows of an image."""
+        """The data set's information on an image."""
         return self.dataset.get_data_info(index)
 
     def __getitem__(self, key: int) -> Any:
         return self.dataset[self.seed_for(key)]
 
     def seed_for(self, key: int) -> int:
-        """Seed what augmentations draw by (seed, draw, index); the index."""
-        place, index = divmod(key, len(self.dataset))
-        seed = mix_seed(self.seed, place, index)
+        """Seed the augmentations of a draw by (seed, draw, index), and return the index."""
+        draw, index = divmod(key, len(self.dataset))
+        seed = mix_seed(self.seed, draw, index)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: seeding absent GPUs takes longer than all this
+        torch.default_generator.manual_seed(seed)  # the CPU's only: seeding absent GPUs takes longer than the rest
         return index
 
 
-@HOOKS.register_module()
+@HOOKS.register_module(name=["SeededSteps", "SteadySteps"])
 class SeededSteps(Hook):
-    """Seed what the net draws, such as dropout, by (seed, step, process) before each step; and count the seconds.
+    """Seed dropout and the like by (seed, step, process) before each step, and measure the seconds of training.
 
     Args:
         seed: of the run.
@@ -83,15 +84,15 @@ class SeededSteps(Hook):
         self.seed = seed
 
     def before_train(self, runner: Runner) -> None:
-        """The clock begins."""
+        """Start the clock."""
         self.marked = time.perf_counter()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """As it says."""
+        """Seed the step."""
         seed_everything(self.seed, batch_idx, runner.rank)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """The clock goes on; MMEngine keeps it with its states."""
+        """Add the step's seconds; MMEngine saves them with its states."""
         now = time.perf_counter()
         runner.message_hub.update_info(SECONDS, runner.message_hub.get_info(SECONDS, 0.0) + now - self.marked)
         self.marked = now
@@ -99,11 +100,11 @@ class SeededSteps(Hook):
 
 @HOOKS.register_module()
 class StopDiverged(Hook):
-    """Stop when the loss or a weight is not finite, before a state with it is written.
+    """Stop when the loss or a weight is NaN or infinite, before such a state is saved.
 
     Args:
-        every: steps between two looks, and at every state that is saved.
-        save_every: steps between two states.
+        every: steps between two checks of the loss; it is checked before every saved state too.
+        save_every: steps between two saved states.
     """
 
     priority = "VERY_HIGH"
@@ -114,7 +115,7 @@ class StopDiverged(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Read the loss back, and the weights where a state is due.
+        """Read the loss back, and check the weights before a state is saved.
 
         Raises:
             DivergedError: with the step.
@@ -123,10 +124,10 @@ class StopDiverged(Hook):
         if step % self.every and step % self.save_every and step != runner.max_iters:
             return
         loss = float((outputs or {})["loss"].detach())
-        due = step % self.save_every == 0 or step == runner.max_iters
-        whole = not due or all(parameter.isfinite().all() for parameter in runner.model.parameters())
-        if not math.isfinite(loss) or not whole:
-            found = find_latest_checkpoint(runner.work_dir)
-            kept = "the last good state is kept" if found else "no state had been saved yet"
-            what = f"the loss is {loss}" if whole else "weights are not finite"
-            raise DivergedError(f"{what} at step {step}: lower --lr; {kept}")
+        saves = step % self.save_every == 0 or step == runner.max_iters
+        weights_finite = not saves or all(parameter.isfinite().all() for parameter in runner.model.parameters())
+        if not math.isfinite(loss) or not weights_finite:
+            state = find_latest_checkpoint(runner.work_dir)
+            kept = "the last good state is kept" if state else "no state had been saved yet"
+            reason = f"the loss is {loss}" if weights_finite else "weights are not finite"
+            raise DivergedError(f"{reason} at step {step}: lower --lr; {kept}")

@@ -1,7 +1,8 @@
-"""The way of a run: images, first weights, bridge, MMEngine's Runner, what is measured, what leaves."""
+"""Train a segmentation model: images, initial weights, bridge, MMEngine's Runner, metrics, results."""
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,119 +18,97 @@ from mmseg.registry import METRICS, MODELS, RUNNERS
 from PIL import Image
 from torch import nn
 
-from stillroom.backbone import Backbone, Run, load_checkpoint, save_checkpoint
-from stillroom.backbone.atomic import write_file
-from stillroom.backbone.configs import config_to_json, reread_config
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone import Backbone, Run, load_checkpoint
+from stillroom.backbone.finetune import lifecycle
+from stillroom.backbone.finetune.lifecycle import INITIAL
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.loading import unwrap_worker_errors
-from stillroom.backbone.names import checkpoint_method
 from stillroom.backbone.results import DatasetRecord
-from stillroom.backbone.run_files import CONFIG
-from stillroom.backbone.sweep import keep_fingerprints, refuse_changed
-from stillroom.seg_transfer import plugin  # noqa: F401  # registers what the config names
+from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names of the config
 from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
-from stillroom.seg_transfer.config import SegmentConfig, check
+from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
-from stillroom.seg_transfer.record import INITIAL, PACKAGE, RESOLVED, finish, latest_weights
+from stillroom.seg_transfer.record import RESOLVED, finish, latest_weights
 from stillroom.seg_transfer.reproducible import SECONDS
 
 
-def train_one(config: SegmentConfig, run: Run) -> None:
-    """Train and measure a segmentation model.
-
-    Args:
-        config: of a single run: one checkpoint, one seed.
-        run: this process.
-
-    Raises:
-        ValueError: bad input, each in one sentence.
-    """
-    backbone, plan = prepare(config, run)
-    run.wait()  # every process has looked for config.json before the first one writes it
-    if run.is_main:
-        save_checkpoint(config.out / INITIAL, backbone, method=checkpoint_method(config.name), package=PACKAGE)
-        keep_fingerprints(config.out, plan.records)
-        write_file(config.out / CONFIG, config_to_json(config))  # last: a run that has it can go on
-    run.wait()
-    train(config, run, backbone, plan, go_on=False)
-
-
-def prepare(config: SegmentConfig, run: Run) -> tuple[Backbone, "Plan"]:
-    """The first weights of a single run, and what it will do; nothing is written.
-
-    Raises:
-        ValueError: bad input, each in one sentence.
-    """
-    check(config, run.world_size, run.device.type == "cpu")
-    backbone = initial_backbone(config.name, config.like, config.seed)
-    return backbone, build_plan(config, run, backbone)
-
-
-def resume_one(
-    path: Path,
-    *,
-    run: Run | None = None,
-    device: DeviceName | None = None,
-    workers: int | None = None,
-    log_every: int | None = None,
-) -> None:
-    """Go on with a run from its last state; on the CPU the weights end equal to the bit to a run never stopped.
-
-    Args:
-        path: the run directory.
-        run: this process; None: it is yet to be started, and closed.
-        device, workers, log_every: replace what the run began with; None keeps it.
-
-    Raises:
-        ValueError: no run directory; a framework config that changed since.
-    """
-    config = reread_config(path, SegmentConfig, device=device, workers=workers, log_every=log_every)
-    here = Run.start(config.device) if run is None else run
-    check(config, here.world_size, here.device.type == "cpu")
-    backbone, _ = load_checkpoint(path / INITIAL)
-    plan = build_plan(config, here, backbone)
-    refuse_changed(path, plan.records)
-    train(config, here, backbone, plan, go_on=True)
-    if run is None:
-        here.close()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do: the images, the bridge into MMSegmentation, MMEngine's config; and what must not change."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(lifecycle.Prepared):
+    """What a run begins with: its images, the bridge into MMSegmentation, and MMEngine's resolved config."""
 
     data: SegmentationData
     bridge: SegBridge
     resolved: Config
-    records: dict[str, DatasetRecord]
+
+
+def prepare(config: SegmentConfig, run: Run, saved: Path | None) -> Plan:
+    """Read the initial weights and the images of a single run, and plan it; nothing is written.
+
+    Args:
+        config: of a single run: one checkpoint, one seed.
+        run: this process.
+        saved: the initial weights that a resumed run kept; None: those of `--checkpoint`.
+
+    Raises:
+        ValueError: bad input, each in one sentence.
+    """
+    if saved is not None:
+        backbone, _ = load_checkpoint(saved)
+    else:
+        backbone = initial_backbone(config.name, config.like, config.seed)
+    return build_plan(config, run, backbone)
 
 
 def build_plan(config: SegmentConfig, run: Run, backbone: Backbone) -> Plan:
-    """By our recipe, or by a user's own config."""
-    initial = initial_file(config.out)
-    if config.framework_config is not None:
-        own = read_framework_config(config.framework_config)
-        data, bridge = read_framework(own), adopt_bridge(backbone.spec, own.model.backbone)
-        try_model(own, bridge, backbone, data)
-        record = DatasetRecord(path=str(config.framework_config), count=1, fingerprint=digest(own))
-        resolved = adopt_config(config, own, initial, run.world_size)
-        return Plan(data, bridge, resolved, {**data.records, "framework_config": record})
-    bridge = build_bridge(backbone.spec, output_stride=config.output_stride, atrous=config.atrous, frozen=config.frozen)
-    data = read_data(config)
-    try_sizes(config, backbone, bridge, data)
-    norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
-    return Plan(data, bridge, build_config(config, bridge, data, initial, norm, run.world_size), data.records)
-
-
-def try_model(own: Config, bridge: SegBridge, backbone: Backbone, data: SegmentationData) -> None:
-    """Build a user's own model, optimiser and metric before the run, and throw them away.
+    """Plan a run by our recipe, or by a user's config.
 
     Raises:
-        ValueError: what MMSegmentation says of them; a net that does not fit; other classes than the data have.
+        ValueError: images, a config or a backbone that do not fit.
     """
-    settings = own.to_dict()
+    initial = initial_file(config.out)
+    if config.framework_config is not None:
+        user = read_framework_config(config.framework_config)
+        data, bridge = read_framework(user), adopt_bridge(backbone.spec, user.model.backbone)
+        try_model(user, bridge, backbone, data)
+        records = {**data.records, "framework_config": record_of(config.framework_config, user)}
+        resolved = adopt_config(config, user, initial, run.world_size)
+    else:
+        bridge = build_bridge(
+            backbone.spec, output_stride=config.output_stride, atrous=config.atrous, frozen=config.frozen
+        )
+        data = read_data(config)
+        try_sizes(config, backbone, bridge, data)
+        records = data.records
+        norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
+        resolved = build_config(config, bridge, data, initial, norm, run.world_size)
+    return Plan(backbone=backbone, records=records, data=data, bridge=bridge, resolved=resolved)
+
+
+def read_records(config: SegmentConfig) -> Mapping[str, DatasetRecord]:
+    """Read the records of a run's data as they are now, a user's config included.
+
+    Raises:
+        ValueError: see `read_data`, `read_framework_config` and `read_framework`.
+    """
+    if config.framework_config is None:
+        return read_data(config).records
+    user = read_framework_config(config.framework_config)
+    return {**read_framework(user).records, "framework_config": record_of(config.framework_config, user)}
+
+
+def record_of(file: Path, user: Config) -> DatasetRecord:
+    """The record of a user's config, by which a change of it is noticed."""
+    return DatasetRecord(path=str(file), count=1, fingerprint=digest(user))
+
+
+def try_model(user: Config, bridge: SegBridge, backbone: Backbone, data: SegmentationData) -> None:
+    """Build a user's model, optimiser and metric before the run, and discard them.
+
+    Raises:
+        ValueError: what MMSegmentation says of them; a backbone that does not fit; a wrong number of classes.
+    """
+    settings = user.to_dict()
     settings["model"]["backbone"].pop("init_cfg", None)
     part = "model"
     try:
@@ -138,19 +117,21 @@ def try_model(own: Config, bridge: SegBridge, backbone: Backbone, data: Segmenta
         build_optim_wrapper(net, settings[part])
         part = "test_evaluator"
         METRICS.build(settings[part])
-    except Exception as error:  # it may be of any class
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"the {part} of {own.filename} cannot be built: {said[0]}") from error
+    except Exception as error:  # user code may raise any class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"the {part} of {user.filename} cannot be built: {reason[0]}") from error
     bridge.load(net.backbone, backbone)
     heads = net.decode_head if isinstance(net.decode_head, nn.ModuleList) else [net.decode_head]
-    told = heads[-1].num_classes
-    if told != len(data.classes):
-        raise ValueError(f"the model of {own.filename} tells {told} classes apart, its data have {len(data.classes)}")
+    num_classes = heads[-1].num_classes
+    if num_classes != len(data.classes):
+        raise ValueError(
+            f"the model of {user.filename} predicts {num_classes} classes, the data has {len(data.classes)}"
+        )
 
 
 @torch.no_grad()
 def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data: SegmentationData) -> None:
-    """Look before the run whether a wrapped net takes images of the sizes that it will get: some take one size alone.
+    """Check before the run that a wrapped net accepts images of the sizes that it will get: some accept one size only.
 
     Raises:
         ValueError: with the size.
@@ -172,46 +153,64 @@ def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data
             ) from error
 
 
-def train(config: SegmentConfig, run: Run, backbone: Backbone, plan: Plan, go_on: bool) -> None:
-    """Hand the run to MMEngine, measure, bring the backbone back."""
+def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool) -> None:
+    """Train by MMEngine's Runner, evaluate, bring the backbone back, and write what a run leaves.
+
+    Args:
+        config: of a single run.
+        run: this process.
+        plan: its images, bridge and config.
+        resume: whether the run may have saved a state.
+
+    Raises:
+        ValueError: an image that cannot be read, a loss that is NaN or infinite.
+    """
+    # 1. The initial weights under MMSegmentation's names, and the config, for MMEngine and for MMSegmentation's tools.
     if run.is_main:
-        torch.save(plan.bridge.to_framework(backbone)[0], initial_file(config.out))
+        torch.save(plan.bridge.to_framework(plan.backbone)[0], initial_file(config.out))
         plan.resolved.dump(config.out / RESOLVED)
     run.wait()
+    # 2. MMEngine's training loop. Our hooks assert the initial weights, seed each step, and stop a run that diverges.
     average = needs_average(config)
-    runner = build_runner(plan.resolved, run, go_on, average)
+    runner = build_runner(plan.resolved, run, resume, average)
     with unwrap_worker_errors():
         model: Any = runner.train()
-    measured = time.perf_counter()
+    # 3. Evaluation of the last weights, over several views of each image if the config says so.
+    trained = time.perf_counter()
     net = model.module if is_model_wrapper(model) else model
     if average:
         runner.model = SegTTAModel(module=net)
     with unwrap_worker_errors():
         metrics = runner.test()
+    # 4. The backbone back in our names; figures and results.
     if run.is_main:
-        trained = plan.bridge.from_framework(net.backbone.state_dict(), backbone)
-        seconds = runner.message_hub.get_info(SECONDS, 0.0) + time.perf_counter() - measured
-        finish(config, plan.data, trained, metrics, net, plan.resolved, plan.bridge, seconds)
+        backbone = plan.bridge.from_framework(net.backbone.state_dict(), plan.backbone)
+        seconds = runner.message_hub.get_info(SECONDS, 0.0) + time.perf_counter() - trained
+        finish(config, plan.data, backbone, metrics, net, plan.resolved, plan.bridge, seconds)
     run.wait()
 
 
-def build_runner(resolved: Config, run: Run, go_on: bool, average: bool = False) -> Runner:
-    """MMEngine's Runner of a config, on the run's device; its test reads several views of an image where asked.
+def build_runner(resolved: Config, run: Run, resume: bool, average: bool = False) -> Runner:
+    """Build MMEngine's Runner of a config, on the run's device.
 
-    MMEngine takes a GPU wherever torch sees one, so the CPU is asked for by hiding them. It keeps logs and counters by
-    the experiment's name, so each runner has its own.
+    MMEngine uses a GPU wherever torch sees one, so for the CPU they are hidden. It keeps logs and counters under the
+    experiment's name, so each runner gets its own.
+
+    Args:
+        resolved: MMEngine's config.
+        run: this process.
+        resume: from the last whole state, if there is one.
+        average: evaluate several views of each image.
     """
     if run.device.type == "cpu" and torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    own: dict[str, Any] = {"resume": False, "experiment_name": uuid4().hex[:8]}
-    if go_on and (latest := latest_weights(Path(resolved.work_dir))) is not None:
-        own |= {"resume": True, "load_from": str(latest)}
+    changes: dict[str, Any] = {"resume": False, "experiment_name": uuid4().hex[:8]}
+    if resume and (latest := latest_weights(Path(resolved.work_dir))) is not None:
+        changes |= {"resume": True, "load_from": str(latest)}
     if run.device.type == "cpu" and run.world_size > 1:
         unused = resolved.get("find_unused_parameters", False)
-        own["model_wrapper_cfg"] = {
-            "type": "OnCpus", "broadcast_buffers": False, "find_unused_parameters": unused
-        }  # fmt: skip
-    settings = Config(resolved.to_dict() | own, format_python_code=False)
+        changes["model_wrapper_cfg"] = {"type": "OnCpus", "broadcast_buffers": False, "find_unused_parameters": unused}
+    settings = Config(resolved.to_dict() | changes, format_python_code=False)
     if average:
         settings.test_dataloader.dataset.pipeline = settings.tta_pipeline
     kind = settings.get("runner_type", "Runner")
@@ -219,5 +218,5 @@ def build_runner(resolved: Config, run: Run, go_on: bool, average: bool = False)
 
 
 def initial_file(out: Path) -> Path:
-    """The first weights under MMSegmentation's names."""
+    """The file of the initial weights under MMSegmentation's names."""
     return out / f"{INITIAL}.pth"

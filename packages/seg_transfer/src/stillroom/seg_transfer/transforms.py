@@ -1,4 +1,4 @@
-"""How images are read, and augmentations of KDEP's segmentation recipe that MMSegmentation does not have."""
+"""Image reading, and the augmentations of KDEP's segmentation recipe that MMSegmentation lacks."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ from stillroom.backbone.images import load_image
 
 
 def read_bgr(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an image, in OpenCV's order.
+    """Read the pixels of an image, in OpenCV's channel order.
 
     Raises:
-        BrokenImageError: it cannot be read, or not to its end.
+        BrokenImageError: the image cannot be read, or is truncated.
     """
     return cv2.cvtColor(np.asarray(load_image(file)), cv2.COLOR_RGB2BGR)
 
 
 @TRANSFORMS.register_module()
 class LoadPicture(BaseTransform):
-    """Read an image, and refuse one that is cut short: MMCV's reader gives what there is, grey from there on."""
+    """Read an image, and refuse a truncated one, which MMCV's reader would fill with grey."""
 
     def transform(self, results: dict) -> dict:
         """Read `img_path`.
 
         Raises:
-            BrokenImageError: it cannot be read, or not to its end.
+            BrokenImageError: the image cannot be read, or is truncated.
         """
         image = read_bgr(Path(results["img_path"]))
         return results | {"img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
@@ -36,7 +36,7 @@ class LoadPicture(BaseTransform):
 
 @TRANSFORMS.register_module()
 class ScaleBy(BaseTransform):
-    """Resize image and mask by a factor of their own size.
+    """Resize image and mask by a random factor of their size.
 
     Args:
         factors: smallest and largest.
@@ -46,7 +46,7 @@ class ScaleBy(BaseTransform):
         self.factors = factors
 
     def transform(self, results: dict) -> dict:
-        """Draw the factor and resize."""
+        """Draw the factor, and resize."""
         return Resize(scale_factor=float(np.random.uniform(*self.factors)), keep_ratio=True)(results)
 
 
@@ -55,14 +55,14 @@ class Blur(BaseTransform):
     """Blur some images with a 5 x 5 Gaussian.
 
     Args:
-        share: of the images, [0, 1].
+        share: fraction of the images, [0, 1].
     """
 
     def __init__(self, share: float) -> None:
         self.share = share
 
     def transform(self, results: dict) -> dict:
-        """Draw whether, and blur."""
+        """Blur the image, or leave it, by a random draw."""
         if np.random.uniform() < self.share:
             results["img"] = cv2.GaussianBlur(results["img"], (5, 5), 0)
         return results

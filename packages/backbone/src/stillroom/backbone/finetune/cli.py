@@ -1,0 +1,54 @@
+"""The command line of a fine-tuning package: its presets, `resume`, and commands of its own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from stillroom.backbone.command import ResumeFlags, print_on_main, report_errors, subcommand_union
+from stillroom.backbone.finetune.config import FineTuneConfig
+from stillroom.backbone.sweep import refuse_unresumable
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneCli:
+    """A command line.
+
+    Args:
+        prog: name of the command.
+        description: what it does, one sentence.
+        presets: functions that make a config.
+        preflight: refuses flags and paths without importing torch.
+        load: imports the package's `task` module (its `finetune`, `resume` and `report`), and with it torch.
+        commands: further subcommands, dataclasses of flags.
+    """
+
+    prog: str
+    description: str
+    presets: Mapping[str, Callable[..., FineTuneConfig]]
+    preflight: Callable[[Any], None]
+    load: Callable[[], Any]
+    commands: Mapping[str, type]
+
+    def command_type(self) -> Any:
+        """The presets and commands as one union for tyro."""
+        return subcommand_union(self.presets, {"resume": ResumeFlags, **self.commands})
+
+    def main(self) -> None:
+        """Entry point; bad input ends in one sentence and exit code 2."""
+        report_errors(self._run)()
+
+    def _run(self) -> None:
+        config = (tyro.conf.CascadeSubcommandArgs,)
+        command = tyro.cli(self.command_type(), prog=self.prog, description=self.description, config=config)
+        if isinstance(command, FineTuneConfig):
+            self.preflight(command)
+            task = self.load()
+            print_on_main(task.report(task.finetune(command)))
+        elif isinstance(command, ResumeFlags):
+            refuse_unresumable(command.path)
+            task = self.load()
+            print_on_main(task.report(task.resume(command.path, **command.changes)))
+        else:
+            print_on_main(command.run())

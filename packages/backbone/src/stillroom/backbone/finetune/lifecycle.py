@@ -1,0 +1,195 @@
+"""How a fine-tuning run starts, resumes and is kept: one life cycle for every task.
+
+A task package fills in a `Task`; its training loop stays there. The run directory holds what the run began with: the
+initial weights and the fingerprints of the data. So nothing but the images has to be there to resume it.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.checkpoint import save_checkpoint
+from stillroom.backbone.configs import config_to_dict, config_to_json, reread_config
+from stillroom.backbone.features import Backbone
+from stillroom.backbone.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
+from stillroom.backbone.finetune.table import TABLE
+from stillroom.backbone.manifest import MANIFEST, Head, read_manifest
+from stillroom.backbone.names import checkpoint_method, is_checkpoint
+from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
+from stillroom.backbone.run import DivergedError, Run
+from stillroom.backbone.run_files import CONFIG, read_config
+from stillroom.backbone.sweep import refuse_other, refuse_taken, refuse_unresumable, run_or_resume
+
+INITIAL = "initial"
+"""The checkpoint of the initial weights, in the run directory."""
+FINGERPRINTS = "fingerprints.json"
+"""The fingerprints of the data that a run began with, by role."""
+DIVERGED = "diverged.txt"
+"""Why a run of a sweep was left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run begins with; a task adds what its loop needs.
+
+    Args:
+        backbone: the initial weights.
+        records: the data by role, which must not change while the run lasts.
+        heads: further initial weights, as `save_checkpoint` takes them.
+    """
+
+    backbone: Backbone
+    records: Mapping[str, DatasetRecord]
+    heads: Mapping[str, tuple[Head, Mapping[str, Tensor]]] = field(default_factory=dict)
+
+
+C = TypeVar("C", bound=FineTuneConfig)
+P = TypeVar("P", bound=Prepared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Generic[C, P]):
+    """The functions that a task package fills in.
+
+    Args:
+        package: its distribution, for provenance.
+        config: class of its settings.
+        check: config, number of processes, whether on the CPU: refuses settings before anything is read.
+        read_records: config, process -> the data of a single run as they are now, by role.
+        prepare: config, process, directory of the initial weights that a resumed run kept (None: a new run, whose
+            weights `--checkpoint` names) -> what the run begins with. It writes nothing.
+        train: config, process, what `prepare` returned, whether to resume: trains, evaluates, and writes results.json
+            last.
+        tabulate: config, finished single runs -> the content of table.json.
+        axes: see `split`.
+        chosen: those of the axes from which the best value is chosen, such as learning rates: where there are several,
+            a run that diverges is left out.
+        unions: fields of several variants in the config, for config.json.
+    """
+
+    package: str
+    config: type[C]
+    check: Callable[[C, int, bool], None]
+    read_records: Callable[[C, Run], Mapping[str, DatasetRecord]]
+    prepare: Callable[[C, Run, Path | None], P]
+    train: Callable[[C, Run, P, bool], None]
+    tabulate: Callable[[C, Sequence[C]], Mapping[str, Any]]
+    axes: Axes = field(default_factory=lambda: NETS_AND_SEEDS)
+    chosen: tuple[str, ...] = ()
+    unions: tuple[Any, ...] = ()
+
+
+def finetune(task: Task[C, P], config: C) -> Path:
+    """Do a run or a sweep, and return its directory.
+
+    A sweep's directory gets one run directory for each single run, and table.json. Finished runs are kept, stopped
+    ones are resumed. Bad input is a ValueError.
+    """
+    # 1. Settings and paths, before anything is read.
+    run = Run.start(config.device)
+    task.check(config, run.world_size, run.device.type == "cpu")
+    runs = split(config, task.axes)
+    refuse_taken(config.out, alone=runs == [config])
+    # 2. What earlier commands left is kept only if it still is what this one would do.
+    for single in runs:
+        refuse_stale(task, single, run)
+    # 3. What cannot work in a later run stops a sweep before its first: every net on all data is read once.
+    if runs != [config]:
+        distinct = [name for name in task.axes if name not in ("seeds", *task.chosen)]
+        new = (single for single in runs if not (single.out / CONFIG).exists())
+        for single in {tuple(getattr(one, name) for name in distinct): one for one in new}.values():
+            task.prepare(single, run, None)
+    # 4. The runs.
+    for single in runs:
+        if (single.out / DIVERGED).exists():
+            continue
+        try:
+            run_or_resume(single, task.unions, partial(start, task, run=run), partial(resume_one, task, run=run))
+        except DivergedError as error:
+            if all(len(getattr(config, name)) == 1 for name in task.chosen):
+                raise
+            if run.is_main:
+                write_file(single.out / DIVERGED, f"{error}\n")
+                print(f"{single.out}: {error}", file=sys.stderr)
+            run.wait()
+    # 5. The table.
+    if runs != [config] and run.is_main:
+        write_file(config.out / TABLE, json.dumps(task.tabulate(config, runs), indent=2) + "\n")
+    run.wait()
+    run.close()
+    return config.out
+
+
+def resume(task: Task[C, P], path: Path, **changes: Any) -> Path:
+    """Resume a single run from its last state, unless it is finished, and return its directory.
+
+    On the CPU the weights end equal to the bit to those of a run that was never stopped. Of `changes` (`device`,
+    `workers`, `log_every`) None keeps the run's setting. Data that changed since are a ValueError.
+    """
+    refuse_unresumable(path)
+    if not (path / RESULTS).exists():
+        run = Run.start(reread_config(path, task.config, task.unions, **changes).device)
+        resume_one(task, path, run=run, **changes)
+        run.close()
+    return path
+
+
+def start(task: Task[C, P], config: C, run: Run) -> None:
+    """Start a single run: keep in its directory what it begins with, then train."""
+    prepared = task.prepare(config, run, None)
+    run.wait()  # every process has looked for config.json before the main one writes it
+    if run.is_main:
+        method, heads = checkpoint_method(config.name), prepared.heads
+        save_checkpoint(config.out / INITIAL, prepared.backbone, method=method, package=task.package, heads=heads)
+        fingerprints = {role: record.fingerprint for role, record in prepared.records.items()}
+        write_file(config.out / FINGERPRINTS, json.dumps(fingerprints) + "\n")
+        write_file(config.out / CONFIG, config_to_json(config, task.unions))  # last: a run that has it can be resumed
+    run.wait()
+    task.train(config, run, prepared, False)
+
+
+def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
+    """Resume a single run in this process; see `resume`."""
+    config = reread_config(path, task.config, task.unions, **changes)
+    task.check(config, run.world_size, run.device.type == "cpu")
+    prepared = task.prepare(config, run, path / INITIAL)
+    refuse_changed(path, prepared.records)
+    task.train(config, run, prepared, True)
+
+
+def refuse_stale(task: Task[C, P], config: C, run: Run) -> None:
+    """Refuse, by a ValueError, to keep a run whose settings, initial weights or data have changed since."""
+    out = config.out
+    if (out / DIVERGED).exists():
+        refuse_other(out, config_to_dict(config, task.unions), json.loads(read_config(out)))
+    initial = initial_sha256(out) if (out / CONFIG).exists() and is_checkpoint(config.name) else None
+    if initial is not None and read_manifest(Path(config.name) / MANIFEST).weights.sha256 != initial:
+        raise ValueError(f"{out} began with other weights than {config.name} has now: choose another --out")
+    if (out / RESULTS).exists():
+        refuse_changed(out, task.read_records(config, run))
+
+
+def initial_sha256(out: Path) -> str | None:
+    """The hash of the backbone that a run began with; None: stopped by a version that kept no initial weights."""
+    if (out / INITIAL / MANIFEST).exists():
+        return read_manifest(out / INITIAL / MANIFEST).weights.sha256
+    return read_results(out).extra["initial_sha256"] if (out / RESULTS).exists() else None
+
+
+def refuse_changed(out: Path, records: Mapping[str, DatasetRecord]) -> None:
+    """Refuse, by a ValueError, to keep or resume a run whose data differ from those that it began with."""
+    if (out / FINGERPRINTS).exists():
+        began = json.loads((out / FINGERPRINTS).read_text(encoding="utf-8"))
+    elif (out / RESULTS).exists():  # of a version that did not write them
+        began = {role: record.fingerprint for role, record in read_results(out).datasets.items()}
+    else:  # its state has them
+        return
+    if changed := [record.path for role, record in records.items() if began.get(role) != record.fingerprint]:
+        raise ValueError(f"what is in {changed[0]} changed since {out} began: choose another --out")

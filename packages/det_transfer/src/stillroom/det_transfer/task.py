@@ -1,0 +1,43 @@
+"""Start and resume detection runs: what this package fills into the life cycle of fine-tuning."""
+
+from functools import partial
+from pathlib import Path
+
+from stillroom.backbone.finetune import lifecycle, table
+from stillroom.backbone.finetune.lifecycle import Task
+from stillroom.backbone.flags import DeviceName
+from stillroom.det_transfer.backends import find_backend
+from stillroom.det_transfer.config import DetectConfig, check
+from stillroom.det_transfer.data import clear_cache
+from stillroom.det_transfer.record import PACKAGE, PER_CLASS, summary
+from stillroom.det_transfer.train import Prepared, prepare, train
+
+TASK: Task[DetectConfig, Prepared] = Task(
+    package=PACKAGE,
+    config=DetectConfig,
+    check=check,
+    read_records=lambda config, run: find_backend(config.backend).read(config).records,
+    prepare=prepare,
+    train=train,
+    tabulate=partial(table.tabulate, metric="AP", per_class=PER_CLASS),
+)
+
+
+def finetune(config: DetectConfig) -> Path:
+    """Train and evaluate a detector, or all of a sweep, and return the run directory; see `lifecycle.finetune`."""
+    find_backend(config.backend)
+    clear_cache()
+    return lifecycle.finetune(TASK, config)
+
+
+def resume(
+    path: Path, *, device: DeviceName | None = None, workers: int | None = None, log_every: int | None = None
+) -> Path:
+    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
+    clear_cache()
+    return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
+
+
+def report(path: Path) -> str:
+    """Format what a command prints at its end; see `table.report`."""
+    return table.report(path, summary)

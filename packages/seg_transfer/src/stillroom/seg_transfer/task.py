@@ -1,0 +1,45 @@
+"""Start and resume segmentation runs: what this package fills into the life cycle of fine-tuning."""
+
+from stillroom.seg_transfer import quiet  # noqa: F401  # before anything imports MMSegmentation
+
+# isort: split
+
+from functools import partial
+from pathlib import Path
+
+from stillroom.backbone.finetune import lifecycle, table
+from stillroom.backbone.finetune.lifecycle import Task
+from stillroom.backbone.flags import DeviceName
+from stillroom.seg_transfer.config import SegmentConfig, check
+from stillroom.seg_transfer.record import PACKAGE, PER_CLASS, summary
+from stillroom.seg_transfer.train import Plan, prepare, read_records, train
+
+TASK: Task[SegmentConfig, Plan] = Task(
+    package=PACKAGE,
+    config=SegmentConfig,
+    check=check,
+    read_records=lambda config, run: read_records(config),
+    prepare=prepare,
+    train=train,
+    tabulate=partial(table.tabulate, metric="mIoU", per_class=PER_CLASS),
+)
+
+
+def finetune(config: SegmentConfig) -> Path:
+    """Train and evaluate a segmentation model, or all of a sweep, and return the run directory.
+
+    See `lifecycle.finetune`.
+    """
+    return lifecycle.finetune(TASK, config)
+
+
+def resume(
+    path: Path, *, device: DeviceName | None = None, workers: int | None = None, log_every: int | None = None
+) -> Path:
+    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
+    return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
+
+
+def report(path: Path) -> str:
+    """Format what a command prints at its end; see `table.report`."""
+    return table.report(path, summary)
