@@ -9,6 +9,7 @@ from PIL import Image
 from stillroom.backbone import BrokenImageError, Run, load_checkpoint, read_results
 from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.configs import reread_config
+from stillroom.backbone.finetune.lifecycle import INITIAL
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import png_names, read_images
 from stillroom.backbone.images import has_exif_orientation
@@ -18,7 +19,6 @@ from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.figures import draw_overlay
 from stillroom.det_transfer.metrics import IouType, to_coco_annotations
-from stillroom.det_transfer.record import INITIAL
 
 
 def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5, device: DeviceName = "auto") -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.finetune.lifecycle import INITIAL as INITIAL
 from stillroom.backbone.finetune.lifecycle import initial_sha256
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
