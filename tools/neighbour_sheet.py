@@ -2,8 +2,8 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.distill.agreement import neighbour_agreement
 from stillroom.eval_ssl.figures import draw_embedding, embed, framed
 from stillroom.eval_ssl.neighbours import nearest_neighbours
-
-if TYPE_CHECKING:
-    from neighbours import Settings  # which imports this module
 
 RESULTS = "agreement.json"
 NUM_SHOWN = 5  # neighbours of each net on the sheet
@@ -33,35 +30,39 @@ def read_features(run: Path) -> tuple[Float[Tensor, "n d"], tuple[Path, ...]]:
     return torch.from_numpy(np.load(run / "train.npy")), paths
 
 
-def compare(settings: "Settings") -> dict[str, float]:
+def compare(teacher_run: Path, runs: Sequence[Path], out: Path, *, k: int, seed: int) -> dict[str, float]:
     """Write the figures and the `neighbour_agreement` of each net with the teacher; returns the latter by net.
+
+    Args:
+        teacher_run: of `eval_ssl.py features`.
+        runs: of the nets, on the same images; the sheet shows the neighbours of the first.
+        out: folder to create.
+        k: number of neighbours.
+        seed: of the choice of images that are shown.
 
     Raises:
         ValueError: runs on different images, or too few images.
     """
-    teacher, images = read_features(settings.teacher)
-    if len(images) <= 2 * settings.k:
-        raise ValueError(
-            f"{settings.teacher} has {len(images)} images: --k {settings.k} needs more than {2 * settings.k}"
-        )
+    teacher, images = read_features(teacher_run)
+    if len(images) <= 2 * k:
+        raise ValueError(f"{teacher_run} has {len(images)} images: --k {k} needs more than {2 * k}")
     students = []
-    for run in settings.nets:
+    for run in runs:
         features, run_images = read_features(run)
         if run_images != images:
-            raise ValueError(f"{run} and {settings.teacher} have different images: extract both from the same ones")
+            raise ValueError(f"{run} and {teacher_run} have different images: extract both from the same ones")
         students.append(features)
     agreement = {
-        str(run): neighbour_agreement(features, teacher, settings.k)
-        for run, features in zip(settings.nets, students, strict=True)
+        str(run): neighbour_agreement(features, teacher, k) for run, features in zip(runs, students, strict=True)
     }
-    with replace_directory(settings.out) as temporary:
-        rows = [nearest_neighbours(features, None, settings.k)[1] for features in (teacher, students[0])]
-        draw_sheet(temporary / "neighbours.png", images, *rows, settings.seed)
+    with replace_directory(out) as temporary:
+        rows = [nearest_neighbours(features, None, k)[1] for features in (teacher, students[0])]
+        draw_sheet(temporary / "neighbours.png", images, *rows, seed)
         unlabelled = torch.zeros(len(images), dtype=torch.long)
         for name, features in {"map-teacher": teacher, "map-student": students[0]}.items():
             plane = embed(features, "pca")
-            draw_embedding(temporary / f"{name}.png", plane, images, unlabelled, ["an image"], name, settings.seed)
-        results = {"k": settings.k, "images": len(images), "agreement": agreement}
+            draw_embedding(temporary / f"{name}.png", plane, images, unlabelled, ["an image"], name, seed)
+        results = {"k": k, "images": len(images), "agreement": agreement}
         write_file(temporary / RESULTS, json.dumps(results, indent=2) + "\n")
     return agreement
 

@@ -60,7 +60,8 @@ def main() -> None:
     check(settings)
     from neighbour_sheet import compare  # noqa: PLC0415  # it imports torch
 
-    rows = [[name, agreement_text(value)] for name, value in compare(settings).items()]
+    agreement = compare(settings.teacher, settings.nets, settings.out, k=settings.k, seed=settings.seed)
+    rows = [[net, agreement_text(value)] for net, value in agreement.items()]
     print(format_table(["net", f"agreement of the {settings.k} nearest neighbours, %"], rows))
 
 

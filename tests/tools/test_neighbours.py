@@ -44,7 +44,7 @@ def test_agreement_is_that_of_the_package_and_ignores_vector_lengths(tmp_path: P
     twice = write_run(tmp_path / "twice", 2 * circle, images)
     swapped = write_run(tmp_path / "swapped", half_swapped, images)
     out = tmp_path / "compared"
-    agreement = compare(Settings(teacher=teacher, nets=(twice, swapped), out=out, k=2))
+    agreement = compare(teacher, (twice, swapped), out, k=2, seed=0)
     of_swapped = neighbour_agreement(*(torch.from_numpy(one.astype(np.float32)) for one in (half_swapped, circle)), 2)
     assert agreement == {str(twice): 1, str(swapped): of_swapped} and 0 < of_swapped < 1
     assert json.loads((out / "agreement.json").read_text()) == {"k": 2, "images": 12, "agreement": agreement}
@@ -61,9 +61,9 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, images: list[P
     teacher = write_run(tmp_path / "teacher", features, images)
     other = write_run(tmp_path / "other", features, images[::-1])
     with pytest.raises(ValueError, match=r"other and .*teacher have different images: extract both from the same ones"):
-        compare(Settings(teacher=teacher, nets=(other,), out=tmp_path / "out", k=2))
+        compare(teacher, (other,), tmp_path / "out", k=2, seed=0)
     with pytest.raises(ValueError, match="teacher has 12 images: --k 6 needs more than 12"):
-        compare(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out", k=6))
+        compare(teacher, (teacher,), tmp_path / "out", k=6, seed=0)
     with pytest.raises(ValueError, match=r"has no train\.npy: pass a run of `eval_ssl\.py features`"):
         check(Settings(teacher=tmp_path, nets=(teacher,), out=tmp_path / "out"))
     for flag, low in (("k", 1), ("seed", 0)):
