@@ -131,8 +131,7 @@ def choose_settings(config: AutoConfig, work: Workload) -> dict[str, Choice]:
     pick("workers", max(1, min(work.cores - 1, 16)), f"{work.cores} cores, one of them for the nets")
     views = cached_views(work, epochs)
     pick("cache_views", views, "the teacher runs once per view" if views else no_cache_reason(work, epochs))
-    held_out = "2 %, at least 64 of more than 640 images, a tenth of fewer, at least 8"
-    pick("held_out", round(work.held_out, 4), f"{work.num_held_out} images: {held_out}")
+    pick("held_out", round(work.held_out, 4), f"{work.num_held_out} images: 2 % of many, a tenth of few, at least 8")
     pick("every", max(1, epochs // 15), "about 15 measurements")
     pick("patience", *choose_patience(config, work))
     return choices

@@ -116,7 +116,8 @@ def outcome_metrics(config: DistillConfig, state: TrainState, *, ends_with_best:
     """The metrics of the students that a run ends with: losses, and what the monitor measured.
 
     Args:
-        config: the run; the metrics of its best students are read from metrics.jsonl.
+        config: the run; the metrics of its best students are read from metrics.jsonl. Where it has no loss up to their
+            step, the loss is that of the last line.
         state: at the end of training.
         ends_with_best: whether these are the best students, not the last ones.
     """
