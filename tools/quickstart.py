@@ -7,7 +7,6 @@ Every step is a command of tools/, shown on the page. Finished steps are kept, s
 """
 
 import importlib.util
-import math
 import os
 import signal
 import time
@@ -21,7 +20,7 @@ import tour_page
 from lanes import Step, open_lanes
 from stillroom.backbone import read_labelled, read_unlabelled
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.checks import at_least, flag, within
+from stillroom.backbone.checks import above, at_least, flag
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.backbone.names import RANDOM, is_checkpoint, refuse_missing_checkpoint
@@ -328,7 +327,7 @@ def check(tour: Tour) -> None:
     at_least(tour, 1, *passed)
     at_least(tour, 0, "seed")
     if tour.hours is not None:
-        within(tour, 0, math.inf, "hours", ends="()")
+        above(tour, 0, "hours")
     for net in (tour.teacher, tour.student):
         if net is not None:
             refuse_missing_checkpoint(net)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stillroom.backbone.checks import at_least, within
+from stillroom.backbone.checks import above, at_least, within
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ def test_the_bound_itself_passes_and_every_element_of_a_tuple_is_checked() -> No
     at_least(Settings(), 1, "batch_size")
     with pytest.raises(ValueError, match=r"--rates holds \[0.1, 0.2\]: it must be at least 0.15"):
         at_least(Settings(), 0.15, "rates")
+
+
+@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
+def test_a_number_that_must_be_above_its_bound_is_refused_in_words(value: float) -> None:
+    with pytest.raises(ValueError, match=rf"--batch-size is {value}: it must be above 0, and finite"):
+        above(Settings(batch_size=value), 0, "batch_size")
+    above(Settings(batch_size=1e-9), 0, "batch_size", "rates")
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from stillroom.backbone import CheckpointError, InputSpec
-from stillroom.backbone.command import report_errors
+from stillroom.backbone.checks import at_least
+from stillroom.backbone.command import parse_command, report_errors
 
 
 def ending(error: BaseException | None) -> Callable[[], None]:
@@ -111,6 +114,44 @@ def test_the_scripts_beside_a_command_are_ours_too(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --size is 0\n")
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "size", prefix="inner.")
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    count: int = 1
+
+
+@pytest.mark.parametrize("kind", [Outer, Outer | Inner], ids=["class", "union"])
+def test_a_value_that_a_nested_config_refuses_is_one_sentence(
+    kind: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["command", *(["outer"] if kind is not Outer else []), "--inner.size", "0"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as exited:
+        report_errors(lambda: parse_command(kind))()
+    assert exited.value.code == 2
+    assert capsys.readouterr().err == "error: --inner.size is 0: it must be at least 1, and finite\n"
+
+
+def test_a_command_line_that_tyro_refuses_keeps_its_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", "--count", "many"])
+    with pytest.raises(SystemExit) as exited:
+        report_errors(lambda: parse_command(Outer))()
+    assert exited.value.code == 2
+    assert "--count" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["command", "--count", "2"])
+    assert parse_command(Outer) == Outer(Inner(), 2)
 
 
 def test_a_good_end_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

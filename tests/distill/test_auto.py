@@ -18,6 +18,7 @@ from stillroom.distill.slots import WeakView
 WORK = Workload(
     num_images=9280,
     held_out=0.02,
+    num_held_out=189,
     short_side=128,
     student_dim=64,
     student_size=32,
@@ -41,7 +42,7 @@ def chosen(work: Workload, **flags: object) -> dict[str, object]:
 def test_the_table_of_ten_thousand_images_on_a_cpu_is_the_study_of_methods() -> None:
     assert chosen(WORK) == {
         "batch_size": 64, "epochs": 15, "lr": 1.0, "loss_weight": 0.3, "warmup_epochs": 0.0, "min_scale": 0.35,
-        "amp": "bf16", "workers": 1, "cache_views": 4,
+        "amp": "bf16", "workers": 1, "cache_views": 4, "held_out": 0.02, "every": 1, "patience": 5,
     }  # fmt: skip
 
 
@@ -81,6 +82,63 @@ def test_views_are_cached_where_they_fit_and_are_reused() -> None:
     assert cached_views(WORK, epochs=2000) == 40
     assert cached_views(WORK, epochs=7) == 0
     assert cached_views(replace(WORK, free_bytes=10**8), epochs=15) == 0
+
+
+@pytest.mark.parametrize(("held_out", "patience"), [(8, 15), (20, 9), (63, 6), (64, 5), (512, 5), (0, 0)])
+def test_patience_is_longer_where_few_images_are_held_out(held_out: int, patience: int) -> None:
+    work = replace(WORK, num_held_out=held_out)
+    assert chosen(work)["patience"] == patience
+    assert chosen(work, knn=Path("labelled"))["patience"] == 5
+    assert chosen(work, patience=2)["patience"] == 2
+
+
+def test_what_is_no_row_of_the_table_is_printed_below_it() -> None:
+    printed = {m: explain(m, WORK, choose_settings(auto_config(method=m), WORK)) for m in ("kdep", "simreg")}
+    assert "target: 64 components of an SVD of the teacher's feature, then PTS; no head" in printed["kdep"]
+    assert "through a 4-layer MLP" in printed["simreg"]
+    for flag in ("--monitor.held-out", "--monitor.every", "--monitor.patience"):
+        assert flag in printed["kdep"] and flag in printed["simreg"]
+    assert "under 8 epochs the teacher runs in every step" in explain(
+        "kdep", WORK, choose_settings(auto_config(epochs=7), WORK)
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--batch-size 0", "--batch-size is 0: it must be at least 1"),
+        ("--batch-size -4", "--batch-size is -4: it must be at least 1"),
+        ("--epochs 0", "--epochs is 0: it must be at least 1"),
+        ("--view.min-scale 2", "--view.min-scale is 2.0: it must lie in (0, 1]"),
+        ("--cache.views -1", "--cache.views is -1: it must be at least 0"),
+        ("--student.size 0", "--student.size holds [0]: it must be at least 1"),
+        ("--teacher.size -3", "--teacher.size holds [-3]: it must be at least 1"),
+        ("--workers -1", "--workers is -1: it must be at least 0"),
+        ("--seed -1", "--seed is -1: it must be at least 0"),
+        ("--lr -1", "--lr is -1.0: it must be at least 0"),
+        ("--loss-weight -1", "--loss-weight is -1.0: it must be at least 0"),
+        ("--schedule.warmup-epochs -1", "--schedule.warmup-epochs is -1.0: it must be at least 0"),
+        ("--monitor.held-out 0.6", "--monitor.held-out is 0.6: it must lie in [0, 0.5]"),
+        ("--monitor.every 0", "--monitor.every is 0: it must be at least 1"),
+        ("--monitor.patience -1", "--monitor.patience is -1: it must be at least 0"),
+        ("--hours 0", "--hours is 0.0: it must be above 0, and finite"),
+        ("--hours inf", "--hours is inf: it must be above 0, and finite"),
+    ],
+)
+def test_a_bad_value_is_refused_before_anything_is_read(
+    words: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no folder of images, and neither net exists."""
+    commands = [("auto", words)]
+    if "hours" not in words:
+        commands.append(("kdep", words))
+    for command, line in commands:
+        paths = ("--data", str(tmp_path / "absent"), "--out", str(tmp_path / "run"))
+        with pytest.raises(SystemExit) as stop:
+            run_main(main, monkeypatch, command, "--teacher", "t", "--student", "s", *paths, *line.split())
+        assert stop.value.code == 2
+        printed = capsys.readouterr().err.replace("[teacher-]", "")
+        assert printed.startswith(f"error: {sentence}") and printed.count("\n") == 1
 
 
 def test_a_flag_overrides_the_table_and_the_settings_derived_from_it() -> None:

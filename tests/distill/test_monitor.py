@@ -1,27 +1,39 @@
 """The monitor: collapse, held-out distance, k-NN, best and last student, early stop."""
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
+import tyro
 from distill_runs import small_config, weights_of
 
 from stillroom.backbone import Backbone, BackboneSpec, Run, read_results, read_unlabelled
+from stillroom.backbone.manifest import read_manifest
+from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import STATE, read_metrics
 from stillroom.distill import Students, distill, resume
+from stillroom.distill.cli import command_type
 from stillroom.distill.config import Monitor
-from stillroom.distill.data import split_held_out
+from stillroom.distill.data import nothing_held_out, split_held_out
 from stillroom.distill.monitor import (
     Best,
     collapse_warning,
     effective_rank,
     first_judged_epoch,
+    learning_warnings,
     relative_spread,
 )
-from stillroom.distill.slots import AdamW, LinearHead, Raw, Svd
+from stillroom.distill.results import summary
+from stillroom.distill.slots import AdamW, LinearHead, Raw, Svd, SvdPts
+from stillroom.distill.state import TrainState
+from twins import assert_bit_equal
 
 
 def test_effective_rank_counts_equal_directions_and_weighs_unequal_ones() -> None:
@@ -133,9 +145,30 @@ def test_the_best_student_is_kept_beside_the_last_and_a_plateau_stops_the_run(
     assert "stopped at step 15: no better measurement since step 6" in capsys.readouterr().err
     results = read_results(out)
     assert results.extra["best"] == {"score": 0.5, "step": 6, "stale": 3}
-    assert results.extra["steps"] == 15 and results.metrics["monitor_knn20"] == 0.4
-    best, last = (weights_of(out / name) for name in ("student-best", "student"))
-    assert not torch.equal(best["conv1.weight"], last["conv1.weight"])
+    assert (results.extra["steps"], results.extra["student_step"]) == (15, 6)
+    rows = read_metrics(out)
+    at_best = next(row for row in rows if row["step"] == 6 and "loss" in row)
+    assert (results.metrics["monitor_knn20"], results.metrics["loss"]) == (0.5, at_best["loss"])
+    best, outcome = (weights_of(out / name) for name in ("student-best", "student"))
+    assert_bit_equal(best, outcome)
+    assert results.checkpoint.sha256 == read_manifest(out / "student-best" / "manifest.json").weights.sha256
+    assert summary(out) == f"{out}: 50.0 % knn20, the best student, of step 6"
+
+
+def test_a_run_that_ends_at_its_last_step_keeps_its_last_student_and_names_a_better_one(
+    unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The same run as without a monitor, to the bit, although its patience ends with it."""
+    accuracies = iter([0.3, 0.5, 0.4])
+    monitor = Monitor(knn=labelled("monitored", per_class=2), every=1, patience=1)
+    config = small_config(unlabelled, tmp_path / "run", epochs=3, monitor=monitor, optimizer=AdamW(), lr=1e-3)
+    out = distill(config, knn=lambda *_: {"knn20": next(accuracies)})
+    results = read_results(out)
+    assert (results.extra["steps"], results.extra["student_step"]) == (9, 9)
+    assert results.metrics["monitor_knn20"] == 0.4
+    assert summary(out) == f"{out}: 40.0 % knn20, student-best, of step 6: 50.0 % knn20"
+    plain = distill(replace(config, out=tmp_path / "plain", monitor=Monitor()))
+    assert_bit_equal(weights_of(out / "student"), weights_of(plain / "student"))
 
 
 def test_best_counts_what_is_not_better_as_stale() -> None:
@@ -164,9 +197,38 @@ def test_a_run_that_learns_nothing_warns_and_names_the_flags(
     """At a rate of 0 the student's weights stay what they are."""
     out = distill(small_config(unlabelled, tmp_path / "run", lr=0.0, monitor=Monitor(held_out=0.25), batch_size=24))
     printed = capsys.readouterr().err
-    assert "warning: the student learned about nothing: it shares" in printed
-    assert "--lr" in printed and "--loss-weight" in printed and "alignment:svd" in printed
+    assert "warning: the student learned about nothing: its agreement" in printed
     assert len(read_results(out).extra["warnings"]) == 1
+
+
+def flags_of(warning: str) -> list[str]:
+    return re.findall(r"--[a-z.-]+[a-z]", warning)
+
+
+@pytest.mark.parametrize("alignment", [SvdPts(), Svd(), Raw()], ids=["pts", "svd", "raw"])
+@pytest.mark.parametrize("method", ["kdep", "auto-kdep", "auto-simreg"])
+def test_the_command_takes_every_flag_that_the_warning_names(
+    alignment: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING replaces values of all types
+    config = small_config(Path("d"), Path("o"), alignment=alignment, method=method)
+    (warning,) = learning_warnings(config, {"neighbour_agreement": 0.01}, {"neighbour_agreement": 0.0})
+    assert {"--lr", "--loss-weight", "--epochs", "--batch-size"} == set(flags_of(warning))
+    words = [word for flag in flags_of(warning) for word in (flag, "1")]
+    is_auto, has_pts = method.startswith("auto"), isinstance(alignment, SvdPts)
+    assert ("alignment:svd" in warning) == (has_pts and not is_auto)
+    assert ("the command `svd`" in warning) == (has_pts and is_auto)
+    words += ["alignment:svd"] if "alignment:svd" in warning else []
+    command = "svd" if "the command `svd`" in warning else method.partition("-")[0]
+    nets = ["--teacher", "t", "--student", "s", "--data", "d", "--out", "o"]
+    parsed = tyro.cli(command_type(), args=[command, *nets, *words], config=(tyro.conf.CascadeSubcommandArgs,))
+    assert (parsed.lr, parsed.loss_weight, parsed.epochs, parsed.batch_size) == (1, 1, 1, 1)
+
+
+def test_agreement_below_chance_is_no_percentage() -> None:
+    config = small_config(Path("d"), Path("o"))
+    (warning,) = learning_warnings(config, {"neighbour_agreement": -0.094}, {"neighbour_agreement": 0.02})
+    assert "is no better than chance; before the first step it was 2.0 %" in warning and "-9" not in warning
 
 
 def test_a_run_that_0_2_began_is_resumed_and_not_judged(unlabelled: Path, tmp_path: Path) -> None:
@@ -201,6 +263,61 @@ def test_a_run_is_judged_after_a_tenth_but_not_before_200_steps() -> None:
     assert [first_judged_epoch(*run) for run in ((90, 250), (15, 145), (6, 126), (2, 3))] == [9, 2, 2, 2]
 
 
+class Clock:
+    """A clock that every step of a run takes a second of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        monkeypatch.setattr(Progress, "seconds", property(lambda _: self.seconds))
+        advance = TrainState.advance
+
+        def slow(state: TrainState, *arguments: Any, **settings: Any) -> None:
+            advance(state, *arguments, **settings)
+            self.seconds += 1.0
+
+        monkeypatch.setattr(TrainState, "advance", slow)
+
+
+def test_slow_steps_end_within_a_step_of_their_hours_and_before_the_first_log_line(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Clock(monkeypatch)
+    monitor = Monitor(held_out=0.25, hours=7 / 3600, every=1)
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=9, monitor=monitor, log_every=50, lr=0.0,
+                               batch_size=24))  # fmt: skip
+    results = read_results(out)
+    assert results.extra["steps"] == 7
+    assert math.isfinite(results.metrics["loss"]) and "NaN" not in (out / "results.json").read_text()
+    assert [row["step"] for row in read_metrics(out) if "loss" in row] == [7]
+    printed = capsys.readouterr().err
+    assert printed.count(f"warning: {results.extra['warnings'][0]}") == 1
+    assert "stopped at step 7: --monitor.hours" in printed
+
+
+def test_a_run_that_patience_stops_before_the_first_log_line_has_a_loss_and_its_warning(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = Monitor(held_out=0.25, every=1, patience=1)
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=90, monitor=monitor, log_every=5000, lr=0.0,
+                               batch_size=24))  # fmt: skip
+    results = read_results(out)
+    assert results.extra["steps"] < 90 * 3 and math.isfinite(results.metrics["loss"])
+    assert f"warning: {results.extra['warnings'][0]}" in capsys.readouterr().err
+
+
+def test_too_few_images_to_hold_out_are_pointed_out(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
+    assert "neighbour_agreement" not in read_results(out).metrics
+    note = "2 % of 96 images are fewer than 8: the student is not measured on held-out images; pass --monitor.held-out"
+    assert f"{note} 0.09 to hold out 8" in capsys.readouterr().err
+    monitor = Monitor(held_out=0.09)
+    out = distill(small_config(unlabelled, tmp_path / "measured", epochs=1, monitor=monitor))
+    assert "neighbour_agreement" in read_results(out).metrics and "pass" not in capsys.readouterr().err
+    assert "pass" not in nothing_held_out(14, 0.02)
+
+
 def test_hours_end_a_run_with_its_student_and_resuming_adds_none(
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,5 +326,5 @@ def test_hours_end_a_run_with_its_student_and_resuming_adds_none(
     assert read_results(out).extra["steps"] == 1
     (out / "results.json").unlink()
     assert read_results(resume(out)).extra["steps"] == 1
-    with pytest.raises(ValueError, match=r"--monitor\.hours is 0\.0: it must lie in \(0, inf\)"):
+    with pytest.raises(ValueError, match=r"--monitor\.hours is 0\.0: it must be above 0, and finite"):
         distill(small_config(unlabelled, tmp_path / "none", monitor=Monitor(hours=0.0)))

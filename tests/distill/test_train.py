@@ -29,7 +29,8 @@ from stillroom.backbone import (
 from stillroom.backbone.run import read_metrics
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
-from stillroom.distill.config import Step
+from stillroom.distill.config import Monitor, Step
+from stillroom.distill.slots import LinearHead, NoHead, Raw
 from twins import assert_bit_equal, in_a_process
 
 
@@ -189,6 +190,33 @@ def test_a_broken_image_is_refused_by_name_or_skipped_named_and_counted(
     assert results.datasets["train"].broken == 1
     assert "0007.png" in results.extra["broken"][0]
     assert "skipped: " in capsys.readouterr().err
+
+
+def test_a_batch_of_one_image_is_refused_where_batch_norm_needs_two(unlabelled: Path, tmp_path: Path) -> None:
+    for index in (0, 1):
+        (unlabelled / f"{index:04}.png").write_bytes(b"no image")
+    pair = tmp_path / "pair.txt"
+    pair.write_text("".join(f"{path}\n" for path in sorted(unlabelled.iterdir())[1:3]))
+    config = small_config(pair, tmp_path / "run", batch_size=2, epochs=1, on_broken="skip", alignment=Raw())
+    sentence = (
+        r"one image is left of a batch, .* batch norm needs two, for instance: .*0001\.png .*; pass a larger --ba"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        distill(replace(config, head=LinearHead()))
+    tiny = Students(name=("cifar/resnet20",), size=(4,))
+    with pytest.raises(ValueError, match=sentence):
+        distill(replace(config, out=tmp_path / "tiny", student=tiny, head=NoHead()))
+    assert read_results(distill(replace(config, out=tmp_path / "maps", head=NoHead()))).extra["steps"] == 1
+
+
+def test_one_clock_ends_two_processes_at_the_same_step(
+    unlabelled: Path, tmp_path: Path, in_two_processes: Callable[..., list]
+) -> None:
+    config = small_config(
+        unlabelled, tmp_path / "run", epochs=9, monitor=Monitor(held_out=0.0, hours=1e-6), log_every=50
+    )
+    assert in_two_processes(lambda: str(distill(config))) == [str(config.out)] * 2
+    assert read_results(config.out).extra["steps"] == 10
 
 
 def test_bf16_autocast_trains(unlabelled: Path, tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ def at_least(config: Any, low: float | int, *names: str, prefix: str = "") -> No
     _check(config, names, prefix, lambda x: low <= x < math.inf, f"be at least {low:g}, and finite")
 
 
+def above(config: Any, low: float | int, *names: str, prefix: str = "") -> None:
+    """Refuse fields that are not above `low`, and numbers that are not finite; arguments as in `at_least`."""
+    _check(config, names, prefix, lambda x: low < x < math.inf, f"be above {low:g}, and finite")
+
+
 def within(
     config: Any,
     low: float | int,

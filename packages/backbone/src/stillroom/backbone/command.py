@@ -1,9 +1,11 @@
 """Shared parts of our command lines: presets and commands, and errors as one sentence and a non-zero exit code."""
 
+import contextlib
 import dis
 import errno
 import functools
 import inspect
+import io
 import operator
 import os
 import sys
@@ -59,6 +61,30 @@ def subcommand_union(presets: Mapping[str, Callable[..., Any]], commands: Mappin
     return functools.reduce(operator.or_, members)
 
 
+def parse_command(kind: Any, **settings: Any) -> Any:
+    """Read the command line as `tyro.cli` does, but leave errors of our own to `report_errors`.
+
+    tyro puts a ValueError of a nested config into a box that begins with an internal name. It exits while it handles
+    that error, so Python has recorded ours as the context of the exit.
+
+    Raises:
+        ValueError: a config refused a value.
+        SystemExit: after `--help`, or on a command line that tyro refuses; its message is printed.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(kind, **settings)
+    except SystemExit as stop:
+        error = stop.__context__
+        while error is not None and not (isinstance(error, ValueError) and _is_ours(error)):
+            error = error.__context__
+        if error is not None:
+            raise error from None
+        sys.stderr.write(printed.getvalue())
+        raise
+
+
 def print_on_main(text: str) -> None:
     """Print the result of a command; with several processes, only the main one prints."""
     if os.environ.get("RANK", "0") == "0":
@@ -95,7 +121,7 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
-def _is_ours(error: Exception, scripts: Path) -> bool:
+def _is_ours(error: Exception, scripts: Path | None = None) -> bool:
     """Whether our code raised `error`: its class is ours, or its innermost frame is ours and is at a `raise`.
 
     Ours are the modules of `stillroom`, and the scripts in the folder `scripts`. A frame that is not at a `raise` is
@@ -109,5 +135,5 @@ def _is_ours(error: Exception, scripts: Path) -> bool:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
     module = trace.tb_frame.f_globals.get("__name__", "")
-    ours = module.startswith("stillroom.") or scripts in Path(code.co_filename).parents
+    ours = module.startswith("stillroom.") or (scripts is not None and scripts in Path(code.co_filename).parents)
     return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"

@@ -34,7 +34,11 @@ def load_image(path: Path) -> Image.Image:
                 ground = Image.new("RGBA", image.size, "white")
                 return Image.alpha_composite(ground, image).convert("RGB")
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise BrokenImageError(
+            f"{path} cannot be read as an image: {error}; shrink it, or leave it out (most commands: --on-broken skip)"
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise BrokenImageError(f"{path} cannot be read as an image: {error}") from error
 
 

@@ -1,13 +1,12 @@
 """The settings of a detection run. The docstring under each field is its `--help`."""
 
-import math
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
-from stillroom.backbone.checks import at_least, within
+from stillroom.backbone.checks import above, at_least, within
 from stillroom.backbone.configs import refuse_beside
 from stillroom.backbone.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.backbone.image_files import refuse_missing_folder
@@ -117,7 +116,7 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
     check_shared(config)
     at_least(config, 1, "steps", "fpn_dim", "box_dim", "rois", "test_size", "max_size", "train_sizes")
     at_least(config, 0, "warmup", "lr", "weight_decay", "clip")
-    within(config, 0, math.inf, "anchor_scale", ends="()")
+    above(config, 0, "anchor_scale")
     within(config, 0, 1, "drops", ends="()")
     if not config.train_sizes:
         raise ValueError("--train-sizes is empty: pass at least one size in pixels")

@@ -38,6 +38,13 @@ def neighbour_agreement(student: Float[Tensor, "n d"], teacher: Float[Tensor, "n
     return (float(shared.sum()) / (n * k) - chance) / (1 - chance)
 
 
+def describe_agreement(value: float) -> str:
+    """An agreement in words, in percent; below 0.05 % it is no better than chance."""
+    if value < 0.0005:
+        return "no better than chance"
+    return f"{100 * value:.1f} %"
+
+
 def nearest(features: Float[Tensor, "n d"], k: int) -> Tensor:
     """Mark each row's k nearest neighbours by cosine: (n, n), True where the column is one of them."""
     unit = F.normalize(features.double(), dim=1)

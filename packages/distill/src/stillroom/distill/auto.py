@@ -19,7 +19,7 @@ from stillroom.backbone.schedule import Cosine
 from stillroom.backbone.spec import BackboneSpec
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import presets
-from stillroom.distill.config import AutoConfig, Cache, DistillConfig, Monitor
+from stillroom.distill.config import AUTO, AutoConfig, Cache, DistillConfig, Monitor
 from stillroom.distill.data import MIN_HELD_OUT, split_held_out
 from stillroom.distill.recipe import Choice, Workload, choose_settings, explain, follows_paper, has_svd
 from stillroom.distill.slots import LinearHead, Raw, SvdPts
@@ -60,10 +60,12 @@ def inspect_workload(config: AutoConfig, files: ImageFiles, run: Run) -> Workloa
         raise ValueError(f"{config.data} holds {len(files)} images: a run needs at least {MIN_IMAGES}")
     students, teachers = [read_spec(name) for name in config.student], [read_spec(name) for name in config.teacher]
     widest = max(students, key=lambda spec: spec.dim)
-    held_out = held_out_fraction(len(files))
+    held_out = held_out_fraction(len(files)) if config.held_out is None else config.held_out
+    train, rest = split_held_out(files, held_out, config.seed)
     return Workload(
-        num_images=len(split_held_out(files, held_out, config.seed)[0]),
+        num_images=len(train),
         held_out=held_out,
+        num_held_out=len(rest or ()),
         short_side=median_short_side(files),
         student_dim=widest.dim,
         student_size=config.student_size or widest.input.size,
@@ -132,7 +134,7 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
         base = replace(base, view=KdepView(), weight_decay=5e-4)  # as in the pilots of both methods
     return replace(
         base,
-        method=f"auto-{config.method}",
+        method=f"{AUTO}{config.method}",
         teacher=replace(base.teacher, size=() if config.teacher_size is None else (config.teacher_size,)),
         student=replace(base.student, size=() if config.student_size is None else (config.student_size,)),
         view=replace(base.view, min_scale=value["min_scale"]),
@@ -145,9 +147,9 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
         cache=Cache(views=value["cache_views"], keep="outputs"),
         monitor=Monitor(
             knn=config.knn,
-            every=max(1, value["epochs"] // 15),
+            every=value["every"],
             held_out=work.held_out,
-            patience=5,
+            patience=value["patience"],
             hours=config.hours,
         ),
         seed=config.seed,
@@ -167,14 +169,15 @@ def fit_hours(planned: DistillConfig, files: ImageFiles, hours: float, run: Run)
     if run.world_size > 1:
         raise ValueError("--hours measures the speed of one process: under torchrun pass --epochs")
     epoch_seconds = len(files) / trial_speed(planned, files)
-    num_epochs = int(_MARGIN * 3600 * hours / epoch_seconds) - 1  # less the pass that fits the alignment
+    num_epochs = _MARGIN * 3600 * hours / epoch_seconds - 1  # less the pass that fits the alignment
     if num_epochs < 1:
         raise ValueError(
             f"--hours {hours:g} is too short: an epoch takes {epoch_seconds / 3600:.2g} h and the alignment as long; "
             f"pass more hours, or train on part of the images (tools/make_subset.py)"
         )
-    reason = f"{num_epochs} fit into {hours:g} h at {len(files) / epoch_seconds:.0f} images/s"
-    return Choice(name="epochs", value=min(planned.epochs, num_epochs), reason=reason)
+    value = int(min(planned.epochs, num_epochs))
+    reason = f"{value} of {planned.epochs} fit into {hours:g} h at {len(files) / epoch_seconds:.0f} images/s"
+    return Choice(name="epochs", value=value, reason=reason)
 
 
 def trial_speed(planned: DistillConfig, files: ImageFiles) -> float:

@@ -9,7 +9,8 @@ import tyro
 from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing, write_file
-from stillroom.backbone.command import ResumeFlags, print_on_main, report_errors, subcommand_union
+from stillroom.backbone.checks import at_least
+from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import read_labelled, read_unlabelled, refuse_missing_images
 from stillroom.backbone.names import refuse_missing_checkpoint
@@ -49,6 +50,8 @@ class FitAlignment:
 
     def run(self) -> None:
         """Fit the alignment and write its file."""
+        at_least(self, 1, "dim")
+        at_least(self, 0, "seed", "workers")
         refuse_existing(self.out)
         refuse_missing_images(self.data)
         refuse_missing_checkpoint(self.teacher.name)
@@ -125,7 +128,7 @@ def run_command(knn: KnnMonitor | None) -> None:
     Args:
         knn: measures k-NN accuracy for `--monitor.knn`; the console command passes None, tools/distill.py a function.
     """
-    command = tyro.cli(
+    command = parse_command(
         command_type(),
         prog="stillroom-distill",
         description="Turn a big pretrained vision model into a small backbone, without labels.",

@@ -1,13 +1,12 @@
 """Settings of a distillation run. The docstring under each field is its `--help`."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg  # names flags: `--teacher`, not `--teacher.name`; nothing else of tyro is imported here
 
-from stillroom.backbone.checks import at_least, within
+from stillroom.backbone.checks import above, at_least, within
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import refuse_missing_folder, refuse_missing_images
 from stillroom.backbone.names import refuse_missing_checkpoint
@@ -31,6 +30,8 @@ from stillroom.distill.slots import (
 
 T = TypeVar("T")
 
+AUTO = "auto-"
+"""Prefix of the method of runs that `auto` makes: `auto-kdep`, `auto-simreg`."""
 ChannelOrder = Literal["own", "rgb", "bgr"]
 Output = Literal["feature", "class", "patches", "class+patches", "projection", "logits"]
 """Which output of a teacher the student regresses: the pooled feature; a ViT's class token, its mean patch token, or
@@ -60,6 +61,12 @@ class Net:
     weight: float = 1.0
     """Weight of this teacher's loss."""
 
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            at_least(self, 1, "size", prefix="teacher.")
+        if self.crop_fraction is not None:
+            within(self, 0, 1, "crop_fraction", ends="(]", prefix="teacher.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Students:
@@ -73,6 +80,9 @@ class Students:
     """Input side in pixels; empty: that of each net's specification."""
     crop_fraction: tuple[float, ...] = ()
     """Evaluation crop over resized side, in (0, 1]; empty: that of each net's specification."""
+
+    def __post_init__(self) -> None:
+        check_inputs(self, "student.")
 
     def nets(self) -> list[Net]:
         """Each net with its settings.
@@ -111,6 +121,7 @@ class Teachers:
     """Weight of each teacher's loss; only their ratios matter."""
 
     def __post_init__(self) -> None:
+        check_inputs(self, "teacher.")
         if self.weight and (min(self.weight) < 0 or sum(self.weight) <= 0):
             raise ValueError(f"--teacher.weight is {self.weight}: weights must not be negative, nor all zero")
 
@@ -136,6 +147,12 @@ class Teachers:
         """The weight of each teacher's loss, scaled so that they sum to 1."""
         weights = [net.weight for net in self.nets()]
         return [weight / sum(weights) for weight in weights]
+
+
+def check_inputs(nets: "Students | Teachers", prefix: str) -> None:
+    """Refuse input sizes below 1 pixel and crops outside (0, 1], by a ValueError."""
+    at_least(nets, 1, "size", prefix=prefix)
+    within(nets, 0, 1, "crop_fraction", ends="(]", prefix=prefix)
 
 
 def one_per_net(values: tuple[T, ...], num_nets: int, flag: str) -> tuple[T, ...]:
@@ -202,7 +219,7 @@ class Monitor:
         at_least(self, 0, "patience", prefix="monitor.")
         within(self, 0, 0.5, "held_out", prefix="monitor.")
         if self.hours is not None:
-            within(self, 0, math.inf, "hours", ends="()", prefix="monitor.")
+            above(self, 0, "hours", prefix="monitor.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +328,12 @@ class AutoConfig:
     """bf16: run forward passes in bfloat16 autocast."""
     cache_views: Annotated[int | None, arg(name="cache.views")] = None
     """Views per image whose teacher outputs are stored on disk; 0: no cache."""
+    held_out: Annotated[float | None, arg(name="monitor.held-out")] = None
+    """Fraction of the images, at most 512 of them, that is not trained on but measures the students; 0: none."""
+    every: Annotated[int | None, arg(name="monitor.every")] = None
+    """Epochs between two measurements."""
+    patience: Annotated[int | None, arg(name="monitor.patience")] = None
+    """Stop after this many measurements without a better one; 0: never."""
     workers: int | None = None
     """Processes that decode images; 0: the training process does."""
     seed: int = 0
@@ -345,12 +368,38 @@ def preflight(config: DistillConfig, has_knn: bool) -> None:
 def preflight_auto(config: AutoConfig, has_knn: bool) -> None:
     """Refuse bad settings and missing paths before images and nets are read; see `preflight`."""
     if config.hours is not None:
-        within(config, 0, math.inf, "hours", ends="()")
-    teacher, student = Teachers(name=config.teacher), Students(name=config.student)
-    monitor = Monitor(knn=config.knn)
-    preflight(
-        DistillConfig(teacher=teacher, student=student, data=config.data, out=config.out, monitor=monitor), has_knn
+        above(config, 0, "hours")
+    if config.min_scale is not None:
+        within(config, 0, 1, "min_scale", ends="(]", prefix="view.")
+    run = DistillConfig(
+        teacher=Teachers(
+            name=config.teacher, **given(size=None if config.teacher_size is None else (config.teacher_size,))
+        ),
+        student=Students(
+            name=config.student, **given(size=None if config.student_size is None else (config.student_size,))
+        ),
+        data=config.data,
+        out=config.out,
+        schedule=Cosine(**given(warmup_epochs=config.warmup_epochs)),
+        cache=Cache(**given(views=config.cache_views)),
+        monitor=Monitor(
+            knn=config.knn, **given(held_out=config.held_out, every=config.every, patience=config.patience)
+        ),
+        seed=config.seed,
+        **given(
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            lr=config.lr,
+            loss_weight=config.loss_weight,
+            workers=config.workers,
+        ),
     )
+    preflight(run, has_knn)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that are not None: flags that were passed."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_settings(config: DistillConfig, has_knn: bool) -> None:
@@ -360,6 +409,8 @@ def check_settings(config: DistillConfig, has_knn: bool) -> None:
         ValueError: with the first problem, in one sentence.
     """
     at_least(config, 1, "epochs", "batch_size", "log_every", "save_every")
+    at_least(config, 0, "lr", "loss_weight", "weight_decay", "workers", "seed")
+    at_least(config.dense, 0, "weight", prefix="dense.")
     within(config, 0, 1, "ema", ends="[)")
     if config.monitor.knn is not None and not has_knn:
         raise ValueError(

@@ -1,5 +1,6 @@
 """The images of a run: which of them are trained on, and which are held out to measure the students."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def split_held_out(files: ImageFiles, fraction: float, seed: int) -> tuple[Image
         return files, None
     order = np.random.default_rng([seed, len(files)]).permutation(len(files)).tolist()
     return files.subset(sorted(order[count:])), files.subset(sorted(order[:count]))
+
+
+def nothing_held_out(num_images: int, fraction: float) -> str:
+    """The note of a run that holds out none of its images, because the fraction would be fewer than 8."""
+    too_few = f"{100 * fraction:g} % of {num_images} images are fewer than {MIN_HELD_OUT}"
+    note = f"{too_few}: the student is not measured on held-out images"
+    enough = math.ceil(100 * MIN_HELD_OUT / num_images) / 100
+    return f"{note}; pass --monitor.held-out {enough:g} to hold out {MIN_HELD_OUT}" if enough <= 0.5 else note
 
 
 def check_knn_folder(folder: Path) -> None:

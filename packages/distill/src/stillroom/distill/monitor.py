@@ -12,10 +12,10 @@ from torch import Tensor
 from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Run
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loading import EvaluationBatches, build_loader
-from stillroom.distill.agreement import neighbour_agreement
-from stillroom.distill.config import Monitor
+from stillroom.distill.agreement import describe_agreement, neighbour_agreement
+from stillroom.distill.config import AUTO, DistillConfig, Monitor
 from stillroom.distill.distances import distance
-from stillroom.distill.slots import Distance
+from stillroom.distill.slots import Distance, SvdPts
 from stillroom.distill.student import StudentModel
 from stillroom.distill.teacher import FrozenTeacher, Supervision, TeacherOutput
 
@@ -78,12 +78,23 @@ def first_judged_epoch(epochs: int, steps_per_epoch: int) -> int:
     return min(max(round(epochs / 10), math.ceil(MIN_STEPS_JUDGED / steps_per_epoch), 1), epochs)
 
 
-def learning_warnings(measured: Mapping[str, float], untrained: Mapping[str, float]) -> list[str]:
-    """A warning for each student whose agreement with the teacher has hardly risen since before the first step."""
+def learning_warnings(
+    config: DistillConfig, measured: Mapping[str, float], untrained: Mapping[str, float]
+) -> list[str]:
+    """A warning for each student whose agreement with the teacher has hardly risen since before the first step.
+
+    Args:
+        config: the run; its command takes every flag that the warning names.
+        measured: metrics of the students.
+        untrained: their metrics before the first step.
+    """
+    advice = "try --lr three times higher or lower, another --loss-weight, more steps by --epochs or --batch-size"
+    if isinstance(config.alignment, SvdPts):
+        is_auto = config.method.startswith(AUTO)
+        advice += ", or no PTS (the command `svd` instead of `auto`)" if is_auto else ", or no PTS (alignment:svd)"
     return [
-        f"the student learned about nothing: it shares {100 * value:.1f} % of the teacher's nearest neighbours beyond "
-        f"chance, {100 * untrained[name]:.1f} % before the first step; try --lr three times higher or lower, another "
-        f"--loss-weight, more steps (--epochs, or a smaller --batch-size), or no PTS (alignment:svd)"
+        f"the student learned about nothing: its agreement with the teacher's nearest neighbours, beyond chance, is "
+        f"{describe_agreement(value)}; before the first step it was {describe_agreement(untrained[name])}; {advice}"
         for name, value in measured.items()
         if name.startswith(AGREEMENT) and name in untrained and value < untrained[name] + MIN_GAIN
     ]

@@ -11,10 +11,21 @@ from stillroom.backbone.results import format_table
 from stillroom.backbone.store import store_bytes
 from stillroom.distill.config import AutoConfig
 
-FLAGS = {"warmup_epochs": "schedule.warmup-epochs", "min_scale": "view.min-scale", "cache_views": "cache.views"}
+FLAGS = {
+    "warmup_epochs": "schedule.warmup-epochs",
+    "min_scale": "view.min-scale",
+    "cache_views": "cache.views",
+    "held_out": "monitor.held-out",
+    "every": "monitor.every",
+    "patience": "monitor.patience",
+}
 """Flags whose name is not their field's with hyphens."""
 MANY_IMAGES = 50_000
 """From this many images, a run on a GPU follows the method's paper."""
+MIN_CACHE_EPOCHS = 8
+PATIENCE = 5
+"""Measurements without a better one after which a run stops, with at least `SMALL_HELD_OUT` held-out images."""
+SMALL_HELD_OUT = 64
 FEW_IMAGES_DIM = 64
 """Width of the student in the pilots behind `FEW_IMAGES`."""
 
@@ -26,6 +37,7 @@ class Workload:
     Args:
         num_images: images to train on.
         held_out: fraction of all images that is held out.
+        num_held_out: number of these images.
         short_side: their median short side, pixels.
         student_dim: width of the widest student's pooled feature.
         student_size: that student's input side, pixels.
@@ -39,6 +51,7 @@ class Workload:
 
     num_images: int
     held_out: float
+    num_held_out: int
     short_side: int
     student_dim: int
     student_size: int
@@ -117,8 +130,26 @@ def choose_settings(config: AutoConfig, work: Workload) -> dict[str, Choice]:
     pick("amp", "bf16" if work.bf16 else "none", instructions)
     pick("workers", max(1, min(work.cores - 1, 16)), f"{work.cores} cores, one of them for the nets")
     views = cached_views(work, epochs)
-    pick("cache_views", views, "the teacher runs once per view" if views else "the teacher runs in every step")
+    pick("cache_views", views, "the teacher runs once per view" if views else no_cache_reason(work, epochs))
+    pick("held_out", round(work.held_out, 4), f"{work.num_held_out} images: 2 % of many, a tenth of few, at least 8")
+    pick("every", max(1, epochs // 15), "about 15 measurements")
+    pick("patience", *choose_patience(config, work))
     return choices
+
+
+def choose_patience(config: AutoConfig, work: Workload) -> tuple[int, str]:
+    """Measurements without a better one after which the run stops, and why.
+
+    The mean over n held-out images has an error that falls as 1 / sqrt(n), so fewer than 64 need more measurements.
+    """
+    if config.knn is not None:
+        return PATIENCE, "the pilots'"
+    if not work.num_held_out:
+        return 0, "no image is held out"
+    if work.num_held_out >= SMALL_HELD_OUT:
+        return PATIENCE, "a third of the run"
+    longer = math.ceil(PATIENCE * math.sqrt(SMALL_HELD_OUT / work.num_held_out))
+    return longer, f"{PATIENCE} x sqrt({SMALL_HELD_OUT} / {work.num_held_out}): few images, noisy measurements"
 
 
 def follows_paper(work: Workload) -> bool:
@@ -133,9 +164,20 @@ def has_svd(work: Workload) -> bool:
 
 def cached_views(work: Workload, epochs: int) -> int:
     """Views per image to cache: each is used four times, if all fit into a tenth of the free disk; none on a GPU."""
+    if work.device == "cuda" or epochs < MIN_CACHE_EPOCHS:
+        return 0
     views = min(math.ceil(epochs / 4), 40)
     fits = views * store_bytes(work.num_images, work.teacher_dim) <= work.free_bytes / 10
-    return views if fits and epochs >= 8 and work.device != "cuda" else 0
+    return views if fits else 0
+
+
+def no_cache_reason(work: Workload, epochs: int) -> str:
+    """Why no views are cached."""
+    if work.device == "cuda":
+        return "on a GPU the teacher runs in every step"
+    if epochs < MIN_CACHE_EPOCHS:
+        return f"under {MIN_CACHE_EPOCHS} epochs the teacher runs in every step"
+    return "the views do not fit into a tenth of the free disk space"
 
 
 def explain(method: str, work: Workload, choices: dict[str, Choice]) -> str:
@@ -147,7 +189,11 @@ def explain(method: str, work: Workload, choices: dict[str, Choice]) -> str:
     flags = [FLAGS.get(name, name.replace("_", "-")) for name in choices]
     rows = [[f"--{flag}", f"{c.value}", c.reason] for flag, c in zip(flags, choices.values(), strict=True)]
     notes = []
-    if method == "kdep" and not has_svd(work):
+    if method == "simreg":
+        notes.append("target: the teacher's feature, through a 4-layer MLP that is dropped afterwards")
+    elif has_svd(work):
+        notes.append(f"target: {work.student_dim} components of an SVD of the teacher's feature, then PTS; no head")
+    else:
         notes.append(
             f"{work.num_images} images of a {work.teacher_dim}-d feature do not determine an SVD of {work.student_dim} "
             f"components: the student regresses the feature itself, through a linear head that is dropped afterwards"

@@ -1,6 +1,9 @@
 """Write the results of a run: the students' checkpoints and results.json."""
 
 import hashlib
+import re
+import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,12 +11,15 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from stillroom.backbone import Data, Results, Teacher, save_checkpoint, write_results
+from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import describe_head
-from stillroom.backbone.manifest import Head, Manifest
+from stillroom.backbone.manifest import MANIFEST, Head, Manifest, read_manifest
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, read_results
+from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import Licence, inherit_licence
+from stillroom.distill.agreement import describe_agreement
 from stillroom.distill.alignment import ScaledSvd
 from stillroom.distill.alignment_file import encode_alignments
 from stillroom.distill.config import UNIONS, DistillConfig
@@ -94,6 +100,37 @@ def write_students(
     return manifests
 
 
+def copy_best_students(config: DistillConfig) -> list[Manifest]:
+    """Copy each student's `student-best` to `student`; return the manifests."""
+    manifests = []
+    for index in range(len(config.student.name)):
+        student = config.out / student_name(config, index)
+        best = student.with_name(f"{student.name}-best")
+        with replace_directory(student) as folder:
+            shutil.copytree(best, folder, dirs_exist_ok=True)
+        manifests.append(read_manifest(student / MANIFEST))
+    return manifests
+
+
+def outcome_metrics(config: DistillConfig, state: TrainState, *, ends_with_best: bool) -> dict[str, float]:
+    """The metrics of the students that a run ends with: losses, and what the monitor measured.
+
+    Args:
+        config: the run; the metrics of its best students are read from metrics.jsonl. Where it has no loss up to their
+            step, the loss is that of the last line.
+        state: at the end of training.
+        ends_with_best: whether these are the best students, not the last ones.
+    """
+    last = {**state.losses, **state.measured}
+    if not ends_with_best:
+        return last
+    best = {}
+    for row in read_metrics(config.out):
+        if row["step"] <= state.best.step:
+            best.update({name: value for name, value in row.items() if name in last})
+    return {**last, **best}
+
+
 def trained_heads(student: StudentModel) -> Mapping[str, tuple[Head, Mapping[str, Tensor]]]:
     """The trained heads of a student, named `distill`, or `distill-1` and so on with several teachers."""
     has_several = len(student.heads) > 1
@@ -109,8 +146,11 @@ def write_run_results(
     setup: RunSetup,
     supervisions: Sequence[Supervision],
     state: TrainState,
+    metrics: Mapping[str, float],
     broken: list[str],
     seconds: float,
+    *,
+    ends_with_best: bool,
 ) -> None:
     """Write the students' checkpoints and results.json.
 
@@ -119,10 +159,15 @@ def write_run_results(
         setup: its images and teachers.
         supervisions: its alignments.
         state: at the end of training.
+        metrics: of the students that are written, see `outcome_metrics`.
         broken: one sentence per unreadable image.
         seconds: wall time since training began or was last resumed.
+        ends_with_best: write the best students as `student`, not the last ones.
     """
-    manifests = write_students(config, setup, supervisions, state.eval_models())
+    if ends_with_best:
+        manifests = copy_best_students(config) if setup.run.is_main else []
+    else:
+        manifests = write_students(config, setup, supervisions, state.eval_models())
     if not setup.run.is_main:
         return
     datasets = {"train": DatasetRecord.of(setup.images.train, broken=len(broken))}
@@ -133,9 +178,10 @@ def write_run_results(
         "std_ratio_before_after": [[target.std_ratio_ for target in one.targets] for one in supervisions],
         "rank": [svd_rank(one) for one in supervisions],
         "steps": state.step,
+        "student_step": state.best.step if ends_with_best else state.step,
         "best": asdict(state.best) if state.measured else None,
         "untrained": state.untrained,
-        "warnings": learning_warnings(state.measured, state.untrained),
+        "warnings": learning_warnings(config, metrics, state.untrained),
         "students": [manifest.weights.sha256 for manifest in manifests],
         "broken": broken,
     }
@@ -150,7 +196,7 @@ def write_run_results(
                 sha256=manifests[0].weights.sha256,
                 method=config.method,
             ),
-            metrics={**state.losses, **state.measured},
+            metrics=dict(metrics),
             seed=config.seed,
             seconds=seconds,
             made_by=made_by(PACKAGE, config_to_dict(config, UNIONS)),
@@ -166,14 +212,35 @@ def svd_rank(supervision: Supervision) -> int | None:
 
 
 def summary(path: Path) -> str:
-    """The last line that a run prints: its directory and main metrics."""
+    """The last line that a run prints: its directory, its main metrics, and a better student than its last one."""
     results = read_results(path)
     accuracy = [name for name in results.metrics if name.startswith("monitor_")]
-    if accuracy:
-        return f"{path}: {100 * results.metrics[accuracy[0]]:.1f} % {accuracy[0].removeprefix('monitor_')}"
-    text = f"{path}: loss {results.metrics['loss']:.4f}"
-    if "held_out_loss" in results.metrics:
-        text += f", held out {results.metrics['held_out_loss']:.4f}"
-    if AGREEMENT in results.metrics:
-        text += f", {100 * results.metrics[AGREEMENT]:.1f} % of the teacher's neighbours"
-    return text
+    name = accuracy[0] if accuracy else AGREEMENT
+    texts = []
+    if not accuracy:
+        texts.append(f"loss {results.metrics['loss']:.4f}")
+        if "held_out_loss" in results.metrics:
+            texts.append(f"held out {results.metrics['held_out_loss']:.4f}")
+    score = student_score(results.metrics, name)
+    if score is not None:
+        texts.append(describe_score(name, score))
+        best, step = results.extra["best"], results.extra["student_step"]
+        if step < results.extra["steps"]:
+            texts.append(f"the best student, of step {step}")
+        elif best["score"] > score:
+            texts.append(f"{STUDENT}-best, of step {best['step']}: {describe_score(name, best['score'])}")
+    return f"{path}: {', '.join(texts)}"
+
+
+def student_score(metrics: Mapping[str, float], name: str) -> float | None:
+    """A metric as the monitor scores it: of one student, or the mean of several; None if it is not measured."""
+    pattern = rf"{re.escape(name.removesuffix('_1'))}(_\d+)?"
+    values = [value for key, value in metrics.items() if re.fullmatch(pattern, key)]
+    return statistics.fmean(values) if values else None
+
+
+def describe_score(name: str, score: float) -> str:
+    """The score of a student in words."""
+    if name == AGREEMENT:
+        return f"agreement with the teacher's neighbours {describe_agreement(score)}"
+    return f"{100 * score:.1f} % {name.removeprefix('monitor_')}"

@@ -1,10 +1,9 @@
 """The variants of a run's slots: view, alignment, head, distance and optimiser. Each checks its own fields."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from stillroom.backbone.checks import at_least, within
+from stillroom.backbone.checks import above, at_least, within
 
 # --- view: image -> what the nets see ---------------------------------------------------------------------------------
 
@@ -108,7 +107,7 @@ class SvdPts(Svd):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, 0, math.inf, "temperature", ends="()", prefix="alignment.")
+        above(self, 0, "temperature", prefix="alignment.")
         at_least(self, 1, "exponent", prefix="alignment.")
 
 
@@ -263,7 +262,7 @@ class KlDivergence:
     """T, above 0."""
 
     def __post_init__(self) -> None:
-        within(self, 0, math.inf, "temperature", ends="()", prefix="distance.")
+        above(self, 0, "temperature", prefix="distance.")
 
 
 Distance = Mse | CosineDistance | KlDivergence

@@ -30,7 +30,7 @@ class TrainState:
         measured: the monitor's last measurements.
         untrained: its measurements before the first step; empty in a run that version 0.2 began.
         best: its best measurement.
-        seconds: of training up to the last log line, those before a resume included.
+        seconds: of training, up to the last reading of the clock, those before a resume included.
     """
 
     def __init__(self, students: list[StudentModel], optimizer: torch.optim.Optimizer, ema: float) -> None:
@@ -56,11 +56,15 @@ class TrainState:
                 average.update_parameters(student)
         self.step += 1
 
-    def reason_to_stop(self, monitor: Monitor) -> str | None:
+    def is_out_of_patience(self, monitor: Monitor, last_step: int) -> bool:
+        """Whether the run stops before its last step for want of a better measurement: its best students are it."""
+        return self.step < last_step and self.best.should_stop(monitor.patience)
+
+    def reason_to_stop(self, monitor: Monitor, last_step: int) -> str | None:
         """Why the run stops before its last step: out of patience, or out of time; None: it does not."""
-        if self.best.should_stop(monitor.patience):
+        if self.is_out_of_patience(monitor, last_step):
             return f"no better measurement since step {self.best.step}"
-        if monitor.hours is not None and self.seconds >= 3600 * monitor.hours:
+        if self.step < last_step and monitor.hours is not None and self.seconds >= 3600 * monitor.hours:
             return f"--monitor.hours {monitor.hours:g} are over"
         return None
 

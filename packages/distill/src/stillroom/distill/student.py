@@ -49,6 +49,16 @@ class StudentModel(nn.Module):
         self.dense = nn.ModuleList(dense)
         self.level = level
 
+    @property
+    def needs_two_images(self) -> bool:
+        """Whether a batch norm sees one value per image and channel: in a head, or on a map of one position."""
+        level, size = self.backbone.spec.levels[-1], self.backbone.spec.input.size
+        has_one_position = level.stride >= size
+        return any(
+            isinstance(module, nn.BatchNorm1d) or (has_one_position and isinstance(module, nn.BatchNorm2d))
+            for module in self.modules()
+        )
+
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> StudentOutput:
         features = self.backbone(self.normalize(images).contiguous(memory_format=torch.channels_last))
         maps = [project(features.maps[self.level]) for project in self.dense]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stillroom.backbone import Backbone, ImageDataset, ImageFiles, RunDirectory
+from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.loading import Batch, TrainingBatches, build_loader
@@ -16,6 +16,7 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import seed_everything
 from stillroom.distill.config import UNIONS, DistillConfig
+from stillroom.distill.data import nothing_held_out
 from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.monitor import (
     AGREEMENT,
@@ -25,13 +26,16 @@ from stillroom.distill.monitor import (
     collapse_warnings,
     learning_warnings,
 )
-from stillroom.distill.results import write_run_results, write_students
+from stillroom.distill.results import outcome_metrics, write_run_results, write_students
 from stillroom.distill.setup import RunSetup, build_setup, build_supervisions
 from stillroom.distill.slots import FixedView
 from stillroom.distill.state import Meter, TrainState, refuse_infinite
-from stillroom.distill.student import build_optimizer, wrap_student
+from stillroom.distill.student import StudentModel, build_optimizer, wrap_student
 from stillroom.distill.teacher import CachedTeacher, Supervision, TeacherOutput
 from stillroom.distill.views import Views
+
+CLOCK_EVERY = 10
+"""Steps between two readings of the clock where several processes must agree on it."""
 
 
 def distill(
@@ -137,12 +141,14 @@ def train(
         state.untrained = monitor.measure(state.eval_models(), labelled=False)[1]
 
     progress = Progress(len(images.train) * config.epochs, run, config.method, done=state.step * config.batch_size)
+    if images.held_out is None and config.monitor.held_out:
+        progress.note(nothing_held_out(len(images.train), config.monitor.held_out))
     meter, has_warned, seconds_before = Meter(), False, state.seconds
+    clock_every = 1 if run.world_size == 1 else CLOCK_EVERY
     for batch in progress.over(feed.loader):
-        # Name the unreadable images; at least one image of a batch must be readable.
+        # Name the unreadable images; of each batch some must be readable.
         progress.skip(batch.broken)
-        if not len(batch):
-            raise ValueError(f"no image of a whole batch could be read, for instance: {batch.broken[0]}")
+        refuse_short_batch(batch, setup.students)
 
         # Seed dropout and drop path by the step, so that a resumed run draws what an uninterrupted one draws.
         epoch = (state.step + 0.5) / feed.steps_per_epoch
@@ -173,32 +179,63 @@ def train(
 
         # Log the mean losses since the last line; one that is NaN or infinite stops the run.
         if step % config.log_every == 0 or epochs_done == config.epochs:
-            state.losses = meter.read(run)
-            refuse_infinite(state.losses, step, directory.kept)
-            log_losses(state, progress, directory, epochs_done)
-            state.seconds = run.gather(seconds_before + progress.seconds)[0]  # one clock for all processes
+            log_losses(state, meter, run, progress, directory, epochs_done)
+
+        # Read the clock that --monitor.hours goes by: one for all processes.
+        if step % clock_every == 0 or epochs_done == config.epochs:
+            state.seconds = run.gather(seconds_before + progress.seconds)[0]
 
         # Measure the students at the end of some epochs, and save the best ones.
         is_due = epochs_done.is_integer() and monitor.is_due(int(epochs_done))
-        if is_due and measure_students(state, monitor, progress, directory, int(epochs_done)):
+        if is_due and measure_students(config, state, monitor, progress, directory, int(epochs_done)):
             write_students(config, setup, supervisions, state.eval_models(), best=True)
 
         # Save the state to resume from; stop early when patience or time is used up.
-        stop = state.reason_to_stop(config.monitor)
+        stop = state.reason_to_stop(config.monitor, feed.last_step)
+        if stop and meter.steps:
+            log_losses(state, meter, run, progress, directory, epochs_done)
         if step % config.save_every == 0 or stop:
             directory.save_state({**state.state_dict(), "data_fingerprint": images.train.fingerprint})
         if stop:
             progress.note(f"stopped at step {step}: {stop}")
             break
 
+    # A run that is out of patience ends with its best students, every other one with its last; warn as at a last step.
+    ends_with_best = state.is_out_of_patience(config.monitor, feed.last_step) and state.best.step > 0  # 0: all NaN
+    metrics = outcome_metrics(config, state, ends_with_best=ends_with_best)
+    if state.step < feed.last_step and run.is_main:
+        warn(progress, learning_warnings(config, metrics, state.untrained))
+
     # Write the students' checkpoints and results.json, then leave the process group.
     progress.close()
     broken = sorted({sentence for sentences in run.gather(progress.broken) for sentence in sentences})
-    write_run_results(config, setup, supervisions, state, broken, progress.seconds)
+    write_run_results(
+        config, setup, supervisions, state, metrics, broken, progress.seconds, ends_with_best=ends_with_best
+    )
     directory.close()
     run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out
+
+
+def refuse_short_batch(batch: Batch, students: Sequence[StudentModel]) -> None:
+    """Refuse a batch without readable images, or with one where batch norm needs two.
+
+    Args:
+        batch: what is left of it, with the sentences of its unreadable images.
+        students: in training.
+
+    Raises:
+        ValueError: the batch cannot be trained on.
+    """
+    reason = f", for instance: {batch.broken[0]}" if batch.broken else ""
+    if not len(batch):
+        raise ValueError(f"no image of a whole batch could be read{reason}")
+    if len(batch) == 1 and any(student.needs_two_images for student in students):
+        raise ValueError(
+            f"one image is left of a batch, and the student's batch norm needs two{reason}; pass a larger "
+            f"--batch-size, or remove the unreadable images and start again"
+        )
 
 
 def build_state(config: DistillConfig, setup: RunSetup, saved: Mapping[str, Any] | None) -> TrainState:
@@ -218,13 +255,15 @@ class Feed:
         loader: the batches that are left.
         views: which of a batch's views each net sees.
         caches: of each teacher's outputs; empty where the teachers run in every step.
-        steps_per_epoch: of the whole run.
+        steps_per_epoch: batches in one pass over the images.
+        last_step: of the run, if it does not stop early.
     """
 
     loader: Iterable[Batch]
     views: Views
     caches: list[CachedTeacher]
     steps_per_epoch: int
+    last_step: int
 
 
 def build_feed(config: DistillConfig, setup: RunSetup, supervisions: Sequence[Supervision], state: TrainState) -> Feed:
@@ -237,9 +276,10 @@ def build_feed(config: DistillConfig, setup: RunSetup, supervisions: Sequence[Su
     cycle = len(caches[0].stores) if caches and not isinstance(config.teacher_view, FixedView) else 0
     dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
     batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, setup.run, start=state.step)
-    has_stopped = state.reason_to_stop(config.monitor) is not None
+    last_step = batches.steps_per_epoch * config.epochs
+    has_stopped = state.reason_to_stop(config.monitor, last_step) is not None
     loader: Iterable[Batch] = [] if has_stopped else build_loader(dataset, batches, config.workers)
-    return Feed(loader=loader, views=views, caches=caches, steps_per_epoch=batches.steps_per_epoch)
+    return Feed(loader=loader, views=views, caches=caches, steps_per_epoch=batches.steps_per_epoch, last_step=last_step)
 
 
 def build_monitor(
@@ -263,8 +303,16 @@ def build_monitor(
     )
 
 
-def log_losses(state: TrainState, progress: Progress, directory: RunDirectory, epochs_done: float) -> None:
-    """Write one line of metrics.jsonl, and show the losses behind the progress bar."""
+def log_losses(
+    state: TrainState, meter: Meter, run: Run, progress: Progress, directory: RunDirectory, epochs_done: float
+) -> None:
+    """Write the mean losses since the last line into metrics.jsonl, and show them behind the progress bar.
+
+    Raises:
+        DivergedError: a loss is NaN or infinite.
+    """
+    state.losses = meter.read(run)
+    refuse_infinite(state.losses, state.step, directory.kept)
     lap = {**progress.lap(), "lr": state.optimizer.param_groups[0]["lr"], "epoch": epochs_done}
     directory.log(state.step, {**state.losses, **lap, "broken": len(progress.broken)})
     agreement = {name: value for name, value in state.measured.items() if name.startswith(AGREEMENT)}
@@ -272,7 +320,12 @@ def log_losses(state: TrainState, progress: Progress, directory: RunDirectory, e
 
 
 def measure_students(
-    state: TrainState, monitor: StudentMonitor, progress: Progress, directory: RunDirectory, epoch: int
+    config: DistillConfig,
+    state: TrainState,
+    monitor: StudentMonitor,
+    progress: Progress,
+    directory: RunDirectory,
+    epoch: int,
 ) -> bool:
     """Measure the students after an epoch, log and judge the result; return whether it is the best so far."""
     students = state.eval_models()
@@ -282,7 +335,7 @@ def measure_students(
     directory.log(state.step, state.measured)
     progress.note(f"epoch {epoch}", state.measured)
     if monitor.is_judged(epoch):
-        warn(progress, learning_warnings(state.measured, state.untrained))
+        warn(progress, learning_warnings(config, state.measured, state.untrained))
     return state.best.update(score, state.step)
 
 

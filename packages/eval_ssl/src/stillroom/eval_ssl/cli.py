@@ -5,7 +5,7 @@ from typing import Any
 
 import tyro
 
-from stillroom.backbone.command import print_on_main, report_errors
+from stillroom.backbone.command import parse_command, print_on_main, report_errors
 from stillroom.eval_ssl.presets import simreg
 from stillroom.eval_ssl.protocols import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
 
@@ -24,7 +24,7 @@ DESCRIPTIONS = {
 def main() -> None:
     """Entry point of `stillroom-eval-ssl`."""
     # 1. Parse the flags into the config of a protocol.
-    config = tyro.cli(
+    config = parse_command(
         command_type(),
         prog="stillroom-eval-ssl",
         description="Frozen evaluation of any backbone.",

@@ -14,7 +14,7 @@ from stillroom import (  # lazy packages: the quoted types import torch, and onl
     backbone,
     eval_ssl,
 )
-from stillroom.backbone.checks import at_least, flag
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import ImageFiles, read_labelled, refuse_missing_images, shuffled_by_class
 from stillroom.backbone.names import refuse_missing_checkpoint
@@ -205,17 +205,6 @@ class Point:
     weight_decay: float
     feature_source: str = "pooled"
     unit: bool = False
-
-
-def above_zero(**numbers: float) -> None:
-    """Refuse numbers, by the name of their flag, that are not above 0 or not finite.
-
-    Raises:
-        ValueError: with the first of them.
-    """
-    for name, number in numbers.items():
-        if not (number > 0 and math.isfinite(number)):
-            raise ValueError(f"{flag(name)} is {number}: it must be above 0, and finite")
 
 
 def check_temperature(temperature: float) -> None:

@@ -1,14 +1,16 @@
 """Exact nearest-neighbour search: in torch, on any device, or by faiss."""
 
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stillroom.backbone.checks import above
 from stillroom.backbone.progress import Progress
-from stillroom.eval_ssl.config import Backend, Metric, above_zero
+from stillroom.eval_ssl.config import Backend, Metric
 from stillroom.eval_ssl.extras import import_faiss
 from stillroom.eval_ssl.features import is_constant
 
@@ -63,7 +65,7 @@ def nearest_neighbours(
     check_k([k], len(train_x) - (test_x is None))
     if len(train_x) > 1 and is_constant(train_x):
         raise ValueError("the backbone gives the same feature for every training image: there are no neighbours")
-    above_zero(memory_gib=memory_gib)
+    above(SimpleNamespace(memory_gib=memory_gib), 0, "memory_gib")
     train, test = prepare(train_x, test_x, metric)
     if backend == "faiss":
         return _search_faiss(train, test, k, metric)

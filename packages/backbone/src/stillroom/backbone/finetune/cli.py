@@ -6,7 +6,7 @@ from typing import Any
 
 import tyro
 
-from stillroom.backbone.command import ResumeFlags, print_on_main, report_errors, subcommand_union
+from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.finetune.config import FineTuneConfig
 from stillroom.backbone.sweep import refuse_unresumable
 
@@ -41,7 +41,7 @@ class FineTuneCli:
 
     def _run(self) -> None:
         config = (tyro.conf.CascadeSubcommandArgs,)
-        command = tyro.cli(self.command_type(), prog=self.prog, description=self.description, config=config)
+        command = parse_command(self.command_type(), prog=self.prog, description=self.description, config=config)
         if isinstance(command, FineTuneConfig):
             self.preflight(command)
             task = self.load()

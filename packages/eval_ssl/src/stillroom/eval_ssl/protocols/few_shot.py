@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
-from stillroom.backbone.checks import at_least
+from stillroom.backbone.checks import above, at_least
 from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.results import Results, format_table
-from stillroom.eval_ssl.config import MeasurementConfig, Outcome, above_zero
+from stillroom.eval_ssl.config import MeasurementConfig, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class FewShotConfig(MeasurementConfig):
         at_least(self, 1, "draws")
         if not self.shots or min(self.shots) < 1:
             raise ValueError(f"--shots is {list(self.shots)}: pass numbers of images per class, from 1")
-        above_zero(inverse_penalty=self.inverse_penalty)
+        above(self, 0, "inverse_penalty")
 
     def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
         """Refuse more shots than a class has images."""

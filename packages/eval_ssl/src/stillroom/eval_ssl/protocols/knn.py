@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
+from stillroom.backbone.checks import above
 from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.results import Results, format_table, percent
 from stillroom.eval_ssl.config import (
@@ -16,7 +17,6 @@ from stillroom.eval_ssl.config import (
     Metric,
     Outcome,
     Vote,
-    above_zero,
     check_temperature,
 )
 from stillroom.eval_ssl.extras import import_umap
@@ -55,7 +55,7 @@ class KnnConfig(MeasurementConfig):
         """Refuse flags that cannot work, whatever the images are."""
         super().check()
         check_temperature(self.temperature)
-        above_zero(memory_gib=self.memory_gib)
+        above(self, 0, "memory_gib")
         if self.figures and self.embedding == "umap":
             import_umap()
 

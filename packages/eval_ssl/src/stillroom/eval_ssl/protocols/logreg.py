@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
-from stillroom.backbone.checks import at_least
+from stillroom.backbone.checks import above, at_least
 from stillroom.backbone.image_files import ImageFiles
-from stillroom.eval_ssl.config import Outcome, above_zero, check_held_out, check_penalties
+from stillroom.eval_ssl.config import Outcome, check_held_out, check_penalties
 from stillroom.eval_ssl.protocols.classifier import ClassifierConfig, join_settings
 
 
@@ -32,7 +32,7 @@ class LogregConfig(ClassifierConfig):
         check_penalties(self.penalties)
         check_held_out(self.held_out)
         at_least(self, 1, "iterations")
-        above_zero(tolerance=self.tolerance)
+        above(self, 0, "tolerance")
 
     def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
         """Refuse a class that leaves nothing to hold out, where penalties are compared."""
