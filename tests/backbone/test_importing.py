@@ -146,9 +146,8 @@ def test_a_kdep_resnet_gives_torchvisions_features(tmp_path: Path, images: Image
         "amp": None,
     }
     file = write_pth(tmp_path / "kdep.pt", content)
-    manifest = import_file(file, tmp_path / "a", source="kdep", backbone="torchvision/resnet18", pre_activation=True)
+    manifest = import_file(file, tmp_path / "a", source="kdep", backbone="torchvision/resnet18")
     spec = manifest.backbone
-    assert spec.pre_activation
     assert (spec.input.mean, spec.input.std) == ((0.5, 0.25, 0.125), (0.2, 0.3, 0.4))
     assert (manifest.heads["classifier"].in_dim, manifest.heads["classifier"].out_dim) == (512, 10)
     loaded, head = load_checkpoint(tmp_path / "a")[0].eval(), load_heads(tmp_path / "a", "classifier")

@@ -7,7 +7,7 @@ import torch
 
 from stillroom.backbone import build_backbone, replace_input, save_checkpoint
 from stillroom.backbone.initial import initial_backbone
-from stillroom.backbone.names import first_net, trained_method
+from stillroom.backbone.names import trained_method
 
 
 @pytest.fixture
@@ -40,5 +40,3 @@ def test_the_seed_decides_what_random_with_a_name_is() -> None:
 def test_weights_trained_with_labels_are_supervised_or_fine_tuned() -> None:
     methods = [trained_method(name) for name in ("random", "random:cifar/resnet20", "timm/resnet18", "runs/a")]
     assert methods == ["supervised", "supervised", "finetune", "finetune"]
-    assert first_net(("random", "pretrained", "runs/a", "runs/b")) == "runs/a"
-    assert first_net(("random",)) is None

@@ -91,6 +91,14 @@ def test_a_download_is_unpacked_where_it_is_read(tmp_path: Path, run: Run, monke
     assert fetched == [("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.md5)]
 
 
+def test_an_archive_without_the_expected_folder_is_not_called_a_failed_download(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillroom.cls_transfer.datasets.download_and_extract_archive", lambda *_, **__: None)
+    with pytest.raises(FileNotFoundError, match="cifar-10-batches-bin"):
+        read_task("cifar10", Source(data=tmp_path, run=run, download=True))
+
+
 def test_dtd_trains_on_train_and_val_of_its_split(tmp_path: Path, run: Run) -> None:
     write_dtd(tmp_path)
     splits = read_task("dtd", Source(data=tmp_path, run=run, partial=True))

@@ -15,9 +15,12 @@ from PIL import ExifTags, Image
 from predicted import assert_predicted_as_evaluated
 from pycocotools import mask as rle
 from safetensors.torch import load_file
+from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from stillroom.backbone import (
+    Backbone,
+    BackboneSpec,
     BrokenImageError,
     InputSpec,
     build_backbone,
@@ -40,6 +43,7 @@ from stillroom.det_transfer.freeze import sync_norms
 from stillroom.det_transfer.metrics import index_coco
 from stillroom.det_transfer.record import summary
 from stillroom.det_transfer.schedule import lr_multiplier
+from stillroom.det_transfer.train import check_image_sizes
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., DetectConfig]
@@ -131,6 +135,16 @@ def test_detectors_and_backbones_train(make_config: Make, boxed: Path, name: str
         found = predict(out, boxed / "images" / "val", out.parent / "found", score=0.0, device="cpu")
         rows = json.loads((found / "detections.json").read_text())["annotations"]
         assert rows and all(row["area"] == rle.area(row["segmentation"]) for row in rows), "not those of their boxes"
+
+
+def test_a_lack_of_memory_is_not_called_a_wrong_size() -> None:
+    class Huge(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(1 << 50)
+
+    backbone = Backbone.from_module(Huge(), BackboneSpec(name="module/Huge", dim=4))
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        check_image_sizes(backbone)
 
 
 def test_anchors_are_float32_under_mixed_precision(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +399,7 @@ def test_an_image_that_breaks_during_training_is_named(make_config: Make, boxed:
         ({"framework_config": Path("x.py")}, "--framework-config takes a LazyConfig of Detectron2"),
         ({"batch_size": 64}, "batch size 64 is larger than the data: 9 images"),
         ({"checkpoint": ()}, "--checkpoint is empty: pass at least one"),
-        ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
+        ({"checkpoint": ("random",)}, "--checkpoint random names no net"),
         ({"seeds": (0, -1)}, r"--seeds holds \[0, -1\]: it must be at least 0"),
         (
             {"checkpoint": ("random:timm/vit_tiny_patch16_224",), "detector": "retinanet"},

@@ -285,9 +285,19 @@ def test_missing_figures_are_drawn_when_they_are_requested(config: KnnConfig, st
     assert [read_results(run).metrics for run in runs] == numbers
 
 
+def test_figures_of_other_settings_are_refused_and_replace_nothing(config: KnnConfig, student: Path) -> None:
+    several = replace(config, checkpoint=(*config.checkpoint, str(student)), figures=False)
+    out = evaluate(several)
+    before = {path: path.read_bytes() for path in out.rglob("*.json")}
+    with pytest.raises(ValueError, match=r"is a run with other settings \(k\): choose another --out"):
+        evaluate(replace(several, figures=True, k=(1,)))
+    assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
+
+
 def test_of_several_checkpoints_the_one_that_fails_is_named(config: KnnConfig) -> None:
-    with pytest.raises(ValueError, match=r"^random:cifar/resnet21: there is no backbone named"):
+    with pytest.raises(ValueError, match=r"^random:cifar/resnet21: there is no backbone named") as caught:
         evaluate(replace(config, checkpoint=(*config.checkpoint, "random:cifar/resnet21")))
+    assert caught.traceback[-1].name == "open_net", "the error itself, so that a bug would keep its traceback"
 
 
 @pytest.mark.parametrize("limit", [3, 7])

@@ -300,7 +300,7 @@ def test_a_run_is_resumed_from_its_last_complete_state(make_config: Make) -> Non
         ({"frozen": True}, "--frozen features take one decoder: pass --aux-weight 0"),
         ({"checkpoint": ()}, "--checkpoint is empty"),
         ({"seeds": (1, 1)}, "--seeds names 1 twice"),
-        ({"checkpoint": ("random",)}, "--checkpoint random alone names no net"),
+        ({"checkpoint": ("random",)}, "--checkpoint random names no net"),
         (
             {"checkpoint": ("random:cifar/resnet20",), "head": "upernet", "output_stride": 32},
             "upernet needs four levels",

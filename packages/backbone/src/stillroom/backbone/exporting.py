@@ -2,7 +2,6 @@
 
 import io
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,6 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stillroom.backbone import families
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.checkpoint import load_checkpoint, load_heads
 from stillroom.backbone.features import Backbone
@@ -58,33 +56,28 @@ def export_file(checkpoint: Path, out: Path, *, target: Target, require_permissi
         tensors |= {f"{prefix}{key}": tensor for key, tensor in load_heads(checkpoint, CLASSIFIER).items()}
     if target == "huggingface":
         num_classes = manifest.heads[CLASSIFIER].out_dim if CLASSIFIER in manifest.heads else 0
-        write_hub_directory(out, name, spec, tensors, num_classes)
+        _write_hub_directory(out, name, spec, tensors, num_classes)
     else:
         write_file(out, _encode(tensors, out))
     _write_record(out, name, manifest)
 
 
-def write_hub_directory(
+def _write_hub_directory(
     out: Path, name: str, spec: BackboneSpec, tensors: Mapping[str, Tensor], num_classes: int
 ) -> None:
     """Write a folder that `timm.create_model("local-dir:OUT")` loads and that can be pushed to the Hugging Face hub.
 
-    Args:
-        out: folder to make.
-        name: timm's name of the net, prefixed with `timm/`.
-        spec: for constructor arguments, input and licence.
-        tensors: under timm's names.
-        num_classes: of the classifier among them; 0: none.
-
-    Raises:
-        CheckpointError: an input that timm's configuration cannot express.
+    `name` and the names of `tensors` are timm's; `num_classes` is 0 without a classifier. CheckpointError for an input
+    that timm's configuration cannot express.
     """
     image, architecture = spec.input, name.removeprefix("timm/")
     if image.channel_order != "rgb" or image.value_range != (0.0, 1.0):
         raise CheckpointError(
             f"{name} takes {image.channel_order} in {image.value_range}: timm's layout cannot express that"
         )
-    published = families.timm.configuration(architecture)
+    import timm  # noqa: PLC0415  # takes seconds, and only this format needs it
+
+    published = timm.get_pretrained_cfg(architecture)
     config = {
         "architecture": architecture.split(".")[0],
         "num_classes": num_classes,
@@ -149,31 +142,26 @@ def write_onnx(out: Path, backbone: Backbone) -> None:
     batches = (images[:1], images)
     with torch.no_grad():  # before the export, so that an error of the net itself is not taken for one of the export
         expected = [net(batch) for batch in batches]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        try:
-            torch.onnx.export(
-                net,
-                (images[:2],),
-                file,
-                input_names=["images"],
-                output_names=["pooled"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        except Exception as error:  # torch.onnx has an error class per stage, and none in common
-            raise CheckpointError(f"{backbone.spec.name} cannot be exported to ONNX: {error}") from error
-        session: Any = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        for batch, features in zip(batches, expected, strict=True):
-            exported = torch.from_numpy(session.run(["pooled"], {"images": batch.numpy()})[0])
-            difference = float((exported - features).abs().max() / features.abs().max())
-            if not difference <= ONNX_TOLERANCE:
-                raise CheckpointError(
-                    f"{backbone.spec.name} in ONNX differs from torch by {difference:.1e}: not written"
-                )
-        write_file(out, file.read_bytes())
+    try:
+        program: Any = torch.onnx.export(
+            net,
+            (images[:2],),
+            input_names=["images"],
+            output_names=["pooled"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:  # torch.onnx has an error class per stage, and none in common
+        raise CheckpointError(f"{backbone.spec.name} cannot be exported to ONNX: {error}") from error
+    content = program.model_proto.SerializeToString()
+    session: Any = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for batch, features in zip(batches, expected, strict=True):
+        exported = torch.from_numpy(session.run(["pooled"], {"images": batch.numpy()})[0])
+        difference = float((exported - features).abs().max() / features.abs().max())
+        if not difference <= ONNX_TOLERANCE:
+            raise CheckpointError(f"{backbone.spec.name} in ONNX differs from torch by {difference:.1e}: not written")
+    write_file(out, content)
 
 
 def _write_record(out: Path, name: str, manifest: Manifest) -> None:

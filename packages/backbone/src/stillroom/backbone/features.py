@@ -28,11 +28,6 @@ class Features:
 Trunk = Callable[[Any, Tensor], tuple[list[Tensor], Tensor]]
 
 
-def global_average_pool(net: Any, tail: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
-    """The mean over all pixels, the pooling of most CNNs."""
-    return tail.mean(dim=(2, 3))
-
-
 def run_modules(names: Sequence[str], taken: Sequence[str]) -> Trunk:
     """A trunk that runs a net's modules in order, by name; the outputs of `taken` are the maps."""
 
@@ -67,7 +62,7 @@ class OpenedNet:
     dim: int
     levels: tuple[Level, ...]
     trunk: Trunk
-    pool: Callable[[Any, Tensor], Tensor] = global_average_pool
+    pool: Callable[[Any, Tensor], Tensor] = lambda _, tail: tail.mean(dim=(2, 3))  # over all pixels, as most CNNs
     last_activation: nn.Module | None = None
     last_map_is_tail: bool = False
     activation_follows_pool: bool = False
@@ -98,10 +93,7 @@ class Backbone(nn.Module):
         self.net = opened.net
         self.last_activation = opened.last_activation
         self.spec = spec
-        self._trunk = opened.trunk
-        self._pool = opened.pool
-        self._last_map_is_tail = opened.last_map_is_tail
-        self._activation_follows_pool = opened.activation_follows_pool
+        self._opened = opened
         self.has_class_token = opened.has_class_token
 
     @classmethod
@@ -153,17 +145,17 @@ class Backbone(nn.Module):
         return twin
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        maps, tail = self._trunk(self.net, images)
+        maps, tail = self._opened.trunk(self.net, images)
         if self.last_activation is None:
             class_token = tail[:, 0] if self.has_class_token else None
-            return Features(self._pool(self.net, tail), tuple(maps), class_token)
-        if self._activation_follows_pool:
-            pooled = self._pool(self.net, tail)
+            return Features(self._opened.pool(self.net, tail), tuple(maps), class_token)
+        if self._opened.activation_follows_pool:
+            pooled = self._opened.pool(self.net, tail)
             return Features(pooled if self.spec.pre_activation else self.last_activation(pooled), tuple(maps))
         activated = self.last_activation(tail)
-        if self._last_map_is_tail:
+        if self._opened.last_map_is_tail:
             maps = [*maps[:-1], activated]
-        return Features(self._pool(self.net, tail if self.spec.pre_activation else activated), tuple(maps))
+        return Features(self._opened.pool(self.net, tail if self.spec.pre_activation else activated), tuple(maps))
 
 
 def weights_sha256(net: nn.Module) -> str:

@@ -33,7 +33,6 @@ def import_file(
     backbone: str,
     arguments: Mapping[str, Any] | None = None,
     licence: Licence | None = None,
-    pre_activation: bool = False,
     **input_changes: Any,
 ) -> Manifest:
     """Convert a file of another project to a checkpoint. A classifier or projection head in it is kept as a head.
@@ -48,7 +47,6 @@ def import_file(
         backbone: the net the weights are for, `torchvision/...` or `timm/...`.
         arguments: of the net's constructor.
         licence: of the weights; None is unknown, except for `efficientnet-lite`: Apache-2.0.
-        pre_activation: whether the pooled feature is read before the last activation.
         input_changes: fields of `InputSpec` that differ from what the library states for the net.
 
     Raises:
@@ -71,7 +69,9 @@ def import_file(
             left_out = (f"{len(renamed.left_out)} tensors left out by rule, the first is {renamed.left_out[0]}",)
     elif source == "efficientnet-lite":
         _refuse_other_file(file, backbone)
-        state = keys.rename(state, keys.EFFICIENTNET_LITE0, str(file)).tensors
+        # its blocks are numbered over all stages, timm's within each; the hash is that of a file in timm's order
+        names = (*built.net.state_dict(), "classifier.weight", "classifier.bias")
+        state = dict(zip(names, state.values(), strict=True))
         if licence is None or licence.spdx == UNKNOWN_LICENCE:
             licence = replace(licence or Licence(), spdx="Apache-2.0")
     else:
@@ -85,7 +85,7 @@ def import_file(
     state, notes = keys.complete(state, built.net.state_dict())
     load_strictly(built, state, source=str(file))
     built = replace_input(built, **input_changes)
-    built.spec = replace(built.spec, pre_activation=pre_activation, licence=licence or Licence())
+    built.spec = replace(built.spec, licence=licence or Licence())
     return save_checkpoint(
         out,
         built,

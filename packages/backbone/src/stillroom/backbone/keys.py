@@ -72,25 +72,6 @@ KDEP_MOBILENET_V2 = (
     Rule(r"normalizer\.(.*)", r"normalizer.\1"),
 )
 
-# EfficientNet-Lite0 (blocks numbered over all stages) in timm's names (blocks numbered within each stage).
-_LITE_STAGES = [(stage, block) for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(depth)]
-_LITE_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}  # no expansion
-_LITE_BLOCK = {
-    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"},
-    **{"_project_conv": "conv_pwl", "_bn2": "bn3"},
-}
-EFFICIENTNET_LITE0 = (
-    Rule(r"_(conv_stem|conv_head)\.weight", r"\1.weight"),
-    Rule(r"_bn0\.(.*)", r"bn1.\1"),
-    Rule(r"_bn1\.(.*)", r"bn2.\1"),
-    Rule(r"_fc\.(weight|bias)", r"classifier.\1"),
-    *(
-        Rule(rf"_blocks\.{number}\.{theirs}\.(.*)", rf"blocks.{stage}.{block}.{timms}.\1")
-        for number, (stage, block) in enumerate(_LITE_STAGES)
-        for theirs, timms in (_LITE_BLOCK if number else _LITE_FIRST).items()
-    ),
-)
-
 PROJECTION = "@projection."
 """Prefix that a rule gives the tensors of a projection head, which is kept as a head."""
 

@@ -36,11 +36,6 @@ def trained_method(name: str) -> str:
     return "supervised" if is_random(name) else "finetune"
 
 
-def first_net(names: tuple[str, ...]) -> str | None:
-    """The first of `names` that names a net: `random` and `pretrained` take that one unless --like is passed."""
-    return next((name for name in names if name not in KEYWORDS), None)
-
-
 def refuse_missing_checkpoint(name: str) -> None:
     """Raise ValueError for the path of a checkpoint that does not exist; a possible name of a net passes.
 

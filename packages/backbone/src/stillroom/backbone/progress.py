@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from stillroom.backbone.bars import open_bars
 from stillroom.backbone.run import Run
 
 B = TypeVar("B", bound=Sized)
@@ -27,7 +26,6 @@ class Progress:
         self._bar = tqdm(
             total=total, initial=done, desc=label, unit="img", disable=not run.is_main, smoothing=0.1, mininterval=every
         )
-        open_bars.add(self._bar)
         self._world_size = run.world_size
         self._began = self._marked = time.perf_counter()
         self._waited = 0.0

@@ -83,7 +83,9 @@ def classifier_prefix(name: str) -> str:
     """The prefix of the classifier's keys in the net's library, `fc.` or `head.fc.` for instance."""
     library, _, short = name.partition("/")
     if library == "timm":
-        return f"{families.timm.configuration(short).classifier}."
+        import timm  # noqa: PLC0415  # takes seconds, and only timm's nets need it
+
+        return f"{timm.get_pretrained_cfg(short).classifier}."
     if short.startswith("convnext"):
         return "classifier.2."
     return "fc." if short.startswith(("resn", "wide_resnet", "regnet")) else "classifier."

@@ -147,12 +147,14 @@ def _read_cifar(source: Source, cifar: Cifar) -> Splits:
     if missing:
         if source.run.is_main:
             archive = f"{_SITE}/{_ARCHIVES[cifar.name]}"
-            try:
-                with TemporaryDirectory(dir=source.data) as aside:
+            with TemporaryDirectory(dir=source.data) as aside:
+                try:
                     download_and_extract_archive(archive, aside, md5=cifar.md5)
-                    (Path(aside) / cifar.folder).rename(folder)
-            except (OSError, RuntimeError) as error:
-                raise ValueError(f"{archive} cannot be downloaded ({error}): unpack it into {source.data}") from error
+                except (OSError, RuntimeError) as error:
+                    raise ValueError(
+                        f"{archive} cannot be downloaded ({error}): unpack it into {source.data}"
+                    ) from error
+                (Path(aside) / cifar.folder).rename(folder)
         source.run.wait()
     names = [line for line in _lines(folder / cifar.names) if line]
     images = cache_directory("cifar") / cache_key(

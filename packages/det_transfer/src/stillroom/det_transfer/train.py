@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from stillroom.backbone import Backbone, Run, load_checkpoint
+from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.loading import TrainingBatches
@@ -59,7 +60,9 @@ def check_image_sizes(backbone: Backbone) -> None:
     side = max([32, *strides])
     try:
         backbone.eval()(torch.zeros(1, 3, 2 * side, 3 * side))
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError) as error:  # the libraries' own, about the size
+        if keeps_traceback(error):
+            raise
         raise ValueError(
             f"{backbone.spec.name} refuses images of {3 * side} x {2 * side} px ({error}): a detector needs a net that "
             "takes any size"

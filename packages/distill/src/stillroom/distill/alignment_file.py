@@ -116,16 +116,19 @@ def load_alignments(file: Path) -> list[tuple[Alignment, AlignedTarget, Alignmen
             if record["format"] != FORMAT:
                 raise ValueError(f"{file} has the format {record['format']}, this version reads {FORMAT}: fit it again")
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        loaded = []
-        for index, entry in enumerate(record["alignments"]):
-            config = config_from_json(json.dumps({"alignment": entry["alignment"]}), _Holder, UNIONS).alignment
-            target = build_alignment(config, entry["feature_dim"], entry["dim"])
-            prefix = f"{index}."
-            target.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
-            target.std_ratio_ = tuple(entry["std_ratio"]) if entry["std_ratio"] else None
-            loaded.append((config, target, cattrs.structure(entry["inputs"], AlignmentInputs)))
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"{file} is not an alignment file: {error!r}") from error
+    loaded = []
+    for index, entry in enumerate(record["alignments"]):
+        config = config_from_json(json.dumps({"alignment": entry["alignment"]}), _Holder, UNIONS).alignment
+        target = build_alignment(config, entry["feature_dim"], entry["dim"])
+        prefix = f"{index}."
+        try:
+            target.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+        except RuntimeError as error:
+            raise ValueError(f"{file} is not an alignment file: {error!r}") from error
+        target.std_ratio_ = tuple(entry["std_ratio"]) if entry["std_ratio"] else None
+        loaded.append((config, target, cattrs.structure(entry["inputs"], AlignmentInputs)))
     return loaded
 
 

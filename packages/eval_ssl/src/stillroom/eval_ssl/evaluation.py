@@ -27,7 +27,7 @@ from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import RESULTS, CheckpointRecord, DatasetRecord
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.schedule import Schedule
-from stillroom.backbone.sweep import directory_name, run_or_resume
+from stillroom.backbone.sweep import directory_name, refuse_other, run_or_resume
 from stillroom.eval_ssl.comparison import write_comparison
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outcome
 from stillroom.eval_ssl.features import FeatureSets, extract_features
@@ -61,7 +61,9 @@ def evaluate(config: EvaluationConfig) -> Path:
                 evaluate_one(single, run)
             run_or_resume(single, UNIONS, partial(evaluate_one, run=run))
         except ValueError as error:
-            raise (ValueError(f"{single.checkpoint[0]}: {error}") if len(singles) > 1 else error) from error
+            if len(singles) > 1:  # the same error, so that it keeps its traceback: a bug must not look like bad input
+                error.args = (f"{single.checkpoint[0]}: {error}",)
+            raise
 
     # 4. Compare several checkpoints in one table.
     if len(singles) > 1 and run.is_main:
@@ -109,7 +111,7 @@ def split(config: EvaluationConfig) -> list[EvaluationConfig]:
 
 
 def refuse_stale(config: EvaluationConfig) -> None:
-    """Refuse to keep an evaluation whose checkpoint or images have changed since.
+    """Refuse to keep an evaluation, or to draw its figures, if its settings, checkpoint or images have changed since.
 
     Raises:
         ValueError: with what changed.
@@ -117,6 +119,7 @@ def refuse_stale(config: EvaluationConfig) -> None:
     if not (config.out / RESULTS).exists():
         return
     results, (name,) = read_results(config.out), config.checkpoint
+    refuse_other(config.out, config_to_dict(config, UNIONS), results.made_by.config)
     train, test = config.read_images()
     fingerprints = {"train": train.fingerprint} | ({} if test is None else {"test": test.fingerprint})
     if is_checkpoint(name) and read_manifest(Path(name) / MANIFEST).weights.sha256 != results.checkpoint.sha256:

@@ -16,6 +16,7 @@ from mmseg.registry import HOOKS
 
 from stillroom.backbone import BackboneSpec, build_backbone
 from stillroom.backbone.bridge import UNUSED, Bridge, assert_same
+from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.keys import Rule
 from stillroom.seg_transfer.nets import Atrous
 
@@ -170,7 +171,9 @@ def _wrapped(spec: BackboneSpec, output_stride: int, frozen: bool) -> SegBridge:
         arguments["output_stride"] = output_stride
     try:
         levels = build_backbone(spec.name, arguments=arguments).spec.levels
-    except (TypeError, NotImplementedError, AssertionError) as error:
+    except (TypeError, NotImplementedError, AssertionError) as error:  # timm's, for nets without dilation
+        if keeps_traceback(error):
+            raise
         raise ValueError(
             f"{spec.name} cannot be dilated to stride {output_stride}: pass --output-stride {coarsest}"
         ) from error

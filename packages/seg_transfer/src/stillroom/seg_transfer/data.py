@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles
 from stillroom.backbone.atomic import refuse_missing
+from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.images import has_exif_orientation
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
@@ -167,6 +168,8 @@ def read_framework_config(file: Path) -> Config:
     try:
         user = Config.fromfile(str(file), format_python_code=False)
     except Exception as error:  # a Python program may raise any class
+        if keeps_traceback(error):
+            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{file} cannot be read as a config of MMEngine: {reason[-1]}") from error
     parts = (
@@ -208,6 +211,8 @@ def read_framework(resolved: Config) -> SegmentationData:
         try:
             dataset = DATASETS.build(settings)
         except Exception as error:  # user code may raise any class
+            if keeps_traceback(error):
+                raise
             reason = str(error).splitlines()[0]
             raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {reason}") from error
         rows = [dataset.get_data_info(index) for index in range(len(dataset))]

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from stillroom.backbone import Backbone, Run, load_checkpoint
+from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import INITIAL
 from stillroom.backbone.initial import initial_backbone
@@ -118,6 +119,8 @@ def try_model(user: Config, bridge: SegBridge, backbone: Backbone, data: Segment
         part = "test_evaluator"
         METRICS.build(settings[part])
     except Exception as error:  # user code may raise any class
+        if keeps_traceback(error):
+            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"the {part} of {user.filename} cannot be built: {reason[0]}") from error
     bridge.load(net.backbone, backbone)
@@ -146,7 +149,9 @@ def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data
     for height, width in sides:
         try:
             backbone.eval()(torch.zeros(1, 3, height, width))
-        except (AssertionError, RuntimeError) as error:
+        except (AssertionError, RuntimeError) as error:  # the libraries' own, about the size
+            if keeps_traceback(error):
+                raise
             raise ValueError(
                 f"{backbone.spec.name} takes no images of {width} x {height} px ({error}): "
                 f"try --crop {backbone.spec.input.size} --evaluation slide"

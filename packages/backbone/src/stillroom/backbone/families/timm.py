@@ -33,7 +33,7 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Opene
     architecture = name.split(".")[0]
     if timm.models.is_model_in_modules(architecture, ["vision_transformer"]):
         arguments = {"dynamic_img_size": True, **arguments}
-    if pretrained and not configuration(name).has_weights:
+    if pretrained and not timm.get_pretrained_cfg(name).has_weights:
         raise ValueError(f"timm has no published weights for {name}: pass random:timm/{name} or a checkpoint")
     net = timm.create_model(name, pretrained=pretrained, **arguments)
     if type(net).__name__ not in FAMILIES.values():
@@ -57,15 +57,10 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Opene
     return opened, classifier if isinstance(classifier, nn.Linear) else None
 
 
-def configuration(name: str) -> Any:
-    """timm's pretrained configuration of `name`: input, classifier, licence, address of the weights."""
-    return timm.get_pretrained_cfg(name)
-
-
 def published(name: str) -> tuple[InputSpec, Licence]:
     """The input and licence in timm's pretrained configuration; ValueError if timm has no such tag (after the dot)."""
     try:
-        config = configuration(name)
+        config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         architecture = name.split(".")[0]
         tags = timm.list_pretrained(f"{architecture}.*")

@@ -10,7 +10,7 @@ from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.names import KEYWORDS, first_net, refuse_missing_checkpoint
+from stillroom.backbone.names import KEYWORDS, refuse_missing_checkpoint
 from stillroom.backbone.sweep import directory_name, refuse_taken, refuse_twice
 
 
@@ -80,7 +80,7 @@ def split(config: C, axes: Axes = NETS_AND_SEEDS) -> list[C]:
     values: list[list[tuple[Any, ...]]] = [[(value,) for value in getattr(config, name)] or [()] for name in axes]
     if all(len(choices) == 1 for choices in values):
         return [config]
-    like = config.like or first_net(config.checkpoint)
+    like = config.like or next((name for name in config.checkpoint if name not in KEYWORDS), None)
     runs = []
     for combination in product(*values):
         chosen: dict[str, Any] = dict(zip(axes, combination, strict=True))

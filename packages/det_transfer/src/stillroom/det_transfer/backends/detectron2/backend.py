@@ -3,6 +3,7 @@
 import warnings
 
 from stillroom.backbone import Backbone, Run
+from stillroom.backbone.errors import keeps_traceback
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data
 
@@ -43,6 +44,8 @@ def preflight(config: DetectConfig, run: Run, data: DetectionData, backbone: Bac
     try:
         net = instantiate(cfg.model)
     except Exception as error:  # a user's model may be of any class and raise anything
+        if keeps_traceback(error):
+            raise
         raise ValueError(f"the model of {config.framework_config} cannot be built: {error}") from error
     adopt_bridge(backbone.spec, net).load(net, backbone)
     check_classes(net, data.classes)

@@ -22,6 +22,7 @@ from torch import nn
 from stillroom.backbone import BackboneSpec, Run, build_backbone
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.bridge import UNUSED, Bridge
+from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.image_files import from_paths
 from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
@@ -57,6 +58,8 @@ def load_user_config(file: Path) -> DictConfig:
     try:
         cfg = load_lazy_config(file)
     except Exception as error:  # the file is a program, which may raise anything
+        if keeps_traceback(error):
+            raise
         raise ValueError(f"{file} cannot be read as a LazyConfig: {error}") from error
     settings = OmegaConf.create({}) if cfg is None else cfg
     if missing := [key for key in REQUIRED_KEYS if OmegaConf.select(settings, key) is None]:
@@ -131,9 +134,10 @@ def read_user_data(file: Path) -> DetectionData:
     for role in ("train", "test"):
         dataset = cfg.dataloader[role].dataset
         try:
-            parts[role] = from_records(instantiate(dataset), areas_of(dataset) if role == "test" else {})
+            records = instantiate(dataset)
         except (FileNotFoundError, AssertionError, KeyError) as error:
             raise ValueError(f"the {role} images of the config cannot be read: {error!r}") from error
+        parts[role] = from_records(records, areas_of(dataset) if role == "test" else {})
     metadata = next(iter(metadata_of(cfg.dataloader.test.dataset)), Metadata())
     classes = metadata.get("thing_classes", None)
     if classes is None:
