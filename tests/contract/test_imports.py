@@ -59,7 +59,7 @@ LINES: dict[str, dict[str, str]] = {
         "kdep --nonsense": "",
         "auto --nonsense": "",
         f"auto {NETS} --data /nowhere --out OUT": "there is no folder /nowhere",
-        f"auto {NETS} --data HERE --out OUT --hours 0": "--hours is 0.0: it must be above 0, and finite",
+        f"auto {NETS} --data HERE --out OUT --hours 0": "--hours is 0.0: it must be above 0",
         f"kdep {NETS} --data /nowhere --out OUT": "there is no folder /nowhere",
         "kdep --teacher /nowhere --student cifar/resnet20 --data HERE --out OUT": "no backbone named '/nowhere'",
         f"kdep {NETS} --data HERE --out HERE": "exists: choose another --out",
@@ -113,7 +113,7 @@ LINES: dict[str, dict[str, str]] = {
     "mutate": {"--nonsense": ""},
     "quickstart": {
         "--nonsense": "",
-        "--images HERE --out OUT --hours 0": "--hours is 0.0: it must be above 0, and finite",
+        "--images HERE --out OUT --hours 0": "--hours is 0.0: it must be above 0",
         "--images HERE --out OUT --hours nan": "--hours is nan: it must be above 0, and finite",
         "--images /nowhere --out OUT": "there is no folder /nowhere",
         "--images HERE --labelled /nowhere --out OUT": "there is no folder /nowhere",

@@ -17,12 +17,12 @@ def at_least(config: Any, low: float | int, *names: str, prefix: str = "") -> No
     Raises:
         ValueError: with the first field that is refused.
     """
-    _check(config, names, prefix, lambda x: low <= x < math.inf, f"be at least {low:g}, and finite")
+    _check(config, names, prefix, lambda x: low <= x < math.inf, f"be at least {low:g}")
 
 
 def above(config: Any, low: float | int, *names: str, prefix: str = "") -> None:
     """Refuse fields that are not above `low`, and numbers that are not finite; arguments as in `at_least`."""
-    _check(config, names, prefix, lambda x: low < x < math.inf, f"be above {low:g}, and finite")
+    _check(config, names, prefix, lambda x: low < x < math.inf, f"be above {low:g}")
 
 
 def within(
@@ -54,6 +54,8 @@ def flag(name: str, prefix: str = "") -> str:
 def _check(config: Any, names: tuple[str, ...], prefix: str, allowed: Callable[[float | int], bool], rule: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if not all(map(allowed, value if isinstance(value, tuple) else (value,))):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(map(allowed, numbers)):
             state = f"holds {list(value)}" if isinstance(value, tuple) else f"is {value}"
-            raise ValueError(f"{flag(name, prefix)} {state}: it must {rule}")
+            finite = "" if all(map(math.isfinite, numbers)) else ", and finite"
+            raise ValueError(f"{flag(name, prefix)} {state}: it must {rule}{finite}")
