@@ -18,7 +18,6 @@ from stillroom.backbone.finetune.lifecycle import Prepared, Task, finetune, init
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, write_results
-from stillroom.backbone.run import DivergedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,6 @@ class ToyConfig(FineTuneConfig):
 
     data: Path
     rates: tuple[float, ...] = (0.1,)
-    """Above 1 a run diverges."""
     save_every: int = 7
 
 
@@ -46,7 +44,6 @@ class Toy:
             train=self.train,
             tabulate=partial(table.tabulate, metric="score", per_class="by_class"),
             axes={**NETS_AND_SEEDS, "rates": "rate{:g}".format},
-            chosen=("rates",),
         )
 
     def read(self, config: ToyConfig) -> dict[str, DatasetRecord]:
@@ -63,8 +60,6 @@ class Toy:
         self.calls.append(f"{'resume' if resume else 'train'} {config.out.name}")
         if self.stop_in == config.out.name:
             raise KeyboardInterrupt
-        if config.rates[0] > 1:
-            raise DivergedError("the loss is nan")
         results = Results(
             task="toy",
             protocol="toy/v1",
@@ -193,23 +188,6 @@ def test_a_sweep_does_not_keep_runs_of_data_that_changed(toy: Toy, config: ToyCo
     config.data.write_text("two")
     with pytest.raises(ValueError, match=r"what is in .*data.txt changed since .* began"):
         finetune(toy.task, sweep)
-
-
-def test_one_of_several_rates_may_diverge(toy: Toy, config: ToyConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = replace(config, rates=(2.0, 0.1))
-    toy.task = replace(toy.task, tabulate=lambda config, runs: {"runs": len(runs)})
-    finetune(toy.task, sweep)
-    (why,) = sweep.out.glob("*/diverged.txt")
-    assert why.read_text() == "the loss is nan\n" and "the loss is nan" in capsys.readouterr().err
-    toy.calls.clear()
-    finetune(toy.task, sweep)
-    assert toy.calls == [], "neither is done again"
-    with pytest.raises(ValueError, match=r"is a run with other settings \(amp\)"):
-        finetune(toy.task, replace(sweep, amp="bf16"))
-    with pytest.raises(DivergedError, match="the loss is nan"):
-        finetune(toy.task, replace(sweep, rates=(2.0,), out=sweep.out.with_name("alone")))
-    with pytest.raises(DivergedError, match="the loss is nan"):
-        finetune(toy.task, replace(sweep, rates=(2.0,), seeds=(0, 1), out=sweep.out.with_name("seeds")))
 
 
 def test_a_sweep_of_one_process_is_that_of_two(

@@ -14,6 +14,7 @@ from published import write_cub, write_dtd
 from stillroom.backbone import Run, build_backbone, read_results, replace_input, save_checkpoint
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.config import split
+from stillroom.backbone.run import DivergedError
 from stillroom.backbone.schedule import Step
 from stillroom.backbone.sweep import directory_name
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume
@@ -124,7 +125,13 @@ def test_a_rate_that_diverges_is_left_out_and_the_others_are_kept(
     table = json.loads((out / "table.json").read_text())
     assert table["rows"]["random"]["folder"]["lr"] == 0.05
     assert "lower --lr; no state had been saved yet" in capsys.readouterr().err
-    assert len(list(out.glob("*/diverged.txt"))) == 2
+    reasons = {path: (path.read_text(), path.stat().st_mtime_ns) for path in out.glob("*/diverged.txt")}
+    assert len(reasons) == 2 and all("lower --lr" in text for text, _ in reasons.values())
+    again = replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 0.05))
+    finetune(again)
+    assert {path: (path.read_text(), path.stat().st_mtime_ns) for path in reasons} == reasons, "neither is done again"
+    with pytest.raises(DivergedError, match="lower --lr"):
+        finetune(replace(again, lrs=(1e30,), out=out.with_name("alone")))
     with pytest.raises(ValueError, match=r"is a run with other settings \(schedule\): choose another --out"):
         finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 0.05), schedule=Step()))
     with pytest.raises(ValueError, match="every rate of random diverged with some seed: pass smaller --lrs"):

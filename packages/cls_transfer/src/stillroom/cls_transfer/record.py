@@ -22,6 +22,8 @@ from stillroom.cls_transfer.state import TrainState
 PACKAGE = "stillroom-cls-transfer"
 PROTOCOL = "classification/v2"
 CHECKPOINT = "checkpoint"
+DIVERGED = "diverged.txt"
+"""Why a run of a sweep was left out."""
 
 
 def finish(

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.backbone import format_table
-from stillroom.backbone.finetune.lifecycle import DIVERGED
 from stillroom.backbone.finetune.table import TABLE, mean_and_std
 from stillroom.backbone.results import read_results
 from stillroom.cls_transfer.config import ClassifyConfig
-from stillroom.cls_transfer.record import summary
+from stillroom.cls_transfer.record import DIVERGED, summary
 
 
 @dataclass(frozen=True)

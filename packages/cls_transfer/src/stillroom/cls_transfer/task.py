@@ -1,13 +1,18 @@
 """Start and resume classification runs: what this package fills into the life cycle of fine-tuning."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+from stillroom.backbone import Run
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.run import DivergedError
 from stillroom.cls_transfer.config import AXES, UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import read_sets
-from stillroom.cls_transfer.record import PACKAGE
+from stillroom.cls_transfer.record import DIVERGED, PACKAGE
 from stillroom.cls_transfer.table import report, tabulate
 from stillroom.cls_transfer.train import Prepared, prepare, train
 
@@ -22,14 +27,30 @@ TASK: Task[ClassifyConfig, Prepared] = Task(
     train=train,
     tabulate=tabulate,
     axes=AXES,
-    chosen=("lrs",),
+    prepared_axes=("tasks", "checkpoint"),
     unions=UNIONS,
 )
 
 
 def finetune(config: ClassifyConfig) -> Path:
-    """Train and test a classifier, or every one of a sweep, and return the run directory; see `lifecycle.finetune`."""
-    return lifecycle.finetune(TASK, config)
+    """Train and test a classifier, or every one of a sweep, and return the run directory; see `lifecycle.finetune`.
+
+    Of several learning rates, those that diverge are left out.
+    """
+    return lifecycle.finetune(replace(TASK, train=train_unless_diverged) if len(config.lrs) > 1 else TASK, config)
+
+
+def train_unless_diverged(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) -> None:
+    """Train with one of several learning rates; if it diverges, leave the reason in the run directory, once."""
+    if (config.out / DIVERGED).exists():
+        return
+    try:
+        train(config, run, prepared, resume)
+    except DivergedError as error:
+        if run.is_main:
+            write_file(config.out / DIVERGED, f"{error}\n")
+            print(f"{config.out}: {error}", file=sys.stderr)
+        run.wait()
 
 
 def resume(

@@ -5,7 +5,6 @@ initial weights and the fingerprints of the data. So nothing but the images has 
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,23 +15,21 @@ from torch import Tensor
 
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.checkpoint import save_checkpoint
-from stillroom.backbone.configs import config_to_dict, config_to_json, reread_config
+from stillroom.backbone.configs import config_to_json, reread_config
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
 from stillroom.backbone.finetune.table import TABLE
 from stillroom.backbone.manifest import MANIFEST, Head, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
-from stillroom.backbone.run import DivergedError, Run
-from stillroom.backbone.run_files import CONFIG, read_config
-from stillroom.backbone.sweep import refuse_other, refuse_taken, refuse_unresumable, run_or_resume
+from stillroom.backbone.run import Run
+from stillroom.backbone.run_files import CONFIG
+from stillroom.backbone.sweep import refuse_taken, refuse_unresumable, run_or_resume
 
 INITIAL = "initial"
 """The checkpoint of the initial weights, in the run directory."""
 FINGERPRINTS = "fingerprints.json"
 """The fingerprints of the data that a run began with, by role."""
-DIVERGED = "diverged.txt"
-"""Why a run of a sweep was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +66,7 @@ class Task(Generic[C, P]):
             last.
         tabulate: config, finished single runs -> the content of table.json.
         axes: see `split`.
-        chosen: those of the axes from which the best value is chosen, such as learning rates: where there are several,
-            a run that diverges is left out.
+        prepared_axes: those that `prepare` depends on; a sweep tries each combination of them before its first run.
         unions: fields of several variants in the config, for config.json.
     """
 
@@ -82,7 +78,7 @@ class Task(Generic[C, P]):
     train: Callable[[C, Run, P, bool], None]
     tabulate: Callable[[C, Sequence[C]], Mapping[str, Any]]
     axes: Axes = field(default_factory=lambda: NETS_AND_SEEDS)
-    chosen: tuple[str, ...] = ()
+    prepared_axes: tuple[str, ...] = ("checkpoint",)
     unions: tuple[Any, ...] = ()
 
 
@@ -102,23 +98,12 @@ def finetune(task: Task[C, P], config: C) -> Path:
         refuse_stale(task, single, run)
     # 3. What cannot work in a later run stops a sweep before its first: every net on all data is read once.
     if runs != [config]:
-        distinct = [name for name in task.axes if name not in ("seeds", *task.chosen)]
         new = (single for single in runs if not (single.out / CONFIG).exists())
-        for single in {tuple(getattr(one, name) for name in distinct): one for one in new}.values():
+        for single in {tuple(getattr(one, name) for name in task.prepared_axes): one for one in new}.values():
             task.prepare(single, run, None)
     # 4. The runs.
     for single in runs:
-        if (single.out / DIVERGED).exists():
-            continue
-        try:
-            run_or_resume(single, task.unions, partial(start, task, run=run), partial(resume_one, task, run=run))
-        except DivergedError as error:
-            if all(len(getattr(config, name)) == 1 for name in task.chosen):
-                raise
-            if run.is_main:
-                write_file(single.out / DIVERGED, f"{error}\n")
-                print(f"{single.out}: {error}", file=sys.stderr)
-            run.wait()
+        run_or_resume(single, task.unions, partial(start, task, run=run), partial(resume_one, task, run=run))
     # 5. The table.
     if runs != [config] and run.is_main:
         write_file(config.out / TABLE, json.dumps(task.tabulate(config, runs), indent=2) + "\n")
@@ -165,10 +150,8 @@ def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
 
 
 def refuse_stale(task: Task[C, P], config: C, run: Run) -> None:
-    """Refuse, by a ValueError, to keep a run whose settings, initial weights or data have changed since."""
+    """Refuse, by a ValueError, to keep a run whose initial weights or data have changed since."""
     out = config.out
-    if (out / DIVERGED).exists():
-        refuse_other(out, config_to_dict(config, task.unions), json.loads(read_config(out)))
     initial = initial_sha256(out) if (out / CONFIG).exists() and is_checkpoint(config.name) else None
     if initial is not None and read_manifest(Path(config.name) / MANIFEST).weights.sha256 != initial:
         raise ValueError(f"{out} began with other weights than {config.name} has now: choose another --out")
