@@ -1,7 +1,6 @@
 """Shared parts of our command lines: presets and commands, and errors as one sentence and a non-zero exit code."""
 
 import contextlib
-import dis
 import errno
 import functools
 import inspect
@@ -18,6 +17,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from stillroom.backbone.bars import close_bars
+from stillroom.backbone.errors import raised_by_us
 from stillroom.backbone.flags import DeviceName
 
 
@@ -77,7 +77,7 @@ def parse_command(kind: Any, **settings: Any) -> Any:
             return tyro.cli(kind, **settings)
     except SystemExit as stop:
         error = stop.__context__
-        while error is not None and not (isinstance(error, ValueError) and _is_ours(error)):
+        while error is not None and not (isinstance(error, ValueError) and raised_by_us(error)):
             error = error.__context__
         if error is not None:
             raise error from None
@@ -106,7 +106,7 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
         except (ValueError, OSError) as error:
             close_bars()
             by_system = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
-            if not (by_system or _is_ours(error, Path(inspect.getfile(inspect.unwrap(main))).parent)):
+            if not (by_system or raised_by_us(error, Path(inspect.getfile(inspect.unwrap(main))).parent)):
                 raise
             sentence = str(error)
             if isinstance(error, OSError):
@@ -119,21 +119,3 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(130)
 
     return wrapped
-
-
-def _is_ours(error: Exception, scripts: Path | None = None) -> bool:
-    """Whether our code raised `error`: its class is ours, or its innermost frame is ours and is at a `raise`.
-
-    Ours are the modules of `stillroom`, and the scripts in the folder `scripts`. A frame that is not at a `raise` is
-    one whose call of a compiled function failed.
-    """
-    if type(error).__module__.startswith("stillroom."):
-        return True  # DataLoader raises an error of its worker again, in a frame of torch
-    trace = error.__traceback__
-    assert trace is not None, "a caught error has a traceback"
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    module = trace.tb_frame.f_globals.get("__name__", "")
-    ours = module.startswith("stillroom.") or (scripts is not None and scripts in Path(code.co_filename).parents)
-    return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"

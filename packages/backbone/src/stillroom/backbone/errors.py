@@ -1,16 +1,36 @@
-"""The errors of a library or a user's program that become a sentence, and those that keep their traceback."""
+"""Which errors are meant for people and become a sentence, and which are bugs and keep their traceback."""
 
+import linecache
 import traceback
+from pathlib import Path
 
 
-def keeps_traceback(error: Exception) -> bool:
+def raised_by_us(error: BaseException, scripts: Path | None = None) -> bool:
+    """Whether a `raise` of our code made `error`, rather than a library that our code called.
+
+    Args:
+        error: as it was caught.
+        scripts: a folder whose scripts are our code too, beside the modules of `stillroom`.
+    """
+    if type(error).__module__.startswith("stillroom."):
+        return True  # DataLoader raises an error of its worker again, in a frame of torch
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    file = frame.f_code.co_filename
+    ours = _in_stillroom(error) or (scripts is not None and scripts in Path(file).parents)
+    return ours and linecache.getline(file, line).lstrip().startswith("raise ")
+
+
+def keeps_traceback(error: BaseException) -> bool:
     """Whether a sentence about the user's net, config or program must not replace `error`.
 
-    It is a bug of ours (its innermost frame is in our code, and it is no ValueError or OSError, which are for people),
-    or memory ran out.
+    It is a bug of ours (its innermost frame is in our code, and it is not a ValueError or OSError, which are for
+    people), or memory ran out.
     """
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    ours = frame.f_globals.get("__name__", "").startswith("stillroom.")
     # torch's CPU allocator has no error class of its own; a GPU's is called OutOfMemoryError
     no_memory = "allocate memory" in str(error) or type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-    return no_memory or (ours and not isinstance(error, ValueError | OSError))
+    return no_memory or (_in_stillroom(error) and not isinstance(error, ValueError | OSError))
+
+
+def _in_stillroom(error: BaseException) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith("stillroom.")
