@@ -86,6 +86,7 @@ def test_an_abandoned_release_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         framework.find_framework()
 
 
+@pytest.mark.slow
 def test_importing_says_nothing() -> None:
     found = subprocess.run(
         [sys.executable, "-c", "from stillroom.seg_transfer import finetune"],

@@ -113,6 +113,7 @@ def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) 
         assert moved and not moved & aside, "what is kept aside comes back as it was"
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
     config, whole = make_config(checkpoint=RESNET, steps=6, workers=1), tmp_path / "whole"
     undisturbed = in_a_process(partial(finetune, replace(config, out=whole)))
@@ -172,6 +173,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
         finetune(config)
 
 
+@pytest.mark.slow
 def test_a_config_of_mmsegmentation_keeps_all_but_the_initial_weights(make_config: Make, student: Path) -> None:
     plain = finetune(make_config(checkpoint=RESNET, steps=2))
     theirs = Config.fromfile(str(plain / "config.py"), format_python_code=False)

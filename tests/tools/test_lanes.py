@@ -133,6 +133,7 @@ def test_a_failed_step_stops_all_with_its_sentence_and_the_path_of_its_log(unlab
     assert "Traceback" in (tmp_path / "steps" / "x.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_step_that_was_stopped_is_resumed(unlabelled: Path, tmp_path: Path) -> None:
     """Its run directory is resumed, which its command alone would refuse: no training step is repeated."""
     out = tmp_path / "run"
