@@ -183,13 +183,25 @@ def initial_sha256(out: Path) -> str | None:
     return read_results(out).extra["initial_sha256"] if (out / RESULTS).exists() else None
 
 
-def refuse_changed(out: Path, records: Mapping[str, DatasetRecord]) -> None:
-    """Refuse, by a ValueError, to keep or resume a run whose data differ from those that it began with."""
+def kept_fingerprints(out: Path) -> Mapping[str, str] | None:
+    """The fingerprints of the data that a run began with, by role; None: only its state has them (cls_transfer 0.3)."""
     if (out / FINGERPRINTS).exists():
-        began = json.loads((out / FINGERPRINTS).read_text(encoding="utf-8"))
-    elif (out / RESULTS).exists():  # of a version that did not write them
-        began = {role: record.fingerprint for role, record in read_results(out).datasets.items()}
-    else:  # its state has them
+        return json.loads((out / FINGERPRINTS).read_text(encoding="utf-8"))
+    if (out / RESULTS).exists():  # of a version that did not write them
+        return {role: record.fingerprint for role, record in read_results(out).datasets.items()}
+    return None
+
+
+def refuse_changed(out: Path, records: Mapping[str, DatasetRecord], began: Mapping[str, str] | None = None) -> None:
+    """Refuse, by a ValueError, to keep or resume a run whose data differ from those that it began with.
+
+    Args:
+        out: the run directory.
+        records: the data by role, as they are now.
+        began: the fingerprints that the run began with, by role; None: those kept in its directory, if any.
+    """
+    began = kept_fingerprints(out) if began is None else began
+    if began is None:
         return
     if changed := [record.path for role, record in records.items() if began.get(role) != record.fingerprint]:
         raise ValueError(f"what is in {changed[0]} changed since {out} began: choose another --out")
