@@ -5,7 +5,7 @@ import torch
 from PIL import ImageFile
 
 from stillroom.backbone import ImageFiles
-from stillroom.backbone.errors import keeps_traceback
+from stillroom.backbone.errors import keeps_traceback, raised_by_us
 from stillroom.backbone.image_files import read_unlabelled
 from stillroom.backbone.images import load_image
 
@@ -34,3 +34,11 @@ def test_an_error_of_a_users_program_and_a_sentence_of_ours_do_not(tmp_path: Pat
         with pytest.raises((KeyError, RuntimeError, ValueError, AssertionError)) as caught:
             call()
         assert not keeps_traceback(caught.value)
+
+
+def test_an_error_of_our_code_is_for_people_where_its_source_is_absent(tmp_path: Path) -> None:
+    for name, ours in (("stillroom.absent", True), ("absent", False)):
+        code = compile("raise ValueError('a sentence')", str(tmp_path / "absent.py"), "exec")
+        with pytest.raises(ValueError, match="a sentence") as caught:
+            exec(code, {"__name__": name})
+        assert raised_by_us(caught.value) is ours

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from stillroom.backbone import Results, Run, build_backbone, load_checkpoint, read_results, save_checkpoint
 from stillroom.backbone.configs import config_to_dict
@@ -202,6 +203,32 @@ def test_a_sweep_of_one_process_is_that_of_two(
     main, other = in_two_processes(sweep)
     assert main == ["prepare", "prepare", "train", "prepare", "train"] and other == ["prepare"] * 3
     assert len(list(config.out.glob("*/results.json"))) == 2 and (config.out / "table.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"batch_size": 0}, "must be at least 1"),
+        ({}, "exists: choose another"),
+        ({"log_every": 0}, "must be at least 1"),
+    ],
+)
+def test_a_refusal_leaves_the_process_group(
+    toy: Toy, config: ToyConfig, in_two_processes: Callable[[Callable[[], object]], list], changes: dict, text: str
+) -> None:
+    finetune(toy.task, config)
+    (config.out / "results.json").unlink()
+
+    def refused() -> bool:
+        Run.start("cpu").wait()  # both have joined before one leaves
+        with pytest.raises(ValueError, match=text):
+            if "log_every" in changes:
+                resume(toy.task, config.out, **changes)
+            else:
+                finetune(toy.task, replace(config, **changes))
+        return dist.is_initialized()
+
+    assert in_two_processes(refused) == [False, False]
 
 
 @pytest.mark.parametrize(

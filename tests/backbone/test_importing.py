@@ -300,6 +300,12 @@ def test_a_damaged_file_cannot_be_read(tmp_path: Path, name: str, content: bytes
         read_state(tmp_path / name)
 
 
+def test_a_file_that_is_no_pickle_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "junk.pth").write_bytes(b"junk, 20 bytes of it")
+    with pytest.raises(CheckpointError, match=r"junk\.pth cannot be read: it is not a PyTorch file$"):
+        read_state(tmp_path / "junk.pth")
+
+
 @pytest.mark.parametrize("cut", [10, 1000, -10])
 def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     file = write_pth(tmp_path / "a.pth", torchvision.models.mobilenet_v2(width_mult=0.25).state_dict())

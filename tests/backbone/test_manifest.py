@@ -133,8 +133,11 @@ def test_a_missing_manifest_means_no_checkpoint(tmp_path: Path) -> None:
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(CheckpointError, match=r"manifest.json is damaged: .*; copy or make the checkpoint again"):
+    with pytest.raises(
+        CheckpointError, match=r"manifest.json is damaged: .*; copy or make the checkpoint again"
+    ) as caught:
         read_manifest(tmp_path / "manifest.json")
+    assert "Error(" not in str(caught.value), "the message, not its repr"
 
 
 def test_a_newer_schema_is_refused_with_the_upgrade_to_install(write: Callable[..., Path]) -> None:

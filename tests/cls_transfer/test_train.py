@@ -481,6 +481,10 @@ def test_classes_that_differ_are_refused(config: ClassifyConfig, labelled: Make)
         ({"min_scale": 0.0}, r"--min-scale is 0\.0: it must lie in \(0, 1\]"),
         ({"batch_size": 64}, "batch size 64 is larger than the data: 36 images"),
         ({"size": 0}, "input size is 0 px"),
+        (
+            {"checkpoint": ("random:timm/vit_tiny_patch16_224",), "size": 33},
+            r"vit_tiny_patch16_224 takes no images of 33 x 33 px \(.*\): pass another --size",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_before_there_is_a_run_directory(

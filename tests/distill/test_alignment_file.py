@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from distill_runs import small_config
+from safetensors.torch import save
 
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run, read_unlabelled
 from stillroom.backbone.store import cache_directory
@@ -95,8 +96,25 @@ def test_an_alignment_of_another_teacher_is_refused(unlabelled: Path, run: Run, 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_a_foreign_file_is_not_an_alignment(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.safetensors"
+    with pytest.raises(ValueError, match=f"^there is no {file}$"):
+        load_alignment(file)
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="is not an alignment file"):
+    with pytest.raises(ValueError, match=r"is not an alignment file: [^()]*$"):  # a message, not the repr of an error
+        load_alignment(file)
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        ("{", "is not an alignment file: Expecting property name"),
+        ("{}", "is not an alignment file: it has no record of one"),
+        ('{"format": "theirs"}', "has the format theirs, this version reads"),
+    ],
+)
+def test_a_record_that_is_damaged_or_foreign_is_one_sentence(tmp_path: Path, record: str, sentence: str) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(save({}, {"record": record}))
+    with pytest.raises(ValueError, match=sentence):
         load_alignment(file)
 
 
@@ -127,13 +145,15 @@ def test_kdep_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     basis, mean, _ = kdep_files(tmp_path)
     out = tmp_path / "a.safetensors"
     np.save(tmp_path / "short.npy", np.zeros(3, dtype=np.float32))
+    (tmp_path / "empty.npy").touch()
     np.save(tmp_path / "skew.npy", np.ones((12, 12), dtype=np.float32))
     np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     for files, sentence in (
         ((basis, tmp_path / "short.npy"), "do not match: expected"),
         ((tmp_path / "skew.npy", mean), "are not orthonormal"),
         ((tmp_path / "pickle.npy", mean), "read with allow_pickle=False"),
-        ((tmp_path / "absent.npy", mean), "is not an .npy array"),
+        ((tmp_path / "empty.npy", mean), "is not an .npy array"),
+        ((tmp_path / "absent.npy", mean), "^there is no .*absent.npy$"),
     ):
         with pytest.raises(ValueError, match=sentence):
             import_kdep_alignment(*files, out, config=SvdPts(), dim=5)

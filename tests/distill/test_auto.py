@@ -137,7 +137,7 @@ def test_a_bad_value_is_refused_before_anything_is_read(
         with pytest.raises(SystemExit) as stop:
             run_main(main, monkeypatch, command, "--teacher", "t", "--student", "s", *paths, *line.split())
         assert stop.value.code == 2
-        printed = capsys.readouterr().err.replace("[teacher-]", "")
+        printed = capsys.readouterr().err
         assert printed.startswith(f"error: {sentence}") and printed.count("\n") == 1
 
 

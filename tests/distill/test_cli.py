@@ -139,3 +139,19 @@ def test_help_shows_defaults_with_their_meaning(
     text = " ".join(capsys.readouterr().out.split())
     for words in ("He et al., CVPR 2022", "--teacher NAME|DIR", "(default: 512)", "Input side in pixels"):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("kdep", "view:kdep-view --view"), ("kdep", "teacher-view:weak-view --teacher-view"), ("fit-alignment", "--view")],
+)
+def test_a_bad_view_is_one_sentence_with_a_flag_that_exists(
+    command: str, flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--student", "s"] if command == "kdep" else ["--dim", 4]
+    paths = ("--data", tmp_path / "absent", "--out", tmp_path / "out")
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, command, "--teacher", "t", *words, *paths, *f"{flag}.min-scale 2.0".split())
+    assert stop.value.code == 2
+    sentence = f"error: {flag.split()[-1]}.min-scale is 2.0: it must lie in (0, 1]\n"
+    assert capsys.readouterr().err == sentence

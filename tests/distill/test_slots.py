@@ -343,9 +343,6 @@ def test_settings_that_cannot_work_are_one_sentence_and_leave_no_run(
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: KdepView(min_scale=0.0), r"--\[teacher-\]view\.min-scale is 0\.0: it must lie in \(0, 1\]"),
-        (lambda: replace(WeakView(), min_scale=1.5), r"--\[teacher-\]view\.min-scale is 1\.5"),
-        (lambda: StrongView(blur=-0.1), r"--\[teacher-\]view\.blur is -0\.1: it must lie in \[0, 1\]"),
         (lambda: Svd(dim=-1), r"--alignment\.dim is -1: it must be at least 1"),
         (lambda: SvdPts(dim=-1), r"--alignment\.dim is -1: it must be at least 1"),
         (lambda: SvdPts(temperature=0.0), r"--alignment\.temperature is 0\.0: it must be above 0"),
@@ -363,6 +360,19 @@ def test_settings_that_cannot_work_are_one_sentence_and_leave_no_run(
 def test_each_variant_refuses_its_own_bad_values_and_names_the_flag(build: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"view": KdepView(min_scale=0.0)}, r"^--view\.min-scale is 0\.0: it must lie in \(0, 1\]"),
+        ({"teacher_view": WeakView(min_scale=1.5)}, r"^--teacher-view\.min-scale is 1\.5"),
+        ({"teacher_view": StrongView(blur=-0.1)}, r"^--teacher-view\.blur is -0\.1: it must lie in \[0, 1\]"),
+    ],
+)
+def test_a_view_is_refused_by_the_flag_that_set_it(changes: dict, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        small_config(tmp_path, tmp_path / "run", **changes)
 
 
 def test_a_fixed_view_is_cached_once_and_the_students_views_stay_new(

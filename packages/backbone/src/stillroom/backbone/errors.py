@@ -17,7 +17,8 @@ def raised_by_us(error: BaseException, scripts: Path | None = None) -> bool:
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     file = frame.f_code.co_filename
     ours = _in_stillroom(error) or (scripts is not None and scripts in Path(file).parents)
-    return ours and linecache.getline(file, line).lstrip().startswith("raise ")
+    source = linecache.getline(file, line).strip()  # empty where the sources were not installed: then it is for people
+    return ours and (not source or source.startswith("raise "))
 
 
 def keeps_traceback(error: BaseException) -> bool:

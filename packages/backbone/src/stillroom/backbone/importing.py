@@ -108,7 +108,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except KeyError as error:  # its text is a bare number, such as 101
+        raise CheckpointError(f"{file} cannot be read: it is not a PyTorch file") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     except Exception as error:  # pickle.UnpicklingError and whatever a hostile pickle raises
         raise CheckpointError(

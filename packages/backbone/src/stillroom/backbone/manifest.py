@@ -122,11 +122,11 @@ def read_manifest(file: Path) -> Manifest:
         raise CheckpointError(f"{file.parent} is not a checkpoint: it has no {file.name}")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        schema = raw["schema"]
-        if not isinstance(schema, int):
-            raise TypeError(f"schema {schema!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged: {error!r}; copy or make the checkpoint again") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise CheckpointError(f"{file} is damaged: {error}; copy or make the checkpoint again") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(schema, int):
+        raise CheckpointError(f"{file} is damaged: its schema is not a number; copy or make the checkpoint again")
     if schema > SCHEMA:
         raise CheckpointError(
             f"checkpoint {file.parent} has schema {schema}, this stillroom-backbone reads up to {SCHEMA}: "
@@ -141,7 +141,13 @@ def read_manifest(file: Path) -> Manifest:
         raw["backbone"] |= {"input": raw.pop("input"), "licence": raw.pop("licence")}
         return _STRICT.structure(raw, Manifest)
     except (cattrs.BaseValidationError, KeyError, TypeError, AttributeError) as error:
-        reasons = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [repr(error)]
+        match error:
+            case cattrs.BaseValidationError():
+                reasons = cattrs.transform_error(error)
+            case KeyError():
+                reasons = [f"it has no {error.args[0]}"]
+            case _:
+                reasons = [str(error)]
         raise CheckpointError(f"{file} does not fit schema {SCHEMA}: {'; '.join(reasons)}") from error
 
 

@@ -1,6 +1,5 @@
 """Supervised training of a backbone with its classifier, from images to checkpoint and results."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from stillroom.backbone.heads import describe_head
 from stillroom.backbone.loading import TrainingBatches, build_loader
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.cls_transfer.augment import build_mixing, build_view
 from stillroom.cls_transfer.config import ClassifyConfig
@@ -72,7 +70,8 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
     assert resume or saved is None, "a new run has no state"
     state = TrainState(config, model, run)
     if saved is not None:
-        refuse_changed(config.out, saved.get("fingerprints"), prepared.records)
+        if "fingerprints" in saved:  # of a run of a version before 0.4
+            lifecycle.refuse_changed(config.out, prepared.records, saved["fingerprints"])
         state.load_state_dict(saved)
     # 2. The data: which images each step gets depends on the seed and the step alone.
     spec = model.backbone.spec.input
@@ -179,14 +178,3 @@ def select_weights(run: Run, state: TrainState) -> Classifier:
         model.load_state_dict(state.best_weights)
     broadcast_buffers(model, run)
     return model
-
-
-def refuse_changed(out: Path, began: Mapping[str, str] | None, records: Mapping[str, DatasetRecord]) -> None:
-    """Refuse to resume a run of a version before 0.4, whose state holds the fingerprints, with other images.
-
-    Raises:
-        ValueError: with the folder of the images that changed.
-    """
-    for role, record in records.items():
-        if began is not None and began.get(role) != record.fingerprint:
-            raise ValueError(f"what is in {record.path} changed since {out} began: choose another --out")

@@ -22,6 +22,9 @@ TASK: Task[DetectConfig, Prepared] = Task(
     tabulate=partial(table.tabulate, metric="AP", per_class=PER_CLASS),
 )
 
+report = partial(table.report, summary=summary)
+"""Run directory -> what a command prints at its end."""
+
 
 def finetune(config: DetectConfig) -> Path:
     """Train and evaluate a detector, or all of a sweep, and return the run directory; see `lifecycle.finetune`."""
@@ -36,8 +39,3 @@ def resume(
     """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
     clear_cache()
     return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
-
-
-def report(path: Path) -> str:
-    """Format what a command prints at its end; see `table.report`."""
-    return table.report(path, summary)

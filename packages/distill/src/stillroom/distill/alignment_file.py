@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stillroom.backbone.atomic import write_file
+from stillroom.backbone.atomic import refuse_missing, write_file
 from stillroom.backbone.configs import config_from_json, config_to_dict
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd, fix_signs
 from stillroom.distill.config import UNIONS
@@ -110,14 +110,17 @@ def load_alignments(file: Path) -> list[tuple[Alignment, AlignedTarget, Alignmen
     Raises:
         ValueError: missing, damaged or foreign file.
     """
+    refuse_missing(file)
     try:
         with safe_open(file, framework="pt") as opened:
-            record = json.loads((opened.metadata() or {})["record"])
-            if record["format"] != FORMAT:
-                raise ValueError(f"{file} has the format {record['format']}, this version reads {FORMAT}: fit it again")
+            record = json.loads((opened.metadata() or {}).get("record", "{}"))
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(f"{file} is not an alignment file: {error!r}") from error
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is not an alignment file: {error}") from error
+    if "format" not in record:
+        raise ValueError(f"{file} is not an alignment file: it has no record of one")
+    if record["format"] != FORMAT:
+        raise ValueError(f"{file} has the format {record['format']}, this version reads {FORMAT}: fit it again")
     loaded = []
     for index, entry in enumerate(record["alignments"]):
         config = config_from_json(json.dumps({"alignment": entry["alignment"]}), _Holder, UNIONS).alignment
@@ -126,7 +129,7 @@ def load_alignments(file: Path) -> list[tuple[Alignment, AlignedTarget, Alignmen
         try:
             target.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
         except RuntimeError as error:
-            raise ValueError(f"{file} is not an alignment file: {error!r}") from error
+            raise ValueError(f"{file} is not an alignment file: {' '.join(str(error).split())}") from error
         target.std_ratio_ = tuple(entry["std_ratio"]) if entry["std_ratio"] else None
         loaded.append((config, target, cattrs.structure(entry["inputs"], AlignmentInputs)))
     return loaded
@@ -186,7 +189,8 @@ def import_kdep_alignment(
 
 
 def _load_array(file: Path) -> np.ndarray:
+    refuse_missing(file)
     try:
         return np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
         raise ValueError(f"{file} is not an .npy array (read with allow_pickle=False): {error}") from error

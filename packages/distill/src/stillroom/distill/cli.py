@@ -52,6 +52,7 @@ class FitAlignment:
         """Fit the alignment and write its file."""
         at_least(self, 1, "dim")
         at_least(self, 0, "seed", "workers")
+        self.view.check("view.")
         refuse_existing(self.out)
         refuse_missing_images(self.data)
         refuse_missing_checkpoint(self.teacher.name)

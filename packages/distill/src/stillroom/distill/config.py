@@ -16,6 +16,7 @@ from stillroom.backbone.sweep import refuse_taken
 from stillroom.distill.slots import (
     Alignment,
     Distance,
+    FixedView,
     HeadConfig,
     KdepView,
     Mse,
@@ -283,6 +284,11 @@ class DistillConfig:
     """refuse: an unreadable image stops the run; skip: it is left out, named and counted."""
     data_licence: str | None = None
     """Licence of the images; a restricted one is recorded in the student's manifest."""
+
+    def __post_init__(self) -> None:
+        self.view.check("view.")
+        if not isinstance(self.teacher_view, SameView | FixedView):
+            self.teacher_view.check("teacher-view.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""The variants of a run's slots: view, alignment, head, distance and optimiser. Each checks its own fields."""
+"""The variants of a run's slots: view, alignment, head, distance and optimiser. Each checks its own fields.
+
+A view is checked by the config that holds it: its flags are `--view` or `--teacher-view`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,8 +9,6 @@ from typing import Literal
 from stillroom.backbone.checks import above, at_least, within
 
 # --- view: image -> what the nets see ---------------------------------------------------------------------------------
-
-_VIEW = "[teacher-]view."  # a view is the students' (--view) or the teachers' (--teacher-view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,10 @@ class KdepView:
     lighting: float = 0.05
     """Standard deviation of the PCA lighting noise."""
 
-    def __post_init__(self) -> None:
-        within(self, 0, 1, "min_scale", ends="(]", prefix=_VIEW)
-        at_least(self, 0, "jitter", prefix=_VIEW)
+    def check(self, prefix: str) -> None:
+        """Refuse bad fields by a ValueError; `prefix` of their flags: `view.` or `teacher-view.`."""
+        within(self, 0, 1, "min_scale", ends="(]", prefix=prefix)
+        at_least(self, 0, "jitter", prefix=prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,9 @@ class WeakView:
     min_scale: float = 0.2
     """Smallest crop, fraction of the image's area, in (0, 1]."""
 
-    def __post_init__(self) -> None:
-        within(self, 0, 1, "min_scale", ends="(]", prefix=_VIEW)
+    def check(self, prefix: str) -> None:
+        """Refuse bad fields by a ValueError; `prefix` of their flags: `view.` or `teacher-view.`."""
+        within(self, 0, 1, "min_scale", ends="(]", prefix=prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +56,10 @@ class StrongView:
     blur: float = 0.5
     """Probability of a Gaussian blur of 0.1 to 2 pixels at 224 px, in proportion at other sizes."""
 
-    def __post_init__(self) -> None:
-        within(self, 0, 1, "min_scale", ends="(]", prefix=_VIEW)
-        within(self, 0, 1, "jitter", "grayscale", "blur", prefix=_VIEW)
+    def check(self, prefix: str) -> None:
+        """Refuse bad fields by a ValueError; `prefix` of their flags: `view.` or `teacher-view.`."""
+        within(self, 0, 1, "min_scale", ends="(]", prefix=prefix)
+        within(self, 0, 1, "jitter", "grayscale", "blur", prefix=prefix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,9 @@ TASK: Task[SegmentConfig, Plan] = Task(
     tabulate=partial(table.tabulate, metric="mIoU", per_class=PER_CLASS),
 )
 
+report = partial(table.report, summary=summary)
+"""Run directory -> what a command prints at its end."""
+
 
 def finetune(config: SegmentConfig) -> Path:
     """Train and evaluate a segmentation model, or all of a sweep, and return the run directory.
@@ -38,8 +41,3 @@ def resume(
 ) -> Path:
     """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
     return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
-
-
-def report(path: Path) -> str:
-    """Format what a command prints at its end; see `table.report`."""
-    return table.report(path, summary)

@@ -5,7 +5,8 @@ initial weights and the fingerprints of the data. So nothing but the images has 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -90,17 +91,18 @@ def finetune(task: Task[C, P], config: C) -> Path:
     """
     # 1. Settings and paths, before anything is read.
     run = Run.start(config.device)
-    task.check(config, run.world_size, run.device.type == "cpu")
-    runs = split(config, task.axes)
-    refuse_taken(config.out, alone=runs == [config])
-    # 2. What earlier commands left is kept only if it still is what this one would do.
-    for single in runs:
-        refuse_stale(task, single, run)
-    # 3. What cannot work in a later run stops a sweep before its first: every net on all data is read once.
-    if runs != [config]:
-        new = (single for single in runs if not (single.out / CONFIG).exists())
-        for single in {tuple(getattr(one, name) for name in task.prepared_axes): one for one in new}.values():
-            task.prepare(single, run, None)
+    with closed_if_refused(run):
+        task.check(config, run.world_size, run.device.type == "cpu")
+        runs = split(config, task.axes)
+        refuse_taken(config.out, alone=runs == [config])
+        # 2. What earlier commands left is kept only if it still is what this one would do.
+        for single in runs:
+            refuse_stale(task, single, run)
+        # 3. What cannot work in a later run stops a sweep before its first: every net on all data is read once.
+        if runs != [config]:
+            new = (single for single in runs if not (single.out / CONFIG).exists())
+            for single in {tuple(getattr(one, name) for name in task.prepared_axes): one for one in new}.values():
+                task.prepare(single, run, None)
     # 4. The runs.
     for single in runs:
         run_or_resume(single, task.unions, partial(start, task, run=run), partial(resume_one, task, run=run))
@@ -126,9 +128,23 @@ def resume(task: Task[C, P], path: Path, **changes: Any) -> Path:
     return path
 
 
+@contextmanager
+def closed_if_refused(run: Run) -> Iterator[None]:
+    """Leave the process group when settings or data are refused, which every process does alike.
+
+    Not around training: what stops one process there must not make it wait for the others.
+    """
+    try:
+        yield
+    except ValueError:
+        run.close()
+        raise
+
+
 def start(task: Task[C, P], config: C, run: Run) -> None:
     """Start a single run: keep in its directory what it begins with, then train."""
-    prepared = task.prepare(config, run, None)
+    with closed_if_refused(run):
+        prepared = task.prepare(config, run, None)
     run.wait()  # every process has looked for config.json before the main one writes it
     if run.is_main:
         method, heads = checkpoint_method(config.name), prepared.heads
@@ -143,9 +159,10 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
 def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
     """Resume a single run in this process; see `resume`."""
     config = reread_config(path, task.config, task.unions, **changes)
-    task.check(config, run.world_size, run.device.type == "cpu")
-    prepared = task.prepare(config, run, path / INITIAL)
-    refuse_changed(path, prepared.records)
+    with closed_if_refused(run):
+        task.check(config, run.world_size, run.device.type == "cpu")
+        prepared = task.prepare(config, run, path / INITIAL)
+        refuse_changed(path, prepared.records)
     task.train(config, run, prepared, True)
 
 
@@ -166,13 +183,25 @@ def initial_sha256(out: Path) -> str | None:
     return read_results(out).extra["initial_sha256"] if (out / RESULTS).exists() else None
 
 
-def refuse_changed(out: Path, records: Mapping[str, DatasetRecord]) -> None:
-    """Refuse, by a ValueError, to keep or resume a run whose data differ from those that it began with."""
+def kept_fingerprints(out: Path) -> Mapping[str, str] | None:
+    """The fingerprints of the data that a run began with, by role; None: only its state has them (cls_transfer 0.3)."""
     if (out / FINGERPRINTS).exists():
-        began = json.loads((out / FINGERPRINTS).read_text(encoding="utf-8"))
-    elif (out / RESULTS).exists():  # of a version that did not write them
-        began = {role: record.fingerprint for role, record in read_results(out).datasets.items()}
-    else:  # its state has them
+        return json.loads((out / FINGERPRINTS).read_text(encoding="utf-8"))
+    if (out / RESULTS).exists():  # of a version that did not write them
+        return {role: record.fingerprint for role, record in read_results(out).datasets.items()}
+    return None
+
+
+def refuse_changed(out: Path, records: Mapping[str, DatasetRecord], began: Mapping[str, str] | None = None) -> None:
+    """Refuse, by a ValueError, to keep or resume a run whose data differ from those that it began with.
+
+    Args:
+        out: the run directory.
+        records: the data by role, as they are now.
+        began: the fingerprints that the run began with, by role; None: those kept in its directory, if any.
+    """
+    began = kept_fingerprints(out) if began is None else began
+    if began is None:
         return
     if changed := [record.path for role, record in records.items() if began.get(role) != record.fingerprint]:
         raise ValueError(f"what is in {changed[0]} changed since {out} began: choose another --out")

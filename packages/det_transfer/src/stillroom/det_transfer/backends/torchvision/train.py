@@ -49,6 +49,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     seed_everything(config.seed)
     model, bridge = build_detector(config, copy.deepcopy(backbone), len(data.classes))
     bridge.load(model, backbone)
+    # bfloat16 would round the corners of boxes; batch norms that train take their statistics over all processes.
     if config.amp == "bf16":
         boxes_in_float32(model)
     if run.world_size > 1 and run.device.type == "cuda" and frozen_part(config) == "nothing":
@@ -67,13 +68,14 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     model.train()
     ddp_model = wrap_ddp(model, run, find_unused_parameters=True)
 
-    # 5. Start the data at the first step that is left to do.
+    # 5. Start the data and the progress bar at the first step that is left to do.
     spec = backbone.spec.input
     images = BoxedImages(data.train, spec, seed=config.seed, masks=config.detector == "mask-rcnn")
     loader = build_train_loader(images, config.batch_size, config.steps, config.seed, run, step, config.workers)
     set_image_sizes(model, config.train_sizes)
     progress = Progress(config.steps * config.batch_size, run, "train", done=step * config.batch_size)
 
+    # 6. What the loop counts: each loss since the last log line.
     sums: dict[str, Tensor] = {}
     last_logged = step
     for batch in progress.over(islice(loader, config.steps - step)):
@@ -119,8 +121,9 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
             state_dicts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             directory.save_state({"step": step, "seconds": seconds + progress.seconds, **state_dicts})
 
+    # 7. Hand over the detector; every process predicts with the statistics that were saved.
     directory.close()
-    broadcast_buffers(model, run)  # every process predicts with the statistics that were saved
+    broadcast_buffers(model, run)
     return TrainedDetector(
         model=model,
         bridge=bridge,
