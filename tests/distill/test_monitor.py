@@ -283,8 +283,9 @@ def test_slow_steps_end_within_a_step_of_their_hours_and_before_the_first_log_li
 ) -> None:
     Clock(monkeypatch)
     monitor = Monitor(held_out=0.25, hours=7 / 3600, every=1)
-    out = distill(small_config(unlabelled, tmp_path / "run", epochs=9, monitor=monitor, log_every=50, lr=0.0,
-                               batch_size=24))  # fmt: skip
+    out = distill(
+        small_config(unlabelled, tmp_path / "run", epochs=9, monitor=monitor, log_every=50, lr=0.0, batch_size=24)
+    )
     results = read_results(out)
     assert results.extra["steps"] == 7
     assert math.isfinite(results.metrics["loss"]) and "NaN" not in (out / "results.json").read_text()
@@ -298,8 +299,9 @@ def test_a_run_that_patience_stops_before_the_first_log_line_has_a_loss_and_its_
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monitor = Monitor(held_out=0.25, every=1, patience=1)
-    out = distill(small_config(unlabelled, tmp_path / "run", epochs=90, monitor=monitor, log_every=5000, lr=0.0,
-                               batch_size=24))  # fmt: skip
+    out = distill(
+        small_config(unlabelled, tmp_path / "run", epochs=90, monitor=monitor, log_every=5000, lr=0.0, batch_size=24)
+    )
     results = read_results(out)
     assert results.extra["steps"] < 90 * 3 and math.isfinite(results.metrics["loss"])
     assert f"warning: {results.extra['warnings'][0]}" in capsys.readouterr().err
