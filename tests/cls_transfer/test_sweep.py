@@ -112,7 +112,7 @@ def test_random_has_the_net_of_the_first_checkpoint(config: ClassifyConfig) -> N
     ("changes", "text"),
     [
         ({"seeds": ()}, "--seeds is empty"),
-        ({"seeds": (0, 0)}, "--seeds names 0 twice: name each once"),
+        ({"seeds": (0, 0)}, "--seeds lists 0 twice: pass it once"),
         ({"lrs": (0.1, -0.1)}, r"--lrs holds \[0\.1, -0\.1\]: it must be at least 0"),
         ({"held_out": 0.0}, "several --lrs need images to select one by"),
         ({"label_smoothing": 1.0}, r"--label-smoothing is 1\.0: it must lie in \[0, 1\)"),
@@ -163,7 +163,7 @@ def test_a_sweep_that_grows_repeats_nothing_and_refuses_what_changed(config: Cla
     with pytest.raises(ValueError, match=r"began with other weights than .*student has now: choose another --out"):
         finetune(small)
     next((config.test / "red").iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"what is in .*test changed since .* began"):
+    with pytest.raises(ValueError, match=r"the data in .*test have changed since .* began"):
         finetune(replace(grown, checkpoint=("random:cifar/resnet20",)))
 
 

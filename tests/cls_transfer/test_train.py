@@ -395,7 +395,7 @@ def test_resume_refuses_images_that_changed(config: ClassifyConfig) -> None:
     out = finetune(config)
     (out / "results.json").unlink()
     (config.train / "red" / "000.png").unlink()
-    with pytest.raises(ValueError, match=r"what is in .*train changed since .*run began: choose another --out"):
+    with pytest.raises(ValueError, match=r"the data in .*train have changed since .*run began: choose another --out"):
         resume(out)
 
 

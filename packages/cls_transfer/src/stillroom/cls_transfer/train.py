@@ -189,4 +189,4 @@ def refuse_changed(out: Path, began: Mapping[str, str] | None, records: Mapping[
     """
     for role, record in records.items():
         if began is not None and began.get(role) != record.fingerprint:
-            raise ValueError(f"what is in {record.path} changed since {out} began: choose another --out")
+            raise ValueError(f"the data in {record.path} have changed since {out} began: choose another --out")

@@ -61,7 +61,7 @@ class DetectConfig(FineTuneConfig):
     """Batch norms of the backbone. bn: they train, with statistics over all GPUs; frozen: statistics and affine weights
     stay as in the checkpoint."""
     frozen: bool = False
-    """Freeze the whole backbone, weights and statistics: this evaluates its features as they are."""
+    """Freeze the whole backbone, weights and statistics: only the detector's layers train."""
     legacy: Legacy = "none"
     """Repeat KDEP's code: under c4 a head of three bottlenecks and one extra norm. rgb-mean: mean and std in RGB order
     on BGR images; std-1: BGR mean, std 1."""
@@ -95,7 +95,7 @@ class DetectConfig(FineTuneConfig):
     clip: float = 0.0
     """Gradient clipping: largest norm of the gradient; 0: none."""
     log_every: int = 20
-    """Steps between two log lines."""
+    """Steps between two lines of metrics.jsonl, or of Detectron2's metrics.json."""
 
 
 BESIDE_FRAMEWORK_CONFIG = ("backend", "like", "seeds", "device", "workers", "data_licence")

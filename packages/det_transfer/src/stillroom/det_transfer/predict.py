@@ -22,12 +22,12 @@ from stillroom.det_transfer.metrics import IouType, to_coco_annotations
 
 
 def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5, device: DeviceName = "auto") -> Path:
-    """Detect objects with a finished run: OUT/detections.json in COCO's format, and pictures in OUT/overlays.
+    """Detect objects with a finished run: OUT/detections.json in COCO's format, and overlays in OUT/overlays.
 
     Args:
         run_directory: of a finished run.
         images: a folder, a file list (.txt), or one image.
-        out: folder to make.
+        out: folder to create.
         score: lowest score of a detection that is kept, 0 to 1.
         device: to compute on.
 

@@ -175,4 +175,4 @@ def refuse_changed(out: Path, records: Mapping[str, DatasetRecord]) -> None:
     else:  # its state has them
         return
     if changed := [record.path for role, record in records.items() if began.get(role) != record.fingerprint]:
-        raise ValueError(f"what is in {changed[0]} changed since {out} began: choose another --out")
+        raise ValueError(f"the data in {changed[0]} have changed since {out} began: choose another --out")
