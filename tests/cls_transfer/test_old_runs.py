@@ -9,7 +9,7 @@ import torch
 from old_run import write_data
 
 from stillroom.backbone import build_backbone, read_results, replace_input, save_checkpoint
-from stillroom.backbone.configs import reread_config
+from stillroom.backbone.configs import load_config
 from stillroom.backbone.finetune.config import split
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume
 from stillroom.cls_transfer.config import AXES, UNIONS
@@ -66,7 +66,7 @@ def test_an_old_run_whose_checkpoint_changed_is_not_resumed(old_run: Path) -> No
 
 def test_a_finished_old_run_is_kept_in_a_sweep_unless_its_images_or_its_checkpoint_changed(old_run: Path) -> None:
     resume(old_run)
-    config = reread_config(old_run, ClassifyConfig, UNIONS)
+    config = load_config(old_run, ClassifyConfig, UNIONS)
     sweep = Path("sweep")
     grown = ClassifyConfig(**{**vars(config), "out": sweep, "seeds": (0, 1)})
     cell = next(single.out for single in split(grown, AXES) if single.seed == 0)

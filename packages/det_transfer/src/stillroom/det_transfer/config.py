@@ -7,7 +7,7 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
-from stillroom.backbone.configs import refuse_beside
+from stillroom.backbone.configs import refuse_ignored
 from stillroom.backbone.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.backbone.image_files import refuse_missing_folder
 
@@ -137,7 +137,7 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
     if config.framework_config is not None and config.backend != "detectron2":
         raise ValueError("--framework-config takes a LazyConfig of Detectron2: pass --backend detectron2")
     if config.framework_config is not None:
-        refuse_beside(config, "framework_config", BESIDE_FRAMEWORK_CONFIG)
+        refuse_ignored(config, "framework_config", BESIDE_FRAMEWORK_CONFIG)
     if config.backend == "detectron2" and config.amp != "none" and on_cpu:
         raise ValueError("--amp bf16 needs a GPU under Detectron2: its mixed precision refuses the CPU")
 

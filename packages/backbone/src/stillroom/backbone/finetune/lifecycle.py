@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.checkpoint import save_checkpoint
-from stillroom.backbone.configs import config_to_json, reread_config
+from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
 from stillroom.backbone.finetune.table import TABLE
@@ -120,7 +120,7 @@ def resume(task: Task[C, P], path: Path, **changes: Any) -> Path:
     """
     refuse_unresumable(path)
     if not (path / RESULTS).exists():
-        run = Run.start(reread_config(path, task.config, task.unions, **changes).device)
+        run = Run.start(load_config(path, task.config, task.unions, **changes).device)
         resume_one(task, path, run=run, **changes)
         run.close()
     return path
@@ -142,7 +142,7 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
 
 def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
     """Resume a single run in this process; see `resume`."""
-    config = reread_config(path, task.config, task.unions, **changes)
+    config = load_config(path, task.config, task.unions, **changes)
     task.check(config, run.world_size, run.device.type == "cpu")
     prepared = task.prepare(config, run, path / INITIAL)
     refuse_changed(path, prepared.records)
