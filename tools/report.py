@@ -117,14 +117,14 @@ def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], xlabel: s
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # `quickstart.py --help` needs none
 
-    from stillroom.backbone.figures import plain, save  # noqa: PLC0415
+    from stillroom.backbone.figures import escape, save  # noqa: PLC0415
 
     figure = Figure(figsize=(4.2 * len(panels), 3.4))
     for column, (quantity, curves) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), column, title=plain(quantity), xlabel=xlabel)
+        axes = figure.add_subplot(1, len(panels), column, title=escape(quantity), xlabel=xlabel)
         for name, curve in curves.items():
             axes.plot(
-                *zip(*curve, strict=True), label=plain(name), marker="o" if len(curve) < 12 else None, markersize=3
+                *zip(*curve, strict=True), label=escape(name), marker="o" if len(curve) < 12 else None, markersize=3
             )
         axes.grid(alpha=0.3)
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.backbone.configs import config_from_json, config_to_dict, config_to_json, refuse_beside
+from stillroom.backbone.configs import config_from_json, config_to_dict, config_to_json, refuse_ignored
 from stillroom.backbone.schedule import Cosine, Schedule, Step
 
 
@@ -64,8 +64,8 @@ def test_a_config_of_another_version_is_refused_with_the_field(text: str, reason
 
 def test_what_would_not_count_is_refused() -> None:
     config = Config(data=Path("a"), out=Path("b"), mean=(0.1, 0.2))
-    refuse_beside(config, "out", ["mean"])
+    refuse_ignored(config, "out", ["mean"])
     with pytest.raises(
         ValueError, match=r"^--mean is \(0.1, 0.2\), set by a flag or the preset, and has no effect beside"
     ):
-        refuse_beside(config, "out", ["names"])
+        refuse_ignored(config, "out", ["names"])

@@ -131,7 +131,9 @@ def test_a_run_is_not_resumed_with_other_data(toy: Toy, config: ToyConfig) -> No
     finetune(toy.task, config)
     (config.out / "results.json").unlink()
     config.data.write_text("two")
-    with pytest.raises(ValueError, match=r"what is in .*data.txt changed since .*run began: choose another --out"):
+    with pytest.raises(
+        ValueError, match=r"the data in .*data.txt have changed since .*run began: choose another --out"
+    ):
         resume(toy.task, config.out)
     with pytest.raises(ValueError, match=r"is not a run directory: it has no config\.json"):
         resume(toy.task, config.out.parent / "none")
@@ -187,7 +189,7 @@ def test_a_sweep_does_not_keep_runs_of_data_that_changed(toy: Toy, config: ToyCo
     sweep = replace(config, seeds=(0, 1))
     finetune(toy.task, sweep)
     config.data.write_text("two")
-    with pytest.raises(ValueError, match=r"what is in .*data.txt changed since .* began"):
+    with pytest.raises(ValueError, match=r"the data in .*data.txt have changed since .* began"):
         finetune(toy.task, sweep)
 
 
@@ -235,7 +237,7 @@ def test_a_refusal_leaves_the_process_group(
     ("changes", "text"),
     [
         ({"checkpoint": ()}, "--checkpoint is empty: pass at least one"),
-        ({"seeds": (0, 0)}, "--seeds names 0 twice: name each once"),
+        ({"seeds": (0, 0)}, "--seeds lists 0 twice: pass it once"),
         ({"rates": ()}, "--rates is empty: pass at least one"),
         ({"seeds": (-1,)}, r"--seeds holds \[-1\]: it must be at least 0"),
         ({"batch_size": 0}, "--batch-size is 0: it must be at least 1"),

@@ -12,7 +12,7 @@ from stillroom.backbone.names import trained_method
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
-    """Of 24 px."""
+    """A checkpoint with images of 24 px."""
     backbone = replace_input(build_backbone("cifar/resnet20", feature="before"), size=24)
     save_checkpoint(tmp_path / "student", backbone, method="kdep", package="stillroom-distill")
     return tmp_path / "student"

@@ -1,4 +1,4 @@
-"""From names to nets: what is known, what is refused and how, where weights come from."""
+"""Nets by name: what is known, what is refused and how, where weights come from."""
 
 import socket
 from pathlib import Path

@@ -94,8 +94,13 @@ def test_flags_reach_the_run_in_any_order(cli: Cli, folders: list[str], tmp_path
     cli(preset, *flags, *schedule, *folders, "--out", out, "--checkpoint", "random:cifar/resnet20", "--amp", "bf16")
     config = config_of(out)
     assert [config[name] for name in ("lrs", "epochs", "batch_size", "size", "seeds", "amp")] == [
-        [0.02], 1, 6, 16, [3], "bf16",
-    ]  # fmt: skip
+        [0.02],
+        1,
+        6,
+        16,
+        [3],
+        "bf16",
+    ]
     assert config["schedule"] == {"every": 2, "gamma": 0.5, "warmup_epochs": 0.0, "kind": "Step"}
 
 

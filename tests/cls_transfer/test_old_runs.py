@@ -9,7 +9,7 @@ import torch
 from old_run import write_data
 
 from stillroom.backbone import build_backbone, read_results, replace_input, save_checkpoint
-from stillroom.backbone.configs import reread_config
+from stillroom.backbone.configs import load_config
 from stillroom.backbone.finetune.config import split
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume
 from stillroom.cls_transfer.config import AXES, UNIONS
@@ -54,7 +54,7 @@ def test_an_old_run_that_saved_no_state_starts_again(old_run: Path) -> None:
 
 def test_an_old_run_whose_images_changed_is_not_resumed(old_run: Path) -> None:
     (Path("train") / "dark" / "0.bmp").unlink()
-    with pytest.raises(ValueError, match="what is in train changed since run began: choose another --out"):
+    with pytest.raises(ValueError, match="the data in train have changed since run began: choose another --out"):
         resume(old_run)
 
 
@@ -66,7 +66,7 @@ def test_an_old_run_whose_checkpoint_changed_is_not_resumed(old_run: Path) -> No
 
 def test_a_finished_old_run_is_kept_in_a_sweep_unless_its_images_or_its_checkpoint_changed(old_run: Path) -> None:
     resume(old_run)
-    config = reread_config(old_run, ClassifyConfig, UNIONS)
+    config = load_config(old_run, ClassifyConfig, UNIONS)
     sweep = Path("sweep")
     grown = ClassifyConfig(**{**vars(config), "out": sweep, "seeds": (0, 1)})
     cell = next(single.out for single in split(grown, AXES) if single.seed == 0)
@@ -81,5 +81,5 @@ def test_a_finished_old_run_is_kept_in_a_sweep_unless_its_images_or_its_checkpoi
     shutil.rmtree("first")
     shutil.copytree(FIXTURE / "first", "first")
     (Path("test") / "dark" / "0.bmp").unlink()
-    with pytest.raises(ValueError, match=r"what is in test changed since .* began: choose another --out"):
+    with pytest.raises(ValueError, match=r"the data in test have changed since .* began: choose another --out"):
         finetune(grown)

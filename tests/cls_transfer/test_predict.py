@@ -19,9 +19,20 @@ def tuned(labelled: Make, tmp_path: Path) -> Path:
     """The checkpoint of a classifier of three colours, with a hidden layer."""
     train = labelled("train", per_class=12)
     config = ClassifyConfig(
-        checkpoint=("random:cifar/resnet20",), train=train, test=train, out=tmp_path / "run", size=16, epochs=4,
-        batch_size=12, lrs=(0.05,), held_out=0.0, hidden=(16,), min_scale=0.5, workers=0, device="cpu",
-    )  # fmt: skip
+        checkpoint=("random:cifar/resnet20",),
+        train=train,
+        test=train,
+        out=tmp_path / "run",
+        size=16,
+        epochs=4,
+        batch_size=12,
+        lrs=(0.05,),
+        held_out=0.0,
+        hidden=(16,),
+        min_scale=0.5,
+        workers=0,
+        device="cpu",
+    )
     return finetune(config) / "checkpoint"
 
 

@@ -31,9 +31,20 @@ def config(labelled: Make, tmp_path: Path) -> ClassifyConfig:
     student = replace_input(build_backbone("cifar/resnet20"), size=16, mean=(0.1, 0.2, 0.3))
     save_checkpoint(tmp_path / "student", student, method="kdep", package="stillroom-distill")
     return ClassifyConfig(
-        checkpoint=(str(tmp_path / "student"), "random"), train=train, test=test, out=tmp_path / "sweep", size=16,
-        epochs=1, batch_size=11, lrs=(1e-9, 0.05), seeds=(0, 1), held_out=0.1, log_every=1, workers=0, device="cpu",
-    )  # fmt: skip
+        checkpoint=(str(tmp_path / "student"), "random"),
+        train=train,
+        test=test,
+        out=tmp_path / "sweep",
+        size=16,
+        epochs=1,
+        batch_size=11,
+        lrs=(1e-9, 0.05),
+        seeds=(0, 1),
+        held_out=0.1,
+        log_every=1,
+        workers=0,
+        device="cpu",
+    )
 
 
 def test_a_sweep_is_a_run_for_each_combination_and_one_table(config: ClassifyConfig) -> None:
@@ -101,7 +112,7 @@ def test_random_has_the_net_of_the_first_checkpoint(config: ClassifyConfig) -> N
     ("changes", "text"),
     [
         ({"seeds": ()}, "--seeds is empty"),
-        ({"seeds": (0, 0)}, "--seeds names 0 twice: name each once"),
+        ({"seeds": (0, 0)}, "--seeds lists 0 twice: pass it once"),
         ({"lrs": (0.1, -0.1)}, r"--lrs holds \[0\.1, -0\.1\]: it must be at least 0"),
         ({"held_out": 0.0}, "several --lrs need images to select one by"),
         ({"label_smoothing": 1.0}, r"--label-smoothing is 1\.0: it must lie in \[0, 1\)"),
@@ -152,7 +163,7 @@ def test_a_sweep_that_grows_repeats_nothing_and_refuses_what_changed(config: Cla
     with pytest.raises(ValueError, match=r"began with other weights than .*student has now: choose another --out"):
         finetune(small)
     next((config.test / "red").iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"what is in .*test changed since .* began"):
+    with pytest.raises(ValueError, match=r"the data in .*test have changed since .* began"):
         finetune(replace(grown, checkpoint=("random:cifar/resnet20",)))
 
 
@@ -160,9 +171,16 @@ def test_several_tasks_share_one_table(config: ClassifyConfig, tmp_path: Path) -
     write_dtd(tmp_path / "sets")
     write_cub(tmp_path / "sets")
     several = replace(
-        config, train=None, test=None, tasks=("dtd", "cub"), data=tmp_path / "sets", partial=True, lrs=(0.05,),
-        batch_size=2, seeds=(0,),
-    )  # fmt: skip
+        config,
+        train=None,
+        test=None,
+        tasks=("dtd", "cub"),
+        data=tmp_path / "sets",
+        partial=True,
+        lrs=(0.05,),
+        batch_size=2,
+        seeds=(0,),
+    )
     table = json.loads((finetune(several) / "table.json").read_text())
     for by_task in table["rows"].values():
         assert list(by_task) == ["dtd", "cub"]
@@ -192,9 +210,17 @@ def test_what_cannot_work_in_a_later_run_stops_the_sweep_before_its_first(
 ) -> None:
     write_dtd(tmp_path)
     late = replace(
-        config, train=None, test=None, tasks=("dtd", "cub"), data=tmp_path, partial=True, held_out=0.0, lrs=(0.05,),
-        batch_size=1, seeds=(0,),
-    )  # fmt: skip
+        config,
+        train=None,
+        test=None,
+        tasks=("dtd", "cub"),
+        data=tmp_path,
+        partial=True,
+        held_out=0.0,
+        lrs=(0.05,),
+        batch_size=1,
+        seeds=(0,),
+    )
     with pytest.raises(ValueError, match=r"CUB_200_2011/images.txt cannot be read"):
         finetune(late)
     assert not late.out.exists()

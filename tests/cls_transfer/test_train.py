@@ -395,7 +395,7 @@ def test_resume_refuses_images_that_changed(config: ClassifyConfig) -> None:
     out = finetune(config)
     (out / "results.json").unlink()
     (config.train / "red" / "000.png").unlink()
-    with pytest.raises(ValueError, match=r"what is in .*train changed since .*run began: choose another --out"):
+    with pytest.raises(ValueError, match=r"the data in .*train have changed since .*run began: choose another --out"):
         resume(out)
 
 
@@ -592,9 +592,22 @@ def test_the_epoch_that_is_best_on_the_held_out_part_is_tested_and_kept(
 def test_a_run_with_everything_on_resumes_to_the_bit(config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     without_the_last_state(monkeypatch, 9)
     full = replace(
-        config, epochs=3, batch_size=11, held_out=0.1, save_every=5, ema=0.9, mixup=0.2, cutmix=1.0, randaugment=9,
-        label_smoothing=0.1, accumulate=2, hidden=(8,), freeze=1, layer_decay=0.7, amp="bf16",
-    )  # fmt: skip
+        config,
+        epochs=3,
+        batch_size=11,
+        held_out=0.1,
+        save_every=5,
+        ema=0.9,
+        mixup=0.2,
+        cutmix=1.0,
+        randaugment=9,
+        label_smoothing=0.1,
+        accumulate=2,
+        hidden=(8,),
+        freeze=1,
+        layer_decay=0.7,
+        amp="bf16",
+    )
     out = finetune(full)
     before, measured = weights(out), read_results(out).metrics
     assert set(before) > {"0.weight", "2.weight"}

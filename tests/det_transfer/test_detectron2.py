@@ -156,7 +156,7 @@ def plain(name: str) -> str:
 
 
 def test_legacy_loads_23_of_50_tensors_and_the_plain_head_25_of_25(make: Make, lively: Lively) -> None:
-    """Of the last stage; batch counters are not counted."""
+    """Only tensors of the last stage are counted, without batch counters."""
     backbone = lively("torchvision/resnet18")
     for legacy, ours, all_of_them in (("std-1", 23, 50), ("none", 25, 25)):
         model, bridge = cross(make(neck="c4", legacy=legacy), backbone)

@@ -214,7 +214,7 @@ def test_a_run_whose_boxes_changed_is_not_resumed(make_config: Make, boxed: Path
     (out / "results.json").unlink()
     file = boxed / "annotations" / "train.json"
     file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
-    with pytest.raises(ValueError, match=r"what is in .*train changed since .*run began"):
+    with pytest.raises(ValueError, match=r"the data in .*train have changed since .*run began"):
         resume(out)
 
 
@@ -234,7 +234,7 @@ def test_a_sweep_makes_one_table_and_keeps_finished_runs(make_config: Make, smal
     with pytest.raises(ValueError, match=r"is a run with other settings \(steps\)"):
         finetune(replace(config, steps=3))
     (config.data / "images" / "val" / "00.png").write_bytes((config.data / "images" / "val" / "01.png").read_bytes())
-    with pytest.raises(ValueError, match=r"what is in .*val changed since .* began"):
+    with pytest.raises(ValueError, match=r"the data in .*val have changed since .* began"):
         finetune(config)
 
 

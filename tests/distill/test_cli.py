@@ -14,9 +14,11 @@ from stillroom.distill.cli import main
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run the command; a string may hold several words."""
+    words = [word for value in arguments for word in (value.split() if isinstance(value, str) else [str(value)])]
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # tyro.MISSING replaces values of all types
     monkeypatch.setenv("COLUMNS", "300")  # no line of the help is broken
-    monkeypatch.setattr(sys, "argv", ["stillroom-distill", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["stillroom-distill", *words])
     main()
 
 
@@ -27,10 +29,11 @@ def test_flags_come_in_any_order_and_reach_the_run(
     unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    call(monkeypatch, "kdep", "--epochs", 1, "--teacher", "random:cifar/resnet20", "--teacher.size", 16,
-         "--teacher.feature", "after", "alignment:svd", "--alignment.dim", 64, "schedule:cosine", *SMALL,
-         "--student.size", 16, "--student", "cifar/resnet20", "--data", unlabelled, "--out", out,
-         "--batch-size", 32)  # fmt: skip
+    teacher = "--teacher random:cifar/resnet20 --teacher.size 16 --teacher.feature after"
+    slots = "alignment:svd --alignment.dim 64 schedule:cosine"
+    student = "--student.size 16 --student cifar/resnet20"
+    paths = ("--data", unlabelled, "--out", out)
+    call(monkeypatch, "kdep --epochs 1", teacher, slots, *SMALL, student, *paths, "--batch-size 32")
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{out}: loss ")
     config = read_results(out).made_by.config
     assert (config["alignment"]["kind"], config["schedule"]["kind"]) == ("Svd", "Cosine")
@@ -47,8 +50,9 @@ def test_fit_alignment_writes_a_file_that_kdep_takes(
     teacher = ("--teacher", "random:cifar/resnet20", "--teacher.size", 16)
     call(monkeypatch, "fit-alignment", *teacher, "--data", unlabelled, "--dim", 64, "--out", file, *SMALL)
     assert load_alignment(file)[1].count == 96
-    call(monkeypatch, "kdep", *teacher, "--student", "cifar/resnet20", "--student.size", 16, "--data", unlabelled,
-         "--alignment-file", file, "--out", tmp_path / "run", "--epochs", 1, "--batch-size", 32, *SMALL)  # fmt: skip
+    student = "--student cifar/resnet20 --student.size 16 --epochs 1 --batch-size 32"
+    paths = ("--data", unlabelled, "--alignment-file", file, "--out", tmp_path / "run")
+    call(monkeypatch, "kdep", *teacher, student, *paths, *SMALL)
     with pytest.raises(SystemExit) as exit_:
         call(monkeypatch, "fit-alignment", *teacher, "--data", unlabelled, "--dim", 64, "--out", file, *SMALL)
     assert exit_.value.code == 2
@@ -58,12 +62,12 @@ def test_fit_alignment_on_random_views_is_what_such_a_run_fits(
     unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "basis.safetensors"
-    shared = ("--teacher", "random:cifar/resnet20", "--teacher.size", 16, "--data", unlabelled, "--seed", 3,
-              "--alignment-view", "training", *SMALL)  # fmt: skip
+    teacher = "--teacher random:cifar/resnet20 --teacher.size 16"
+    shared = (teacher, "--data", unlabelled, "--seed 3 --alignment-view training", *SMALL)
     view = ("view:kdep-view", "--view.min-scale", 0.5)
     call(monkeypatch, "fit-alignment", *shared, "--dim", 64, "--out", file, *view)
-    call(monkeypatch, "kdep", *shared, "--student", "cifar/resnet20", "--student.size", 16, "--out", tmp_path / "run",
-         "--epochs", 1, "--batch-size", 32, *view)  # fmt: skip
+    student = "--student cifar/resnet20 --student.size 16 --epochs 1 --batch-size 32"
+    call(monkeypatch, "kdep", *shared, student, "--out", tmp_path / "run", *view)
     (own, inputs), (theirs, others) = load_alignment(file), load_alignment(tmp_path / "run" / "alignment.safetensors")
     assert inputs == others and "min_scale=0.5" in str(inputs.view)
     assert torch.equal(own.alignment.svd.basis_, theirs.alignment.svd.basis_)
@@ -74,8 +78,8 @@ def test_import_alignment_reads_npy_files(tmp_path: Path, monkeypatch: pytest.Mo
     np.save(tmp_path / "mean.npy", np.zeros(8, dtype=np.float32))
     np.save(tmp_path / "s.npy", np.arange(8, 0, -1, dtype=np.float32))
     out = tmp_path / "a.safetensors"
-    call(monkeypatch, "import-alignment", "--basis", tmp_path / "v.npy", "--mean", tmp_path / "mean.npy",
-         "--singular-values", tmp_path / "s.npy", "--dim", 4, "--out", out)  # fmt: skip
+    arrays = ("--basis", tmp_path / "v.npy", "--mean", tmp_path / "mean.npy", "--singular-values", tmp_path / "s.npy")
+    call(monkeypatch, "import-alignment", *arrays, "--dim", 4, "--out", out)
     target, _ = load_alignment(out)
     assert target.alignment.svd.basis_.shape == (8, 4)
     assert target.alignment.svd.variance_[0] == 64
@@ -91,8 +95,8 @@ def test_bad_folders_are_one_sentence_and_leave_nothing(
     (tmp_path / "empty").mkdir()
     folder = tmp_path / data
     with pytest.raises(SystemExit) as exit_:
-        call(monkeypatch, "kdep", "--teacher", "random:cifar/resnet20", "--student", "cifar/resnet20",
-             "--data", folder, "--out", tmp_path / "run", *SMALL)  # fmt: skip
+        nets = "--teacher random:cifar/resnet20 --student cifar/resnet20"
+        call(monkeypatch, "kdep", nets, "--data", folder, "--out", tmp_path / "run", *SMALL)
     assert exit_.value.code == 2
     assert capsys.readouterr().err.startswith(sentence.format(data=folder))
     assert not (tmp_path / "run").exists()
@@ -109,9 +113,13 @@ def test_bad_folders_are_one_sentence_and_leave_nothing(
     ],
 )
 def test_a_bad_value_names_its_flag_and_leaves_nothing(
-    words: tuple, flag: str, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: tuple,
+    flag: str,
+    unlabelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     paths = ("--data", unlabelled, "--out", tmp_path / "run")
     with pytest.raises(SystemExit) as exit_:
         call(monkeypatch, "kdep", "--teacher", "t", "--student", "s", *paths, *words)
@@ -125,8 +133,8 @@ def test_an_unknown_teacher_answers_with_the_closest_names(
     teacher: str, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        call(monkeypatch, "kdep", "--teacher", teacher, "--student", "cifar/resnet20", "--data", unlabelled,
-             "--out", tmp_path / "run", "--batch-size", 32, *SMALL)  # fmt: skip
+        nets = f"--teacher {teacher} --student cifar/resnet20 --batch-size 32"
+        call(monkeypatch, "kdep", nets, "--data", unlabelled, "--out", tmp_path / "run", *SMALL)
     assert f"{teacher.split('/')[0]}/resnet" in capsys.readouterr().err.split("closest names are")[1]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stillroom.backbone import build_backbone, read_results, save_checkpoint
-from stillroom.backbone.configs import config_from_json, reread_config
+from stillroom.backbone.configs import config_from_json, load_config
 from stillroom.backbone.run_files import read_metrics
 from stillroom.distill import DistillConfig, resume
 from stillroom.distill.config import UNIONS
@@ -51,7 +51,7 @@ def test_a_stopped_run_of_0_3_is_resumed_to_the_numbers_of_its_version(stopped: 
 
 
 def test_the_config_of_a_run_of_0_3_is_read(stopped: Path) -> None:
-    config = reread_config(stopped, DistillConfig, UNIONS)
+    config = load_config(stopped, DistillConfig, UNIONS)
     assert (config.view, config.alignment, config.head) == (WeakView(), Svd(dim=8), LinearHead())
     assert config.student.nets()[0].size == 32
 

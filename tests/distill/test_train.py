@@ -281,9 +281,15 @@ def test_readme_example_any_module_can_teach(unlabelled: Path, tmp_path: Path) -
     spec = BackboneSpec(name="module/MyNet", dim=80, pre_activation=True, input=size)
     teacher = Backbone.from_module(MyNet(), spec)
     config = DistillConfig(
-        teacher=Teachers(name=("my net",)), student=Students(name=("cifar/resnet20",)),
-        data=unlabelled, out=tmp_path / "run", epochs=1, batch_size=32, workers=0, schedule=Step(every=30),
-    )  # fmt: skip
+        teacher=Teachers(name=("my net",)),
+        student=Students(name=("cifar/resnet20",)),
+        data=unlabelled,
+        out=tmp_path / "run",
+        epochs=1,
+        batch_size=32,
+        workers=0,
+        schedule=Step(every=30),
+    )
     student = distill(config, teacher) / "student"
     # to here
     assert load_checkpoint(student)[1].teacher.name == "my net"

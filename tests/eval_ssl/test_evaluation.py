@@ -135,7 +135,7 @@ def test_classes_that_differ_are_refused(config: KnnConfig, labelled: Make) -> N
 
 def test_one_class_is_refused(labelled: Make, tmp_path: Path) -> None:
     train, test = labelled("train", classes=("blue",)), labelled("test", classes=("blue",))
-    with pytest.raises(ValueError, match="train holds one class, blue: there is nothing to tell apart"):
+    with pytest.raises(ValueError, match="train holds one class, blue: a classifier needs at least two"):
         evaluate(small_config(train, test, tmp_path / "run"))
 
 
@@ -241,7 +241,7 @@ def test_what_was_measured_on_other_weights_or_images_is_not_kept(config: KnnCon
     ("changes", "sentence"),
     [
         ({"checkpoint": ()}, "--checkpoint is empty"),
-        ({"checkpoint": ("a", "b", "a")}, "--checkpoint names a twice: name each once"),
+        ({"checkpoint": ("a", "b", "a")}, "--checkpoint lists a twice: pass it once"),
         ({"seed": -1}, "--seed is -1: it must be at least 0"),
         ({"memory_gib": 0.0}, r"--memory-gib is 0\.0: it must be above 0"),
         ({"temperature": float("nan")}, "--temperature is nan"),

@@ -29,9 +29,18 @@ def make_config(masked: Path, tmp_path: Path) -> Callable[..., SegmentConfig]:
 
     def make(**changes: object) -> SegmentConfig:
         settings: dict = {
-            "checkpoint": ("random:cifar/resnet20",), "data": masked, "out": tmp_path / "run", "channels": 8,
-            "steps": 4, "batch_size": 2, "crop": 32, "log_every": 1, "save_every": 2, "workers": 0, "device": "cpu",
-        }  # fmt: skip
+            "checkpoint": ("random:cifar/resnet20",),
+            "data": masked,
+            "out": tmp_path / "run",
+            "channels": 8,
+            "steps": 4,
+            "batch_size": 2,
+            "crop": 32,
+            "log_every": 1,
+            "save_every": 2,
+            "workers": 0,
+            "device": "cpu",
+        }
         return SegmentConfig(**(settings | changes))
 
     return make

@@ -175,7 +175,7 @@ def test_a_net_without_levels_is_refused() -> None:
         ("timm/resnet50", {"type": "ResNet", "depth": 50, "avg_down": True}, "avg_down=True, timm/resnet50 has"),
         ("timm/convnext_atto", {"type": "ResNet", "depth": 50}, "fits .*'s StillroomBackbone, .* is ResNet$"),
     ],
-)  # fmt: skip
+)
 def test_a_config_whose_backbone_does_not_fit_is_refused(name: str, theirs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adopt_bridge(build_backbone(name).spec, theirs)

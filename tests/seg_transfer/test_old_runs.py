@@ -13,7 +13,7 @@ from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from pairs import CLASSES, write_pair
 
 from stillroom.backbone import Run, build_backbone
-from stillroom.backbone.configs import reread_config
+from stillroom.backbone.configs import load_config
 from stillroom.seg_transfer import SegmentConfig
 from stillroom.seg_transfer.reproducible import SeededDataset, SeededSampler, SeededSteps
 from stillroom.seg_transfer.train import build_plan, build_runner, initial_file
@@ -35,7 +35,7 @@ def in_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_settings_of_an_old_run_are_read(make_config: Callable[..., SegmentConfig]) -> None:
-    config = reread_config(FIXTURE, SegmentConfig)
+    config = load_config(FIXTURE, SegmentConfig)
     assert config == make_config(out=FIXTURE, data=Path("data"), steps=2)
 
 
@@ -49,7 +49,7 @@ def test_a_config_of_an_old_run_builds_and_trains_under_its_old_names(in_old_fol
     old = Config.fromfile("run/config.py", format_python_code=False)
     torch.manual_seed(0)
     backbone = build_backbone("cifar/resnet20")
-    plan = build_plan(replace(reread_config(FIXTURE, SegmentConfig), out=Path("run")), run, backbone)
+    plan = build_plan(replace(load_config(FIXTURE, SegmentConfig), out=Path("run")), run, backbone)
     torch.save(plan.bridge.to_framework(backbone)[0], initial_file(Path("run")))
     runner = build_runner(old, run, resume=False)
     runner.train()
@@ -61,7 +61,7 @@ def test_a_config_of_an_old_run_builds_and_trains_under_its_old_names(in_old_fol
 
 
 def test_a_config_of_a_new_run_differs_from_an_old_one_in_those_names_only(in_old_folder: None, run: Run) -> None:
-    config = replace(reread_config(FIXTURE, SegmentConfig), out=Path("run"))
+    config = replace(load_config(FIXTURE, SegmentConfig), out=Path("run"))
     build_plan(config, run, build_backbone("cifar/resnet20")).resolved.dump("new.py")
     text = (FIXTURE / "config.py.txt").read_text()
     for name, kind in OLD.items():

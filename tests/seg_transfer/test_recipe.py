@@ -227,8 +227,14 @@ def test_a_vit_is_measured_on_images_of_any_size(make_config: Make) -> None:
     with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 takes no images of 40 x 40 px"):
         finetune(make_config(checkpoint=(name,), head="upernet", output_stride=32, crop=40, out=out.parent / "b"))
     with pytest.raises(ValueError, match=r"takes no images of 32 x 32 px .*: try --crop 224 --evaluation slide"):
-        finetune(make_config(checkpoint=("random:timm/swin_tiny_patch4_window7_224",), head="upernet",
-                             output_stride=32, out=out.parent / "c"))  # fmt: skip
+        finetune(
+            make_config(
+                checkpoint=("random:timm/swin_tiny_patch4_window7_224",),
+                head="upernet",
+                output_stride=32,
+                out=out.parent / "c",
+            )
+        )
 
 
 def test_a_run_that_was_moved_uses_its_own_weights(make_config: Make) -> None:

@@ -169,7 +169,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
     next((config.data / "labels" / "train").iterdir()).write_bytes(
         (config.data / "labels" / "val" / "00.png").read_bytes() + b" "
     )
-    with pytest.raises(ValueError, match=r"what is in .* changed since .* began: choose another --out"):
+    with pytest.raises(ValueError, match=r"the data in .* have changed since .* began: choose another --out"):
         finetune(config)
 
 
@@ -211,7 +211,7 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_initial_weights(make_confi
     assert read_results(out).metrics == results.metrics
     (out / "results.json").unlink()
     file.write_text(file.read_text().replace("lr=0.123", "lr=0.2"))
-    with pytest.raises(ValueError, match=r"what is in .*theirs.py changed since .*adopted began"):
+    with pytest.raises(ValueError, match=r"the data in .*theirs.py have changed since .*adopted began"):
         resume(out)
     with pytest.raises(ValueError, match=r"there is no .*none.py"):
         finetune(replace(config, framework_config=plain / "none.py", out=plain.parent / "other"))
@@ -301,7 +301,7 @@ def test_a_run_is_resumed_from_its_last_complete_state(make_config: Make) -> Non
         ({"amp": "bf16"}, "--amp bf16 needs a GPU: MMEngine's mixed precision refuses the CPU"),
         ({"frozen": True}, "--frozen features take one decoder: pass --aux-weight 0"),
         ({"checkpoint": ()}, "--checkpoint is empty"),
-        ({"seeds": (1, 1)}, "--seeds names 1 twice"),
+        ({"seeds": (1, 1)}, "--seeds lists 1 twice: pass it once"),
         ({"checkpoint": ("random",)}, "--checkpoint random names no net"),
         (
             {"checkpoint": ("random:cifar/resnet20",), "head": "upernet", "output_stride": 32},

@@ -69,7 +69,7 @@ def write_steps(tour: Tour, steps: list[Step]) -> Lanes:
         lanes.steps = steps
     for step in steps:
         record_of(lanes.folder, step).write_text(json.dumps({"command": step.command, "seconds": 2.5}))
-    extra = {"untrained": {"neighbour_agreement": 0.05}, "warnings": ["it learned about nothing"]}
+    extra = {"untrained": {"neighbour_agreement": 0.05}, "warnings": ["it learned almost nothing"]}
     write_run(tour.out / "student", {"neighbour_agreement": 0.06}, **extra)
     with (tour.out / "student" / "metrics.jsonl").open("a") as opened:
         opened.write('{"step": 2, "neighbour_agreement": 0.06}\n')
@@ -152,7 +152,7 @@ def test_the_page_shows_every_table_and_image_and_every_command(toured: tuple[To
     assert (
         "Neighbour agreement with the teacher on held-out images, corrected for chance: 6.0 %; 5.0 % before training."
     ) in sentences
-    assert "Warning: it learned about nothing." in sentences
+    assert "Warning: it learned almost nothing." in sentences
     curves = next(image["alt"] for image in read.all("img") if "cross-entropy" in (image["alt"] or ""))
     assert "student: neighbour agreement, distilled: from 0.06 to 0.06" in (curves or "")
     lead = next(words for words in sentences if "times as many parameters" in words)

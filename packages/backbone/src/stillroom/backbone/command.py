@@ -38,7 +38,7 @@ class ResumeFlags:
     workers: int | None = None
     """Processes that decode images; None keeps the run's number."""
     log_every: int | None = None
-    """Steps between two log lines; None keeps the run's number."""
+    """Steps between two lines of metrics.jsonl, or of a framework's own log; None keeps the run's number."""
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def config_to_json(config: Any, unions: tuple[Any, ...] = ()) -> str:
     return json.dumps(config_to_dict(config, unions), indent=2) + "\n"
 
 
-def reread_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **changes: Any) -> C:
+def load_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **changes: Any) -> C:
     """Read the config of the run in `path`, which may have been moved; `changes` that are not None replace fields.
 
     Raises:
@@ -44,7 +44,7 @@ def reread_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **cha
     return replace(config, out=path, **{name: value for name, value in changes.items() if value is not None})
 
 
-def refuse_beside(config: Any, flag: str, kept: Collection[str]) -> None:
+def refuse_ignored(config: Any, flag: str, kept: Collection[str]) -> None:
     """Raise ValueError for a setting, other than those `kept`, that has no effect because `flag` replaces it.
 
     Such a setting is a field that is not at its default; fields without a default are not checked.

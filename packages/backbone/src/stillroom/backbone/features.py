@@ -132,7 +132,7 @@ class Backbone(nn.Module):
         return cls(opened, spec)
 
     def at(self, feature: FeaturePoint | None) -> "Backbone":
-        """The same net (shared), with this feature point; ValueError if a module of the user has only the other."""
+        """Return the net (shared) with this feature point; ValueError if a module of the user has only the other."""
         if feature in (None, self.spec.feature):
             return self
         if self.spec.name.startswith("module/") and self.last_activation is None:

@@ -16,8 +16,8 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def plain(name: str) -> str:
-    """A name escaped for matplotlib: a dollar would begin a formula, a leading underscore hides it from the legend."""
+def escape(name: str) -> str:
+    """Escape a name for matplotlib: a dollar would begin a formula, a leading underscore hides it from the legend."""
     return f" {name}".replace("$", r"\$")
 
 
@@ -34,10 +34,10 @@ def draw_confusion(
     labelled = len(classes) <= _MATRIX_CLASSES
     side = 2.5 + 0.42 * len(classes)
     figure = Figure(figsize=(side, side) if labelled else (8, 7))
-    axes = figure.add_subplot(title=plain(title), xlabel="prediction", ylabel="true class")
+    axes = figure.add_subplot(title=escape(title), xlabel="prediction", ylabel="true class")
     squares = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation=None if labelled else "nearest")
     if labelled:
-        names = [plain(name) for name in classes]
+        names = [escape(name) for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=90)
         axes.set_yticks(range(len(classes)), names)
         for row, column in shares.round().nonzero().tolist():
@@ -56,10 +56,10 @@ def _draw_bars(
     order = [int(i) for i in accuracy.argsort(stable=True) if tested[i]][:_MATRIX_CLASSES]
     figure = Figure(figsize=(7, 1 + 0.22 * len(order)))
     axes = figure.add_subplot(
-        title=f"{plain(title)}: the {len(order)} hardest of {int(tested.sum())} classes",
+        title=f"{escape(title)}: the {len(order)} hardest of {int(tested.sum())} classes",
         xlabel="top-1, %",
         xlim=(0, 100),
     )
-    axes.barh([plain(classes[i]) for i in order], [float(accuracy[i]) for i in order], color="#33658a")
+    axes.barh([escape(classes[i]) for i in order], [float(accuracy[i]) for i in order], color="#33658a")
     axes.invert_yaxis()
     save(figure, path)

@@ -1,4 +1,4 @@
-"""From what a person names to a backbone: `load_backbone`, and the initial weights of a run."""
+"""Backbones by checkpoint or name: `load_backbone`, and the initial weights of a run."""
 
 from stillroom.backbone.checkpoint import load_checkpoint
 from stillroom.backbone.features import Backbone

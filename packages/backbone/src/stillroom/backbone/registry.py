@@ -1,4 +1,4 @@
-"""From the name of a net to a backbone: `torchvision/*`, `timm/*`, `cifar/*`, `simclr/*`."""
+"""Backbones by the name of a net: `torchvision/*`, `timm/*`, `cifar/*`, `simclr/*`."""
 
 import copy
 import difflib
@@ -92,7 +92,7 @@ def classifier_prefix(name: str) -> str:
 
 
 def replace_input(backbone: Backbone, **changes: Any) -> Backbone:
-    """The same net (shared, not copied) with another input: `replace_input(backbone, size=128)`; None is no change."""
+    """Return the net (shared, not copied) with another input: `replace_input(backbone, size=128)`; None: no change."""
     changes = {key: value for key, value in changes.items() if value is not None}
     twin = copy.copy(backbone)
     twin.spec = replace(backbone.spec, input=replace(backbone.spec.input, **changes))

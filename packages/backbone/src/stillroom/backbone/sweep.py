@@ -79,4 +79,4 @@ def directory_name(name: str) -> str:
 def refuse_twice(values: Sequence[object], flag: str) -> None:
     """Refuse, by a ValueError, a value that is passed twice: it would be one run, and count as two."""
     if twice := [str(value) for value, count in Counter(values).items() if count > 1]:
-        raise ValueError(f"{flag} names {twice[0]} twice: name each once")
+        raise ValueError(f"{flag} lists {twice[0]} twice: pass it once")

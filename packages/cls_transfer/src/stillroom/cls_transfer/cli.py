@@ -30,7 +30,7 @@ class Predict:
     batch_size: int = 64
     """Images per forward pass."""
     device: DeviceName = "auto"
-    """auto: a GPU if there is one."""
+    """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
     workers: int = 1
     """Processes that decode images."""
     on_broken: OnBroken = "refuse"

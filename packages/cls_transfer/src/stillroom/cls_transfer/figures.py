@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from stillroom.backbone.figures import plain, save
+from stillroom.backbone.figures import escape, save
 
 
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -14,7 +14,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
     named = {"loss": "training loss", "val_top1": "held-out top-1, %", "lr": "learning rate"}
     logged = [name for name in named if any(name in row for row in rows)]
     figure = Figure(figsize=(7, 1 + 2.2 * len(logged)))
-    figure.suptitle(plain(title))
+    figure.suptitle(escape(title))
     for index, name in enumerate(logged, start=1):
         axes = figure.add_subplot(len(logged), 1, index, ylabel=named[name])
         points = [row for row in rows if name in row]

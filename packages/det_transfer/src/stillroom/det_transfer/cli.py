@@ -17,21 +17,21 @@ from stillroom.det_transfer.presets import PRESETS
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Detect objects in new images with a finished run: one JSON in COCO's format, and a picture of each image."""
+    """Detect objects in new images with a finished run: one JSON in COCO's format, and an overlay of each image."""
 
     run_directory: Annotated[Path, arg(name="run", metavar="RUN")]
     """Directory of a finished run."""
     images: Path
     """Folder of images, a file list (.txt), or one image."""
     out: Path
-    """Folder to make, with detections.json and overlays/."""
+    """Folder to create, with detections.json and overlays/."""
     score: float = 0.5
     """Lowest score of a detection that is kept, 0 to 1."""
     device: DeviceName = "auto"
-    """auto: a GPU if there is one."""
+    """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
 
     def run(self) -> str:
-        """Check the paths, then predict and count the pictures."""
+        """Check the paths, then predict and count the overlays."""
         refuse_existing(self.out)
         refuse_unfinished(self.run_directory)
         refuse_missing_images(self.images)

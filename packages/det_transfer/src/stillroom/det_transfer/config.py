@@ -7,7 +7,7 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
-from stillroom.backbone.configs import refuse_beside
+from stillroom.backbone.configs import refuse_ignored
 from stillroom.backbone.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.backbone.image_files import refuse_missing_folder
 
@@ -61,7 +61,7 @@ class DetectConfig(FineTuneConfig):
     """Batch norms of the backbone. bn: they train, with statistics over all GPUs; frozen: statistics and affine weights
     stay as in the checkpoint."""
     frozen: bool = False
-    """Freeze the whole backbone, weights and statistics: this evaluates its features as they are."""
+    """Freeze the whole backbone, weights and statistics: only the detector's layers train."""
     legacy: Legacy = "none"
     """Repeat KDEP's code: under c4 a head of three bottlenecks and one extra norm. rgb-mean: mean and std in RGB order
     on BGR images; std-1: BGR mean, std 1."""
@@ -95,7 +95,7 @@ class DetectConfig(FineTuneConfig):
     clip: float = 0.0
     """Gradient clipping: largest norm of the gradient; 0: none."""
     log_every: int = 20
-    """Steps between two log lines."""
+    """Steps between two lines of metrics.jsonl, or of Detectron2's metrics.json."""
 
 
 BESIDE_FRAMEWORK_CONFIG = ("backend", "like", "seeds", "device", "workers", "data_licence")
@@ -137,7 +137,7 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
     if config.framework_config is not None and config.backend != "detectron2":
         raise ValueError("--framework-config takes a LazyConfig of Detectron2: pass --backend detectron2")
     if config.framework_config is not None:
-        refuse_beside(config, "framework_config", BESIDE_FRAMEWORK_CONFIG)
+        refuse_ignored(config, "framework_config", BESIDE_FRAMEWORK_CONFIG)
     if config.backend == "detectron2" and config.amp != "none" and on_cpu:
         raise ValueError("--amp bf16 needs a GPU under Detectron2: its mixed precision refuses the CPU")
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 from pycocotools import mask as rle
 
-from stillroom.backbone.figures import plain, save
+from stillroom.backbone.figures import escape, save
 from stillroom.backbone.images import load_image
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.detections import Detections
@@ -51,11 +51,11 @@ def draw_sheet(
             ((image.file.name, truth), (f"predicted with a score of {MIN_SCORE} or more", predicted))
         ):
             axes = figure.add_subplot(len(indices), 2, 2 * row + column + 1, xticks=[], yticks=[])
-            axes.set_title(plain(f"{name}, {len(boxes)} boxes"), fontsize=8)
+            axes.set_title(escape(f"{name}, {len(boxes)} boxes"), fontsize=8)
             draw_boxes(axes, pixels, boxes, colours)
-    figure.suptitle(plain(title))
+    figure.suptitle(escape(title))
     figure.legend(
-        handles=[Patch(color=colours[k], label=plain(name)) for k, name in enumerate(classes[:MAX_LEGEND])],
+        handles=[Patch(color=colours[k], label=escape(name)) for k, name in enumerate(classes[:MAX_LEGEND])],
         loc="lower center",
         ncols=8,
         fontsize=7,
@@ -96,7 +96,7 @@ def draw_overlay(path: Path, file: Path, detections: Detections, classes: Sequen
     figure = Figure(figsize=(pixels.width / dpi, pixels.height / dpi), dpi=dpi)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    boxes = [(*box[:5], plain(f"{classes[box[4]]} {box[5]}"), box[6]) for box in drawable(detections)]
+    boxes = [(*box[:5], escape(f"{classes[box[4]]} {box[5]}"), box[6]) for box in drawable(detections)]
     draw_boxes(axes, pixels, boxes, palette(len(classes)))
     axes.set_xlim(0, pixels.width)
     axes.set_ylim(pixels.height, 0)
@@ -107,12 +107,12 @@ def draw_precision(path: Path, metrics: DetectionMetrics, title: str) -> None:
     """Draw a precision-recall curve for each class at IoU 0.5; beyond 24 classes the legend names the mean alone."""
     figure = Figure(figsize=(6, 5))
     axes = figure.add_subplot(
-        title=plain(title), xlabel="recall", ylabel="precision at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02)
+        title=escape(title), xlabel="recall", ylabel="precision at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02)
     )
     recalls = np.linspace(0, 1, 101)
     colours = palette(len(metrics.precision))
     for colour, (name, curve) in zip(colours, metrics.precision.items(), strict=True):
-        label = f"{plain(name)}: {100 * curve.mean():.1f} %" if len(metrics.precision) <= MAX_LEGEND else None
+        label = f"{escape(name)}: {100 * curve.mean():.1f} %" if len(metrics.precision) <= MAX_LEGEND else None
         axes.plot(recalls, curve, color=colour, linewidth=1.2, label=label)
     mean = np.mean(list(metrics.precision.values()), axis=0)
     axes.plot(recalls, mean, color="black", linewidth=2, label=f"mean: {100 * mean.mean():.1f} %")

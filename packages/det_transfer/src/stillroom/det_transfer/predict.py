@@ -8,7 +8,7 @@ from PIL import Image
 
 from stillroom.backbone import BrokenImageError, Run, load_checkpoint, read_results
 from stillroom.backbone.atomic import refuse_existing, replace_directory
-from stillroom.backbone.configs import reread_config
+from stillroom.backbone.configs import load_config
 from stillroom.backbone.finetune.lifecycle import INITIAL
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import png_names, read_images
@@ -22,12 +22,12 @@ from stillroom.det_transfer.metrics import IouType, to_coco_annotations
 
 
 def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5, device: DeviceName = "auto") -> Path:
-    """Detect objects with a finished run: OUT/detections.json in COCO's format, and pictures in OUT/overlays.
+    """Detect objects with a finished run: OUT/detections.json in COCO's format, and overlays in OUT/overlays.
 
     Args:
         run_directory: of a finished run.
         images: a folder, a file list (.txt), or one image.
-        out: folder to make.
+        out: folder to create.
         score: lowest score of a detection that is kept, 0 to 1.
         device: to compute on.
 
@@ -47,7 +47,7 @@ def predict(run_directory: Path, images: Path, out: Path, *, score: float = 0.5,
     listing = [coco_entry(number, file, files.root) for number, file in enumerate(files.paths, start=1)]
     run = Run.start(device)
     classes = list(read_results(run_directory).extra["classes"])
-    config = reread_config(run_directory, DetectConfig)
+    config = load_config(run_directory, DetectConfig)
     backbone, _ = load_checkpoint(run_directory / INITIAL)
     predict_image = find_backend(config.backend).load_predictor(config, backbone, len(classes), run)
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""From the teacher's feature to the student's target: KDEP's SVD, the scaling after it, and a common scale."""
+"""The map from the teacher's feature to the student's target: KDEP's SVD, the scaling after it, and a common scale."""
 
 import torch
 from jaxtyping import Float

@@ -55,7 +55,7 @@ def split_held_out(files: ImageFiles, fraction: float, seed: int) -> tuple[Image
 
 def nothing_held_out(num_images: int, fraction: float) -> str:
     """The note of a run that holds out none of its images, because the fraction would be fewer than 8."""
-    too_few = f"{100 * fraction:g} % of {num_images} images are fewer than {MIN_HELD_OUT}"
+    too_few = f"{100 * fraction:g} % of {num_images} images is fewer than {MIN_HELD_OUT}"
     note = f"{too_few}: the student is not measured on held-out images"
     enough = math.ceil(100 * MIN_HELD_OUT / num_images) / 100
     return f"{note}; pass --monitor.held-out {enough:g} to hold out {MIN_HELD_OUT}" if enough <= 0.5 else note

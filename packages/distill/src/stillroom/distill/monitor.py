@@ -63,7 +63,7 @@ def collapse_warning(features: Float[Tensor, "b d"]) -> str | None:
     if rank >= COLLAPSED_RANK and spread >= COLLAPSED_SPREAD:
         return None
     return (
-        f"the student collapses: its features take {rank:.1f} directions and vary by {100 * spread:.2f} % "
+        f"the student collapses: its features have effective rank {rank:.1f} and vary by {100 * spread:.2f} % "
         f"over a batch; lower --lr, or warm up"
     )
 
@@ -93,7 +93,7 @@ def learning_warnings(
         is_auto = config.method.startswith(AUTO)
         advice += ", or no PTS (the command `svd` instead of `auto`)" if is_auto else ", or no PTS (alignment:svd)"
     return [
-        f"the student learned about nothing: its agreement with the teacher's nearest neighbours, beyond chance, is "
+        f"the student learned almost nothing: its agreement with the teacher's nearest neighbours, beyond chance, is "
         f"{describe_agreement(value)}; before the first step it was {describe_agreement(untrained[name])}; {advice}"
         for name, value in measured.items()
         if name.startswith(AGREEMENT) and name in untrained and value < untrained[name] + MIN_GAIN

@@ -57,7 +57,7 @@ class TrainState:
         self.step += 1
 
     def is_out_of_patience(self, monitor: Monitor, last_step: int) -> bool:
-        """Whether the run stops before its last step for want of a better measurement: its best students are it."""
+        """Whether the run ends early, with its best students, because no measurement improved for long enough."""
         return self.step < last_step and self.best.should_stop(monitor.patience)
 
     def reason_to_stop(self, monitor: Monitor, last_step: int) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
-from stillroom.backbone.configs import config_to_json, reread_config
+from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.loading import Batch, TrainingBatches, build_loader
 from stillroom.backbone.parallel import broadcast_buffers
@@ -84,7 +84,7 @@ def resume(
         ValueError: no run directory, images that changed since, or a state that an older version wrote.
     """
     # 0. A finished run is left alone.
-    config = reread_config(path, DistillConfig, UNIONS, device=device, workers=workers, log_every=log_every)
+    config = load_config(path, DistillConfig, UNIONS, device=device, workers=workers, log_every=log_every)
     if (path / RESULTS).exists():
         return path
     # 1. Validate settings, list the images, build teachers and students.

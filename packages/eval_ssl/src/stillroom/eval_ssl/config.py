@@ -71,7 +71,7 @@ class EvaluationConfig(ABC):
     test: Path
     """Folder of images to classify, with the same classes."""
     out: Path
-    """Run directory to make; with several checkpoints it holds one per checkpoint, and finished ones are kept."""
+    """Run directory to create; with several checkpoints it holds one per checkpoint, and finished ones are kept."""
     limit: int | None = None
     """Use only this many images per folder, drawn by the seed, for a quick result; it is named in the protocol id."""
     feature: FeaturePoint | None = None
@@ -91,7 +91,7 @@ class EvaluationConfig(ABC):
     seed: int = 0
     """Seed of the weights of random:NAME and of every random draw."""
     device: DeviceName = "auto"
-    """Device to compute on; auto: a GPU if there is one."""
+    """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
     workers: int = 1
     """Processes that decode images."""
     on_broken: OnBroken = "refuse"
@@ -133,7 +133,7 @@ class EvaluationConfig(ABC):
         """
         train = read_labelled(self.train)
         if len(train.classes) < 2:
-            raise ValueError(f"{self.train} holds one class, {train.classes[0]}: there is nothing to tell apart")
+            raise ValueError(f"{self.train} holds one class, {train.classes[0]}: a classifier needs at least two")
         test = None if self.test is None else read_labelled(self.test, train.classes)
         return self.limited(train), None if test is None else self.limited(test)
 
@@ -174,7 +174,7 @@ class EvaluationConfig(ABC):
 
     @classmethod
     def headline(cls, metrics: Mapping[str, float]) -> str:
-        """The metric that stands for all; those that `table_metrics` names hold it."""
+        """The main metric, one of those that `table_metrics` names."""
         return next(iter(cls.table_metrics(metrics)))
 
     @classmethod  # noqa: B027

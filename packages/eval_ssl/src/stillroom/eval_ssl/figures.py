@@ -13,7 +13,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stillroom.backbone.figures import draw_confusion, plain, save
+from stillroom.backbone.figures import draw_confusion, escape, save
 from stillroom.backbone.images import load_image
 from stillroom.eval_ssl.config import Embedding
 from stillroom.eval_ssl.extras import import_umap
@@ -167,11 +167,11 @@ def draw_embedding(
         seed: of the drawn thumbnails.
     """
     figure = Figure(figsize=(12, 12))
-    axes = figure.add_subplot(title=plain(title), xticks=[], yticks=[])
+    axes = figure.add_subplot(title=escape(title), xticks=[], yticks=[])
     colours = colormaps["turbo"](np.linspace(0.05, 0.95, len(classes)))
     for label, name in enumerate(classes):
         dots = plane[(labels == label).numpy()]
-        axes.scatter(dots[:, 0], dots[:, 1], s=6, color=colours[label], label=plain(name), linewidths=0)
+        axes.scatter(dots[:, 0], dots[:, 1], s=6, color=colours[label], label=escape(name), linewidths=0)
     thumbnails = np.random.default_rng([seed, len(images)]).permutation(len(images))[:_THUMBNAILS]
     for i in thumbnails.tolist():
         image = OffsetImage(np.asarray(ImageOps.fit(load_image(images[i]), (24, 24))), zoom=1)
@@ -189,7 +189,7 @@ def draw_shots(path: Path, curves: Mapping[str, Mapping[int, tuple[float, float]
     for label, curve in curves.items():
         shots = sorted(curve)
         means, spreads = ([curve[k][i] for k in shots] for i in (0, 1))
-        axes.errorbar(shots, means, yerr=spreads, marker="o", capsize=3, label=plain(label))
+        axes.errorbar(shots, means, yerr=spreads, marker="o", capsize=3, label=escape(label))
         axes.set_xticks(shots, [str(k) for k in shots], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)

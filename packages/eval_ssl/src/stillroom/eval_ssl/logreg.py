@@ -16,7 +16,7 @@ from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_features, s
 TOLERANCE = 1e-5
 """Largest entry of the gradient at convergence."""
 FEW_SHOT_TOLERANCE = 1e-8
-"""The same for few shots: L2-normalised features that differ little give small gradients from the start."""
+"""Tolerance for few shots: L2-normalised features that differ little give small gradients from the start."""
 ITERATIONS = 1000
 """L-BFGS iterations at most."""
 _HISTORY = 10  # pairs of steps and gradients that L-BFGS stores

@@ -26,7 +26,7 @@ class Predict:
     out: Path
     """Folder to create: masks/, overlays/, classes.txt."""
     device: DeviceName = "auto"
-    """auto: a GPU if there is one."""
+    """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
 
     def run(self) -> str:
         refuse_existing(self.out)

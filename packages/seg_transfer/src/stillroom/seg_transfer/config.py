@@ -6,7 +6,7 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import at_least, within
-from stillroom.backbone.configs import refuse_beside
+from stillroom.backbone.configs import refuse_ignored
 from stillroom.backbone.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.backbone.image_files import refuse_missing_folder
 from stillroom.seg_transfer.framework import find_framework
@@ -100,7 +100,7 @@ def check(config: SegmentConfig, world_size: int, on_cpu: bool) -> None:
     if not config.scales or not all(SMALLEST <= scale <= 1 / SMALLEST for scale in config.scales):
         raise ValueError(f"--scales holds {list(config.scales)}: factors from {SMALLEST} to 10")
     if config.framework_config is not None:
-        refuse_beside(config, "framework_config", BESIDE_USER_CONFIG)
+        refuse_ignored(config, "framework_config", BESIDE_USER_CONFIG)
         return  # the other checks are for our recipe
     if config.batch_size % world_size:
         raise ValueError(f"--batch-size is {config.batch_size}: {world_size} processes cannot share it evenly")

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmseg.apis import inference_model
 from torch import nn
 
-from stillroom.backbone.figures import plain, save
+from stillroom.backbone.figures import escape, save
 from stillroom.backbone.images import load_image
 from stillroom.seg_transfer.data import IGNORED, SegmentationData
 from stillroom.seg_transfer.transforms import read_bgr
@@ -81,8 +81,8 @@ def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationD
         for column, (name, picture) in enumerate(panels.items()):
             axes = figure.add_subplot(len(indices), 4, 4 * row + column + 1, xticks=[], yticks=[])
             axes.imshow(picture)
-            axes.set_title(plain(name), fontsize=8)
-    figure.suptitle(plain(title))
+            axes.set_title(escape(name), fontsize=8)
+    figure.suptitle(escape(title))
     figure.legend(handles=legend(data.classes, colours), loc="lower center", ncols=8, fontsize=7, frameon=False)
     figure.tight_layout(rect=(0, 0.04, 1, 0.97))
     save(figure, path)
@@ -90,4 +90,4 @@ def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationD
 
 def legend(classes: Sequence[str], colours: UInt8[np.ndarray, "256 3"]) -> list[Patch]:
     """Build the legend of class colours, for the first 24 classes."""
-    return [Patch(color=colours[i] / 255, label=plain(name)) for i, name in enumerate(classes[:24])]
+    return [Patch(color=colours[i] / 255, label=escape(name)) for i, name in enumerate(classes[:24])]

@@ -31,11 +31,11 @@ class FineTuneConfig:
     seeds: Annotated[tuple[int, ...], arg(aliases=("--seed",))] = (0,)
     """Seeds of random weights and of everything that is drawn: the order of the images, their augmentations."""
     device: DeviceName = "auto"
-    """auto: a GPU if there is one."""
+    """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
     workers: int = 1
     """Processes that decode images."""
     log_every: int = 50
-    """Steps between two log lines."""
+    """Steps between two lines of metrics.jsonl, or of MMEngine's log."""
     save_every: int = 1000
     """Steps between two states to resume from."""
     data_licence: str | None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.checkpoint import save_checkpoint
-from stillroom.backbone.configs import config_to_json, reread_config
+from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
 from stillroom.backbone.finetune.table import TABLE
@@ -122,7 +122,7 @@ def resume(task: Task[C, P], path: Path, **changes: Any) -> Path:
     """
     refuse_unresumable(path)
     if not (path / RESULTS).exists():
-        run = Run.start(reread_config(path, task.config, task.unions, **changes).device)
+        run = Run.start(load_config(path, task.config, task.unions, **changes).device)
         resume_one(task, path, run=run, **changes)
         run.close()
     return path
@@ -158,7 +158,7 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
 
 def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
     """Resume a single run in this process; see `resume`."""
-    config = reread_config(path, task.config, task.unions, **changes)
+    config = load_config(path, task.config, task.unions, **changes)
     with closed_if_refused(run):
         task.check(config, run.world_size, run.device.type == "cpu")
         prepared = task.prepare(config, run, path / INITIAL)
@@ -204,4 +204,4 @@ def refuse_changed(out: Path, records: Mapping[str, DatasetRecord], began: Mappi
     if began is None:
         return
     if changed := [record.path for role, record in records.items() if began.get(role) != record.fingerprint]:
-        raise ValueError(f"what is in {changed[0]} changed since {out} began: choose another --out")
+        raise ValueError(f"the data in {changed[0]} have changed since {out} began: choose another --out")

@@ -1,6 +1,6 @@
 """The two backends: Detectron2's detectors and torchvision's, each imported only when a run names it."""
 
-from stillroom.det_transfer.backend import Backend
+from stillroom.det_transfer.backends.protocol import Backend
 from stillroom.det_transfer.config import BackendName, refuse_missing_backend
 
 

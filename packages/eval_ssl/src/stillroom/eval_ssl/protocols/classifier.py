@@ -87,7 +87,7 @@ class ClassifierConfig(MeasurementConfig):
 
     @classmethod
     def table_metrics(cls, metrics: Mapping[str, float]) -> dict[str, str]:
-        """Top-1, which stands for all, and top-5."""
+        """Top-1, the main metric, and top-5."""
         return {"top1": f"{cls.title} top-1", "top5": f"{cls.title} top-5"}
 
 

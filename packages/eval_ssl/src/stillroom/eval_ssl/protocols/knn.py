@@ -159,7 +159,7 @@ class KnnConfig(MeasurementConfig):
 
 
 def headline_k(neighbour_counts: tuple[int, ...]) -> int:
-    """The k whose accuracy stands for all: 20, or else the last one."""
+    """The k of the main metric: 20, or else the last one."""
     return HEADLINE_K if HEADLINE_K in neighbour_counts else neighbour_counts[-1]
 
 

@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader, Dataset
 
 from stillroom.backbone import BrokenImageError, Run
-from stillroom.backbone.configs import reread_config
+from stillroom.backbone.configs import load_config
 from stillroom.backbone.images import load_image
 from stillroom.backbone.loading import TrainingBatches
 from stillroom.backbone.run import mix_seed
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 def read_run(run: str) -> DetectionData:
     """Read the images of a run directory, by its config.json."""
-    return read_data(reread_config(Path(run), DetectConfig))
+    return read_data(load_config(Path(run), DetectConfig))
 
 
 def read_records(run: str, part: str) -> list[Record]:

@@ -17,9 +17,9 @@ from torch import nn
 from stillroom.backbone import Backbone, BrokenImageError, Run
 from stillroom.backbone.loading import unwrap_worker_errors
 from stillroom.det_transfer.annotations import Images
-from stillroom.det_transfer.backend import Predictor
 from stillroom.det_transfer.backends.detectron2.images import as_records, read_run
 from stillroom.det_transfer.backends.detectron2.saved import load_saved_config
+from stillroom.det_transfer.backends.protocol import Predictor
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.detections import Detections, encode_binary_mask
 from stillroom.det_transfer.metrics import compute_metrics

@@ -9,7 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
-from stillroom.det_transfer.backends.detectron2.moved import import_path, update_config, update_state
+from stillroom.det_transfer.backends.detectron2.renames import import_path, update_config, update_state
 
 CONFIG_YAML = "config.yaml"
 """Detectron2's LazyConfig of a run."""

@@ -19,7 +19,6 @@ from stillroom.backbone.atomic import write_file
 from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.run import DivergedError, seed_everything
-from stillroom.det_transfer.backend import TrainedDetector
 from stillroom.det_transfer.backends.detectron2.hooks import ClipGradients, RefuseDiverged, SeededSteps
 from stillroom.det_transfer.backends.detectron2.images import SeededLoader
 from stillroom.det_transfer.backends.detectron2.nets import boxes_in_float32
@@ -27,6 +26,7 @@ from stillroom.det_transfer.backends.detectron2.predict import predict_all
 from stillroom.det_transfer.backends.detectron2.recipe import build_config, initial_file
 from stillroom.det_transfer.backends.detectron2.saved import CONFIG_YAML, RunCheckpointer
 from stillroom.det_transfer.backends.detectron2.user_config import adopt_bridge, adopt_config, load_user_config
+from stillroom.det_transfer.backends.protocol import TrainedDetector
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.freeze import frozen_part

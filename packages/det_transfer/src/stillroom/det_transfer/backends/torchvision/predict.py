@@ -12,7 +12,7 @@ from stillroom.backbone.images import load_image
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run_files import STATE
 from stillroom.det_transfer.annotations import Images
-from stillroom.det_transfer.backend import Predictor
+from stillroom.det_transfer.backends.protocol import Predictor
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages, build_evaluation_loader
 from stillroom.det_transfer.backends.torchvision.nets import build_detector, set_image_sizes
 from stillroom.det_transfer.config import DetectConfig

@@ -12,7 +12,7 @@ from stillroom.backbone import Backbone, Run, RunDirectory
 from stillroom.backbone.parallel import broadcast_buffers, wrap_ddp
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DivergedError, seed_everything
-from stillroom.det_transfer.backend import TrainedDetector
+from stillroom.det_transfer.backends.protocol import TrainedDetector
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages, Sample, build_train_loader
 from stillroom.det_transfer.backends.torchvision.nets import (
     autocast,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stillroom.det_transfer.backends.detectron2.moved import BEFORE, TODAY, import_path, update_config, update_state
+from stillroom.det_transfer.backends.detectron2.renames import BEFORE, TODAY, import_path, update_config, update_state
 
 STORED = Path(__file__).parent / "fixtures" / "config-0.1.3.yaml"
 """The config.yaml of a run of version 0.1.3; RUN stands for its directory."""
