@@ -329,7 +329,9 @@ def test_bf16_autocast_trains_float32_weights(config: ClassifyConfig) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-@pytest.mark.parametrize("kill_after", [1, 7])  # before the first state, and two steps or more behind one
+@pytest.mark.parametrize(  # before the first state, and two steps or more behind one
+    "kill_after", [pytest.param(1, marks=pytest.mark.slow), 7]
+)
 def test_a_killed_run_resumes_to_the_bit(config: ClassifyConfig, kill_after: int) -> None:
     config = replace(config, epochs=8, save_every=5)
     killed = config.out.with_name("killed")
@@ -831,6 +833,7 @@ def test_every_tensor_of_a_foreign_file_is_loaded(config: ClassifyConfig, tmp_pa
     assert_bit_equal(dict(model.backbone.net.state_dict()), backbone)
 
 
+@pytest.mark.slow
 def test_a_compiled_net_trains_and_leaves_plain_names(config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
     real = torch.compile

@@ -85,6 +85,7 @@ def test_knn_monitors_a_run_and_a_stored_head_is_evaluated(
     assert "keeps no head named 'x'; it keeps ['distill']" in error
 
 
+@pytest.mark.slow  # six commands, each trains
 def test_every_smoke_preset_runs(tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path) -> None:
     folders = f"--train {labelled('train')} --test {labelled('test', per_class=8, seed=1)}"
     tool(f"distill smoke --data {unlabelled} --out {tmp_path}/distill")

@@ -114,8 +114,8 @@ def test_a_run_writes_checkpoint_predictions_figures_and_results(make_config: Ma
     [
         ("torchvision/mobilenet_v2", {"norm": "frozen"}),
         ("timm/convnext_atto", {"detector": "retinanet", "lr": 0.01}),
-        ("torchvision/resnet18", {"neck": "c4"}),
-        ("torchvision/resnet18", {"detector": "mask-rcnn", "amp": "bf16"}),
+        pytest.param("torchvision/resnet18", {"neck": "c4"}, marks=pytest.mark.slow),
+        pytest.param("torchvision/resnet18", {"detector": "mask-rcnn", "amp": "bf16"}, marks=pytest.mark.slow),
         ("timm/vit_tiny_patch16_224", {"train_sizes": (64,), "clip": 1.0}),
         ("cifar/resnet20", {"anchor_scale": 4.0, "frozen": True, "fpn_norm": "gn", "fpn_dim": 32}),
     ],
@@ -185,6 +185,7 @@ def test_two_blocks_are_learned(make_config: Make) -> None:
     assert min(results.extra["ap_per_class"].values()) > 0.2
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_path: Path) -> None:
     config, whole = make_config(steps=12, workers=1, save_every=4), tmp_path / "whole"
     undisturbed = in_a_process(partial(finetune, replace(config, out=whole)))
@@ -238,7 +239,14 @@ def test_a_sweep_makes_one_table_and_keeps_finished_runs(make_config: Make, smal
         finetune(config)
 
 
-@pytest.mark.parametrize("changes", [{"norm": "frozen"}, {"frozen": True, "steps": 3}, {"norm": "bn", "lr": 0.1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"norm": "frozen"}, marks=pytest.mark.slow),
+        pytest.param({"frozen": True, "steps": 3}, marks=pytest.mark.slow),
+        {"norm": "bn", "lr": 0.1},
+    ],
+)
 def test_two_processes_train_one_net(make_config: Make, in_two_processes: Callable, changes: dict) -> None:
     config = make_config(**({"steps": 2, "batch_size": 4, "rois": 4} | changes))
 

@@ -296,7 +296,9 @@ def test_lars_steps_by_a_fraction_of_each_weight_matrix_and_leaves_biases_to_sgd
     assert torch.allclose(layer.bias, before.bias - 2.0 * layer.bias.grad, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", [Sgd(nesterov=True), AdamW(), Lars()])
+@pytest.mark.parametrize(
+    "optimizer", [Sgd(nesterov=True), *(pytest.param(other, marks=pytest.mark.slow) for other in (AdamW(), Lars()))]
+)
 def test_a_run_that_is_stopped_resumes_to_the_bit_with_every_optimiser(
     optimizer, unlabelled: Path, labelled, tmp_path: Path
 ) -> None:

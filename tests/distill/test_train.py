@@ -83,7 +83,7 @@ def test_worker_processes_change_no_bit(unlabelled: Path, tmp_path: Path) -> Non
     assert_bit_equal(one, two)
 
 
-@pytest.mark.parametrize("kill_after", [0, 4])
+@pytest.mark.parametrize("kill_after", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_a_killed_run_resumes_to_the_bit(unlabelled: Path, tmp_path: Path, kill_after: int) -> None:
     whole = distill(small_config(unlabelled, tmp_path / "whole", epochs=3))
     process = in_a_process(partial(distill, small_config(unlabelled, tmp_path / "killed", epochs=3)))

@@ -14,7 +14,7 @@ from stillroom.seg_transfer import SegmentConfig, finetune
 LINEAR = {"head": "linear", "frozen": True, "aux_weight": 0.0, "steps": 3}
 
 
-@pytest.mark.parametrize("changes", [{}, LINEAR], ids=["trained", "frozen"])
+@pytest.mark.parametrize("changes", [{}, pytest.param(LINEAR, marks=pytest.mark.slow)], ids=["trained", "frozen"])
 def test_two_processes_train_one_net(
     make_config: Callable[..., SegmentConfig], in_two_processes: Callable, changes: dict
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_step_that_was_stopped_is_resumed(unlabelled: Path, tmp_path: Path) ->
     assert (out / "metrics.jsonl").read_bytes() == metrics  # seconds and speeds too
 
 
+@pytest.mark.slow
 def test_a_warning_of_a_step_is_shown_on_the_screen(
     unlabelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
