@@ -1,6 +1,9 @@
 """Backbones by checkpoint or name: `load_backbone`, and the initial weights of a run."""
 
+import torch
+
 from stillroom.backbone.checkpoint import load_checkpoint
+from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.names import KEYWORDS, RANDOM, is_checkpoint, refuse_missing_checkpoint
 from stillroom.backbone.registry import build_backbone, replace_input
@@ -45,3 +48,25 @@ def initial_backbone(name: str, like: str | None, seed: int) -> Backbone:
     if name == "random":
         built = replace_input(built, **{key: getattr(source.input, key) for key in vars(source.input)})
     return replace_input(built, size=source.input.size, crop_fraction=source.input.crop_fraction)
+
+
+@torch.no_grad()
+def refuse_size(backbone: Backbone, height: int, width: int, advice: str) -> None:
+    """Refuse, by a forward pass, a net that does not take images of this size; some take only that of their training.
+
+    Args:
+        backbone: on the CPU; it is left in evaluation mode.
+        height, width: pixels.
+        advice: end of the sentence: what to do.
+
+    Raises:
+        ValueError: with the net's own error.
+    """
+    try:
+        backbone.eval()(torch.zeros(1, 3, height, width))
+    except (AssertionError, RuntimeError) as error:  # the libraries' own, about the size
+        if keeps_traceback(error):
+            raise
+        raise ValueError(
+            f"{backbone.spec.name} takes no images of {width} x {height} px ({error}): {advice}"
+        ) from error

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from stillroom.backbone import Backbone, Run, load_checkpoint
-from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.finetune import lifecycle
-from stillroom.backbone.initial import initial_backbone
+from stillroom.backbone.initial import initial_backbone, refuse_size
 from stillroom.backbone.loading import TrainingBatches
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig
@@ -47,7 +44,6 @@ def prepare(config: DetectConfig, run: Run, saved: Path | None) -> Prepared:
     return Prepared(backbone=backbone, records=data.records, data=data)
 
 
-@torch.no_grad()
 def check_image_sizes(backbone: Backbone) -> None:
     """Check that a net takes images of any size, by a forward pass; some take only the size they were trained on.
 
@@ -58,15 +54,7 @@ def check_image_sizes(backbone: Backbone) -> None:
     if odd := [stride for stride in strides if stride & (stride - 1)]:
         raise ValueError(f"{backbone.spec.name} has maps of stride {odd[0]}: a detector needs powers of two")
     side = max([32, *strides])
-    try:
-        backbone.eval()(torch.zeros(1, 3, 2 * side, 3 * side))
-    except (AssertionError, RuntimeError) as error:  # the libraries' own, about the size
-        if keeps_traceback(error):
-            raise
-        raise ValueError(
-            f"{backbone.spec.name} refuses images of {3 * side} x {2 * side} px ({error}): a detector needs a net that "
-            "takes any size"
-        ) from error
+    refuse_size(backbone, 2 * side, 3 * side, "a detector needs a net that takes any size")
 
 
 def train(config: DetectConfig, run: Run, prepared: Prepared, resume: bool) -> None:

@@ -22,7 +22,7 @@ from stillroom.backbone import Backbone, Run, load_checkpoint
 from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import INITIAL
-from stillroom.backbone.initial import initial_backbone
+from stillroom.backbone.initial import initial_backbone, refuse_size
 from stillroom.backbone.loading import unwrap_worker_errors
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names of the config
@@ -132,7 +132,6 @@ def try_model(user: Config, bridge: SegBridge, backbone: Backbone, data: Segment
         )
 
 
-@torch.no_grad()
 def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data: SegmentationData) -> None:
     """Check before the run that a wrapped net accepts images of the sizes that it will get: some accept one size only.
 
@@ -147,15 +146,7 @@ def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data
             height, width = (-(-side // bridge.divisor) * bridge.divisor for side in (image.height, image.width))
         sides.append((height, width))
     for height, width in sides:
-        try:
-            backbone.eval()(torch.zeros(1, 3, height, width))
-        except (AssertionError, RuntimeError) as error:  # the libraries' own, about the size
-            if keeps_traceback(error):
-                raise
-            raise ValueError(
-                f"{backbone.spec.name} takes no images of {width} x {height} px ({error}): "
-                f"try --crop {backbone.spec.input.size} --evaluation slide"
-            ) from error
+        refuse_size(backbone, height, width, f"try --crop {backbone.spec.input.size} --evaluation slide")
 
 
 def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool) -> None:
