@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run, read_labelled
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.figures import save
-from stillroom.backbone.loading import EvaluationBatches, TrainingBatches, View, build_loader
+from stillroom.backbone.loaders import EvaluationBatches, TrainingBatches, View, build_loader
 from stillroom.backbone.results import format_table
 from stillroom.backbone.schedule import Cosine
 from stillroom.distill.agreement import neighbour_agreement

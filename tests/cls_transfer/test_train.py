@@ -37,7 +37,7 @@ from stillroom.backbone import (
     save_checkpoint,
 )
 from stillroom.backbone.importing import import_file
-from stillroom.backbone.loading import EvaluationBatches, TrainingBatches
+from stillroom.backbone.loaders import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train
 from stillroom.cls_transfer.augment import build_mixing, build_view

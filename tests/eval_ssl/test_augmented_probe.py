@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from stillroom.backbone import Normalize, Run, build_backbone, read_labelled, replace_input
-from stillroom.backbone.loading import ImageDataset
+from stillroom.backbone.loaders import ImageDataset
 from stillroom.backbone.schedule import Step
 from stillroom.eval_ssl.augmented_probe import CropView, train_augmented
 from stillroom.eval_ssl.config import Point

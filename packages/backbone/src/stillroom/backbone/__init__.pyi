@@ -3,7 +3,7 @@ from .features import Backbone, Features, weights_sha256
 from .image_files import ImageFiles, read_labelled, read_unlabelled
 from .images import BrokenImageError, EvaluationView, Normalize
 from .initial import load_backbone
-from .loading import ImageDataset
+from .loaders import ImageDataset
 from .manifest import CheckpointError, Data, Head, Manifest, Teacher, verify_checkpoint
 from .registry import build_backbone, list_backbones, replace_input
 from .results import Results, format_table, read_results, write_results

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Normalize, Run
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loading import EvaluationBatches, build_loader
+from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.cls_transfer.model import Classifier
 

@@ -8,7 +8,7 @@ import torch
 from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.heads import describe_head
-from stillroom.backbone.loading import TrainingBatches, build_loader
+from stillroom.backbone.loaders import TrainingBatches, build_loader
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DivergedError, seed_everything

@@ -6,7 +6,7 @@ from pathlib import Path
 from stillroom.backbone import Backbone, Run, load_checkpoint
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.initial import initial_backbone, refuse_size
-from stillroom.backbone.loading import TrainingBatches
+from stillroom.backbone.loaders import TrainingBatches
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData

@@ -7,7 +7,7 @@ import torch
 
 from stillroom.backbone import ImageDataset, ImageFiles, Run, weights_sha256
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loading import EvaluationBatches, build_loader
+from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 from stillroom.distill.alignment import AlignedTarget

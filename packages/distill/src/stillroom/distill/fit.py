@@ -12,8 +12,8 @@ from torch import Tensor
 from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loading import EvaluationBatches, build_loader
-from stillroom.backbone.loading import View as ViewOfImage
+from stillroom.backbone.loaders import EvaluationBatches, build_loader
+from stillroom.backbone.loaders import View as ViewOfImage
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Run
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loading import EvaluationBatches, build_loader
+from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.distill.agreement import describe_agreement, neighbour_agreement
 from stillroom.distill.config import AUTO, DistillConfig, Monitor
 from stillroom.distill.distances import distance

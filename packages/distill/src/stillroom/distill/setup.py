@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from stillroom.backbone import Backbone, Run
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.loading import TrainingBatches
+from stillroom.backbone.loaders import TrainingBatches
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
 from stillroom.distill.cache import CachePass, fill_cache

@@ -10,7 +10,7 @@ import torch
 from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.loading import Batch, TrainingBatches, build_loader
+from stillroom.backbone.loaders import Batch, TrainingBatches, build_loader
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillroom.backbone import ImageDataset, InputSpec, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.loading import build_loader
+from stillroom.backbone.loaders import build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key
 from stillroom.eval_ssl.config import Point

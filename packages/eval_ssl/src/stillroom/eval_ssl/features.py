@@ -20,7 +20,7 @@ from stillroom.backbone import (
     weights_sha256,
 )
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loading import EvaluationBatches, build_loader
+from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.store import Store, cache_directory, store_bytes

@@ -23,7 +23,7 @@ from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import INITIAL
 from stillroom.backbone.initial import initial_backbone, refuse_size
-from stillroom.backbone.loading import unwrap_worker_errors
+from stillroom.backbone.loaders import unwrap_worker_errors
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names of the config
 from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from stillroom.backbone import BrokenImageError, Run
 from stillroom.backbone.configs import load_config
 from stillroom.backbone.images import load_image
-from stillroom.backbone.loading import TrainingBatches
+from stillroom.backbone.loaders import TrainingBatches
 from stillroom.backbone.run import mix_seed
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.config import DetectConfig

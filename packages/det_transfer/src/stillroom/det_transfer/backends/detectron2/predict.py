@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from stillroom.backbone import Backbone, BrokenImageError, Run
-from stillroom.backbone.loading import unwrap_worker_errors
+from stillroom.backbone.loaders import unwrap_worker_errors
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.detectron2.images import as_records, read_run
 from stillroom.det_transfer.backends.detectron2.saved import load_saved_config

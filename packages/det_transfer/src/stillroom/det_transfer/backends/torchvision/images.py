@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from stillroom.backbone import BrokenImageError, InputSpec, Run
 from stillroom.backbone.images import load_image
-from stillroom.backbone.loading import EvaluationBatches, TrainingBatches
+from stillroom.backbone.loaders import EvaluationBatches, TrainingBatches
 from stillroom.backbone.run import mix_seed
 from stillroom.det_transfer.annotations import AnnotatedImage, Images
 

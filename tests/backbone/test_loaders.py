@@ -24,7 +24,7 @@ from stillroom.backbone import (
     read_labelled,
     read_unlabelled,
 )
-from stillroom.backbone.loading import (
+from stillroom.backbone.loaders import (
     Batch,
     EvaluationBatches,
     TrainingBatches,
