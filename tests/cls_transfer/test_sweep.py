@@ -149,6 +149,7 @@ def test_a_rate_that_diverges_is_left_out_and_the_others_are_kept(
         finetune(replace(config, checkpoint=("random",), like=config.checkpoint[0], lrs=(1e30, 1e31), out=out / "all"))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_grows_repeats_nothing_and_refuses_what_changed(config: ClassifyConfig) -> None:
     small = replace(config, lrs=(0.05,))
     finetune(small)

@@ -70,6 +70,7 @@ def test_collapse_is_distinguished_from_health(features: torch.Tensor, collapsed
     assert not collapsed or "the student collapses" in str(warning)
 
 
+@pytest.mark.slow  # a hundred steps
 def test_a_planted_collapse_is_flagged_within_200_steps_once(
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -134,6 +134,7 @@ def test_a_run_stopped_by_sigkill_ends_equal_to_the_bit(make_config: Make, tmp_p
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_one_table_and_does_nothing_twice(
     make_config: Make, small_student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +248,7 @@ def test_weights_that_did_not_arrive_stop_the_run(make_config: Make, monkeypatch
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_image_that_is_cut_short_is_named(make_config: Make, masked: Path, part: str, workers: int) -> None:
     """Its header can be read, so nobody sees it before; MMCV would give what there is, grey from there on."""
     for file in (masked / "images" / part).iterdir():
