@@ -31,12 +31,16 @@ assert installed == sorted({"backbone", sys.argv[1]}), installed
 assert stillroom.__file__ is None, "stillroom must stay a namespace package"
 importlib.import_module(f"stillroom.{sys.argv[1]}")
 PY
-    "$environment/bin/stillroom-${package//_/-}" --help > /dev/null
-    "$environment/bin/stillroom-checkpoint" --help > /dev/null
+    if [ "$package" = convert ]; then # it adds commands to backbone's
+      "$environment/bin/stillroom-checkpoint" import --help > /dev/null
+    else
+      "$environment/bin/stillroom-checkpoint" inspect --help > /dev/null
+      "$environment/bin/stillroom-${package//_/-}" --help > /dev/null
+    fi
   )
   rm -rf "$environment"
   echo "stillroom-${package//_/-} installs and runs alone"
 }
 export -f alone
-printf '%s\n' distill cls_transfer seg_transfer det_transfer eval_ssl |
+printf '%s\n' convert distill cls_transfer seg_transfer det_transfer eval_ssl |
   xargs -P 2 --process-slot-var=lane -I {} bash -euo pipefail -c 'alone {}'

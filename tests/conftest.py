@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 install_import_hook("stillroom", "beartype.beartype")  # before anything of stillroom is imported
 
 import socket  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -16,9 +17,10 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from torch import Tensor  # noqa: E402
 from torch.multiprocessing import start_processes  # noqa: E402
 
-from stillroom.backbone import Run, build_backbone, save_checkpoint  # noqa: E402
+from stillroom.backbone import Run, build_backbone, cli, save_checkpoint  # noqa: E402
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -84,6 +86,34 @@ def student(tmp_path: Path) -> Path:
 def small_student(tmp_path: Path) -> Path:
     """A checkpoint of the CIFAR ResNet-20, for tests that work with any net."""
     return save_student(tmp_path / "small", "cifar/resnet20", 32)
+
+
+@pytest.fixture
+def images() -> Callable[[int], Tensor]:
+    """`images(size)`: three normalised images, always the same."""
+
+    def make(size: int) -> Tensor:
+        return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(size))
+
+    return make
+
+
+@pytest.fixture
+def checkpoint_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `stillroom-checkpoint` with these words; exit code, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stillroom-checkpoint", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exited:
+            code = int(exited.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def write_images(folder: Path, count: int, size: int = 40, seed: int = 0) -> Path:

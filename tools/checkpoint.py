@@ -1,4 +1,4 @@
-"""Show, check, create and export checkpoints: inspect | verify | import | export."""
+"""Inspect, verify, import and export checkpoints: inspect | verify | import | export."""
 
 from stillroom.backbone.cli import main
 

@@ -1,9 +1,7 @@
 """One small member of every family of nets, each opened by us and, untouched, by its own library."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,32 +143,6 @@ def _library_net(name: str) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def build_library_net(name: str, **arguments: Any) -> nn.Module:
-    """A net of torchvision or timm, untouched."""
-    library, _, short = name.partition("/")
-    if library == "timm":
-        return timm.create_model(short, **arguments)
-    return torchvision.models.get_model(short, weights=None, **arguments)
-
-
-def trained(net: nn.Module) -> nn.Module:
-    """A net whose norms have seen data, as those of a file do."""
-    for name, tensor in net.state_dict().items():
-        if name.endswith(("running_mean", "bias")):
-            tensor.uniform_(-0.3, 0.3)
-        elif tensor.ndim == 1 and tensor.is_floating_point():
-            tensor.uniform_(0.5, 1.5)
-        elif name.endswith("num_batches_tracked"):
-            tensor.fill_(7)
-    return net.eval().requires_grad_(False)
-
-
-def write_pth(file: Path, content: Any) -> Path:
-    """A pickled file, as training scripts write it."""
-    torch.save(content, file)
-    return file
-
-
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> Family:
     """Each family in turn."""
@@ -187,13 +159,3 @@ def opened(family: Family) -> Backbone:
 def library_net(family: Family) -> nn.Module:
     """The library's own net of this family, untouched, classifier and all, with the weights of `opened`."""
     return _library_net(family.name)
-
-
-@pytest.fixture
-def images() -> Callable[[int], Tensor]:
-    """`images(size)`: three normalised images, always the same."""
-
-    def make(size: int) -> Tensor:
-        return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(size))
-
-    return make

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from safetensors.torch import load_file
 from torch import distributed
@@ -36,7 +35,6 @@ from stillroom.backbone import (
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.importing import import_file
 from stillroom.backbone.loaders import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train
@@ -821,16 +819,6 @@ def test_resume_checks_its_flags(config: ClassifyConfig) -> None:
     (out / "results.json").unlink()
     with pytest.raises(ValueError, match="--log-every is 0: it must be at least 1"):
         resume(out, log_every=0)
-
-
-def test_every_tensor_of_a_foreign_file_is_loaded(config: ClassifyConfig, tmp_path: Path) -> None:
-    theirs = torchvision.models.resnet18()
-    state = {f"module.encoder_q.{name}": tensor for name, tensor in theirs.state_dict().items()}
-    torch.save({"state_dict": state}, tmp_path / "moco.pth")
-    import_file(tmp_path / "moco.pth", tmp_path / "imported", source="moco", backbone="torchvision/resnet18")
-    model = build_model(replace(config, checkpoint=(str(tmp_path / "imported"),)), 3)
-    backbone = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("fc.")}
-    assert_bit_equal(dict(model.backbone.net.state_dict()), backbone)
 
 
 @pytest.mark.slow

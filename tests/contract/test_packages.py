@@ -42,6 +42,13 @@ def test_a_package_imports_no_package_of_ours_but_backbone(package: str) -> None
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+def test_the_tests_of_a_package_need_no_package_of_ours_but_backbone(package: str) -> None:
+    for file in (ROOT / "tests" / package).rglob("*.py"):
+        ours = {name.split(".")[1] for name in imported_modules(file) if name.startswith("stillroom.")}
+        assert ours <= {"backbone", package}, f"{file} imports {ours - {'backbone', package}}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_only_command_lines_and_configs_import_tyro(package: str) -> None:
     users = {file.name for file in sources(package) if any(n.split(".")[0] == "tyro" for n in imported_modules(file))}
     assert users <= {"cli.py", "command.py", "config.py"}

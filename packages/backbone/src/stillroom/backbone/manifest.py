@@ -203,3 +203,25 @@ def verify_checkpoint(path: str | Path) -> Manifest:
     manifest, _ = read_files(path)
     parse_model(Path(path), manifest, lambda: safe_open(Path(path) / MODEL, "np").keys())
     return manifest
+
+
+def describe_manifest(manifest: Manifest) -> str:
+    """A manifest as text, one line per entry."""
+    spec, made = manifest.backbone, manifest.made_by
+    lines: list[tuple[str, Any]] = [
+        ("backbone", f"{spec.name} {spec.arguments or ''}".strip()),
+        ("pooled", f"{spec.dim}-d, {spec.feature} the last activation"),
+        ("levels", ", ".join(map(str, spec.levels)) or "none"),
+        ("input", f"{spec.input.size} px, {spec.input.channel_order}, mean {spec.input.mean}, std {spec.input.std}"),
+        ("method", manifest.method),
+        ("teacher", f"{manifest.teacher.name} {manifest.teacher.weights_sha256[:12]}" if manifest.teacher else "none"),
+        ("data", f"{manifest.data.count} images {manifest.data.fingerprint[:12]}" if manifest.data else "not stated"),
+        ("licence", "; ".join([spec.licence.spdx, *spec.licence.restrictions])),
+        ("weights", f"{manifest.weights.tensors} tensors, {manifest.weights.parameters:,} parameters"),
+        ("heads", ", ".join(f"{n} {h.kind} {h.in_dim}->{h.out_dim}" for n, h in manifest.heads.items()) or "none"),
+        ("made by", f"{made.package} {made.version} ({made.commit or 'no commit'}) {made.date} torch {made.torch}"),
+        ("command", made.command),
+        *(("note", note) for note in manifest.notes),
+        *(("file", f"{name} {record.bytes:,} bytes") for name, record in manifest.files.items()),
+    ]
+    return "\n".join(f"{name:10}{value}" for name, value in lines)

@@ -22,10 +22,10 @@ from stillroom.backbone import (
     load_heads,
     save_checkpoint,
 )
-from stillroom.backbone.exporting import export_file, write_onnx
 from stillroom.backbone.families import simclr
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.importing import import_file
+from stillroom.convert.exporting import export_file, write_onnx
+from stillroom.convert.importing import import_file
 
 State = dict[str, Tensor]
 R18 = "torchvision/resnet18"
@@ -246,6 +246,6 @@ def test_onnx_without_its_packages_is_one_sentence(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(CheckpointError, match=r"pip install 'stillroom-backbone\[onnx\]'"):
+    with pytest.raises(CheckpointError, match=r"pip install 'stillroom-convert\[onnx\]'"):
         export_file(student, tmp_path / "net.onnx", target="onnx")
     assert not (tmp_path / "net.onnx").exists()

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file
-from tests.backbone.conftest import build_library_net, trained, write_pth
+from tests.convert.conftest import build_library_net, trained, write_pth
 from torch import Tensor, nn
 
 from stillroom.backbone import CheckpointError, Licence, build_backbone, save_checkpoint, verify_checkpoint
-from stillroom.backbone.exporting import export_file
-from stillroom.backbone.importing import import_file
+from stillroom.convert.exporting import export_file
+from stillroom.convert.importing import import_file
 
 Images = Callable[[int], Tensor]
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.checkpoint import load_checkpoint, load_heads
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.flags import Target
 from stillroom.backbone.heads import CLASSIFIER
 from stillroom.backbone.manifest import CheckpointError, Manifest
 from stillroom.backbone.registry import classifier_prefix
 from stillroom.backbone.spec import BackboneSpec
+from stillroom.convert.flags import Target
 
 ONNX_TOLERANCE = 1e-4
 """Largest difference between onnxruntime and torch, relative to the largest value."""
@@ -135,7 +135,7 @@ def write_onnx(out: Path, backbone: Backbone) -> None:
         import onnxruntime  # noqa: PLC0415  # an extra, and slow to import
         import onnxscript  # noqa: F401, PLC0415  # torch.onnx needs it
     except ImportError as error:
-        raise CheckpointError("ONNX needs more packages: pip install 'stillroom-backbone[onnx]'") from error
+        raise CheckpointError("ONNX needs more packages: pip install 'stillroom-convert[onnx]'") from error
     side = backbone.spec.input.size
     generator = torch.Generator().manual_seed(0)
     net, images = PooledOnly(backbone), torch.randn(3, 3, side, side, generator=generator)

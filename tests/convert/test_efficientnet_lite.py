@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.backbone import CheckpointError, Licence, Normalize, load_checkpoint, load_heads
-from stillroom.backbone.exporting import export_file
-from stillroom.backbone.importing import import_file
+from stillroom.convert.exporting import export_file
+from stillroom.convert.importing import import_file
 
 LITE0 = "timm/tf_efficientnet_lite0"
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

