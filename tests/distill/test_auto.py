@@ -10,8 +10,8 @@ from PIL import Image
 from commands import run_main
 from stillroom.backbone import Run, read_results, read_unlabelled
 from stillroom.distill.auto import build_config, fit_hours, held_out_fraction, plan
+from stillroom.distill.auto_config import AutoConfig
 from stillroom.distill.cli import main
-from stillroom.distill.config import AutoConfig
 from stillroom.distill.recipe import Workload, cached_views, choose_settings, explain
 from stillroom.distill.slots import WeakView
 

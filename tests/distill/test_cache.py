@@ -11,9 +11,9 @@ from torch.nn.functional import cosine_similarity
 from stillroom.backbone import ImageDataset
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import Students, Teachers, cache, distill
-from stillroom.distill.config import Cache, Dense, KdepView
+from stillroom.distill.config import Cache, Dense
 from stillroom.distill.distances import DistillationLoss
-from stillroom.distill.slots import CosineDistance, LinearHead, Raw
+from stillroom.distill.slots import CosineDistance, KdepView, LinearHead, Raw
 from stillroom.distill.student import build_optimizer
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import FixedView, StrongView, Views

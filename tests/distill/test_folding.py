@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from stillroom.backbone import Backbone, BackboneSpec, build_backbone, weights_sha256
-from stillroom.distill.config import Net
 from stillroom.distill.folding import find_pairs, fold_batch_norms
+from stillroom.distill.nets import Net
 from stillroom.distill.teacher import build_teacher
 
 

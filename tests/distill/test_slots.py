@@ -26,8 +26,9 @@ from stillroom.backbone.run import read_metrics
 from stillroom.backbone.spec import Level, Licence
 from stillroom.distill import Students, Teachers, build_alignment, build_teacher, distill, resume
 from stillroom.distill.alignment_file import AlignmentInputs
-from stillroom.distill.config import Cache, Dense, Monitor, Net
+from stillroom.distill.config import Cache, Dense, Monitor
 from stillroom.distill.distances import DistillationLoss
+from stillroom.distill.nets import Net
 from stillroom.distill.slots import (
     AdamW,
     CosineDistance,

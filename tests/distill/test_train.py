@@ -27,9 +27,10 @@ from stillroom.backbone import (
     save_checkpoint,
 )
 from stillroom.backbone.run import read_metrics
+from stillroom.backbone.schedule import Step
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
-from stillroom.distill.config import Monitor, Step
+from stillroom.distill.config import Monitor
 from stillroom.distill.slots import LinearHead, NoHead, Raw
 from twins import assert_bit_equal, in_a_process
 

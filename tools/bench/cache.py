@@ -18,8 +18,9 @@ from bench.images import write_images
 from stillroom.backbone import build_backbone, read_results
 from stillroom.distill import DistillConfig, Students, Teachers, distill
 from stillroom.distill.config import Cache as TeacherCache
-from stillroom.distill.config import Dense, Monitor, Net
+from stillroom.distill.config import Dense, Monitor
 from stillroom.distill.distances import DistillationLoss
+from stillroom.distill.nets import Net
 from stillroom.distill.presets import simreg
 from stillroom.distill.slots import CosineDistance, MlpHead, Raw
 from stillroom.distill.student import build_student

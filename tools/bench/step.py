@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.config import Step
 from stillroom.backbone import Backbone, build_backbone
 from stillroom.distill import DistillConfig, build_alignment
-from stillroom.distill.config import Net
 from stillroom.distill.distances import DistillationLoss
+from stillroom.distill.nets import Net
 from stillroom.distill.presets import simreg
 from stillroom.distill.slots import Raw
 from stillroom.distill.student import StudentModel, build_optimizer, build_student

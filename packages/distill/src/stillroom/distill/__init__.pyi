@@ -1,11 +1,13 @@
 from .alignment import AlignedTarget, PowerTemperatureScaling, SvdAlignment
 from .alignment_file import build_alignment, import_kdep_alignment, load_alignment
 from .auto import plan
-from .config import AutoConfig, DistillConfig, Students, Teachers
+from .auto_config import AutoConfig
+from .config import DistillConfig
 from .distances import distance
 from .fit import FitPass, fit_alignment
 from .heads import build_head
 from .moments import Moments
+from .nets import Students, Teachers
 from .slots import KdepView, StrongView, Svd, SvdPts, WeakView
 from .teacher import build_teacher
 from .train import distill, resume

@@ -19,7 +19,8 @@ from stillroom.backbone.schedule import Cosine
 from stillroom.backbone.spec import BackboneSpec
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import presets
-from stillroom.distill.config import AUTO, AutoConfig, Cache, DistillConfig, Monitor
+from stillroom.distill.auto_config import AUTO, AutoConfig
+from stillroom.distill.config import Cache, DistillConfig, Monitor
 from stillroom.distill.data import MIN_HELD_OUT, split_held_out
 from stillroom.distill.recipe import Choice, Workload, choose_settings, explain, follows_paper, has_svd
 from stillroom.distill.slots import LinearHead, Raw, SvdPts

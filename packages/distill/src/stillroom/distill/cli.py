@@ -15,7 +15,9 @@ from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import read_labelled, read_unlabelled, refuse_missing_images
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.sweep import refuse_unresumable
-from stillroom.distill.config import AutoConfig, DistillConfig, Net, preflight, preflight_auto
+from stillroom.distill.auto_config import AutoConfig, preflight_auto
+from stillroom.distill.config import DistillConfig, preflight
+from stillroom.distill.nets import Net
 from stillroom.distill.presets import PRESETS
 from stillroom.distill.slots import Alignment, KdepView, Lda, SameView, Svd, SvdPts, View
 

@@ -13,7 +13,8 @@ from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFile
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.distill.agreement import describe_agreement, neighbour_agreement
-from stillroom.distill.config import AUTO, DistillConfig, Monitor
+from stillroom.distill.auto_config import AUTO
+from stillroom.distill.config import DistillConfig, Monitor
 from stillroom.distill.distances import distance
 from stillroom.distill.slots import Distance, SvdPts
 from stillroom.distill.student import StudentModel

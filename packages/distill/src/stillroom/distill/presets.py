@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from stillroom.distill.config import Cosine, DistillConfig, Monitor, Step, Students, Teachers
+from stillroom.backbone.schedule import Cosine, Step
+from stillroom.distill.config import DistillConfig, Monitor
+from stillroom.distill.nets import Students, Teachers
 from stillroom.distill.slots import (
     ChannelSelection,
     CosineDistance,

@@ -9,7 +9,7 @@ from typing import Any
 
 from stillroom.backbone.results import format_table
 from stillroom.backbone.store import store_bytes
-from stillroom.distill.config import AutoConfig
+from stillroom.distill.auto_config import AutoConfig
 
 FLAGS = {
     "warmup_epochs": "schedule.warmup-epochs",

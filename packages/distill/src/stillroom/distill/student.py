@@ -11,8 +11,9 @@ from stillroom.backbone import Backbone, Normalize, Run, load_backbone, replace_
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.parallel import wrap_ddp
 from stillroom.backbone.run import seed_everything
-from stillroom.distill.config import Dense, Net
+from stillroom.distill.config import Dense
 from stillroom.distill.heads import build_head
+from stillroom.distill.nets import Net
 from stillroom.distill.slots import AdamW, HeadConfig, Lars, Optimizer, Sgd
 from stillroom.distill.teacher import FrozenTeacher
 

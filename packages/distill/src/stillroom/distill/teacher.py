@@ -18,8 +18,8 @@ from stillroom.backbone.run import seed_everything
 from stillroom.backbone.store import Store
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs
-from stillroom.distill.config import Net, Output
 from stillroom.distill.folding import fold_batch_norms
+from stillroom.distill.nets import Net, Output
 
 HEADS = {"projection": "projection", "logits": "classifier"}
 """The name in heads.safetensors of the head that computes an output."""

@@ -1,0 +1,114 @@
+"""Settings of `auto`, which chooses those that are not passed. The docstring under each field is its `--help`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from stillroom.backbone.checks import above, within
+from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.schedule import Cosine
+from stillroom.distill.config import Cache, DistillConfig, Monitor, preflight
+from stillroom.distill.nets import Students, Teachers
+
+AUTO = "auto-"
+"""Prefix of the method of runs that `auto` makes: `auto-kdep`, `auto-simreg`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoConfig:
+    """A KDEP or SimReg run whose settings are chosen from the images, the nets and the device.
+
+    docs/recipes.md gives the table of settings and the study behind each row. Every chosen setting is printed with its
+    reason and written to config.json; a flag overrides it. All other settings are flags of `kdep` and `simreg`.
+    """
+
+    teacher: Annotated[tuple[str, ...], arg(metavar="NAME|DIR")]
+    """Checkpoint directories, or backbone names (pretrained weights)."""
+    student: Annotated[tuple[str, ...], arg(metavar="NAME|DIR")]
+    """Backbone names (random initial weights) or checkpoint directories (their weights)."""
+    data: Path
+    """Folder of images, searched recursively, labels not needed; or a text file with one image path per line."""
+    out: Path
+    """Run directory to create."""
+    method: Literal["kdep", "simreg"] = "kdep"
+    """Method that sets target, head and distance."""
+    hours: float | None = None
+    """Longest training time in hours; None: as long as the table says."""
+    knn: Annotated[Path | None, arg(name="monitor.knn")] = None
+    """Labelled image folder: its k-NN accuracy selects the best student and stops the run, instead of the neighbour
+    agreement with the teacher on held-out images."""
+    teacher_size: Annotated[int | None, arg(name="teacher.size")] = None
+    """Input side of the teachers in pixels; None: that of each net's specification."""
+    student_size: Annotated[int | None, arg(name="student.size")] = None
+    """Input side of the students in pixels; None: that of each net's specification."""
+    batch_size: int | None = None
+    """Images per step, over all processes; None: chosen, as for all flags below that default to None."""
+    epochs: int | None = None
+    """Passes over the images."""
+    lr: float | None = None
+    """Base learning rate."""
+    loss_weight: float | None = None
+    """Weight of the distance in the loss."""
+    min_scale: Annotated[float | None, arg(name="view.min-scale")] = None
+    """Smallest crop, fraction of the image's area, in (0, 1]."""
+    warmup_epochs: Annotated[float | None, arg(name="schedule.warmup-epochs")] = None
+    """Epochs of linear warm-up before the cosine."""
+    amp: Literal["none", "bf16"] | None = None
+    """bf16: run forward passes in bfloat16 autocast."""
+    cache_views: Annotated[int | None, arg(name="cache.views")] = None
+    """Views per image whose teacher outputs are stored on disk; 0: no cache."""
+    held_out: Annotated[float | None, arg(name="monitor.held-out")] = None
+    """Fraction of the images, at most 512 of them, that is not trained on but measures the students; 0: none."""
+    every: Annotated[int | None, arg(name="monitor.every")] = None
+    """Epochs between two measurements."""
+    patience: Annotated[int | None, arg(name="monitor.patience")] = None
+    """Stop after this many measurements without a better one; 0: never."""
+    workers: int | None = None
+    """Processes that decode images; 0: the training process does."""
+    seed: int = 0
+    """Seed of initial weights, held-out images, image order and views."""
+    device: DeviceName = "auto"
+    """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
+    on_broken: OnBroken = "refuse"
+    """refuse: an unreadable image stops the run; skip: it is left out, named and counted."""
+    data_licence: str | None = None
+    """Licence of the images; a restricted one is recorded in the student's manifest."""
+
+
+def preflight_auto(config: AutoConfig, has_knn: bool) -> None:
+    """Refuse bad settings and missing paths before images and nets are read; see `preflight`."""
+    if config.hours is not None:
+        above(config, 0, "hours")
+    if config.min_scale is not None:
+        within(config, 0, 1, "min_scale", ends="(]", prefix="view.")
+    run = DistillConfig(
+        teacher=Teachers(
+            name=config.teacher, **given(size=None if config.teacher_size is None else (config.teacher_size,))
+        ),
+        student=Students(
+            name=config.student, **given(size=None if config.student_size is None else (config.student_size,))
+        ),
+        data=config.data,
+        out=config.out,
+        schedule=Cosine(**given(warmup_epochs=config.warmup_epochs)),
+        cache=Cache(**given(views=config.cache_views)),
+        monitor=Monitor(
+            knn=config.knn, **given(held_out=config.held_out, every=config.every, patience=config.patience)
+        ),
+        seed=config.seed,
+        **given(
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            lr=config.lr,
+            loss_weight=config.loss_weight,
+            workers=config.workers,
+        ),
+    )
+    preflight(run, has_knn)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that are not None: flags that were passed."""
+    return {name: value for name, value in values.items() if value is not None}
