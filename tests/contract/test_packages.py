@@ -49,9 +49,9 @@ def test_the_tests_of_a_package_need_no_package_of_ours_but_backbone(package: st
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_only_command_lines_and_configs_import_tyro(package: str) -> None:
+def test_only_command_lines_and_settings_import_tyro(package: str) -> None:
     users = {file.name for file in sources(package) if any(n.split(".")[0] == "tyro" for n in imported_modules(file))}
-    assert users <= {"cli.py", "command.py", "config.py"}
+    assert users <= {"cli.py", "command.py", "config.py", "auto_config.py", "nets.py"}
 
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name != "backbone"])
