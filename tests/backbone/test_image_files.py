@@ -178,8 +178,8 @@ def test_the_walk_takes_other_suffixes(tmp_path: Path) -> None:
 def test_images_in_two_sets_are_found_by_their_bytes_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = [put(tmp_path / "train" / f"{colour}.png", colour) for colour in ("red", "blue", "green")]
-    test = [put(tmp_path / "test" / name, colour) for name, colour in (("x.png", "blue"), ("red.png", "white"))]
+    train = [put(tmp_path / "train" / f"{colour}.bmp", colour) for colour in ("red", "blue", "green")]
+    test = [put(tmp_path / "test" / name, colour) for name, colour in (("x.bmp", "blue"), ("red.bmp", "white"))]
     assert {path.stat().st_size for path in (*train, *test)} == {train[0].stat().st_size}, "sizes alone tell nothing"
     assert count_shared(train, test, tmp_path / "test") == 1
     line = f"warning: 1 of 2 images of {tmp_path}/test are training images too, byte for byte\n"

@@ -20,7 +20,7 @@ class BrokenImageError(ValueError):
 
 
 _BITS, _PHOTOMETRIC, _PLANES, _FORMAT, _BLACK, _WHITE = 258, 262, 284, 339, 340, 341
-# of TIFF 6.0: BitsPerSample, PhotometricInterpretation, PlanarConfiguration, SampleFormat, SMin- and SMaxSampleValue
+# in TIFF 6.0: BitsPerSample, PhotometricInterpretation, PlanarConfiguration, SampleFormat, SMin- and SMaxSampleValue
 _DIM = 16  # an image whose lightest sample is below white / 16 is black to the eye, and to a net
 _TOO_DIM = (
     "its lightest sample is {high} where white is {white}, so it would be read as black: "
@@ -117,20 +117,14 @@ def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
     return scaled
 
 
-def exif_orientation(opened: Image.Image) -> int:
-    """EXIF's orientation of an image, 2 to 8, or 1: upright, no tag, or a malformed one. Reads the header only."""
-    if opened.format == "PNG" and "exif" not in opened.info:  # it may follow the pixels, where libraries do not look
-        return 1
-    try:
-        value = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001  # Pillow's parser has no error of its own: a malformed block ends in any class
-        return 1
-    return value if isinstance(value, int) and 2 <= value <= 8 else 1
-
-
 def has_exif_orientation(opened: Image.Image) -> bool:
     """Whether an EXIF tag rotates or flips an image: some libraries obey it, others do not. Reads the header only."""
-    return exif_orientation(opened) != 1
+    if opened.format == "PNG" and "exif" not in opened.info:  # it may follow the pixels, where libraries do not look
+        return False
+    try:
+        return opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # noqa: BLE001  # Pillow's parser has no error of its own: a malformed block ends in any class
+        return False
 
 
 class EvaluationView:
