@@ -580,6 +580,7 @@ MALFORMED = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")  # about the damage
 @pytest.mark.parametrize("block", MALFORMED)
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_a_malformed_exif_block_is_read_as_upright(tmp_path: Path, suffix: str, block: bytes) -> None:
