@@ -1,9 +1,11 @@
 """Images: which are found, how each is decoded, what tensor it becomes."""
 
 import shutil
+import zlib
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from struct import pack
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
+from torch.nn.functional import interpolate
 from torchvision.models import get_model_weights
 from torchvision.transforms.v2 import functional as TF
 
@@ -23,7 +26,8 @@ from stillroom.backbone import (
     read_labelled,
     read_unlabelled,
 )
-from stillroom.backbone.image_files import EXTENSIONS
+from stillroom.backbone import images as images_module
+from stillroom.backbone.image_files import image_suffixes
 from stillroom.backbone.images import has_exif_orientation, load_image
 
 CPU = torch.device("cpu")
@@ -72,9 +76,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
             read(tmp_path / "none")
 
 
-def test_a_folder_without_images_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=rf"{tmp_path} holds no images \(looked for \.bmp, .*, in subfolders too"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds no images, in subfolders neither"):
         read_unlabelled(tmp_path)
 
 
@@ -166,7 +170,7 @@ def pixels_of(mode: str) -> Image.Image:
 
 MODES_BY_SUFFIX = {
     "png": ("L", "LA", "P", "RGB", "RGBA", "1", "I;16"),
-    "tif": ("CMYK", "I;16", "I", "1", "LAB"),
+    "tif": ("CMYK", "I;16", "1", "LAB", "YCbCr", "LA"),
     "jpg": ("L", "CMYK", "YCbCr"),
     "gif": ("P",),
     "bmp": ("RGB",),
@@ -181,7 +185,7 @@ MODES_BY_SUFFIX = {
 )
 def test_every_mode_and_format_becomes_8_bit_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     file = tmp_path / f"a.{suffix}"
-    assert file.suffix in EXTENSIONS
+    assert file.suffix in image_suffixes()
     pixels_of(mode).save(file)
     image = load_image(file)
     assert (image.mode, image.size) == ("RGB", (5, 3))
@@ -193,6 +197,162 @@ def test_16_bit_grey_keeps_its_range(tmp_path: Path) -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert np.asarray(load_image(tmp_path / "a.png"))[0].tolist() == [[v] * 3 for v in (0, 1, 128, 255)]
+
+
+def tiff(samples: np.ndarray, bits: int, *, photometric: int = 1, planes: int = 1, **more: tuple[int, bytes]) -> bytes:
+    """A little-endian TIFF of samples (h, w) or (h, w, c); `more` are further tags: t339=(type, packed value)."""
+    height, width, *channels = samples.shape
+    count = channels[0] if channels else 1
+    data = [samples[..., c] for c in range(count)] if planes == 2 else [samples]
+    chunks = [part.tobytes() for part in data]
+    if bits == 12:
+        chunks = [int("".join(f"{v:012b}" for v in samples.ravel()), 2).to_bytes(samples.size * 3 // 2, "big")]
+    tags: dict[int, tuple[int, bytes]] = {
+        256: (4, pack("<I", width)),
+        257: (4, pack("<I", height)),
+        258: (3, pack(f"<{count}H", *[bits] * count)),
+        259: (3, pack("<H", 1)),
+        262: (3, pack("<H", photometric)),
+        277: (3, pack("<H", count)),
+        278: (4, pack("<I", height)),
+        279: (4, pack(f"<{len(chunks)}I", *map(len, chunks))),
+        284: (3, pack("<H", planes)),
+        **{int(name[1:]): value for name, value in more.items()},
+    }
+    sizes = {3: 2, 4: 4, 11: 4}
+
+    def head(offsets: list[int]) -> bytes:
+        tags[273] = (4, pack(f"<{len(chunks)}I", *offsets))
+        start, rows, extra = 8 + 2 + 12 * len(tags) + 4, b"", b""
+        for tag, (kind, value) in sorted(tags.items()):
+            place = value.ljust(4, b"\0") if len(value) <= 4 else pack("<I", start + len(extra))
+            rows += pack("<HHI", tag, kind, len(value) // sizes[kind]) + place
+            extra += value if len(value) > 4 else b""
+        return b"II*\0" + pack("<I", 8) + pack("<H", len(tags)) + rows + pack("<I", 0) + extra
+
+    first = len(head([0] * len(chunks)))
+    return head([first + sum(map(len, chunks[:n])) for n in range(len(chunks))]) + b"".join(chunks)
+
+
+def png(kind: int, bits: int, row: bytes, width: int, extra: bytes = b"") -> bytes:
+    """A PNG of one row: colour type, bits per sample, its samples, and chunks before them."""
+    chunks = [(b"IHDR", pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" + row))]
+    parts = [pack(">I", len(data)) + name + data + pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + parts[0] + extra + parts[1] + pack(">I", 0) + b"IEND" + pack(">I", 0xAE426082)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return pack(">I", len(data)) + name + data + pack(">I", zlib.crc32(name + data))
+
+
+def row(*values: float, of: type = np.uint16) -> np.ndarray:
+    return np.array([values], dtype=of)
+
+
+def pfm(*values: float) -> bytes:
+    return b"Pf\n%d 1\n-1.0\n" % len(values) + row(*values, of=np.float32).tobytes()
+
+
+def two_floats(low: float, high: float) -> dict[str, tuple[int, bytes]]:
+    return {"t340": (11, pack("<f", low)), "t341": (11, pack("<f", high))}
+
+
+SIGNED, FLOAT = {"t339": (3, pack("<H", 2))}, {"t339": (3, pack("<H", 3))}
+DEEP = {
+    "tif 16 bit": (tiff(row(0, 32896, 65535), 16), [0, 128, 255]),
+    "tif 16 bit, white is 0": (tiff(row(0, 32639, 65535), 16, photometric=0), [255, 128, 0]),
+    "tif 16 bit, signed": (tiff(row(0, 32767, of=np.int16), 16, **SIGNED), [0, 255]),
+    "tif 12 bit": (tiff(row(0, 2056, 4095, 0), 12), [0, 128, 255, 0]),
+    "tif 32 bit": (tiff(row(0, 2**31, 2**32 - 1, of=np.uint32), 32), [0, 127, 255]),
+    "tif 32 bit, signed": (tiff(row(0, 2**30, 2**31 - 1, of=np.int32), 32, **SIGNED), [0, 127, 255]),
+    "tif float": (tiff(row(0, 0.5, 1, of=np.float32), 32, **FLOAT), [0, 127, 255]),
+    "tif float, range stated": (
+        tiff(row(-10, 0, 30, of=np.float32), 32, **FLOAT, **two_floats(-10, 30)),
+        [0, 63, 255],
+    ),
+    "tif 16 bit, range stated": (tiff(row(0, 2048, 4095), 16, **two_floats(0, 4095)), [0, 127, 255]),
+    "tif 16 bit colours": (
+        tiff(np.array([[[65535, 0, 0], [0, 32896, 65535]]], np.uint16), 16, photometric=2),
+        [[255, 0, 0], [0, 128, 255]],
+    ),
+    "pgm 12 bit": (b"P5 3 1 4095\n" + row(0, 2056, 4095).astype(">u2").tobytes(), [0, 128, 255]),
+    "pgm 10 bit, plain": (b"P2 3 1 1023\n0 514 1023\n", [0, 128, 255]),
+    "ppm 12 bit": (b"P6 1 1 4095\n" + row(0, 4095, 2048).astype(">u2").tobytes(), [[0, 255, 128]]),
+    "pfm": (pfm(0, 0.25, 1), [0, 63, 255]),
+    "png 16 bit colours": (png(2, 16, row(65535, 0, 32896).astype(">u2").tobytes(), 1), [[255, 0, 128]]),
+    "png 16 bit, half clear": (png(4, 16, row(0, 32896).astype(">u2").tobytes(), 1), [127]),
+    "png 16 bit, one value clear": (
+        png(0, 16, row(0, 7, 65535).astype(">u2").tobytes(), 3, chunk(b"tRNS", pack(">H", 7))),
+        [0, 255, 255],
+    ),
+    "png 16 bit, black": (png(0, 16, bytes(4), 2), [0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_samples_are_scaled_by_what_their_file_says(tmp_path: Path, name: str) -> None:
+    content, expected = DEEP[name]
+    (tmp_path / "a.png").write_bytes(content)  # the content tells the format
+    pixels = np.asarray(load_image(tmp_path / "a.png"))[0].tolist()
+    assert pixels == [value if isinstance(value, list) else [value] * 3 for value in expected]
+
+
+DIM = "would be read as black: it probably holds 10 or 12 bits in a wider type"
+REFUSED = {
+    "12 bits in 16, png": (
+        png(0, 16, row(0, 4095).astype(">u2").tobytes(), 2),
+        f"is 4095 where white is 65535, so it {DIM}",
+    ),
+    "10 bits in 16, tif": (tiff(row(0, 1023), 16), f"is 1023 where white is 65535, so it {DIM}"),
+    "12 bits in 16, colours": (
+        png(2, 16, row(4095, 4095, 0).astype(">u2").tobytes(), 1),
+        f"is 3840 where .* so it {DIM}",
+    ),
+    "12 bits in 16, clear": (png(6, 16, row(4095, 9, 0, 0).astype(">u2").tobytes(), 1), DIM),
+    "16 bits in 32": (tiff(row(0, 65535, of=np.uint32), 32), f"is 65535 where white is 4294967295, so it {DIM}"),
+    "below zero": (
+        tiff(row(-5, 32767, of=np.int16), 16, **SIGNED),
+        "samples are -5 to 32767, expected 0 .black. to 32767",
+    ),
+    "floats to 255": (
+        tiff(row(0, 255, of=np.float32), 32, **FLOAT),
+        "samples are 0 to 255, expected 0 .black. to 1 .wh",
+    ),
+    "pfm to 9": (pfm(0, 9), "samples are 0 to 9, expected 0 .black. to 1 .white.: rescale them, or state their range"),
+    "not a number": (pfm(0, float("nan")), "samples are nan to nan"),
+    "infinite": (pfm(0, float("inf")), "samples are 0 to inf"),
+    "outside of its range": (
+        tiff(row(0, 5000), 16, **two_floats(0, 4095)),
+        "samples are 0 to 5000, expected 0 .black. to 4095",
+    ),
+    "planes": (tiff(np.full((2, 2, 3), 30000, np.uint16), 16, photometric=2, planes=2), "lie in separate planes"),
+    "FITS": (
+        "".join(
+            f"{card:80}" for card in ("SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 2", "NAXIS1  = 2", "NAXIS2  = 1", "END")
+        )
+        .ljust(2880)
+        .encode()
+        + bytes(2880),
+        "nothing says which of its I;16 samples is white: save it as PNG",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_deep_samples_of_unknown_range_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    content, message = REFUSED[name]
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(BrokenImageError, match=rf"^{tmp_path}/a\.tif cannot be read as an image: .*{message}"):
+        load_image(tmp_path / "a.tif")
+
+
+def test_inks_are_read_as_colours(tmp_path: Path) -> None:
+    """Ink-free is white, full cyan ink is no red: as JPEG (whose inks Adobe stores inverted) and as TIFF."""
+    inks = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    for name in ("a.jpg", "a.tif"):
+        inks.save(tmp_path / name)
+        red, green, blue = load_image(tmp_path / name).getpixel((8, 8))
+        assert red < 20 and green > 235 and blue > 235
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
@@ -366,6 +526,33 @@ def test_normalize_is_the_numpy_computation(
     np.testing.assert_allclose(ours.numpy(), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (9_999, 3), (1, 1)])
+@pytest.mark.parametrize("spec", [InputSpec(), InputSpec(interpolation="bicubic", antialias=False)])
+def test_a_thin_image_is_cropped_before_it_grows(
+    size: tuple[int, int], spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = []
+
+    def resize(pixels: torch.Tensor, sides: tuple[int, int], **settings: object) -> torch.Tensor:
+        grown.append(max(sides))
+        return interpolate(pixels, sides, **settings)
+
+    monkeypatch.setattr(images_module, "interpolate", resize)
+    tensor = EvaluationView(spec)(Image.new("RGB", size, "teal"))
+    assert tensor[:, 0, 0].tolist() == [0, 128, 128] and tuple(tensor.shape) == (3, 224, 224)
+    assert max(grown) <= 256 * 34
+
+
+@pytest.mark.parametrize("width", [321, 1000, 1001])
+def test_the_crop_of_a_thin_image_is_its_centre(width: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, width, 3), dtype=np.uint8)
+    spec = InputSpec(size=20, crop_fraction=0.5)  # its short side is resized to 40 px
+    resized = TF.resize(torch.from_numpy(pixels).permute(2, 0, 1), [40, width * 4], antialias=True)
+    left = round((width * 4 - 20) / 2)
+    ours = EvaluationView(spec)(Image.fromarray(pixels))
+    assert (ours.int() - resized[:, 10:30, left : left + 20].int()).abs().max() <= 1
+
+
 def test_normalize_keeps_nothing_in_the_state_dict() -> None:
     assert not Normalize(InputSpec()).state_dict()
 
@@ -379,3 +566,26 @@ def test_a_jpeg_that_its_tag_turns_is_told(tmp_path: Path, orientation: int | No
     image.save(tmp_path / "a.jpg", exif=tags)
     with Image.open(tmp_path / "a.jpg") as opened:
         assert has_exif_orientation(opened) == turned
+
+
+MALFORMED = (
+    b"b'Exif\\x00\\x00MM\\x00*\\x00'",  # printed bytes, as image tools wrote them
+    b"",
+    b"Exif\0\0",
+    b"Exif\0\0MM\0*",
+    b"Exif\0\0II*\0\xff\xff\xff\xff",
+    b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03",
+    b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04six\0\0\0\0\0",  # the orientation is a text
+    b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05\0\0\0\x01\xff\xff\xff\xff\0\0\0\0",
+)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")  # about the damage
+@pytest.mark.parametrize("block", MALFORMED)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_malformed_exif_block_is_read_as_upright(tmp_path: Path, suffix: str, block: bytes) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    image.save(tmp_path / f"a.{suffix}", exif=block)
+    with Image.open(tmp_path / f"a.{suffix}") as opened:
+        assert not has_exif_orientation(opened)
+    assert load_image(tmp_path / f"a.{suffix}").size == (8, 6)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import write_caltech, write_cifar, write_cub, write_dtd
+from published import write_caltech, write_cifar, write_cub, write_dtd, write_image
 
 from stillroom.backbone import Run
 from stillroom.backbone.images import load_image
@@ -115,6 +115,15 @@ def test_dtd_trains_on_train_and_val_of_its_split(tmp_path: Path, run: Run) -> N
         read_task("dtd", Source(data=tmp_path, run=run, dtd_split=11))
     with pytest.raises(ValueError, match=r"train3\.txt cannot be read"):
         read_task("dtd", Source(data=tmp_path, run=run, dtd_split=3))
+
+
+def test_caltech_leaves_out_hidden_images_and_those_in_subfolders(tmp_path: Path, run: Run) -> None:
+    write_caltech(tmp_path)
+    classes = sorted((tmp_path / "256_ObjectCategories").iterdir())
+    write_image(classes[0] / "._0001.jpg")
+    splits = read_task("caltech256", Source(data=tmp_path, run=run, partial=True))
+    assert len(splits.train.classes) == len(classes) and len(splits.train) + len(splits.test) == 63 * len(classes)
+    assert splits.train.left_out == {"hidden": 1, "not in a class folder itself": 1}
 
 
 def test_caltech_draws_60_of_each_class_or_takes_the_first(tmp_path: Path, run: Run) -> None:

@@ -830,3 +830,21 @@ def test_a_compiled_net_trains_and_leaves_plain_names(config: ClassifyConfig, mo
     plain, out = finetune(config), finetune(replace(config, compile=True, out=config.out.with_name("compiled")))
     assert len(compiled) == 1
     assert_bit_equal(weights(plain), weights(out))
+
+
+def test_results_count_what_was_left_out_and_images_in_both_sets(labelled: Make, tmp_path: Path) -> None:
+    train, test = labelled("train", per_class=8), labelled("test", per_class=4, seed=1)
+    (train / "blue" / "__MACOSX").mkdir()
+    shutil.copy(train / "blue" / "000.png", train / "blue" / "__MACOSX" / "000.png")
+    shutil.copy(train / "blue" / "001.png", test / "blue" / "same.png")
+    (test / "notes.txt").write_text("")
+    datasets = read_results(finetune(small_config(train, test, tmp_path / "run"))).datasets
+    assert (datasets["train"].count, datasets["train"].left_out) == (24, {"hidden": 1})
+    assert (datasets["test"].left_out, datasets["test"].in_train) == ({"not an image": 1}, 1)
+
+
+def test_a_thin_image_is_cropped_before_it_grows(tmp_path: Path) -> None:
+    config = small_config(tmp_path, tmp_path, tmp_path, randaugment=9)
+    for size in ((20_000, 1), (1, 20_000)):
+        pixels = build_view(config, InputSpec(size=32))(Image.new("RGB", size, "teal"))
+        assert tuple(pixels.shape) == (3, 32, 32)

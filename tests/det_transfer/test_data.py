@@ -53,6 +53,17 @@ def test_voc_counts_pixels_from_one_and_includes_the_last(make_config: Make, voc
     assert pixels[upper:lower, left - 2, 2].mean() < 120 and pixels[upper:lower, right + 1, 2].mean() < 120
 
 
+def test_validation_images_that_are_training_images_are_counted(
+    make_config: Make, boxed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(boxed / "images" / "train" / "02.png", boxed / "images" / "val" / "01.png")
+    data = read_data(make_config())
+    assert (data.train.record.in_train, data.val.record.in_train) == (None, 1)
+    assert (
+        f"warning: 1 of 4 images of {data.val.root} are training images too, byte for byte\n" in capsys.readouterr().err
+    )
+
+
 def test_train_and_val_take_any_files(make_config: Make, boxed: Path) -> None:
     parts = {name: (boxed / "annotations" / f"{name}.json", boxed / "images" / name) for name in ("train", "val")}
     found = read_data(make_config(data=None, **parts))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from commands import run_main
 from stillroom.backbone import Run, read_results, read_unlabelled
-from stillroom.distill.auto import build_config, fit_hours, held_out_fraction, plan
+from stillroom.distill.auto import build_config, fit_hours, held_out_fraction, median_short_side, plan
 from stillroom.distill.auto_config import AutoConfig
 from stillroom.distill.cli import main
 from stillroom.distill.recipe import Workload, cached_views, choose_settings, explain
@@ -227,3 +227,11 @@ def test_hours_are_for_one_process(unlabelled: Path) -> None:
     planned = build_config(auto_config(), WORK, choose_settings(auto_config(), WORK))
     with pytest.raises(ValueError, match="--hours measures the speed of one process: under torchrun pass --epochs"):
         fit_hours(planned, read_unlabelled(unlabelled), 1.0, run)
+
+
+@pytest.mark.parametrize("content", [b"P6 4 99999999999 255\n", b"P6 4 4 0\n", b"", b"\x89PNG\r\n\x1a\n\0"])
+def test_the_median_side_leaves_out_damaged_images(tmp_path: Path, content: bytes) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    (tmp_path / "c.ppm").write_bytes(content)
+    assert median_short_side(read_unlabelled(tmp_path)) == 20

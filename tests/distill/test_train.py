@@ -50,6 +50,15 @@ def test_a_run_leaves_student_logs_and_results(unlabelled: Path, tmp_path: Path)
     assert read_results(out).metrics["loss"] == pytest.approx(lines[-1]["loss"])
 
 
+def test_results_count_what_was_left_out(unlabelled: Path, tmp_path: Path) -> None:
+    (unlabelled / ".trash").mkdir()
+    for number, file in enumerate(sorted(unlabelled.glob("*.png"))[:3]):
+        shutil.copy(file, unlabelled / ".trash" / f"{number}.png")
+    (unlabelled / "Thumbs.db").write_bytes(b"")
+    train = read_results(distill(small_config(unlabelled, tmp_path / "run"))).datasets["train"]
+    assert (train.count, train.left_out) == (96, {"hidden": 3, "not an image": 1})
+
+
 def test_the_loss_falls_when_the_student_can_learn(unlabelled: Path, tmp_path: Path) -> None:
     out = distill(small_config(unlabelled, tmp_path / "run", epochs=12, alignment=Svd(dim=64), loss_weight=10.0))
     assert sum(losses_of(out)[-3:]) < 0.8 * sum(losses_of(out)[:3])

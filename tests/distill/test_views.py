@@ -117,3 +117,10 @@ def test_the_strong_view_is_simregs() -> None:
     small = build_view(StrongView(), 112).transforms[-1].transforms[0]
     assert list(small.sigma) == [0.05, 1.0]
     assert build_view(WeakView(), 224).transforms[1].scale == (0.2, 1.0)
+
+
+@pytest.mark.parametrize("view", [KdepView(), WeakView(), StrongView()])
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (1, 1)])
+def test_a_thin_image_is_cropped_before_it_grows(view: View, size: tuple[int, int]) -> None:
+    for rendered in Views(view, FixedView(), [32], [InputSpec(size=48)])(Image.new("RGB", size, "teal")):
+        assert rendered.shape[1] == rendered.shape[2] and rendered.shape[1] in (32, 48)

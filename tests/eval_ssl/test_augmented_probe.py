@@ -148,3 +148,9 @@ def test_the_state_of_another_nets_run_is_not_resumed(
     monkeypatch.setattr(Path, "unlink", lambda self, *a, **k: None if self.suffix == ".pt" else unlink(self, *a, **k))
     live(folder, run)  # its state stays, as after a kill behind the last epoch
     assert torch.equal(live(folder, run, seed=8), expected)
+
+
+def test_a_thin_image_is_cropped_before_it_grows() -> None:
+    for size in ((20_000, 1), (1, 20_000)):
+        pixels = CropView(build_backbone("cifar/resnet20").spec.input)(Image.new("RGB", size, "teal"))
+        assert tuple(pixels.shape) == (3, 32, 32)

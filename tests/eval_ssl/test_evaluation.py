@@ -56,6 +56,25 @@ def test_results_say_what_was_measured_on_what(config: KnnConfig) -> None:
     assert [path.name for path in out.iterdir()] == ["results.json"]
 
 
+def test_hidden_copies_are_left_out_and_shared_images_counted(
+    config: KnnConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Jupyter leaves them: copies of training images in a hidden folder of the test set."""
+    hidden = config.test / "red" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    for name in ("000.png", "001.png"):
+        shutil.copy(config.train / "red" / name, hidden / name)
+    shutil.copy(config.train / "red" / "002.png", config.test / "red" / "same.png")
+    results = read_results(evaluate(config))
+    train, test = (results.datasets[role] for role in ("train", "test"))
+    assert (train.count, test.count) == (36, 19)
+    assert (train.left_out, test.left_out) == ({}, {"hidden": 2})
+    assert (train.in_train, test.in_train) == (None, 1)
+    printed = capsys.readouterr().err.splitlines()
+    assert printed.count(f"left out of {config.test}: 2 hidden (red/.ipynb_checkpoints)") == 1
+    assert f"warning: 1 of 19 images of {config.test} are training images too, byte for byte" in printed
+
+
 def test_a_random_net_is_named_hashed_and_the_seeds_own(config: KnnConfig) -> None:
     results = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

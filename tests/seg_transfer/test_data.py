@@ -1,5 +1,6 @@
 """Images with masks: folders, and published layouts."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,27 @@ def test_the_fingerprint_knows_the_masks_too(make_config: Make, masked: Path) ->
     changed[::2, ::3] = 255
     Image.fromarray(changed).save(mask)
     assert read_data(make_config()).train.record.fingerprint != before.fingerprint
+
+
+def test_hidden_files_are_left_out_and_shared_images_counted(make_config: Make, masked: Path) -> None:
+    for folder, name in (("images/train", "00.jpg"), ("labels/train", "00.png")):
+        (masked / folder / ".ipynb_checkpoints").mkdir()
+        shutil.copy(masked / folder / name, masked / folder / ".ipynb_checkpoints" / f"copy-{name}")
+        shutil.copy(masked / folder / name, masked / folder / f"._{name}")
+        shutil.copy(masked / folder / name, masked / folder.replace("train", "val") / f"same{Path(name).suffix}")
+    (masked / "images" / "train" / "README").write_text("")
+    data = read_data(make_config())
+    assert (data.train.record.count, data.val.record.count) == (9, 4)
+    assert data.train.record.left_out == {"hidden": 2, "not an image": 1}
+    assert (data.train.record.in_train, data.val.record.in_train) == (None, 1)
+
+
+def test_every_format_that_pillow_decodes_is_segmented(make_config: Make, masked: Path) -> None:
+    for suffix, name in ((".tif", "00.jpg"), (".jp2", "01.jpg")):
+        file = masked / "images" / "val" / name
+        Image.open(file).save(file.with_suffix(suffix))
+        file.unlink()
+    assert [image.name for image, _ in read_data(make_config()).val.pairs] == ["00.tif", "01.jp2", "02.jpg"]
 
 
 def turn(file: Path) -> None:

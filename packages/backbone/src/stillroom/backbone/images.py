@@ -1,14 +1,17 @@
 """Decoding images, and preprocessing them as an `InputSpec` says."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from stillroom.backbone.image_files import image_formats
 from stillroom.backbone.spec import InputSpec
 
 
@@ -16,43 +19,119 @@ class BrokenImageError(ValueError):
     """An image file that cannot be decoded."""
 
 
-def load_image(path: Path) -> Image.Image:
-    """Decode one image as 8-bit RGB from any mode (grey, palette, CMYK, 16 bit, transparent over white).
+_BITS, _PHOTOMETRIC, _PLANES, _FORMAT, _BLACK, _WHITE = 258, 262, 284, 339, 340, 341
+# in TIFF 6.0: BitsPerSample, PhotometricInterpretation, PlanarConfiguration, SampleFormat, SMin- and SMaxSampleValue
+_DIM = 16  # an image whose lightest sample is below white / 16 is black to the eye, and to a net
+_TOO_DIM = (
+    "its lightest sample is {high} where white is {white}, so it would be read as black: "
+    "it probably holds 10 or 12 bits in a wider type; scale its samples up to white"
+)
+_ROWS = 256
+_THIN = 32  # ratio of the sides above which an image is cropped before it is resized
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Open an image: its header now, its pixels by `load`; both may raise.
 
     Raises:
-        BrokenImageError: truncated, not an image, or larger than Pillow's decompression limit.
+        BrokenImageError: damaged, not an image, or larger than Pillow's decompression limit.
     """
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be found, not read as grey"
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            image: Image.Image = opened
-            if image.mode.startswith("I;16") or image.mode == "I":
-                return Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                ground = Image.new("RGBA", image.size, "white")
-                return Image.alpha_composite(ground, image).convert("RGB")
-            return image.convert("RGB")
+        with Image.open(path, formats=image_formats()) as opened:
+            yield opened
     except Image.DecompressionBombError as error:
         raise BrokenImageError(
             f"{path} cannot be read as an image: {error}; shrink it, or leave it out (most commands: --on-broken skip)"
         ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise BrokenImageError(f"{path} cannot be read as an image: {error}") from error
+    except Exception as error:  # damaged bytes let Pillow's decoders raise almost any class
+        reason = str(error) or type(error).__name__
+        raise BrokenImageError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def load_image(path: Path) -> Image.Image:
+    """Decode one image (the first of several in a file) as 8-bit RGB from any mode: grey, palette, CMYK, Lab, ...
+
+    What is transparent, wholly or in part, is put on white. Deeper samples are scaled by the range that their file
+    states, see `_scaled`.
+
+    Raises:
+        BrokenImageError: see `open_image`; samples whose range is not known, or that would be read as black.
+    """
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be found, not read as grey"
+    with open_image(path) as opened:
+        deep = ";16" in str(opened.tile[:1])  # of colours with 16 bits, Pillow keeps the upper 8
+        tags = getattr(opened, "tag_v2", {})
+        if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8:
+            raise ValueError("its 16-bit channels lie in separate planes, which Pillow misreads: save them interleaved")
+        opened.load()
+        image: Image.Image = opened
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return Image.fromarray(_scaled(opened)).convert("RGB")
+        if deep and 0 < (high := int(np.asarray(image.convert("RGB")).max())) < 256 // _DIM:
+            raise ValueError(_TOO_DIM.format(high=high << 8, white=65535))
+        if image.mode in ("La", "RGBa"):  # multiplied by alpha
+            image = image.convert(image.mode.upper())
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            ground = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(ground, image).convert("RGB")
+        return image.convert("RGB")
+
+
+def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
+    """Scale grey samples of 16 or 32 bits to 8 bits, from black to white of their type, or of the TIFF tags for both.
+
+    White of an integer type is its largest value (4095 for 12 bits in a TIFF), of floats it is 1.
+
+    Raises:
+        ValueError: a type whose range is not known, samples outside the range, or integers that use so little of it
+            that they would be black: usually 12 bits in 16.
+    """
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    bits, signed = int(tags.get(_BITS, (16,))[0]), tags.get(_FORMAT, (1,))[0] == 2
+    if image.format not in ("PNG", "PPM", "TIFF", "JPEG2000"):
+        raise ValueError(f"nothing says which of its {image.mode} samples is white: save it as PNG")
+    if bits == 32 and not signed and image.mode == "I":
+        values = values.view(np.uint32)  # as which Pillow's int32 were read
+    black, white = 0.0, 1.0 if image.mode == "F" else 2.0 ** (bits - signed) - 1
+    low, high = float(values.min()), float(values.max())
+    if stated := _BLACK in tags and _WHITE in tags:
+        black, white = (float(np.ravel(tags[tag])[0]) for tag in (_BLACK, _WHITE))
+    margin = 1e-6 * (white - black)
+    if not (white > black and black - margin <= low and high <= white + margin):  # not for NaN either
+        raise ValueError(
+            f"its samples are {low:g} to {high:g}, expected {black:g} (black) to {white:g} (white): rescale them, or "
+            f"state their range in the TIFF tags SMinSampleValue and SMaxSampleValue"
+        )
+    if not stated and image.mode != "F" and 0 < high < white / _DIM:
+        raise ValueError(_TOO_DIM.format(high=int(high), white=int(white)))
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for rows in range(0, len(values), _ROWS):  # float64 of few rows at once
+        part = (values[rows : rows + _ROWS] - black) * (255 / (white - black))
+        scaled[rows : rows + _ROWS] = (part + 1e-6).clip(0, 255)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is 0, which Pillow leaves as it is
+        scaled = 255 - scaled
+    if (clear := image.info.get("transparency")) is not None:
+        scaled[values == clear] = 255
+    return scaled
 
 
 def has_exif_orientation(opened: Image.Image) -> bool:
     """Whether an EXIF tag rotates or flips an image: some libraries obey it, others do not. Reads the header only."""
     if opened.format == "PNG" and "exif" not in opened.info:  # it may follow the pixels, where libraries do not look
         return False
-    return opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    try:
+        return opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # noqa: BLE001  # Pillow's parser has no error of its own: a malformed block ends in any class
+        return False
 
 
 class EvaluationView:
     """Resize and centre crop as an `InputSpec` says: PIL image -> uint8 (3, size, size).
 
-    Equal to torchvision's Resize and CenterCrop (v2) to the bit; torchvision takes longer to import than torch.
+    Equal to torchvision's Resize and CenterCrop (v2) to the bit; torchvision takes longer to import than torch. An
+    image whose sides differ by more than a factor of 32 is first cropped to that: 20,000 x 1 px would grow to 4 GiB.
     """
 
     def __init__(self, spec: InputSpec) -> None:
@@ -63,6 +142,9 @@ class EvaluationView:
         width, height = size, size
         if spec.resize == "short side":
             side, short = round(size / spec.crop_fraction), min(image.size)
+            left, top = (max(0, length - _THIN * short) // 2 for length in image.size)
+            if left or top:
+                image = image.crop((left, top, image.width - left, image.height - top))
             width, height = (int(side * length / short) for length in image.size)
         # The channels are last in memory, as Pillow has them: torch then resizes without a copy.
         pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)

@@ -27,17 +27,31 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """The images of a measurement: their folder, number and fingerprint, and how many could not be read."""
+    """The images of a measurement: their folder, number and fingerprint, and how many could not be read.
+
+    Args:
+        left_out: files of the folder that are not among the images, by reason; see `walk`.
+        in_train: images that are training images too, byte for byte; None: not compared.
+    """
 
     path: str
     count: int
     fingerprint: str
     broken: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    in_train: int | None = None
 
     @classmethod
-    def of(cls, files: ImageFiles, broken: int = 0) -> "DatasetRecord":
+    def of(cls, files: ImageFiles, broken: int = 0, in_train: int | None = None) -> "DatasetRecord":
         """The record of image files."""
-        return cls(path=str(files.root), count=len(files), fingerprint=files.fingerprint, broken=broken)
+        return cls(
+            path=str(files.root),
+            count=len(files),
+            fingerprint=files.fingerprint,
+            broken=broken,
+            left_out=files.left_out,
+            in_train=in_train,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """The images that a run trains on, selects weights by, and is tested on."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from stillroom.backbone import ImageFiles, Run, read_labelled
-from stillroom.backbone.image_files import shuffled_by_class
+from stillroom.backbone.image_files import count_shared, shuffled_by_class
 from stillroom.backbone.results import DatasetRecord
 from stillroom.cls_transfer.config import ClassifyConfig, check_sources
 from stillroom.cls_transfer.datasets import Source, Splits, read_task
@@ -18,12 +19,14 @@ class Sets:
         val: images to select weights by; None: the last weights are kept.
         test: test images, read once.
         words: their description, for the protocol id.
+        in_train: by role, how many of the other images are training images too, byte for byte; empty: not compared.
     """
 
     train: ImageFiles
     val: ImageFiles | None
     test: ImageFiles
     words: str
+    in_train: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def by_role(self) -> dict[str, ImageFiles]:
@@ -34,6 +37,12 @@ class Sets:
     def records(self) -> dict[str, DatasetRecord]:
         """The records of the sets, by role; how many images are broken is not known yet."""
         return {role: DatasetRecord.of(files) for role, files in self.by_role.items()}
+
+
+def compare(sets: Sets) -> Sets:
+    """Count the images that are training images too, and warn of them."""
+    others = {role: files for role, files in sets.by_role.items() if role != "train"}
+    return replace(sets, in_train={r: count_shared(sets.train.paths, f.paths, f.root) for r, f in others.items()})
 
 
 def read_sets(config: ClassifyConfig, run: Run) -> Sets:

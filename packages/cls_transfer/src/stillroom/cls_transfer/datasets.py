@@ -12,7 +12,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from stillroom.backbone import ImageFiles, Run, read_labelled
 from stillroom.backbone.atomic import replace_directory
-from stillroom.backbone.image_files import EXTENSIONS, shuffled_by_class
+from stillroom.backbone.image_files import shuffled_by_class, walk
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key
 from stillroom.cls_transfer.config import TaskName
@@ -216,16 +216,23 @@ def _read_caltech(source: Source) -> Splits:
     root = source.data / "256_ObjectCategories"
     if not root.is_dir():
         raise ValueError(f"there is no {root}: unpack 256_ObjectCategories.tar into {source.data}")
-    classes = tuple(sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith(".")))
+    found, left_out = walk(root)
+    by_name: dict[str, list[Path]] = {}
+    for path in found:
+        if path.parent.parent == root:
+            by_name.setdefault(path.parent.name, []).append(path)
+        else:  # 056.dog has a folder of other images
+            left_out["not in a class folder itself"] = left_out.get("not in a class folder itself", 0) + 1
+    classes = tuple(sorted(by_name))
     paths: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):  # no subfolders: 056.dog has one of other images
-        members = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in EXTENSIONS)
+    for label, name in enumerate(classes):
+        members = by_name[name]
         if len(members) <= num_train:
             raise ValueError(f"{root / name} holds {len(members)} images: more than {num_train} are needed")
         paths += members
         labels += [label] * len(members)
-    files = ImageFiles(root, tuple(paths), tuple(labels), classes)
+    files = ImageFiles(root, tuple(paths), tuple(labels), classes, left_out)
     if source.first:
         by_class = {label: [i for i, each in enumerate(labels) if each == label] for label in range(len(classes))}
     else:

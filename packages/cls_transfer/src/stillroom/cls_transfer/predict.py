@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from stillroom.backbone import Run, load_checkpoint, read_unlabelled
+from stillroom.backbone import Run, load_checkpoint
 from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.image_files import from_paths
+from stillroom.backbone.image_files import read_images
 from stillroom.cls_transfer.initial import HEAD
 from stillroom.cls_transfer.metrics import classify
 from stillroom.cls_transfer.model import Classifier
@@ -66,8 +66,7 @@ def predict(
     model, classes = load_classifier(checkpoint)
     if not 1 <= top <= len(classes):
         raise ValueError(f"--top is {top}: {checkpoint} predicts {len(classes)} classes")
-    alone = images.is_file() and images.suffix != ".txt"
-    files = from_paths([images.resolve()]) if alone else read_unlabelled(images)
+    files = read_images(images)
     run = Run.start(device)
     predictions = classify(
         model.to(run.device), files, run, batch_size=batch_size, workers=workers, on_broken=on_broken, label="predict"

@@ -68,7 +68,10 @@ def finish(
         draw_confusion(folder / "confusion.png", predictions.labels, predictions.predicted, classes, title)
         draw_curves(folder / "curves.png", read_metrics(config.out), title)
     broken = {"train": sorted(state.broken), "test": predictions.broken, "val": state.val_broken}
-    datasets = {role: DatasetRecord.of(files, broken=len(broken[role])) for role, files in sets.by_role.items()}
+    datasets = {
+        role: DatasetRecord.of(files, broken=len(broken[role]), in_train=sets.in_train.get(role))
+        for role, files in sets.by_role.items()
+    }
     if sets.val is not None:
         metrics["val_top1"] = state.best.top1
     write_results(

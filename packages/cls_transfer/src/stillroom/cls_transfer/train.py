@@ -14,7 +14,7 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DivergedError, seed_everything
 from stillroom.cls_transfer.augment import build_mixing, build_view
 from stillroom.cls_transfer.config import ClassifyConfig
-from stillroom.cls_transfer.data import Sets, read_sets
+from stillroom.cls_transfer.data import Sets, compare, read_sets
 from stillroom.cls_transfer.initial import HEAD, build_model, load_model
 from stillroom.cls_transfer.metrics import classify
 from stillroom.cls_transfer.model import Classifier, head_tensors
@@ -43,6 +43,7 @@ def prepare(config: ClassifyConfig, run: Run, saved: Path | None) -> Prepared:
         ValueError: bad input, each in one sentence.
     """
     sets = read_sets(config, run)
+    sets = compare(sets) if run.is_main else sets
     TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run)  # does the batch fit the data?
     if saved is not None and saved.exists():
         model = load_model(saved, config)

@@ -91,11 +91,13 @@ class Images:
         root: folder that holds them all.
         rows: the images.
         left_out: one sentence for each box that was left out.
+        in_train: images of a validation split that are training images too, byte for byte; None: not compared.
     """
 
     root: Path
     rows: tuple[AnnotatedImage, ...]
     left_out: tuple[str, ...] = field(default=(), repr=False)
+    in_train: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,7 +112,7 @@ class Images:
             for b in row.boxes
         ]
         fingerprint = sha256(f"{digest} {boxes}".encode()).hexdigest()
-        return DatasetRecord(path=str(self.root), count=len(self.rows), fingerprint=fingerprint)
+        return DatasetRecord(path=str(self.root), count=len(self.rows), fingerprint=fingerprint, in_train=self.in_train)
 
     @property
     def num_boxes(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stillroom.backbone import BrokenImageError
+from stillroom.backbone.image_files import count_shared
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.coco import read_coco
@@ -120,7 +121,7 @@ def _read(
     if train is not None and val is not None:
         pair = _read_coco_pair(train, val, on_bad_box, masks)
         report_left_out(pair)
-        return pair
+        return compare(pair)
     assert data is not None
     match layout:
         case "coco":
@@ -144,6 +145,7 @@ def _read(
                 val=read_voc([ImageList(data / "VOC2007", "test")], VOC_CLASSES, on_bad_box),
             )
     report_left_out(read)
+    read = compare(read)
     if layout not in PUBLISHED:
         return read
     counts = (len(read.train), len(read.val))
@@ -167,6 +169,12 @@ def _read_coco_pair(
     ids = tuple(sorted(names))
     classes = tuple(names[category] for category in ids)
     return DetectionData(classes=classes, category_ids=ids, train=train_images, val=val_images)
+
+
+def compare(data: DetectionData) -> DetectionData:
+    """Count the validation images that are training images too, and warn of them."""
+    train, val = ([row.file for row in images.rows] for images in (data.train, data.val))
+    return replace(data, val=replace(data.val, in_train=count_shared(train, val, data.val.root)))
 
 
 def report_left_out(data: DetectionData) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from stillroom.backbone.image_files import EXTENSIONS
+from stillroom.backbone.image_files import image_suffixes
 from stillroom.det_transfer.annotations import AnnotatedImage, Box, Images, check_boxes, check_files, refuse_duplicates
 from stillroom.det_transfer.config import OnBadBox
 
@@ -144,9 +144,9 @@ def read_image(root: Path, name: str, number: int, classes: Sequence[str]) -> An
             )
         )
     images = root / "JPEGImages"
-    candidates = [form for suffix in (".jpg", *sorted(EXTENSIONS)) for form in (suffix, suffix.upper())]
-    suffixes = [suffix for suffix in candidates if (images / f"{name}{suffix}").is_file()]
-    file = images / f"{name}{suffixes[0] if suffixes else '.jpg'}"
+    suffixes = (".jpg", ".jpeg", ".png", *sorted(image_suffixes()))
+    candidates = (images / f"{name}{form}" for suffix in suffixes for form in (suffix, suffix.upper()))
+    file = next((candidate for candidate in candidates if candidate.is_file()), images / f"{name}.jpg")
     sides = [int(read_number(parsed, f"size/{side}", xml)) for side in ("width", "height")]
     return AnnotatedImage(id=number, file=file, width=sides[0], height=sides[1], boxes=tuple(boxes))
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 
-from stillroom.backbone import ImageFiles, Run, build_backbone, read_unlabelled
+from stillroom.backbone import BrokenImageError, ImageFiles, Run, build_backbone, read_unlabelled
+from stillroom.backbone.images import open_image
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.run_files import read_metrics
@@ -89,9 +89,9 @@ def median_short_side(files: ImageFiles) -> int:
     sides = []
     for path in files.paths[:: math.ceil(len(files) / _SAMPLE)]:
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 sides.append(min(image.size))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        except BrokenImageError:
             continue  # the run itself refuses unreadable images, or names and counts them
     if not sides:
         raise ValueError(f"none of the sampled images of {files.root} can be read, the first is {files.paths[0]}")

@@ -21,6 +21,7 @@ from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import build_head
+from stillroom.backbone.image_files import count_shared
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
@@ -143,6 +144,9 @@ def lacks_figures(config: EvaluationConfig) -> bool:
 
 def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_files: ImageFiles | None) -> FeatureSets:
     """Load the config's one checkpoint, and extract the features of both image sets."""
+    shared: int | None = None
+    if test_files is not None and run.is_main:
+        shared = count_shared(train_files.paths, test_files.paths, test_files.root)
     seed_everything(config.seed)
     (name,) = config.checkpoint
     backbone = load_backbone(name, config.feature).to(run.device)
@@ -168,7 +172,7 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
     assert train is not None, "there is always a TRAIN set"
     datasets = {"train": DatasetRecord.of(train_files, broken=len(train.broken))}
     if test_files is not None and test is not None:
-        datasets["test"] = DatasetRecord.of(test_files, broken=len(test.broken))
+        datasets["test"] = DatasetRecord.of(test_files, broken=len(test.broken), in_train=shared)
     spec = backbone.spec
     parts = [
         f"feature={spec.feature} size={spec.input.size} crop={spec.input.crop_fraction:g}",

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from PIL import Image, UnidentifiedImageError
 from stillroom.backbone import ImageFiles
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.errors import keeps_traceback
+from stillroom.backbone.image_files import count_shared, walk
 from stillroom.backbone.images import has_exif_orientation
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
 
 IGNORED = 255
 """The label of unlabelled pixels."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,27 @@ class MaskedImages:
         config: of the data set, without its pipeline.
         root: folder of the data set.
         pairs: (image, mask) files.
+        left_out: other files of the folder of images, by reason.
+        in_train: images that are training images too, byte for byte; None: not compared.
     """
 
     config: dict[str, Any]
     root: Path
     pairs: Sequence[tuple[Path, Path]]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    in_train: int | None = None
 
     @property
     def record(self) -> DatasetRecord:
         """The record for results.json; its fingerprint covers images and masks."""
         files = ImageFiles(self.root, tuple(file for both in self.pairs for file in both))
-        return DatasetRecord(path=str(self.root), count=len(self.pairs), fingerprint=files.fingerprint)
+        return DatasetRecord(
+            path=str(self.root),
+            count=len(self.pairs),
+            fingerprint=files.fingerprint,
+            left_out=dict(self.left_out),
+            in_train=self.in_train,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +132,7 @@ PUBLISHED: dict[Layout, Published] = {
 
 @DATASETS.register_module()
 class StillroomSegDataset(BaseSegDataset):
-    """Image files ROOT/images/PART of any usual suffix, each with the mask of the same name in ROOT/labels/PART.
+    """Image files ROOT/images/PART, each with the mask of the same name in ROOT/labels/PART.
 
     Args:
         data_root: ROOT.
@@ -151,11 +161,17 @@ def read_data(config: SegmentConfig) -> SegmentationData:
     """
     check_source(config)
     assert config.data is not None
-    return (
+    return compare(
         read_folder(config.data)
         if config.layout == "folder"
         else read_published(config.layout, config.data, config.partial)
     )
+
+
+def compare(data: SegmentationData) -> SegmentationData:
+    """Count the validation images that are training images too, and warn of them."""
+    train, val = ([image for image, _ in part.pairs] for part in (data.train, data.val))
+    return replace(data, val=replace(data.val, in_train=count_shared(train, val, data.val.root)))
 
 
 def read_framework_config(file: Path) -> Config:
@@ -245,7 +261,8 @@ def read_folder(root: Path) -> SegmentationData:
             "part": part,
             "metainfo": {"classes": classes},
         }
-        parts[part] = MaskedImages(config=settings, root=root, pairs=pairs)
+        left_out = walk(root / "images" / part)[1]
+        parts[part] = MaskedImages(config=settings, root=root, pairs=pairs, left_out=left_out)
     return SegmentationData(classes=classes, train=parts["train"], val=parts["val"], words="")
 
 
@@ -282,15 +299,14 @@ def pair(root: Path, part: str) -> list[tuple[Path, Path]]:
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}: {root} needs images/{part} and labels/{part}")
     by_name: dict[str, Path] = {}
-    for file in sorted(f for f in images.rglob("*") if f.suffix.lower() in SUFFIXES):
+    for file in walk(images)[0]:
         name = file.relative_to(images).with_suffix("").as_posix()
         if name in by_name:
             raise ValueError(f"{by_name[name]} and {file} would share one mask: rename one of them")
         by_name[name] = file
-    files = [f for f in masks.rglob("*") if f.suffix.lower() == ".png"]
-    mask_by_name = {f.relative_to(masks).with_suffix("").as_posix(): f for f in files}
+    mask_by_name = {f.relative_to(masks).with_suffix("").as_posix(): f for f in walk(masks, {".png"})[0]}
     if not by_name:
-        raise ValueError(f"{images} holds no image ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{images} holds no image of a format that Pillow decodes")
     if missing := by_name.keys() - mask_by_name.keys():
         raise ValueError(f"{len(missing)} images have no mask in {root} ({part}), the first is {min(missing)}")
     if missing := mask_by_name.keys() - by_name.keys():
