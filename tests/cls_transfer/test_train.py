@@ -669,7 +669,10 @@ def test_legacy_kdep_normalises_cifar100_by_its_own_statistics_and_no_other_task
 ) -> None:
     legacy = PRESETS["legacy-kdep"](checkpoint=config.checkpoint, out=config.out)
     cifar = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-    for task, statistics, words in (("cifar100", cifar, "cifar100-statistics"), ("dtd", ((0, 0, 0), (1, 1, 1)), "not-")):
+    for task, statistics, words in (
+        ("cifar100", cifar, "cifar100-statistics"),
+        ("dtd", ((0, 0, 0), (1, 1, 1)), "not-"),
+    ):
         settings = replace(legacy, tasks=(task,))
         model = build_model(settings, 3)
         assert (model.backbone.spec.input.mean, model.backbone.spec.input.std) == statistics
