@@ -46,10 +46,11 @@ def test_a_folder_loads_in_timm_at_the_size_that_it_states(
         assert (net(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_a_size_that_the_net_does_not_take_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["huggingface", "onnx"])
+def test_a_size_that_the_net_does_not_take_is_refused_and_nothing_is_written(tmp_path: Path, target: Any) -> None:
     save_student(tmp_path / "student", "timm/vit_tiny_patch16_224", 100, depth=1)
     with pytest.raises(ValueError, match=r"takes no images of 100 x 100 px \(.*\): the checkpoint states a size that"):
-        export_file(tmp_path / "student", tmp_path / "hub", target="huggingface")
+        export_file(tmp_path / "student", tmp_path / "hub", target=target)
     assert not list(tmp_path.glob("*hub*"))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.checkpoint import load_checkpoint, load_heads
 from stillroom.backbone.heads import CLASSIFIER
+from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.manifest import CheckpointError, Manifest
 from stillroom.backbone.registry import classifier_prefix
 from stillroom.backbone.spec import BackboneSpec
@@ -38,7 +39,7 @@ def export_file(checkpoint: Path, out: Path, *, target: Target, require_permissi
 
     Raises:
         CheckpointError: unsupported pair of net and target, refused licence, existing file, unknown suffix.
-        ValueError: for `huggingface`, a net that does not take images of the size that it states.
+        ValueError: for `huggingface` and `onnx`, a net that does not take images of the size that it states.
     """
     backbone, manifest = load_checkpoint(checkpoint)
     spec = manifest.backbone
@@ -47,6 +48,9 @@ def export_file(checkpoint: Path, out: Path, *, target: Target, require_permissi
     if require_permissive and not spec.licence.permissive:
         why = "; ".join(spec.licence.restrictions) or f"licence {spec.licence.spdx}"
         raise CheckpointError(f"checkpoint {checkpoint} is not under a permissive licence ({why}): not exported")
+    if target in ("onnx", "huggingface"):  # both are fed before they count as written
+        size = spec.input.size
+        refuse_size(backbone, size, size, "the checkpoint states a size that its net does not take, so import it anew")
     heads, name = set(manifest.heads), spec.name
     left_out: tuple[str, ...] = ()
     match target:

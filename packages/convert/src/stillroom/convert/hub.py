@@ -13,7 +13,6 @@ from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.families.timm import constructor_arguments
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.manifest import CheckpointError
 
 HUB_TOLERANCE = 1e-5
@@ -37,7 +36,6 @@ def write_hub_directory(
     Raises:
         CheckpointError: an input that timm's configuration cannot express, a folder that timm does not load, or other
             features.
-        ValueError: a net that does not take images of the stated size.
     """
     spec = backbone.spec
     image, architecture = spec.input, name.removeprefix("timm/")
@@ -45,7 +43,6 @@ def write_hub_directory(
         raise CheckpointError(
             f"{name} takes {image.channel_order} in {image.value_range}: timm's layout cannot express that"
         )
-    refuse_size(backbone, image.size, image.size, "the checkpoint states a size that its net does not take")
     published = timm.get_pretrained_cfg(architecture)
     config = {
         "architecture": architecture.split(".")[0],
