@@ -1,11 +1,13 @@
 """Folders in timm's hub layout, loaded and fed before they count as written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from stillroom.backbone import Backbone, build_backbone, load_checkpoint, replace_input, save_checkpoint
 from stillroom.backbone.manifest import CheckpointError
@@ -44,6 +46,16 @@ def test_a_folder_loads_in_timm_at_the_size_that_it_states(
     with torch.no_grad():
         expected = backbone.at("after")(images).pooled
         assert (net(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_record_of_a_timm_file_holds_the_arguments_for_the_size_that_it_states(tmp_path: Path) -> None:
+    save_student(tmp_path / "student", "timm/vit_tiny_patch16_224", 96, depth=1)
+    export_file(tmp_path / "student", tmp_path / "vit.safetensors", target="timm")
+    record = json.loads((tmp_path / "vit.safetensors.json").read_text())
+    net = timm.create_model(record["net"].removeprefix("timm/"), **record["arguments"], num_classes=0).eval()
+    net.load_state_dict(load_file(tmp_path / "vit.safetensors"))
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, record["input"]["size"], record["input"]["size"])).shape == (1, 192)
 
 
 @pytest.mark.parametrize("target", ["huggingface", "onnx"])

@@ -81,10 +81,14 @@ def export_file(checkpoint: Path, out: Path, *, target: Target, require_permissi
 
 def _write_record(out: Path, name: str, manifest: Manifest, left_out: tuple[str, ...]) -> None:
     """Write `<out>.json`: input, licence, provenance, and what is left out."""
-    spec = manifest.backbone
+    spec, arguments = manifest.backbone, manifest.backbone.arguments
+    if name.startswith("timm/"):
+        from stillroom.backbone.families.timm import constructor_arguments  # noqa: PLC0415  # timm takes seconds
+
+        arguments = constructor_arguments(name.removeprefix("timm/"), arguments)
     record = {
         "net": name,
-        "arguments": spec.arguments,
+        "arguments": arguments,
         "input": cattrs.unstructure(spec.input),
         "licence": cattrs.unstructure(spec.licence),
         "made_by": cattrs.unstructure(manifest.made_by),
