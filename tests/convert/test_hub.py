@@ -41,7 +41,7 @@ def test_a_folder_loads_in_timm_at_the_size_that_it_states(
     export_file(tmp_path / "student", tmp_path / "hub", target="huggingface")
     net = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     stated = timm.data.resolve_model_data_config(net)["input_size"]
-    assert stated == (3, size, size)
+    assert list(stated) == [3, size, size]
     images = torch.randn(2, *stated)
     with torch.no_grad():
         expected = backbone.at("after")(images).pooled
