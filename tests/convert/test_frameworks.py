@@ -60,8 +60,8 @@ def mmseg() -> Any:
     ("name", "type_"),
     [
         ("torchvision/resnet18", "ResNet"),
-        ("timm/resnet50", "ResNet"),
-        ("timm/resnet50c", "ResNetV1c"),
+        pytest.param("timm/resnet50", "ResNet", marks=pytest.mark.slow),
+        pytest.param("timm/resnet50c", "ResNetV1c", marks=pytest.mark.slow),
         ("torchvision/mobilenet_v2", "MobileNetV2"),
         ("timm/mobilenetv2_100", "MobileNetV2"),
     ],

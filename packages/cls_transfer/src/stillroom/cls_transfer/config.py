@@ -59,8 +59,8 @@ class ClassifyConfig(FineTuneConfig):
     normalise: bool = True
     """Normalise images by the checkpoint's mean and std. Off: mean 0 and std 1, as KDEP's fine-tuning code does."""
     cifar100_statistics: bool = False
-    """Normalise the images of --tasks cifar100, and of no other task, by its own mean (.5071 .4867 .4408) and std
-    (.2675 .2565 .2761), as KDEP's fine-tuning code does; it goes before --normalise."""
+    """Normalise the images of the task cifar100, and of no other, by its own mean (.5071 .4867 .4408) and std
+    (.2675 .2565 .2761), as KDEP's fine-tuning code does, whatever is set for the others."""
     min_scale: float = 0.08
     """Smallest training crop, fraction of the image's area. Try 0.35 where images are small, or few."""
     randaugment: int = 0
