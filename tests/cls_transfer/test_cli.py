@@ -72,7 +72,15 @@ def test_resume_ends_a_run_and_prints_the_same_line(
         ("finetune", {"lrs": (1e-3,), "batch_size": 64, "epochs": 150, "weight_decay": 5e-4, "min_scale": 0.08}),
         (
             "legacy-kdep",
-            {"lrs": (1e-3,), "batch_size": 64, "normalise": False, "choose": "best-on-test", "held_out": 0.0},
+            {
+                "lrs": (1e-3,),
+                "batch_size": 64,
+                "normalise": False,
+                "cifar100_statistics": True,
+                "choose": "best-on-test",
+                "val_every": 5,
+                "held_out": 0.0,
+            },
         ),
         ("scratch", {"lrs": (0.1,), "batch_size": 128, "epochs": 30, "weight_decay": 5e-4, "min_scale": 0.35}),
     ],

@@ -39,10 +39,12 @@ from stillroom.backbone.loaders import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train
 from stillroom.cls_transfer.augment import build_mixing, build_view
+from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.initial import build_model
 from stillroom.cls_transfer.metrics import Predictions
 from stillroom.cls_transfer.model import parameters_by_level
-from stillroom.cls_transfer.record import summary
+from stillroom.cls_transfer.presets import PRESETS
+from stillroom.cls_transfer.record import protocol, summary
 from stillroom.cls_transfer.state import TrainState
 from twins import assert_bit_equal, in_a_process
 
@@ -660,6 +662,30 @@ def test_legacy_feeds_images_as_they_are_and_chooses_on_the_test(config: Classif
         "classification/v2 epochs=1 weights=best-on-test size=16 crop=1 not-normalised"
     )
     assert load_checkpoint(out / "checkpoint")[0].spec.input.mean == (0.0, 0.0, 0.0)
+
+
+def test_legacy_kdep_normalises_cifar100_by_its_own_statistics_and_no_other_task(
+    config: ClassifyConfig, run: Run
+) -> None:
+    legacy = PRESETS["legacy-kdep"](checkpoint=config.checkpoint, out=config.out)
+    cifar = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+    for task, statistics, words in (
+        ("cifar100", cifar, "cifar100-statistics"),
+        ("dtd", ((0, 0, 0), (1, 1, 1)), "not-"),
+    ):
+        settings = replace(legacy, tasks=(task,))
+        model = build_model(settings, 3)
+        assert (model.backbone.spec.input.mean, model.backbone.spec.input.std) == statistics
+        assert words in protocol(settings, read_sets(config, run), model)
+    folders = build_model(replace(legacy, train=config.train, test=config.test), 3)
+    assert folders.backbone.spec.input.mean == (0, 0, 0)
+
+
+def test_legacy_kdep_sees_the_test_images_at_every_fifth_epoch_and_the_last(config: ClassifyConfig) -> None:
+    legacy = PRESETS["legacy-kdep"](checkpoint=config.checkpoint, out=config.out)
+    out = finetune(replace(config, choose=legacy.choose, val_every=legacy.val_every, epochs=8, batch_size=36))
+    assert [line["epoch"] for line in metrics_of(out) if "val_top1" in line] == [1, 6, 8]
+    assert read_results(out).protocol.endswith("weights=best-on-test size=16 crop=1 test-every=5")
 
 
 def test_the_last_weights_are_reported_with_their_own_accuracy(

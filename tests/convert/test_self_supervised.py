@@ -24,8 +24,9 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.families import simclr
 from stillroom.backbone.heads import build_head
-from stillroom.convert.exporting import export_file, write_onnx
+from stillroom.convert.exporting import export_file
 from stillroom.convert.importing import import_file
+from stillroom.convert.onnx import write_onnx
 
 State = dict[str, Tensor]
 R18 = "torchvision/resnet18"

@@ -30,7 +30,10 @@ def test_presets_have_the_schedule_of_their_data_set() -> None:
         schedule = {"voc0712": (18_000, 100, 480), "coco2017": (90_000, 1000, 640), "coco": (90_000, 1000, 640)}
         if name != "smoke":
             assert (config.steps, config.warmup, config.train_sizes[0]) == schedule[config.layout], name
+    voc = PRESETS["legacy-kdep-r18-c4"](checkpoint=("x",), out=Path("x"))
+    assert (voc.neck, voc.legacy, voc.stride_in_1x1) == ("c4", "std-1", True)
     legacy = PRESETS["legacy-kdep-r18-c4-coco"](checkpoint=("x",), out=Path("x"))
+    assert not legacy.stride_in_1x1, "its config for COCO says so"
     assert (legacy.layout, legacy.legacy, legacy.detector, legacy.neck) == ("coco2017", "rgb-mean", "mask-rcnn", "c4")
 
 

@@ -62,6 +62,8 @@ from stillroom.det_transfer.backends.detectron2.user_config import from_records,
 from stillroom.det_transfer.config import check
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
+from stillroom.det_transfer.presets import PRESETS
+from stillroom.det_transfer.record import non_default_settings
 from stillroom.det_transfer.schedule import lr_multiplier
 from twins import assert_bit_equal, in_a_process
 
@@ -707,6 +709,19 @@ def test_gradients_are_clipped_by_their_norm() -> None:
     ClipGradients(net, 0.5).after_backward()
     assert sum(float(parameter.grad.square().sum()) for parameter in net.parameters()) == pytest.approx(0.25, rel=1e-4)
     assert torch.allclose(torch.nn.functional.normalize(net.weight.grad, dim=None), direction)
+
+
+@pytest.mark.parametrize(("preset", "strides"), [("legacy-kdep-r18-c4", (2, 1)), ("legacy-kdep-r18-c4-coco", (1, 2))])
+def test_kdeps_head_has_its_stride_where_the_config_for_the_data_has_it(
+    make: Make, preset: str, strides: tuple[int, int]
+) -> None:
+    """In the first 1x1 convolution, Detectron2's default, on VOC; in the 3x3 one on COCO."""
+    kdeps = PRESETS[preset](checkpoint=("x",), out=Path("x"))
+    config = make(neck="c4", legacy=kdeps.legacy, stride_in_1x1=kdeps.stride_in_1x1)
+    model = instantiate(build_model(config, build_backbone("torchvision/resnet18").spec, 2, synced=False)[0])
+    first = model.roi_heads.res5.stage[0]
+    assert (first.conv1.stride[0], first.conv2.stride[0]) == strides
+    assert ("stride-in-1x1=True" in non_default_settings(config)) == (strides == (2, 1))
 
 
 def test_kdeps_head_ends_in_a_norm() -> None:

@@ -404,6 +404,7 @@ def test_an_image_that_breaks_during_training_is_named(make_config: Make, boxed:
         ({"fpn_norm": "gn"}, "--fpn-dim is 16: --fpn-norm gn needs a multiple of 32"),
         ({"frozen": True, "neck": "c4"}, "--frozen freezes the last stage too, which is the box head under c4"),
         ({"legacy": "std-1"}, "--legacy repeats what KDEP did in Detectron2"),
+        ({"stride_in_1x1": True}, "--stride-in-1x1 is about the bottlenecks of KDEP's C4 head: pass --neck c4 and"),
         ({"framework_config": Path("x.py")}, "--framework-config takes a LazyConfig of Detectron2"),
         ({"batch_size": 64}, "batch size 64 is larger than the data: 9 images"),
         ({"checkpoint": ()}, "--checkpoint is empty: pass at least one"),

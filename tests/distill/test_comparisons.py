@@ -97,9 +97,11 @@ def test_variance_matching_to_channels_takes_the_teachers_own_spreads(features: 
     assert np.abs(ours.std(axis=0) - expected).max() < 1e-4
 
 
-def test_channels_of_largest_variance_and_magnitude_are_chosen(features: Tensor) -> None:
+def test_channels_of_largest_variance_magnitude_and_signed_mean_are_chosen(features: Tensor) -> None:
     x = features.double().numpy()
-    for by, score in (("variance", x.var(axis=0)), ("magnitude", np.abs(x).mean(axis=0))):
+    scores = {"variance": x.var(axis=0), "magnitude": np.abs(x).mean(axis=0), "signed-mean": x.mean(axis=0)}
+    assert len({tuple(np.argsort(score)[-3:]) for score in scores.values()}) == 3, "the three choose differently"
+    for by, score in scores.items():
         chosen = np.sort(np.argsort(score)[::-1][:3])
         ours = fitted(ChannelSelection(by=by), features, 3)(features).numpy()
         assert np.array_equal(ours, features.numpy()[:, chosen])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg  # names of flags
 
@@ -50,13 +50,17 @@ class ClassifyConfig(FineTuneConfig):
     """Weights to keep: best: of the epoch with the best top-1 on the held-out images. last: of the last epoch.
     best-on-test: of the epoch with the best top-1 on the test images, as KDEP's code does."""
     val_every: int = 1
-    """Epochs between two validations on the held-out images."""
+    """Epochs between two validations on the held-out images, with the last epoch in any case. best-on-test counts as
+    KDEP's code does, from the first epoch on: 1, 6, 11, ... at 5."""
     size: int | None = None
     """Input side, pixels. None: the checkpoint's."""
     crop_fraction: float | None = None
     """Side of the evaluation crop over that of the resized image, (0, 1]. None: the checkpoint's."""
     normalise: bool = True
     """Normalise images by the checkpoint's mean and std. Off: mean 0 and std 1, as KDEP's fine-tuning code does."""
+    cifar100_statistics: bool = False
+    """Normalise the images of the task cifar100, and of no other, by its own mean (.5071 .4867 .4408) and std
+    (.2675 .2565 .2761), as KDEP's fine-tuning code does, whatever is set for the others."""
     min_scale: float = 0.08
     """Smallest training crop, fraction of the image's area. Try 0.35 where images are small, or few."""
     randaugment: int = 0
@@ -100,6 +104,22 @@ class ClassifyConfig(FineTuneConfig):
         """The base learning rate of a single run."""
         (lr,) = self.lrs
         return lr
+
+
+CIFAR100_INPUT = {
+    "mean": (0.5071, 0.4867, 0.4408),
+    "std": (0.2675, 0.2565, 0.2761),
+    "value_range": (0.0, 1.0),
+    "channel_order": "rgb",
+}
+"""CIFAR-100's mean and std in KDEP's fine-tuning code."""
+
+
+def fixed_input(config: ClassifyConfig) -> dict[str, Any]:
+    """The fields of the input that a single run states itself, whatever the checkpoint's are."""
+    if config.cifar100_statistics and config.tasks == ("cifar100",):
+        return CIFAR100_INPUT
+    return {} if config.normalise else {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 AXES: Axes = {

@@ -7,7 +7,7 @@ from torch import nn
 from stillroom.backbone import load_checkpoint, load_heads, replace_input
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.initial import initial_backbone, refuse_size
-from stillroom.cls_transfer.config import ClassifyConfig
+from stillroom.cls_transfer.config import ClassifyConfig, fixed_input
 from stillroom.cls_transfer.model import Classifier, build_layers
 
 HEAD = "classifier"
@@ -22,8 +22,7 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Classifier:
     """
     backbone = initial_backbone(config.name, config.like, config.seed)
     backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
-    if not config.normalise:
-        backbone = replace_input(backbone, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    backbone = replace_input(backbone, **fixed_input(config))
     refuse_size(backbone, backbone.spec.input.size, backbone.spec.input.size, "pass another --size")
     return Classifier(backbone, build_layers(backbone.spec.dim, num_classes, config.hidden), freeze=config.freeze)
 

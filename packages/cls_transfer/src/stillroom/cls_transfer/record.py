@@ -12,7 +12,7 @@ from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent, read_results
 from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import inherit_licence
-from stillroom.cls_transfer.config import UNIONS, ClassifyConfig
+from stillroom.cls_transfer.config import CIFAR100_INPUT, UNIONS, ClassifyConfig, fixed_input
 from stillroom.cls_transfer.data import Sets
 from stillroom.cls_transfer.initial import HEAD
 from stillroom.cls_transfer.metrics import Predictions
@@ -99,7 +99,8 @@ def finish(
 
 def protocol(config: ClassifyConfig, sets: Sets, model: Classifier) -> str:
     """The versioned protocol id: training images, epochs, selection of the weights, input of the net."""
-    spec = model.backbone.spec.input
+    spec, fixed = model.backbone.spec.input, fixed_input(config)
+    normalised_by = "cifar100-statistics" if fixed == CIFAR100_INPUT else "not-normalised"
     selection = config.choose if sets.val is not None else "last"
     parts = [
         PROTOCOL,
@@ -107,7 +108,8 @@ def protocol(config: ClassifyConfig, sets: Sets, model: Classifier) -> str:
         f"epochs={config.epochs} weights={selection}{' average' if config.ema else ''}",
         f"freeze={config.freeze}" if config.freeze else "",
         f"size={spec.size} crop={spec.crop_fraction:g}",
-        "" if config.normalise else "not-normalised",
+        normalised_by if fixed else "",
+        f"test-every={config.val_every}" if config.choose == "best-on-test" and config.val_every > 1 else "",
     ]
     return " ".join(part for part in parts if part)
 

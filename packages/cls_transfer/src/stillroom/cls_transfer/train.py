@@ -116,7 +116,8 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
         # After an epoch, validate on the held-out images, and keep the weights if they are the best so far.
         if sets.val is not None and step % per_epoch == 0:
             epoch = step // per_epoch
-            if epoch % config.val_every == 0 or step == last:
+            counted = epoch - 1 if config.choose == "best-on-test" else epoch  # KDEP's code counts from 0
+            if counted % config.val_every == 0 or step == last:
                 validate(config, run, directory, sets, state, progress, epoch)
         # A state to resume from.
         if step % config.save_every == 0 or step == last:

@@ -1,6 +1,7 @@
 """`stillroom-checkpoint import | export`: backbone finds both as entry points of `stillroom.checkpoint`."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,17 +67,20 @@ class Export:
     checkpoint: Positional[Path]
     """Checkpoint directory."""
     to: Target
-    """Project whose key names to write, or format: huggingface is timm's hub layout."""
+    """Project whose key names to write, or format: huggingface is timm's hub layout; mmsegmentation and detectron2
+    write the body for a config of your own there, and the lines of config for it beside the file."""
     out: Path
-    """File to write: .safetensors or .pth, .onnx for onnx, a folder for huggingface. OUT.json beside it holds input
-    and licence."""
+    """File to write: .safetensors or .pth, .onnx for onnx, a folder for huggingface, .pth for mmsegmentation and
+    detectron2. OUT.json beside it holds input, licence and what is left out."""
     require_permissive: bool = False
     """Refuse weights that are not under a permissive licence."""
 
     def run(self) -> None:
         from stillroom.convert.exporting import export_file
 
-        export_file(self.checkpoint, self.out, target=self.to, require_permissive=self.require_permissive)
+        left_out = export_file(self.checkpoint, self.out, target=self.to, require_permissive=self.require_permissive)
+        for sentence in left_out:
+            print(f"note: {sentence}", file=sys.stderr)
         print(self.out)
 
 

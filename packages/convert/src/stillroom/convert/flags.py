@@ -5,5 +5,8 @@ from typing import Literal
 Source = Literal["torchvision", "timm", "kdep", "simreg", "moco", "swav", "dino", "efficientnet-lite"]
 """The project whose key names an imported file uses."""
 
-Target = Literal["torchvision", "timm", "huggingface", "onnx"]
+Framework = Literal["mmsegmentation", "detectron2"]
+"""A framework for segmentation or detection, whose own net a backbone is exported to."""
+
+Target = Literal["torchvision", "timm", "huggingface", "onnx", "mmsegmentation", "detectron2"]
 """The project whose key names, or the format, to export to."""

@@ -2,12 +2,17 @@
 
 from stillroom.backbone.keys import Rule
 
+# A KDEP `.seg` file, a student converted for its segmentation code: the net's names are bare, those of its
+# normalisation are as in the file that it was made of.
+KDEP_SEG = (Rule(r"(?!module\.)(.*)", r"\1"),)
+
 # KDEP files were written by the robustness library (Engstrom et al., 2019): the net is under module.model, a second
 # time under module.attacker.model, and the input normalisation beside both.
 ROBUSTNESS = (
     Rule(r"module\.attacker\..*", None),
     Rule(r"module\.normalizer\.(new_mean|new_std)", r"normalizer.\1"),
     Rule(r"module\.model\.(?:model\.)?(.*)", r"\1"),
+    *KDEP_SEG,
 )
 
 # KDEP's MobileNet-V2 (each block's layers in one flat Sequential, the last 1x1 convolution outside `features`) in

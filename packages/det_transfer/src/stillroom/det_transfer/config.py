@@ -65,6 +65,9 @@ class DetectConfig(FineTuneConfig):
     legacy: Legacy = "none"
     """Repeat KDEP's code: under c4 a head of three bottlenecks and one extra norm. rgb-mean: mean and std in RGB order
     on BGR images; std-1: BGR mean, std 1."""
+    stride_in_1x1: bool = False
+    """Place the stride of KDEP's C4 head in its first 1x1 convolution, as Detectron2's default and KDEP's runs on VOC
+    do. Off: in the 3x3 convolution, as torchvision does and KDEP's runs on COCO."""
     fpn_dim: int = 256
     """Channels of the pyramid."""
     fpn_norm: FpnNorm = "none"
@@ -134,6 +137,8 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         raise ValueError("--frozen freezes the last stage too, which is the box head under c4: pass --neck fpn")
     if config.legacy != "none" and config.backend != "detectron2":
         raise ValueError("--legacy repeats what KDEP did in Detectron2: pass --backend detectron2")
+    if config.stride_in_1x1 and (config.legacy == "none" or config.neck != "c4"):
+        raise ValueError("--stride-in-1x1 is about the bottlenecks of KDEP's C4 head: pass --neck c4 and --legacy")
     if config.framework_config is not None and config.backend != "detectron2":
         raise ValueError("--framework-config takes a LazyConfig of Detectron2: pass --backend detectron2")
     if config.framework_config is not None:

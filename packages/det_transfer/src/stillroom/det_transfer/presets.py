@@ -53,13 +53,18 @@ def legacy_kdep_r18_c4(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfi
     """KDEP's Faster R-CNN of ResNet-18, C4, on VOC 2007 and 2012, with its quirks: to compare with its numbers.
 
     The box head is three bottlenecks, which ResNet-18 does not have: 23 of their 50 tensors match one of its tensors in
-    name and shape. An extra norm follows them. Images are BGR, minus the mean, with a standard deviation of 1.
+    name and shape. Their stride is in the first 1x1 convolution, Detectron2's default, which KDEP's config for VOC
+    leaves; ResNet-18's own blocks have no 1x1 convolution there. An extra norm follows. Images are BGR, minus the mean,
+    with a standard deviation of 1.
     """
-    return DetectConfig(checkpoint=checkpoint, out=out, neck="c4", legacy="std-1", **VOC0712)
+    return DetectConfig(checkpoint=checkpoint, out=out, neck="c4", legacy="std-1", stride_in_1x1=True, **VOC0712)
 
 
 def legacy_kdep_r18_c4_coco(*, checkpoint: tuple[str, ...], out: Path) -> DetectConfig:
-    """KDEP's Mask R-CNN of ResNet-18, C4, on COCO 2017: BGR images minus RGB means; otherwise legacy-kdep-r18-c4."""
+    """KDEP's Mask R-CNN of ResNet-18, C4, on COCO 2017; otherwise legacy-kdep-r18-c4.
+
+    BGR images minus RGB means, over RGB standard deviations; the head's stride is in its 3x3 convolutions.
+    """
     return DetectConfig(
         checkpoint=checkpoint, out=out, detector="mask-rcnn", neck="c4", legacy="rgb-mean", layout="coco2017"
     )

@@ -111,7 +111,7 @@ def protocol(config: DetectConfig, data: DetectionData) -> str:
 def non_default_settings(config: DetectConfig) -> list[str]:
     """The settings of the recipe and the data that are not at their defaults, for the protocol id."""
     defaults = {field.name: field.default for field in fields(config)}
-    names = ("fpn_dim", "box_dim", "anchor_scale", "max_size", "keep_empty", "on_bad_box")
+    names = ("fpn_dim", "box_dim", "anchor_scale", "max_size", "keep_empty", "on_bad_box", "stride_in_1x1")
     values = {name: getattr(config, name) for name in names}
     return [f"{name.replace('_', '-')}={value}" for name, value in values.items() if value != defaults[name]]
 

@@ -16,12 +16,13 @@ class SelectedChannels(nn.Module):
     Args:
         feature_dim: D.
         dim: d.
-        by: `variance`, `magnitude` (mean absolute value) or `random`.
+        by: `variance`, `magnitude` (mean absolute value), `signed-mean` or `random`.
 
     Attributes:
         channels_: (d,) indices of the channels, ascending.
 
-    Reference: KDEP (He et al., CVPR 2022), section 4.4, "channel selection".
+    Reference: KDEP (He et al., CVPR 2022), section 4.4, "channel selection"; its released code ranks "magnitude" by the
+    signed mean, which differs where a feature is read before the last activation.
     """
 
     channels_: Tensor
@@ -35,7 +36,13 @@ class SelectedChannels(nn.Module):
 
     def fit(self, moments: Moments) -> "SelectedChannels":
         """Select the channels by their statistics; random ones are drawn at construction and need no fit."""
-        scores = moments.covariance.diagonal() if self.by == "variance" else moments.magnitude
+        match self.by:
+            case "variance":
+                scores = moments.covariance.diagonal()
+            case "signed-mean":
+                scores = moments.mean
+            case _:
+                scores = moments.magnitude
         order = scores.argsort(descending=True)
         self.channels_ = order[: len(self.channels_)].sort().values.to(self.channels_.device)
         return self

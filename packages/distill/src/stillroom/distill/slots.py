@@ -137,8 +137,9 @@ class SvdVarianceMatching(Svd):
 class ChannelSelection:
     """Some of the teacher's channels, unchanged."""
 
-    by: Literal["variance", "magnitude", "random"] = "variance"
-    """The channels of largest variance, of largest mean absolute value, or random ones."""
+    by: Literal["variance", "magnitude", "signed-mean", "random"] = "variance"
+    """The channels of largest variance, of largest mean absolute value (magnitude), of largest mean (signed-mean: what
+    KDEP's released code calls magnitude), or random ones."""
     dim: int | None = None
     """Number of channels; None: the student's width."""
 

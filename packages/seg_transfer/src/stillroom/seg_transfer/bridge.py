@@ -15,13 +15,12 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from stillroom.backbone import BackboneSpec, build_backbone
-from stillroom.backbone.bridge import UNUSED, Bridge, assert_same
+from stillroom.backbone.bridge import Bridge, assert_same
 from stillroom.backbone.errors import keeps_traceback
+from stillroom.backbone.frameworks import segmentation_net
 from stillroom.backbone.keys import Rule
 from stillroom.seg_transfer.nets import Atrous
 
-RESNETS = (18, 34, 50, 101, 152)
-DEEP_STEM = {"timm/resnet50c": 50}
 OTHER_LAYERS = {
     "style": "pytorch",
     "avg_down": False,
@@ -31,40 +30,6 @@ OTHER_LAYERS = {
     "plugins": None,
 }
 """Settings that make MMSegmentation's ResNet another net under the same names, with the values that ours has."""
-_STAGES = (1, 2, 3, 4, 3, 3, 1)  # blocks of MobileNet-V2's stages
-
-_SAME = (Rule(r"((?:conv1|bn1|layer[1-4])\..*)", r"\1"),)
-
-_DEEP_STEM = (Rule(r"conv1\.(\d)\.(.*)", r"stem.\1.\2"), Rule(r"bn1\.(.*)", r"stem.7.\1"), *_SAME)
-
-
-def _torchvision_mobilenet_v2() -> tuple[Rule, ...]:
-    """Map `features.N.conv.K` to `layerS.B.conv.K.conv|bn`; features.18, the last 1x1 convolution, is kept aside."""
-    rules = [Rule(r"features\.0\.0\.(.*)", r"conv1.conv.\1"), Rule(r"features\.0\.1\.(.*)", r"conv1.bn.\1")]
-    number = 1
-    for stage, blocks in enumerate(_STAGES, start=1):
-        for block in range(blocks):
-            theirs, ours = f"layer{stage}.{block}.conv", rf"features\.{number}\.conv"
-            groups = 1 if number == 1 else 2  # the first block does not expand
-            for k in range(groups):
-                rules.append(Rule(rf"{ours}\.{k}\.0\.(.*)", rf"{theirs}.{k}.conv.\1"))
-                rules.append(Rule(rf"{ours}\.{k}\.1\.(.*)", rf"{theirs}.{k}.bn.\1"))
-            rules.append(Rule(rf"{ours}\.{groups}\.(.*)", rf"{theirs}.{groups}.conv.\1"))
-            rules.append(Rule(rf"{ours}\.{groups + 1}\.(.*)", rf"{theirs}.{groups}.bn.\1"))
-            number += 1
-    return (*rules, Rule(rf"(features\.{number}\..*)", rf"{UNUSED}\1"))
-
-
-def _timm_mobilenet_v2() -> tuple[Rule, ...]:
-    """Map `blocks.S.B.conv_pw`, `conv_dw`, `conv_pwl` to `layerS.B.conv.K.conv|bn`; conv_head, its norm stay aside."""
-    rules = [Rule(r"conv_stem\.(.*)", r"conv1.conv.\1"), Rule(r"bn1\.(.*)", r"conv1.bn.\1")]
-    for stage in range(len(_STAGES)):
-        layers = ("conv_dw", "conv_pw") if stage == 0 else ("conv_pw", "conv_dw", "conv_pwl")
-        for k, layer in enumerate(layers):
-            theirs = rf"layer{stage + 1}.\1.conv.{k}"
-            rules.append(Rule(rf"blocks\.{stage}\.(\d)\.{layer}\.(.*)", rf"{theirs}.conv.\2"))
-            rules.append(Rule(rf"blocks\.{stage}\.(\d)\.bn{k + 1}\.(.*)", rf"{theirs}.bn.\2"))
-    return (*rules, Rule(r"((?:conv_head|bn2)\..*)", rf"{UNUSED}\1"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,26 +63,20 @@ def build_bridge(
     Raises:
         ValueError: a net that cannot be dilated in this way, or has no levels.
     """
-    library, _, short = spec.name.partition("/")
-    short = short.split(".")[0]
-    standard = not spec.arguments
     native: dict[str, Any] = {"output_stride": output_stride, "frozen": frozen}
     if output_stride not in (8, 16, 32):
         raise ValueError(f"--output-stride is {output_stride}: 8, 16 or 32 pixels")
-    if atrous == "second" and (short not in ("resnet18", "resnet34") or output_stride != 8 or not standard):
+    net = segmentation_net(spec)
+    if atrous == "second" and (net is None or net.arguments.get("depth") not in (18, 34) or output_stride != 8):
         raise ValueError(
             f"--atrous second is KDEP's PSPNet of ResNet-18 at stride 8, not {spec.name} at {output_stride}"
         )
-    if standard and library in ("torchvision", "timm") and short in {f"resnet{depth}" for depth in RESNETS}:
-        config = {"type": "StillroomResNet", "depth": int(short[6:]), **native, "atrous": atrous}
-        return _bridge(spec, config, _SAME, output_stride)
-    if standard and f"{library}/{short}" in DEEP_STEM:
-        config = {"type": "StillroomResNetV1c", "depth": DEEP_STEM[f"{library}/{short}"], **native}
-        return _bridge(spec, config, _DEEP_STEM, output_stride)
-    if standard and spec.name == "torchvision/mobilenet_v2":
-        return _bridge(spec, _mobilenet(native), _torchvision_mobilenet_v2(), output_stride)
-    if standard and library == "timm" and short == "mobilenetv2_100":
-        return _bridge(spec, _mobilenet(native), _timm_mobilenet_v2(), output_stride)
+    if net is not None:
+        config = {"type": f"Stillroom{net.type}", **net.arguments, **native}
+        config |= {"atrous": atrous} if net.type == "ResNet" else {}
+        strides = tuple(min(level.stride, output_stride) for level in spec.levels)
+        channels = tuple(level.channels for level in spec.levels)
+        return SegBridge(spec=spec, rules=net.rules, config=config, channels=channels, strides=strides)
     if not spec.levels:
         raise ValueError(f"{spec.name} has no levels: a segmentation head needs feature maps")
     return _wrapped(spec, output_stride, frozen)
@@ -148,16 +107,6 @@ def adopt_bridge(spec: BackboneSpec, config: Mapping[str, Any]) -> SegBridge:
     if actual != expected:
         raise ValueError(f"{spec.name} fits MMSegmentation's {expected}, the config's backbone is {kind}")
     return replace(bridge, config=dict(config))
-
-
-def _mobilenet(native: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "StillroomMobileNetV2", "out_indices": (1, 2, 4, 6), **native}
-
-
-def _bridge(spec: BackboneSpec, config: dict[str, Any], rules: tuple[Rule, ...], output_stride: int) -> SegBridge:
-    strides = tuple(min(level.stride, output_stride) for level in spec.levels)
-    channels = tuple(level.channels for level in spec.levels)
-    return SegBridge(spec=spec, rules=rules, config=config, channels=channels, strides=strides)
 
 
 def _wrapped(spec: BackboneSpec, output_stride: int, frozen: bool) -> SegBridge:

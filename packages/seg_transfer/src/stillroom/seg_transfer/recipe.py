@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from stillroom.backbone import InputSpec
+from stillroom.backbone.frameworks import pixel_statistics
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import IGNORED, SegmentationData
@@ -161,12 +162,11 @@ def build_test(config: SegmentConfig) -> dict[str, Any]:
 
 def build_preprocessor(spec: InputSpec, crop: int, divisor: int) -> dict[str, Any]:
     """Build the preprocessor: the checkpoint's mean and std on 0 to 255, its channel order (MMCV reads BGR), sizes."""
-    low, high = spec.value_range
-    unit = 255 / (high - low)
+    mean, std = pixel_statistics(spec)
     return {
         "type": "SegDataPreProcessor",
-        "mean": [unit * (value - low) for value in spec.mean],
-        "std": [unit * value for value in spec.std],
+        "mean": mean,
+        "std": std,
         "bgr_to_rgb": spec.channel_order == "rgb",
         "pad_val": 0,
         "seg_pad_val": IGNORED,

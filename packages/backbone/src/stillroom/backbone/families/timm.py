@@ -30,9 +30,7 @@ def list_names() -> list[str]:
 
 def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, nn.Module | None]:
     """Build and open timm's `name`, and its classifier if any; ValueError if weights or class are not supported."""
-    architecture = name.split(".")[0]
-    if timm.models.is_model_in_modules(architecture, ["vision_transformer"]):
-        arguments = {"dynamic_img_size": True, **arguments}
+    arguments = constructor_arguments(name, arguments)
     if pretrained and not timm.get_pretrained_cfg(name).has_weights:
         raise ValueError(f"timm has no published weights for {name}: pass random:timm/{name} or a checkpoint")
     net = timm.create_model(name, pretrained=pretrained, **arguments)
@@ -55,6 +53,12 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Opene
         **tail,
     )
     return opened, classifier if isinstance(classifier, nn.Linear) else None
+
+
+def constructor_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that timm gets for `name`: its ViTs are built for images of any size."""
+    any_size = timm.models.is_model_in_modules(name.split(".")[0], ["vision_transformer"])
+    return {"dynamic_img_size": True, **arguments} if any_size else arguments
 
 
 def published(name: str) -> tuple[InputSpec, Licence]:

@@ -24,7 +24,8 @@ from detectron2.modeling.roi_heads import (
 from omegaconf import DictConfig
 
 from stillroom.backbone import BackboneSpec
-from stillroom.backbone.bridge import Bridge
+from stillroom.backbone.bridge import UNUSED, Bridge
+from stillroom.backbone.frameworks import detectron2_rules, native_depth, pixel_statistics
 from stillroom.backbone.keys import Rule
 from stillroom.det_transfer.backends.detectron2.nets import (
     PATCH,
@@ -32,8 +33,6 @@ from stillroom.det_transfer.backends.detectron2.nets import (
     OneMoreLevel,
     PaddedPyramid,
     StillroomBackbone,
-    native_depth,
-    resnet_rules,
 )
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.freeze import frozen_part
@@ -137,7 +136,7 @@ def build_pyramid(config: DetectConfig, spec: BackboneSpec, norm: str) -> tuple[
         features = [f"res{level_number(stride)}" for stride in strides]
         bottom_up = describe_resnet(depth, norm, features)
         bottom_up.freeze_at = FREEZE_ALL if config.frozen else 0
-        rules = resnet_rules("backbone.bottom_up.", None, norm == "FrozenBN")
+        rules = detectron2_rules("backbone.bottom_up.", None, norm == "FrozenBN")
         bridge = Bridge(spec=spec, rules=rules, prefixes=("backbone.bottom_up.",))
     last = f"p{level_number(strides[-1])}"
     fpn_norm = "GN" if config.fpn_norm == "gn" else ""
@@ -167,7 +166,7 @@ def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: s
     num_blocks = {18: 2, 34: 3, 50: 3, 101: 3, 152: 3}[depth]
     stage: dict[str, Any] = {"in_channels": level.channels, "out_channels": dim, "norm": norm}
     if legacy or depth >= 50:
-        stage |= {"block_class": BottleneckBlock, "bottleneck_channels": 512, "stride_in_1x1": False}
+        stage |= {"block_class": BottleneckBlock, "bottleneck_channels": 512, "stride_in_1x1": config.stride_in_1x1}
         num_blocks = 3
     else:
         stage |= {"block_class": BasicBlock}
@@ -195,8 +194,11 @@ def build_c4(config: DetectConfig, spec: BackboneSpec, num_classes: int, norm: s
         **normalization(config, spec),
     )
     head = "roi_heads.res5.stage." if legacy else "roi_heads.res5."
-    rules = resnet_rules("backbone.", head, norm == "FrozenBN", legacy)
-    fresh = r"roi_heads\.res5\.stage\.(?:2\..*|\d\.conv3\..*|\d\.conv1\.weight)" if legacy else None
+    rules = detectron2_rules("backbone.", head, norm == "FrozenBN")
+    fresh = None
+    if legacy:  # ResNet-18's blocks have no third convolution, and their first is 3x3
+        rules = (Rule(r"(layer4\.\d+\.conv1\.weight)", rf"{UNUSED}\1"), *rules)
+        fresh = r"roi_heads\.res5\.stage\.(?:2\..*|\d\.conv3\..*|\d\.conv1\.weight)"
     return model, Bridge(spec=spec, rules=rules, prefixes=("backbone.", head), excluded=fresh)
 
 
@@ -307,10 +309,5 @@ def normalization(config: DetectConfig, spec: BackboneSpec) -> dict[str, Any]:
         return {"pixel_mean": list(BGR_MEAN), "pixel_std": [1.0, 1.0, 1.0], "input_format": "BGR"}
     if config.legacy == "rgb-mean":
         return {"pixel_mean": list(RGB_MEAN), "pixel_std": list(RGB_STD), "input_format": "BGR"}
-    low, high = spec.input.value_range
-    unit = 255 / (high - low)
-    return {
-        "pixel_mean": [unit * (value - low) for value in spec.input.mean],
-        "pixel_std": [unit * value for value in spec.input.std],
-        "input_format": spec.input.channel_order.upper(),
-    }
+    mean, std = pixel_statistics(spec.input)
+    return {"pixel_mean": mean, "pixel_std": std, "input_format": spec.input.channel_order.upper()}

@@ -13,13 +13,10 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from stillroom.backbone import BackboneSpec, build_backbone
-from stillroom.backbone.bridge import UNUSED
-from stillroom.backbone.keys import Rule
+from stillroom.backbone import build_backbone
 from stillroom.det_transfer.freeze import FreezableModule, FrozenPart, sync_norms
 from stillroom.det_transfer.levels import level_number
 
-DEPTHS = (18, 34, 50, 101, 152)
 PATCH = "patch"
 """Name of the map that a net of one stride gives."""
 
@@ -129,39 +126,6 @@ class ExtraNorm(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.norm(self.stage(maps))
-
-
-def native_depth(spec: BackboneSpec) -> int | None:
-    """The depth of Detectron2's ResNet that has the same layers, or None."""
-    library, _, short = spec.name.partition("/")
-    short = short.split(".")[0]
-    plain = library in ("torchvision", "timm") and not spec.arguments
-    return next((depth for depth in DEPTHS if plain and short == f"resnet{depth}"), None)
-
-
-def resnet_rules(body: str, head: str | None, frozen: bool, legacy: bool = False) -> tuple[Rule, ...]:
-    """Key rules from torchvision's names to Detectron2's.
-
-    Args:
-        body: prefix of the net in the model, with a dot.
-        head: prefix of its last stage, with a dot; None: it is in the body.
-        frozen: whether the norms are frozen; then they have no batch counters, which are put aside.
-        legacy: whether the head is made of bottlenecks, whose first convolutions do not fit.
-    """
-    last = "layer4" if head is not None else None
-    rules = [Rule(r"(.*\.num_batches_tracked)", rf"{UNUSED}\1")] if frozen else []
-    if legacy:
-        rules.append(Rule(r"(layer4\.\d+\.conv1\.weight)", rf"{UNUSED}\1"))
-    rules += [Rule(r"conv1\.weight", f"{body}stem.conv1.weight"), Rule(r"bn1\.(.*)", rf"{body}stem.conv1.norm.\1")]
-    for stage in range(1, 5):
-        prefix = head if f"layer{stage}" == last else f"{body}res{stage + 1}."
-        rules += [
-            Rule(rf"layer{stage}\.(\d+)\.conv(\d)\.weight", rf"{prefix}\1.conv\2.weight"),
-            Rule(rf"layer{stage}\.(\d+)\.bn(\d)\.(.*)", rf"{prefix}\1.conv\2.norm.\3"),
-            Rule(rf"layer{stage}\.(\d+)\.downsample\.0\.weight", rf"{prefix}\1.shortcut.weight"),
-            Rule(rf"layer{stage}\.(\d+)\.downsample\.1\.(.*)", rf"{prefix}\1.shortcut.norm.\2"),
-        ]
-    return tuple(rules)
 
 
 def boxes_in_float32(model: nn.Module) -> None:

@@ -23,11 +23,12 @@ from stillroom.backbone import BackboneSpec, Run, build_backbone
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.bridge import UNUSED, Bridge
 from stillroom.backbone.errors import keeps_traceback
+from stillroom.backbone.frameworks import detectron2_rules, native_depth
 from stillroom.backbone.image_files import from_paths
 from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import AnnotatedImage, Box, Images, encode_mask
-from stillroom.det_transfer.backends.detectron2.nets import StillroomBackbone, native_depth, resnet_rules
+from stillroom.det_transfer.backends.detectron2.nets import StillroomBackbone
 from stillroom.det_transfer.backends.detectron2.recipe import initial_file
 from stillroom.det_transfer.backends.detectron2.saved import load_lazy_config
 from stillroom.det_transfer.config import DetectConfig
@@ -109,7 +110,7 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
         )
     c4 = isinstance(getattr(parts, "roi_heads", None), Res5ROIHeads)
     head = "roi_heads.res5." if c4 else None
-    rules, model_names = resnet_rules(prefix, head, frozen=False), set(model.state_dict())
+    rules, model_names = detectron2_rules(prefix, head), set(model.state_dict())
     prefixes = (prefix, head) if head else (prefix,)
     return Bridge(spec=spec, rules=(*counter_rules(spec, rules, model_names), *rules), prefixes=prefixes)
 
