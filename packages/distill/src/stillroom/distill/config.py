@@ -103,6 +103,8 @@ class DistillConfig:
     head: HeadConfig = field(default_factory=NoHead)
     keep_head: bool = False
     """Save the trained heads beside the student, in heads.safetensors."""
+    keep_every: int = 0
+    """Also keep the student of every Nth epoch, as the checkpoint OUT/student@EPOCH; 0: of none."""
     distance: Distance = field(default_factory=Mse)
     dense: Dense = field(default_factory=Dense)
     epochs: int = 90
@@ -175,9 +177,11 @@ def check_settings(config: DistillConfig, has_knn: bool) -> None:
         ValueError: with the first problem, in one sentence.
     """
     at_least(config, 1, "epochs", "batch_size", "log_every", "save_every")
-    at_least(config, 0, "lr", "loss_weight", "weight_decay", "workers", "seed")
+    at_least(config, 0, "lr", "loss_weight", "weight_decay", "workers", "seed", "keep_every")
     at_least(config.dense, 0, "weight", prefix="dense.")
     within(config, 0, 1, "ema", ends="[)")
+    if config.keep_every > config.epochs:
+        raise ValueError(f"--keep-every is {config.keep_every}: of {config.epochs} epochs none would be kept")
     if config.monitor.knn is not None and not has_knn:
         raise ValueError(
             "--monitor.knn needs stillroom-eval-ssl: run tools/distill.py with it installed, or pass knn= to distill()"
