@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import refuse_missing_folder, refuse_missing_images
@@ -53,6 +54,9 @@ class Cache:
     outputs: always store the teacher's outputs, for any student."""
     dtype: Literal["float16", "float32"] = "float16"
     """Number format of the stored values."""
+    features: Path | None = None
+    """Fill the cache from this file (SimReg's --teacher_feats: a torch file of image file name -> vector), not by the
+    teacher; needs --cache.views 1, teacher-view:fixed-view and one teacher. None: the teacher fills it."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "views", prefix="cache.")
@@ -186,6 +190,13 @@ def check_settings(config: DistillConfig, has_knn: bool) -> None:
         raise ValueError(
             "--monitor.knn needs stillroom-eval-ssl: run tools/distill.py with it installed, or pass knn= to distill()"
         )
+    if config.cache.features is not None:
+        refuse_missing(config.cache.features)
+        if not config.cache.views or not isinstance(config.teacher_view, FixedView) or len(config.teacher.name) > 1:
+            raise ValueError(
+                f"--cache.features {config.cache.features} holds one vector per image, of one teacher: pass "
+                f"--cache.views 1, teacher-view:fixed-view and one --teacher"
+            )
     if config.cache.views and config.dense.weight:
         raise ValueError("the dense term needs the teacher's maps, which are not cached: leave out --cache.views")
     if config.dense.weight and not isinstance(config.teacher_view, SameView):

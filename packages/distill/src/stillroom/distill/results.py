@@ -188,6 +188,7 @@ def write_run_results(
         "students": [manifest.weights.sha256 for manifest in manifests],
         "kept_epochs": kept_epochs(config.out / student_name(config, 0)),
         "broken": broken,
+        "imported_features": [one.cache.imported if one.cache is not None else None for one in supervisions],
     }
     write_results(
         config.out,

@@ -21,7 +21,7 @@ class LegacySimregConfig(LinearConfig):
     the input is 224 px of 256 whatever the checkpoint says. Its draws are unseeded, ours come from `--seed`. The last
     epoch is reported, as in its log; its `model_best` file, the best of the epochs that it tests, is not repeated.
 
-    Reference: Navaneet et al., BMVC 2021, released code. Expected of MoCo-v2 ResNet-50 -> ResNet-18: 65.1 % on ImageNet.
+    Reference: Navaneet et al., BMVC 2021, released code. Expected of MoCo-v2 ResNet-50 -> ResNet-18: 65.1 %.
     """
 
     as_released: ClassVar[bool] = True
