@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from stillroom.backbone.schedule import Schedule, Step
+from stillroom.backbone.spec import FeaturePoint
 from stillroom.eval_ssl.config import Metric, Mode
 from stillroom.eval_ssl.protocols.knn import KnnConfig
 from stillroom.eval_ssl.protocols.linear import LinearConfig
@@ -18,8 +19,9 @@ class LegacySimregConfig(LinearConfig):
 
     Where it differs from `linear/simreg-v1`: features are standardised by the unbiased variance (n - 1); the classifier
     starts where `nn.Linear` does, not at zero; with `--mode cached` the last partial batch of each epoch is left out;
-    the input is 224 px of 256 whatever the checkpoint says. Its draws are unseeded, ours come from `--seed`. The last
-    epoch is reported, as in its log; its `model_best` file, the best of the epochs that it tests, is not repeated.
+    the feature is read after the last ReLU and the input is 224 px of 256, whatever the checkpoint says. Its draws are
+    unseeded, ours come from `--seed`. The last epoch is reported, as in its log; its `model_best` file, the best of the
+    epochs that it tests, is not repeated.
 
     Reference: Navaneet et al., BMVC 2021, released code. Expected of MoCo-v2 ResNet-50 -> ResNet-18: 65.1 %.
     """
@@ -37,6 +39,8 @@ class LegacySimregConfig(LinearConfig):
     unit: tuple[bool, ...] = (True,)
     """Whether to L2-normalise features before they are standardised."""
     schedule: Schedule = Step(every=15, gamma=0.1)  # noqa: RUF009  # frozen
+    feature: FeaturePoint | None = "after"
+    """Read the pooled feature before or after the last activation; None as the checkpoint says."""
     size: int | None = SIZE
     """Input side, pixels; None as the checkpoint says."""
     crop_fraction: float | None = CROP_FRACTION
@@ -49,7 +53,8 @@ class LegacySimregKnnConfig(KnnConfig):
 
     Where it differs from `knn/v1`: unit vectors are rounded to float16, as its GPU index stores them, and compared by
     their Euclidean distance; equal votes are decided at random (unseeded there, by `--seed` here), not for the class
-    with the nearest member; the input is 224 px of 256 whatever the checkpoint says.
+    with the nearest member; the feature is read after the last ReLU and the input is 224 px of 256, whatever the
+    checkpoint says.
 
     Reference: Navaneet et al., BMVC 2021, released code. Expected of MoCo-v2 ResNet-50 -> ResNet-18: 54.8 % at k = 1.
     """
@@ -61,6 +66,8 @@ class LegacySimregKnnConfig(KnnConfig):
     """Numbers of neighbours, all in one pass; None: those of 1, 5, 10, 20, 100, 200 that TRAIN has images for."""
     metric: Metric = "l2"
     """Similarity to rank neighbours by: cosine, or l2 for the Euclidean distance."""
+    feature: FeaturePoint | None = "after"
+    """Read the pooled feature before or after the last activation; None as the checkpoint says."""
     size: int | None = SIZE
     """Input side, pixels; None as the checkpoint says."""
     crop_fraction: float | None = CROP_FRACTION
