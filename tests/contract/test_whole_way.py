@@ -88,7 +88,7 @@ def test_every_consumer_takes_the_student_of_a_kept_epoch_and_lists_them_where_o
         f"eval_ssl linear --checkpoint {missing} {folders}",
         f"cls_transfer finetune --checkpoint {missing} {folders}",
         f"seg_transfer fcn --checkpoint {missing} --data {train}",
-        f"det_transfer voc --checkpoint {missing} --data {train}",
+        f"det_transfer smoke --checkpoint {missing} --data {train}",
         f"distill kdep --teacher {missing} --student cifar/resnet20 --data {unlabelled}",
         f"checkpoint export {missing} --to torchvision",
     ):

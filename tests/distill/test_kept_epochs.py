@@ -10,22 +10,27 @@ from stillroom.backbone import read_results
 from stillroom.backbone.manifest import kept_epochs, read_manifest
 from stillroom.backbone.run import RunDirectory
 from stillroom.backbone.schedule import Step
-from stillroom.distill import Students, distill, resume
+from stillroom.distill import Students, Teachers, distill, resume
 from stillroom.distill.config import Monitor
 from stillroom.distill.slots import LinearHead
 from twins import assert_bit_equal
 
 CONSTANT = Step(every=1000)
+SMALL = {
+    "teacher": Teachers(name=("random:cifar/resnet20",), size=(8,)),
+    "student": Students(name=("cifar/resnet20",), size=(8,)),
+}
 
 
 def test_a_kept_student_is_that_of_a_run_that_ended_there(unlabelled: Path, tmp_path: Path) -> None:
-    config = small_config(unlabelled, tmp_path / "long", epochs=5, keep_every=2, schedule=CONSTANT)
+    config = small_config(unlabelled, tmp_path / "long", epochs=3, keep_every=1, schedule=CONSTANT, **SMALL)
     out = distill(config)
-    assert kept_epochs(out / "student") == read_results(out).extra["kept_epochs"] == [2, 4]
+    assert kept_epochs(out / "student") == read_results(out).extra["kept_epochs"] == [1, 2, 3]
     short = distill(replace(config, out=tmp_path / "short", epochs=2))
     assert_bit_equal(weights_of(out / "student@2"), weights_of(short / "student"))
     assert_bit_equal(weights_of(short / "student@2"), weights_of(short / "student"))
-    assert read_manifest(out / "student@4" / "manifest.json").notes == ("the student after epoch 4 of 5",)
+    assert read_manifest(out / "student@2" / "manifest.json").notes == ("the student after epoch 2 of 3",)
+    assert_bit_equal(weights_of(out / "student@3"), weights_of(out / "student"))
 
 
 def test_averages_and_heads_of_every_student_are_kept(unlabelled: Path, tmp_path: Path) -> None:
@@ -41,7 +46,7 @@ def test_averages_and_heads_of_every_student_are_kept(unlabelled: Path, tmp_path
 def test_a_resumed_run_keeps_the_students_of_an_uninterrupted_one(
     unlabelled: Path, tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config(unlabelled, tmp_path / "whole", keep_every=1, save_every=2)
+    config = small_config(unlabelled, tmp_path / "whole", keep_every=1, save_every=2, **SMALL)
     whole = distill(config)
     log = RunDirectory.log
 
@@ -63,7 +68,8 @@ def test_a_resumed_run_keeps_the_students_of_an_uninterrupted_one(
 
 def test_a_run_that_stops_early_has_kept_the_epochs_until_then(unlabelled: Path, tmp_path: Path) -> None:
     monitor = Monitor(held_out=0.25, every=1, patience=1)
-    config = small_config(unlabelled, tmp_path / "run", lr=0.0, epochs=9, batch_size=24, monitor=monitor, keep_every=1)
+    changes = {"lr": 0.0, "epochs": 9, "batch_size": 24, "monitor": monitor, "keep_every": 1}
+    config = small_config(unlabelled, tmp_path / "run", **changes, **SMALL)
     out = distill(config)
     steps = read_results(out).extra["steps"]
     assert steps < 9 * 3
