@@ -10,7 +10,15 @@ import jaxtyping
 import pytest
 
 from stillroom.backbone import read_results
-from stillroom.eval_ssl import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
+from stillroom.eval_ssl import (
+    FeaturesConfig,
+    FewShotConfig,
+    KnnConfig,
+    LegacySimregConfig,
+    LegacySimregKnnConfig,
+    LinearConfig,
+    LogregConfig,
+)
 from stillroom.eval_ssl.cli import main
 
 Make = Callable[..., Path]
@@ -98,6 +106,8 @@ def test_a_wrong_input_is_one_sentence_on_stderr_and_exit_code_2(
         ("smoke", KnnConfig),
         ("linear", LinearConfig),
         ("linear-simreg", LinearConfig),
+        ("legacy-simreg", LegacySimregConfig),
+        ("legacy-simreg-knn", LegacySimregKnnConfig),
         ("logreg", LogregConfig),
         ("few-shot", FewShotConfig),
         ("features", FeaturesConfig),

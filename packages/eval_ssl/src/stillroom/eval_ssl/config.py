@@ -81,7 +81,7 @@ class EvaluationConfig(ABC):
     head: str | None = None
     """Evaluate the output of this head of the checkpoint; a student may keep one named `distill`. None: no head."""
     head_layer: int | None = None
-    """Evaluate the output of this layer of --head, from 1; a layer ends before the next linear one, so its batch norm
+    """Evaluate the output of this layer of the head, from 1; a layer ends before the next linear one, so its batch norm
     and ReLU count. None: the whole head."""
     size: int | None = None
     """Input side, pixels; None as the checkpoint says."""
