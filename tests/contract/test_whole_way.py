@@ -71,6 +71,32 @@ def test_a_student_from_distill_loads_in_every_consumer(
     assert list(json.loads((tmp_path / "table.json").read_text())["rows"]["student"].values()) == [top1]
 
 
+def test_every_consumer_takes_the_student_of_a_kept_epoch_and_lists_them_where_one_is_missing(
+    tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
+) -> None:
+    train, run = labelled("train"), tmp_path / "run"
+    small = "--epochs 2 --batch-size 32 --device cpu --workers 0"
+    nets = "--teacher random:cifar/resnet20 --student cifar/resnet20 cifar/resnet20 --student.size 16"
+    tool(f"distill kdep {nets} --data {unlabelled} --out {run} --keep-every 1 {small}")
+    kept, missing = f"{run}/student-2@1", f"{run}/student-2@9"
+    folders = f"--train {train} --test {labelled('test', per_class=4, seed=1)}"
+    tool(f"eval_ssl knn --checkpoint {kept} {folders} --out {tmp_path}/knn --k 1 --device cpu")
+    assert read_results(tmp_path / "knn").checkpoint.path == kept
+    tool(f"cls_transfer finetune --checkpoint {kept} {folders} --out {tmp_path}/finetuned {small}")
+    tool(f"checkpoint verify {kept}")
+    for line in (
+        f"eval_ssl linear --checkpoint {missing} {folders}",
+        f"cls_transfer finetune --checkpoint {missing} {folders}",
+        f"seg_transfer fcn --checkpoint {missing} --data {train}",
+        f"det_transfer smoke --checkpoint {missing} --data {train}",
+        f"distill kdep --teacher {missing} --student cifar/resnet20 --data {unlabelled}",
+        f"checkpoint export {missing} --to torchvision",
+    ):
+        error = tool(f"{line} --out {tmp_path}/refused", code=2)
+        assert "there is no epoch '9' of" in error and "those kept are 1, 2, named" in error, line
+    assert not (tmp_path / "refused").exists()
+
+
 def test_knn_monitors_a_run_and_a_stored_head_is_evaluated(
     tool: Tool, unlabelled: Path, labelled: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -10,7 +10,15 @@ import jaxtyping
 import pytest
 
 from stillroom.backbone import read_results
-from stillroom.eval_ssl import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
+from stillroom.eval_ssl import (
+    FeaturesConfig,
+    FewShotConfig,
+    KnnConfig,
+    LegacySimregConfig,
+    LegacySimregKnnConfig,
+    LinearConfig,
+    LogregConfig,
+)
 from stillroom.eval_ssl.cli import main
 
 Make = Callable[..., Path]
@@ -98,6 +106,8 @@ def test_a_wrong_input_is_one_sentence_on_stderr_and_exit_code_2(
         ("smoke", KnnConfig),
         ("linear", LinearConfig),
         ("linear-simreg", LinearConfig),
+        ("legacy-simreg", LegacySimregConfig),
+        ("legacy-simreg-knn", LegacySimregKnnConfig),
         ("logreg", LogregConfig),
         ("few-shot", FewShotConfig),
         ("features", FeaturesConfig),
@@ -115,7 +125,8 @@ def test_help_explains_every_flag_with_its_unit_and_default(
     assert {name.split(".")[0] for name in flags} == {field.name.replace("_", "-") for field in fields(config)}
     for flag in flags.values():
         assert re.search(r"\. \((default: .*|required)\)", flag), f"no sentence, or no default: {flag}"
-    assert "Input side, pixels; None as the checkpoint says. (default: None)" in text
+    size = 224 if subcommand.startswith("legacy-simreg") else None
+    assert f"Input side, pixels; None as the checkpoint says. (default: {size})" in text
     assert "Crop over resized side, (0, 1]" in text
     assert "Images per forward pass. (default: 64)" in text
 

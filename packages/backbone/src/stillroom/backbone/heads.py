@@ -25,7 +25,7 @@ def describe_head(head: nn.Sequential, classes: tuple[str, ...] = ()) -> Head:
     return Head(kind=kind, in_dim=linears[0].in_features, out_dim=linears[-1].out_features, classes=classes)
 
 
-def build_head(description: Head, tensors: Mapping[str, Tensor]) -> nn.Module:
+def build_head(description: Head, tensors: Mapping[str, Tensor]) -> nn.Sequential:
     """Rebuild a kept head: pooled feature (b, in_dim) -> (b, out_dim), in eval mode.
 
     A head of one linear layer may have the keys `weight` and `bias`, as classifiers do; otherwise the keys are those

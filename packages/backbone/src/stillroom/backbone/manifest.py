@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,26 @@ class Manifest:
 _STRICT = cattrs.Converter(forbid_extra_keys=True)
 
 
+def kept_epochs(path: Path) -> list[int]:
+    """The epochs that a run kept of its checkpoint `path`, each in a checkpoint of its own, `<path>@<epoch>`."""
+    folders = [manifest.parent.name for manifest in path.parent.glob(f"*@*/{MANIFEST}")]
+    matches = [re.fullmatch(rf"{re.escape(path.name)}@(\d+)", name) for name in folders]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def refuse_missing_epoch(path: Path) -> None:
+    """Raise CheckpointError for `<checkpoint>@<epoch>` where the run did not keep that epoch."""
+    name, _, epoch = path.name.rpartition("@")
+    if not name or (path / MANIFEST).exists():
+        return
+    last = path.with_name(name)
+    if epochs := kept_epochs(last):
+        kept = f"those kept are {', '.join(map(str, epochs))}"
+        raise CheckpointError(f"there is no epoch {epoch!r} of {last}: {kept}, named {last}@{epochs[0]} and so on")
+    if (last / MANIFEST).exists():
+        raise CheckpointError(f"there is no epoch {epoch!r} of {last}: none is kept without --keep-every in its run")
+
+
 def read_manifest(file: Path) -> Manifest:
     """Read `manifest.json`, upgrading an older schema step by step.
 
@@ -119,6 +140,7 @@ def read_manifest(file: Path) -> Manifest:
         CheckpointError: missing or damaged file, newer schema, unknown or missing fields.
     """
     if not file.exists():
+        refuse_missing_epoch(file.parent)
         raise CheckpointError(f"{file.parent} is not a checkpoint: it has no {file.name}")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))

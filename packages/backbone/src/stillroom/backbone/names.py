@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillroom.backbone.manifest import MANIFEST, read_manifest
+from stillroom.backbone.manifest import MANIFEST, read_manifest, refuse_missing_epoch
 
 RANDOM = "random:"
 
@@ -39,8 +39,10 @@ def trained_method(name: str) -> str:
 def refuse_missing_checkpoint(name: str) -> None:
     """Raise ValueError for the path of a checkpoint that does not exist; a possible name of a net passes.
 
-    A path begins with a slash, a dot or an existing folder, or has several slashes, and no library in front.
+    A path begins with a slash, a dot or an existing folder, or has several slashes, and no library in front. For an
+    epoch that a run did not keep, `RUN/student@7`, the error lists those that it kept.
     """
+    refuse_missing_epoch(Path(name))
     first, slash, rest = name.partition("/")
     is_path = slash and ("/" in rest or not first.strip(".~") or Path(first).is_dir())
     if is_path and first not in LIBRARIES and not is_checkpoint(name):

@@ -12,6 +12,7 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import Store, cache_directory, store_bytes
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.config import Cache
+from stillroom.distill.feature_file import file_sha256, import_features, read_import
 from stillroom.distill.fit import settings
 from stillroom.distill.slots import Alignment, FixedView, SameView, TeacherView, View
 from stillroom.distill.teacher import CachedTeacher, FrozenTeacher
@@ -55,6 +56,7 @@ def fill_cache(
 
     With a single student whose target is narrower than the teacher's output, the targets are stored, unless
     `cache.keep` demands outputs, which students with other alignments can read too. A fixed view counts as one view.
+    With `cache.features` the rows are those of a file, in a cache of their own.
 
     Args:
         teacher: on the run's device.
@@ -63,7 +65,7 @@ def fill_cache(
         job: images and views.
 
     Raises:
-        ValueError: no room on the disk; values beyond float16.
+        ValueError: no room on the disk; values beyond float16; see also `import_features`.
     """
     files, run, dtype = job.files, job.run, job.cache.dtype
     num_views = 1 if isinstance(job.teacher_view, FixedView) else job.cache.views
@@ -82,6 +84,13 @@ def fill_cache(
     )
     views = Views(job.view, job.teacher_view, [], [teacher.backbone.spec.input])
     dataset = ImageDataset(files, views, seed=job.seed, on_broken=job.on_broken)
+    imported = None
+    if job.cache.features is not None:
+        align = targets[0] if aligned else None
+        if run.is_main and stores[0].num_missing:
+            import_features(job.cache.features, stores[0], teacher, align, ImageDataset(files, views), run.device)
+        run.wait()
+        imported = read_import(stores[0])
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=job.amp == "bf16")
     progress = Progress(num_views * len(files), run, "teacher", done=sum(len(s) - s.num_missing for s in stores))
     for view, store in enumerate(stores):
@@ -96,7 +105,7 @@ def fill_cache(
                 store.write(batch.indices, targets[0](features) if aligned else features)
     progress.close()
     run.wait()
-    return CachedTeacher(stores=stores, aligned=aligned)
+    return CachedTeacher(stores=stores, aligned=aligned, imported=imported)
 
 
 def cache_record(
@@ -117,4 +126,5 @@ def cache_record(
         "data": job.files.stamp,
         "amp": job.amp,
         "alignment": None if target is None else [*settings(alignment), weights_sha256(target)],
+        **({} if job.cache.features is None else {"features": file_sha256(job.cache.features)}),
     }

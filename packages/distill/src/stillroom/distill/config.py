@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import refuse_missing_folder, refuse_missing_images
@@ -53,6 +54,9 @@ class Cache:
     outputs: always store the teacher's outputs, for any student."""
     dtype: Literal["float16", "float32"] = "float16"
     """Number format of the stored values."""
+    features: Path | None = None
+    """Fill the cache from this file (SimReg's --teacher_feats: a torch file of image file name -> vector), not by the
+    teacher; needs --cache.views 1, teacher-view:fixed-view and one teacher. None: the teacher fills it."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "views", prefix="cache.")
@@ -103,6 +107,8 @@ class DistillConfig:
     head: HeadConfig = field(default_factory=NoHead)
     keep_head: bool = False
     """Save the trained heads beside the student, in heads.safetensors."""
+    keep_every: int = 0
+    """Also keep the student of every Nth epoch, as the checkpoint OUT/student@EPOCH; 0: of none."""
     distance: Distance = field(default_factory=Mse)
     dense: Dense = field(default_factory=Dense)
     epochs: int = 90
@@ -175,13 +181,22 @@ def check_settings(config: DistillConfig, has_knn: bool) -> None:
         ValueError: with the first problem, in one sentence.
     """
     at_least(config, 1, "epochs", "batch_size", "log_every", "save_every")
-    at_least(config, 0, "lr", "loss_weight", "weight_decay", "workers", "seed")
+    at_least(config, 0, "lr", "loss_weight", "weight_decay", "workers", "seed", "keep_every")
     at_least(config.dense, 0, "weight", prefix="dense.")
     within(config, 0, 1, "ema", ends="[)")
+    if config.keep_every > config.epochs:
+        raise ValueError(f"--keep-every is {config.keep_every}: of {config.epochs} epochs none would be kept")
     if config.monitor.knn is not None and not has_knn:
         raise ValueError(
             "--monitor.knn needs stillroom-eval-ssl: run tools/distill.py with it installed, or pass knn= to distill()"
         )
+    if config.cache.features is not None:
+        refuse_missing(config.cache.features)
+        if not config.cache.views or not isinstance(config.teacher_view, FixedView) or len(config.teacher.name) > 1:
+            raise ValueError(
+                f"--cache.features {config.cache.features} holds one vector per image, of one teacher: pass "
+                f"--cache.views 1, teacher-view:fixed-view and one --teacher"
+            )
     if config.cache.views and config.dense.weight:
         raise ValueError("the dense term needs the teacher's maps, which are not cached: leave out --cache.views")
     if config.dense.weight and not isinstance(config.teacher_view, SameView):

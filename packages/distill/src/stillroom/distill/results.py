@@ -14,7 +14,7 @@ from stillroom.backbone import Data, Results, Teacher, save_checkpoint, write_re
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import describe_head
-from stillroom.backbone.manifest import MANIFEST, Head, Manifest, read_manifest
+from stillroom.backbone.manifest import MANIFEST, Head, Manifest, kept_epochs, read_manifest
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, read_results
 from stillroom.backbone.run_files import read_metrics
@@ -62,7 +62,8 @@ def write_students(
     supervisions: Sequence[Supervision],
     students: Sequence[StudentModel],
     *,
-    best: bool = False,
+    suffix: str = "",
+    notes: tuple[str, ...] = (),
 ) -> list[Manifest]:
     """Write each student's checkpoint; only the main process does.
 
@@ -71,7 +72,8 @@ def write_students(
         setup: its images and teachers.
         supervisions: its alignments.
         students: to save.
-        best: write `student-best` instead of `student`.
+        suffix: of the checkpoints' names: `-best` for `student-best`, `@40` for the student of epoch 40.
+        notes: one sentence each, for the manifests.
 
     Returns:
         The manifests; none on the other processes.
@@ -86,7 +88,7 @@ def write_students(
         alignments = [(config.alignment, one.targets[index], one.inputs) for one in supervisions]
         manifests.append(
             save_checkpoint(
-                config.out / (student_name(config, index) + ("-best" if best else "")),
+                config.out / (student_name(config, index) + suffix),
                 backbone,
                 method=config.method,
                 package=PACKAGE,
@@ -95,6 +97,7 @@ def write_students(
                 data=Data(count=len(setup.images.train), fingerprint=setup.images.train.fingerprint),
                 heads=trained_heads(student) if config.keep_head else None,
                 alignment=encode_alignments(alignments),
+                notes=notes,
             )
         )
     return manifests
@@ -183,7 +186,9 @@ def write_run_results(
         "untrained": state.untrained,
         "warnings": learning_warnings(config, metrics, state.untrained),
         "students": [manifest.weights.sha256 for manifest in manifests],
+        "kept_epochs": kept_epochs(config.out / student_name(config, 0)),
         "broken": broken,
+        "imported_features": [one.cache.imported if one.cache is not None else None for one in supervisions],
     }
     write_results(
         config.out,

@@ -12,6 +12,7 @@ from stillroom.distill.cache import CachePass, fill_cache
 from stillroom.distill.config import DistillConfig, check_settings
 from stillroom.distill.data import RunImages, check_knn_folder, read_images
 from stillroom.distill.factors import too_many_discriminants
+from stillroom.distill.feature_file import read_feature_file
 from stillroom.distill.fit import FitPass, RandomView, cached_alignment, load_matching_alignment
 from stillroom.distill.slots import Lda, Mse
 from stillroom.distill.student import StudentModel, build_student, build_student_backbone
@@ -59,6 +60,8 @@ def build_setup(config: DistillConfig, teacher: Backbone | Sequence[Backbone] | 
     check_run(config, run, images)
     backbones = [teacher] if isinstance(teacher, Backbone) else teacher
     teachers = [net.to(run.device) for net in build_teachers(config.teacher.nets(), backbones)]
+    if config.cache.features is not None and run.is_main:
+        read_feature_file(config.cache.features, images.train, teachers[0].dim)  # here, for what it refuses
     students = build_students(config, run, images, teachers)
     return RunSetup(run=run, images=images, teachers=teachers, students=students)
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -96,10 +96,12 @@ class CachedTeacher:
     Args:
         stores: row i of store v belongs to view v of image i.
         aligned: whether the rows are aligned targets rather than outputs.
+        imported: what is known of the file that the rows were imported from, for results.json; None: from the teacher.
     """
 
     stores: tuple[Store, ...]
     aligned: bool
+    imported: dict[str, Any] | None = None
 
     def read(self, epoch: int, indices: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """The rows of some images in one epoch, float32."""

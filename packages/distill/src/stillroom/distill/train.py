@@ -188,7 +188,13 @@ def train(
         # Measure the students at the end of some epochs, and save the best ones.
         is_due = epochs_done.is_integer() and monitor.is_due(int(epochs_done))
         if is_due and measure_students(config, state, monitor, progress, directory, int(epochs_done)):
-            write_students(config, setup, supervisions, state.eval_models(), best=True)
+            write_students(config, setup, supervisions, state.eval_models(), suffix="-best")
+
+        # Keep the students of every Nth epoch, before a state that would resume after them.
+        if config.keep_every and epochs_done.is_integer() and not int(epochs_done) % config.keep_every:
+            notes = (f"the student after epoch {int(epochs_done)} of {config.epochs}",)
+            students = state.eval_models()
+            write_students(config, setup, supervisions, students, suffix=f"@{int(epochs_done)}", notes=notes)
 
         # Save the state to resume from; stop early when patience or time is used up.
         stop = state.reason_to_stop(config.monitor, feed.last_step)

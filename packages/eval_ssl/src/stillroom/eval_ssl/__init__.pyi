@@ -9,6 +9,7 @@ from .probe import Recipe, linear_probe, train_probes
 from .protocols.features import FeaturesConfig
 from .protocols.few_shot import FewShotConfig
 from .protocols.knn import KnnConfig
+from .protocols.legacy_simreg import LegacySimregConfig, LegacySimregKnnConfig
 from .protocols.linear import LinearConfig
 from .protocols.logreg import LogregConfig
 from .voting import knn_classify, retrieval_map
@@ -19,6 +20,8 @@ __all__ = [
     "FeaturesConfig",
     "FewShotConfig",
     "KnnConfig",
+    "LegacySimregConfig",
+    "LegacySimregKnnConfig",
     "LinearConfig",
     "LogregConfig",
     "Point",

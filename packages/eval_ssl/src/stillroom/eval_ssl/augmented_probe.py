@@ -108,7 +108,7 @@ def train_augmented(
     """
     # What is trained: one classifier of standardised features, on augmented images.
     check_features(train.features, test_x)
-    scale = Standardise.fit(train.features.to(run.device), unit=point.unit)
+    scale = Standardise.fit(train.features.to(run.device), unit=point.unit, unbiased=recipe.as_released)
     labels, num_classes = train.labels, len(train.files.classes)
     probes = SgdProbes(extractor.dim, num_classes, [point], recipe, run.device)
     dataset = ImageDataset(train.files, CropView(extractor.backbone.spec.input), seed=recipe.seed)
@@ -170,4 +170,5 @@ def state_record(
         "files": train.files.stamp,
         "recipe": f"({point_text}, {recipe!r}, {batch_size!r})",
         "device": run.device.type,
+        **({"as_released": True} if recipe.as_released else {}),
     }

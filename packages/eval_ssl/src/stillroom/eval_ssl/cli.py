@@ -1,4 +1,4 @@
-"""`stillroom-eval-ssl knn | linear | linear-simreg | logreg | few-shot | features | smoke`."""
+"""`stillroom-eval-ssl knn | linear | linear-simreg | legacy-simreg | legacy-simreg-knn | logreg | few-shot | ...`."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,14 @@ import tyro
 from stillroom.backbone.command import parse_command, print_on_main, report_errors
 from stillroom.eval_ssl.presets import simreg
 from stillroom.eval_ssl.protocols import FeaturesConfig, FewShotConfig, KnnConfig, LinearConfig, LogregConfig
+from stillroom.eval_ssl.protocols.legacy_simreg import LegacySimregConfig, LegacySimregKnnConfig
 
 DESCRIPTIONS = {
     "knn": "Exact k-NN classification of frozen features.",
     "linear": "A grid of linear classifiers of frozen features; the best one is selected on a held-out part of TRAIN.",
     "linear-simreg": "SimReg's linear evaluation: one setting, unit length, rate / 10 at epochs 15 and 30.",
+    "legacy-simreg": "SimReg's linear evaluation as its released code does it, quirks included.",
+    "legacy-simreg-knn": "SimReg's k-NN evaluation as its released code does it: float16, random ties, k = 1 and 20.",
     "logreg": "Logistic regression by L-BFGS to convergence; its penalty is selected on a held-out part of TRAIN.",
     "few-shot": "Logistic regression from 1 to 16 images per class: mean and standard deviation of several draws.",
     "features": "Write the features as .npy, .safetensors or Parquet files.",
@@ -49,6 +52,8 @@ def command_type() -> Any:
         "knn": KnnConfig(**paths),
         "linear": LinearConfig(**paths_with_test),
         "linear-simreg": simreg(**paths_with_test),
+        "legacy-simreg": LegacySimregConfig(**paths_with_test),
+        "legacy-simreg-knn": LegacySimregKnnConfig(**paths_with_test),
         "logreg": LogregConfig(**paths_with_test),
         "few-shot": FewShotConfig(**paths_with_test),
         "features": FeaturesConfig(**paths),

@@ -80,6 +80,9 @@ class EvaluationConfig(ABC):
     """Evaluate the spatial mean of this level's map instead of the pooled feature, -1: the last; None: the feature."""
     head: str | None = None
     """Evaluate the output of this head of the checkpoint; a student may keep one named `distill`. None: no head."""
+    head_layer: int | None = None
+    """Evaluate the output of this layer of the head, from 1; a layer ends before the next linear one, so its batch norm
+    and ReLU count. None: the whole head."""
     size: int | None = None
     """Input side, pixels; None as the checkpoint says."""
     crop_fraction: float | None = None
@@ -122,6 +125,10 @@ class EvaluationConfig(ABC):
             raise ValueError(f"{self.out} exists: choose another --out")
         at_least(self, 0, "seed")
         at_least(self, 1, "batch_size")
+        if self.head_layer is not None:
+            at_least(self, 1, "head_layer")
+            if self.head is None:
+                raise ValueError(f"--head-layer {self.head_layer} is a layer of a head: pass --head, such as distill")
         if self.limit is not None:
             at_least(self, 1, "limit")
 

@@ -151,7 +151,7 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
     (name,) = config.checkpoint
     backbone = load_backbone(name, config.feature).to(run.device)
     backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
-    head = load_head(name, config.head).to(run.device) if config.head else None
+    head = load_head(name, config.head, config.head_layer).to(run.device) if config.head else None
     train, test = (
         None
         if files is None
@@ -179,22 +179,40 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
         f"resize={spec.input.resize.replace(' ', '-')} dtype=float32",
         f"level={config.level}" if config.level is not None else "",
         f"head={config.head}" if config.head else "",
+        f"head-layer={config.head_layer}" if config.head_layer else "",
         f"limit={config.limit}" if config.limit else "",
     ]
     description = " ".join(filter(None, parts))
     return FeatureSets(backbone=backbone, head=head, train=train, test=test, datasets=datasets, description=description)
 
 
-def load_head(checkpoint: str, name: str) -> nn.Module:
-    """Load a head that a checkpoint holds under this name.
+def load_head(checkpoint: str, name: str, layer: int | None = None) -> nn.Sequential:
+    """Load a head that a checkpoint holds under this name, or its first `layer` layers; see `first_layers`.
 
     Raises:
-        ValueError: a backbone name instead of a checkpoint; `CheckpointError` where it holds no such head.
+        ValueError: a backbone name instead of a checkpoint, or no such layer; `CheckpointError` where it holds no such
+            head.
     """
     if not is_checkpoint(checkpoint):
         raise ValueError(f"--head {name}: {checkpoint} is not a checkpoint directory, so it has no heads")
     tensors = load_heads(checkpoint, name)
-    return build_head(read_manifest(Path(checkpoint) / MANIFEST).heads[name], tensors)
+    head = build_head(read_manifest(Path(checkpoint) / MANIFEST).heads[name], tensors)
+    return head if layer is None else first_layers(head, layer)
+
+
+def first_layers(head: nn.Sequential, num_layers: int) -> nn.Sequential:
+    """The first layers of a head, each a linear layer and what stands between it and the next one.
+
+    Raises:
+        ValueError: the head has fewer layers.
+
+    Reference: SimReg (Navaneet et al., BMVC 2021) evaluates the features inside its four-layer head, whose second layer
+    has no batch norm and no ReLU.
+    """
+    linears = [index for index, module in enumerate(head) if isinstance(module, nn.Linear)]
+    if num_layers > len(linears):
+        raise ValueError(f"--head-layer is {num_layers}: the head has {len(linears)}; leave it out for the whole head")
+    return head[: [*linears, len(head)][num_layers]]
 
 
 def results_of(config: EvaluationConfig, features: FeatureSets, outcome: Outcome, seconds: float) -> Results:

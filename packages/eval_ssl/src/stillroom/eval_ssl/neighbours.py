@@ -100,6 +100,14 @@ def scale(features: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n d"
     return features / norms.clamp(min=_MIN_NORM) if metric == "cosine" else features
 
 
+def round_as_released(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """L2-normalise, and round to float16: what the index of SimReg's released k-NN holds and compares.
+
+    Reference: SimReg (Navaneet et al., BMVC 2021), released code: a flat L2 index of faiss on GPUs, stored in float16.
+    """
+    return scale(features, "cosine").half().float()
+
+
 def search_torch(
     train: Float[Tensor, "n d"],
     test: Float[Tensor, "m d"] | None,

@@ -7,10 +7,11 @@ from stillroom.eval_ssl.protocols.linear import LinearConfig
 
 
 def simreg(*, checkpoint: tuple[str, ...], train: Path, test: Path, out: Path) -> LinearConfig:
-    """SimReg's linear evaluation (Navaneet et al., BMVC 2021, released code), on features of centre crops by default.
+    """SimReg's linear recipe (Navaneet et al., BMVC 2021), on features of centre crops by default.
 
     SGD with momentum 0.9, batch 256, rate 0.01 divided by 10 after 15 and 30 of 40 epochs, weight decay 1e-4; features
-    L2-normalised, then standardised. Expected from a MoCo-v2 ResNet-50: ResNet-18 65.1 % on ImageNet.
+    L2-normalised, then standardised. `LegacySimregConfig` does what the released code does, and says where it differs:
+    variance, first weights, last batch, input. Expected from a MoCo-v2 ResNet-50: ResNet-18 65.1 % on ImageNet.
     """
     return LinearConfig(
         checkpoint=checkpoint,

@@ -23,7 +23,7 @@ _EPS = 1e-5
 class Recipe:
     """How a linear layer is trained: SGD with momentum on the cross-entropy, from zero weights.
 
-    The problem is convex, so only the order of the images is random.
+    The problem is convex, so only the order of the images is random, unless `as_released`.
 
     Args:
         epochs: passes over the features.
@@ -31,6 +31,9 @@ class Recipe:
         momentum: SGD momentum.
         schedule: of the learning rate.
         seed: of the order of the images, and of the held-out part.
+        as_released: as SimReg's released code: standardise by the unbiased variance, and start where `nn.Linear` does,
+            uniform in +-1/sqrt(d), drawn by the seed.
+        drop_last: leave out the last batch of an epoch if it is partial.
     """
 
     epochs: int = 40
@@ -38,6 +41,8 @@ class Recipe:
     momentum: float = 0.9
     schedule: Schedule = field(default_factory=Cosine)
     seed: int = 0
+    as_released: bool = field(default=False, repr=False)  # the text names the saved states of `train_augmented`
+    drop_last: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,10 @@ class Standardise:
     unit: bool = False
 
     @classmethod
-    def fit(cls, features: Float[Tensor, "n d"], *, unit: bool = False) -> "Standardise":
-        """Compute the statistics of training features."""
+    def fit(cls, features: Float[Tensor, "n d"], *, unit: bool = False, unbiased: bool = False) -> "Standardise":
+        """Compute the statistics of training features; the unbiased variance divides by n - 1, not by n."""
         x = normalize(features.float(), dim=1) if unit else features.float()
-        return cls(x.mean(dim=0), x.var(dim=0, correction=0), unit)
+        return cls(x.mean(dim=0), x.var(dim=0, correction=int(unbiased)), unit)
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Standardise features of any images."""
@@ -109,9 +114,14 @@ def train_probes(
         progress: a bar over the images, all of which each group of points sees.
 
     Raises:
-        ValueError: see `check_grid`.
+        ValueError: see `check_grid`; fewer features than one batch, where partial ones are left out.
     """
     check_grid(points)
+    if recipe.drop_last and len(features) < recipe.batch_size:
+        raise ValueError(
+            f"{len(features)} images make no batch of {recipe.batch_size}, and partial batches are left out: "
+            f"pass a smaller --probe-batch-size"
+        )
     group_size = at_once or len(points)
     trained: list[Linear] = []
     for start in range(0, len(points), group_size):
@@ -137,11 +147,14 @@ class Minibatch:
 
 
 def batches(num_images: int, recipe: Recipe, first_epoch: int = 0) -> Iterator[Minibatch]:
-    """The steps of a run: each image once per epoch, in an order drawn from the seed and the epoch."""
-    num_steps = -(-num_images // recipe.batch_size)
+    """The steps of a run: each image once per epoch, in an order drawn from the seed and the epoch.
+
+    With `recipe.drop_last` the last images of that order, fewer than a batch, are left out.
+    """
+    num_steps = num_images // recipe.batch_size if recipe.drop_last else -(-num_images // recipe.batch_size)
     for epoch in range(first_epoch, recipe.epochs):
         order = torch.from_numpy(np.random.default_rng([recipe.seed, epoch]).permutation(num_images))
-        for step, rows in enumerate(order.split(recipe.batch_size)):
+        for step, rows in enumerate(order.split(recipe.batch_size)[:num_steps]):
             yield Minibatch(epoch + (step + 0.5) / num_steps, rows)
 
 
@@ -172,6 +185,10 @@ class SgdProbes:
         width = len(points) * num_classes
         shapes = {"weight": (dim, width), "speed": (dim, width), "bias": (width,), "bias_speed": (width,)}
         self.state = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+        if recipe.as_released:
+            generator = torch.Generator().manual_seed(recipe.seed)
+            for name in ("weight", "bias"):
+                self.state[name].copy_(torch.rand(shapes[name], generator=generator) * 2 - 1).div_(dim**0.5)
         self._gradient = torch.empty(dim, width, device=device)
 
     @torch.no_grad()
@@ -284,7 +301,7 @@ def linear_probe(
         accuracy: dict[Point, float] = {}
         for (source, unit), group in groupby(points, key=lambda point: (point.feature_source, point.unit)):
             members, x = list(group), train_x[:, columns[source]]
-            scale = Standardise.fit(x[kept], unit=unit)
+            scale = Standardise.fit(x[kept], unit=unit, unbiased=recipe.as_released)
             grid = train_probes(
                 scale(x[kept]), train_y[kept], num_classes, members, recipe, at_once=at_once, progress=progress
             )
@@ -296,7 +313,7 @@ def linear_probe(
 
     # Train the chosen point on all of TRAIN.
     x, queries = (each[:, columns[chosen.feature_source]] for each in (train_x, test_x))
-    scale = Standardise.fit(x, unit=chosen.unit)
+    scale = Standardise.fit(x, unit=chosen.unit, unbiased=recipe.as_released)
     final = train_probes(scale(x), train_y, num_classes, [chosen], recipe, progress=progress)
     return ProbeResult(chosen, accuracies, check_converged(final.predict(scale(queries), 0), chosen))
 

@@ -92,6 +92,7 @@ def predict(
     *,
     vote: Vote = "majority",
     temperature: float = TEMPERATURE,
+    tie_seed: int | None = None,
 ) -> dict[int, Predictions]:
     """Predict by the first k neighbours, for every k, and rank the true class.
 
@@ -100,19 +101,30 @@ def predict(
         neighbour_y: class numbers of the neighbours.
         targets: class numbers of the queries.
         k, num_classes, vote, temperature: see `knn_classify`.
+        tie_seed: break ties at random, by this seed; None: for the class whose nearest member is nearest.
     """
     weights, predictions = vote_weights(similarities, vote, temperature), {}
+    ties = None if tie_seed is None else torch.Generator().manual_seed(tie_seed)
     for number in k:
-        classes = neighbour_y[:, :number]
-        predicted, votes, nearest = count_votes(weights[:, :number], classes, num_classes)
-        match = classes == targets[:, None]
-        first_match = torch.where(match.any(dim=1), match.int().argmax(dim=1) + 1, 0)
+        classes, weight = neighbour_y[:, :number], weights[:, :number]
+        first_match = first_position(classes, targets)
+        if ties is not None:  # of equal votes the first class wins: with the voters in a random order, any of them
+            order = torch.rand(classes.shape, generator=ties).argsort(dim=1).to(classes.device)
+            classes, weight = classes.gather(1, order), weight.gather(1, order)
+        predicted, votes, nearest = count_votes(weight, classes, num_classes)
+        first_vote = first_position(classes, targets)[:, None]
         position = torch.arange(1, number + 1, device=votes.device)
-        true_votes = votes.gather(1, (first_match[:, None] - 1).clamp(min=0))
-        ahead = nearest & ((votes > true_votes) | ((votes == true_votes) & (position < first_match[:, None])))
+        true_votes = votes.gather(1, (first_vote - 1).clamp(min=0))
+        ahead = nearest & ((votes > true_votes) | ((votes == true_votes) & (position < first_vote)))
         rank = torch.where(first_match > 0, ahead.sum(dim=1) + 1, 0)
         predictions[number] = Predictions(predicted.cpu(), rank.cpu(), first_match.cpu())
     return predictions
+
+
+def first_position(classes: Int[Tensor, "m k"], targets: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+    """The position of each row's first neighbour of the true class, from 1; 0 where there is none."""
+    match = classes == targets[:, None]
+    return torch.where(match.any(dim=1), match.int().argmax(dim=1) + 1, 0)
 
 
 def vote_weights(similarities: Float[Tensor, "m k"], vote: Vote, temperature: float) -> Float[Tensor, "m k"]:

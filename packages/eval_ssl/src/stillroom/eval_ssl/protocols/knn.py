@@ -31,6 +31,10 @@ class KnnConfig(MeasurementConfig):
     """Exact k-NN classification of frozen features."""
 
     task: ClassVar[str] = "knn"
+    name: ClassVar[str] = "v1"
+    """Name of the recipe in the protocol id."""
+    as_released: ClassVar[bool] = False
+    """See `stillroom.eval_ssl.protocols.legacy_simreg`."""
 
     test: Path | None = None  # type: ignore[assignment]  # one folder alone can be evaluated too
     """Folder of images to classify, with the same classes; None: each TRAIN image by all others (leave-one-out)."""
@@ -77,13 +81,15 @@ class KnnConfig(MeasurementConfig):
     def evaluate(self, features: "eval_ssl.FeatureSets", run: "backbone.Run") -> Outcome:
         """Search, vote, score."""
         from stillroom.backbone.progress import Progress
-        from stillroom.eval_ssl.neighbours import nearest_neighbours
+        from stillroom.eval_ssl.neighbours import nearest_neighbours, round_as_released
         from stillroom.eval_ssl.voting import predict, retrieval_map
 
         # The neighbours of every query, for the largest k.
         train, queries, classes = features.train, features.queries, features.classes
         train_x, train_y, targets = train.features.to(run.device), train.labels.to(run.device), queries.labels
         test_x = None if features.test is None else features.test.features.to(run.device)
+        if self.as_released:
+            train_x, test_x = round_as_released(train_x), None if test_x is None else round_as_released(test_x)
         neighbour_counts = self.neighbour_counts(len(train_x) - (test_x is None))
         progress = Progress(len(targets), replace(run, world_size=1), "k-NN")  # every process searches for all queries
         similarities, indices = nearest_neighbours(
@@ -107,6 +113,7 @@ class KnnConfig(MeasurementConfig):
             len(classes),
             vote=self.vote,
             temperature=self.temperature,
+            tie_seed=self.seed if self.as_released else None,
         )
 
         # What the predictions score.
@@ -123,7 +130,10 @@ class KnnConfig(MeasurementConfig):
         # The outcome: protocol id, metrics and figures.
         vote = "majority" if self.vote == "majority" else f"weighted temperature={self.temperature:g}"
         leave_one_out = " leave-one-out" if features.test is None else ""
-        protocol = f"knn/v1 vote={vote} similarity={self.metric} {features.description}{leave_one_out}"
+        released = " unit-length,float16 ties=random" if self.as_released else ""
+        protocol = (
+            f"knn/{self.name} vote={vote} similarity={self.metric}{released} {features.description}{leave_one_out}"
+        )
         k = headline_k(neighbour_counts)
 
         def draw_figures(folder: Path) -> None:

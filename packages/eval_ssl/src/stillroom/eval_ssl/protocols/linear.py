@@ -19,6 +19,8 @@ class LinearConfig(ClassifierConfig):
 
     task: ClassVar[str] = "linear"
     title: ClassVar[str] = "linear probe"
+    as_released: ClassVar[bool] = False
+    """See `stillroom.eval_ssl.protocols.legacy_simreg`."""
 
     name: str = "v1"
     """Name of the recipe in the protocol id."""
@@ -53,8 +55,9 @@ class LinearConfig(ClassifierConfig):
         at_least(self, 1, "epochs", "probe_batch_size")
         if self.at_once is not None:
             at_least(self, 1, "at_once")
-        if self.mode == "live" and len(points) > 1:
-            raise ValueError(f"--mode live trains one setting, got {len(points)}: pass one value of each flag")
+        if (self.mode == "live" or self.as_released) and len(points) > 1:
+            what = "legacy-simreg" if self.as_released else "--mode live"
+            raise ValueError(f"{what} trains one setting, got {len(points)}: pass one value of each flag")
 
     def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
         """Refuse a class that leaves nothing to hold out, where a grid is compared."""
@@ -65,6 +68,11 @@ class LinearConfig(ClassifierConfig):
     def levels(self) -> tuple[int | None, ...]:
         """The feature, and the levels that the grid tries too."""
         return (self.level, *self.more_levels)
+
+    @property
+    def drops_last(self) -> bool:
+        """Whether the last batch of an epoch is left out if it is partial."""
+        return self.as_released and self.mode == "cached"
 
     def grid(self, feature_sources: list[str]) -> list[Point]:
         """Every combination of settings, those of one feature source together."""
@@ -83,7 +91,14 @@ class LinearConfig(ClassifierConfig):
         train, queries = features.train, features.queries
         sources = train.feature_sources
         points = self.grid(list(sources))
-        recipe = Recipe(epochs=self.epochs, batch_size=self.probe_batch_size, schedule=self.schedule, seed=self.seed)
+        recipe = Recipe(
+            epochs=self.epochs,
+            batch_size=self.probe_batch_size,
+            schedule=self.schedule,
+            seed=self.seed,
+            as_released=self.as_released,
+            drop_last=self.drops_last,
+        )
         clean_up: Callable[[], None] | None = None
 
         # Live: one setting, on random crops that go through the net anew in each epoch.
@@ -124,6 +139,8 @@ class LinearConfig(ClassifierConfig):
             f"linear/{self.name} mode={self.mode} {features.description}",
             f"readings={','.join(sources)}" if len(sources) > 1 else "",
             "|".join("unit-length,standardised" if unit else "standardised" for unit in self.unit),
+            "variance=unbiased start=uniform" if self.as_released else "",
+            "last-batch=dropped" if self.drops_last else "",
             f"schedule={describe_schedule(self.schedule)} epochs={self.epochs} batch={self.probe_batch_size}",
             f"lrs={join_settings(self.lrs)} weight-decays={join_settings(self.weight_decays)}",
             f"held-out={self.held_out:g}" if len(points) > 1 else "",
@@ -132,7 +149,9 @@ class LinearConfig(ClassifierConfig):
             point_record(point) | {"held_out_top1": top1 if top1 >= 0 else None}
             for point, top1 in zip(points, result.accuracies, strict=False)
         ]
-        extra = {"chosen": point_record(result.point), "grid": grid}
+        extra: dict[str, Any] = {"chosen": point_record(result.point), "grid": grid}
+        if self.drops_last:
+            extra["left_out_each_epoch"] = len(train.labels) % self.probe_batch_size
         return self.outcome(" ".join(filter(None, parts)), result.logits, features, extra, clean_up)
 
     def num_rows(self, points: list[Point], train: "eval_ssl.FeatureSet") -> int:
@@ -140,7 +159,8 @@ class LinearConfig(ClassifierConfig):
         from stillroom.eval_ssl.probe import split_stratified
 
         if len(points) == 1:
-            return len(train.labels) * self.epochs
+            left_out = len(train.labels) % self.probe_batch_size if self.drops_last else 0
+            return (len(train.labels) - left_out) * self.epochs
         kept, _ = split_stratified(train.labels, self.held_out, self.seed)
         per_source = len(self.lrs) * len(self.weight_decays)
         num_groups = len(points) // per_source * -(-per_source // (self.at_once or per_source))
