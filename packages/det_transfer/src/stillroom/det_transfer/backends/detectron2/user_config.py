@@ -253,7 +253,7 @@ def read_user_data(file: Path) -> DetectionData:
         except Exception as error:  # a user's program may raise anything
             if keeps_traceback(error):
                 raise
-            raise ValueError(f"the {role} images of {file} cannot be read: {error!r}") from error
+            raise ValueError(f"the {role} images of {file} cannot be read: {type(error).__name__}: {error}") from error
         parts[role] = images = from_records(records, areas)
         if missing := [row.file for row in images.rows if not row.file.is_file()]:
             total = len(images)
