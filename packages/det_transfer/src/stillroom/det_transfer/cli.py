@@ -54,8 +54,14 @@ class Predict:
         refuse_missing_images(self.images)
         from stillroom.det_transfer.predict import predict
 
-        flags = {"score": self.score, "device": self.device, "trust_run": self.trust_run}
-        out = predict(self.run_directory, self.images, self.out, **flags)
+        out = predict(
+            self.run_directory,
+            self.images,
+            self.out,
+            score=self.score,
+            device=self.device,
+            trust_run=self.trust_run,
+        )
         return f"{out}: {len(list((out / 'overlays').rglob('*.png')))} images"
 
 
