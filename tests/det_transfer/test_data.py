@@ -1,9 +1,11 @@
 """Reading boxes from disk, and refusing invalid ones by name."""
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,8 +16,11 @@ from PIL import ExifTags, Image
 from pycocotools import mask as rle
 
 from stillroom.det_transfer import DetectConfig
-from stillroom.det_transfer.annotations import AnnotatedImage, Box, clip_box, mask_fault, run_lengths
+from stillroom.det_transfer.annotations import AnnotatedImage, Box, check_unit, clip_box, mask_fault, run_lengths
+from stillroom.det_transfer.coco import sort_ids
+from stillroom.det_transfer.config import check
 from stillroom.det_transfer.data import PUBLISHED, clear_cache, read_data
+from stillroom.det_transfer.detections import Detections, to_coco_results
 
 Make = Callable[..., DetectConfig]
 Change = Callable[[Callable[[dict], object]], Path]
@@ -112,6 +117,16 @@ def first(content: dict) -> dict:
         (lambda c: first(c).update(area=float("nan")), r"box 1 has an area of nan"),
         (lambda c: first(c).update(area="7"), r"box 1 has an area of '7'"),
         (lambda c: first(c).update(bbox=[1, 2, float("nan"), 9]), r"box 1 of 00.png is not finite"),
+        (
+            lambda c: [
+                entry.update(bbox=[v / side for v, side in zip(entry["bbox"], (64, 48, 64, 48), strict=True)])
+                for entry in c["annotations"]
+            ],
+            r"all \d+ boxes of .*train.json lie within 2 px .* first is box 1 of 00.png: .* fractions from 0 to 1",
+        ),
+        (lambda c: first(c).update(category_id=True), r"entry 0 of its annotations has True as category_id"),
+        (lambda c: c["images"][1].update(id="100"), r"has 1 duplicate image ids, the first is '100'"),
+        (lambda c: c["images"][1].update(width=64.5), r"entry 1 of its images has 64.5 as width"),
         (lambda c: first(c).update(bbox=[1, 2, 3]), r"box 1 is \[1, 2, 3\], expected left, upper edge, width, height"),
         (lambda c: c["images"][3].update(file_name=7), r"entry 3 of its images has 7 as file_name"),
         (lambda c: c["images"][3].update(id=[7]), r"entry 3 of its images has \[7\] as id"),
@@ -143,7 +158,7 @@ def test_the_fingerprint_covers_boxes_and_masks(make_config: Make, change: Chang
         lambda c: first(c).update(category_id=7),
         lambda c: first(c).update(segmentation=[[40, 5, 50, 5, 50, 9]]),
         lambda c: first(c).update(bbox=[36, 4, 8, 8]),
-        lambda c: first(c).update(area=60),
+        lambda c: first(c).update(area=30),
     ):
         change(how)
         clear_cache()
@@ -192,12 +207,133 @@ def test_run_lengths_decodes_a_compressed_mask() -> None:
 
 
 def test_areas_come_from_the_json_or_from_the_box(make_config: Make, change: Change) -> None:
-    change(
-        lambda c: (first(c).update(area=None), c["annotations"][1].update(area=7.5), c["annotations"][2].update(area=0))
-    )
+    change(lambda c: (first(c).update(area=None), c["annotations"][1].update(area=250.5)))
     boxes = [box for row in read_data(make_config()).train.rows for box in row.boxes]
-    assert boxes[0].area == boxes[0].width * boxes[0].height and boxes[1].area == 7.5
-    assert boxes[2].area == 0, "as COCO's own small crowds have it"
+    assert boxes[0].area == boxes[0].width * boxes[0].height and boxes[1].area == 250.5
+
+
+@pytest.mark.parametrize(
+    ("area", "mask", "right"),
+    [
+        (0, None, 400),
+        (1, None, 400),
+        (900, None, 400),
+        (5, None, 5),
+        (400, [[4, 4, 24, 4, 4, 24]], 400),
+        (401, [[4, 4, 24, 4, 4, 24]], 200),
+        (50, [[4, 4, 24, 4, 4, 24]], 200),
+        (400, {"counts": [0, 48, 3024], "size": [48, 64]}, 48),
+        (0, {"counts": [3072], "size": [48, 64]}, 0),
+        (10, {"counts": [0, 12, 3060], "size": [48, 64]}, 10),
+    ],
+)
+def test_an_area_that_contradicts_its_mask_or_box_is_computed_anew(
+    make_config: Make, change: Change, capsys: pytest.CaptureFixture[str], area: float, mask: object, right: float
+) -> None:
+    change(lambda c: first(c).update(bbox=[4, 4, 20, 20], area=area, segmentation=mask))
+    data = read_data(make_config())
+    assert data.train.rows[0].boxes[0].area == right
+    said = capsys.readouterr().err
+    assert (f"1 boxes of {data.train.root.parents[1]}" in said) == (area != right) == bool(data.notes)
+    assert area == right or f"the first is box 1 with {area}: their areas were computed anew" in said
+
+
+def test_ids_may_be_strings(make_config: Make, change: Change, boxed: Path) -> None:
+    before = read_data(make_config()).train
+    texts = {100: "a1f", 101: "7"}
+
+    def rename(content: dict) -> None:
+        for image in content["images"]:
+            image["id"] = texts.get(image["id"], str(image["id"]))
+        for entry in content["annotations"]:
+            entry.update(
+                image_id=texts.get(entry["image_id"], entry["image_id"]), category_id=str(entry["category_id"])
+            )
+
+    change(rename)
+    clear_cache()
+    after = read_data(make_config()).train
+    assert [row.boxes for row in after.rows] == [row.boxes for row in before.rows]
+    assert [row.json_id for row in after.rows][:3] == ["a1f", "7", "102"]
+    assert [row.id for row in after.rows] == list(range(1, 10)), "pycocotools sorts ids"
+    found = Detections(boxes=np.ones((1, 4)), scores=np.ones(1), labels=np.zeros(1, dtype=int))
+    rows = to_coco_results(after, [found] * 9, (3, 7))
+    assert [(row["image_id"], row["category_id"]) for row in rows][:2] == [("a1f", 3), ("7", 3)]
+
+
+def test_categories_with_string_ids_are_sorted_by_their_numbers() -> None:
+    assert sort_ids(["10", "b", "9", 2, "a"]) == [2, "9", "10", "a", "b"]
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
+def test_whole_floats_and_byte_order_marks_are_read(make_config: Make, change: Change, boxed: Path, mark: str) -> None:
+    before = read_data(make_config()).train
+
+    def widen(content: dict) -> None:
+        for image in content["images"]:
+            image.update(id=float(image["id"]), width=float(image["width"]), height=float(image["height"]))
+        for entry in content["annotations"]:
+            entry.update(category_id=float(entry["category_id"]))
+
+    change(widen)
+    file = boxed / "annotations" / "train.json"
+    file.write_text(file.read_text(), encoding=mark)
+    clear_cache()
+    assert read_data(make_config()).train == before
+
+
+@pytest.mark.parametrize("folder", ["images\\train\\", "..\\..\\media\\4\\", "C:\\me\\", "/home/me/", ".\\"])
+def test_paths_of_other_machines_are_found_by_their_names(
+    make_config: Make, change: Change, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    change(lambda c: [image.update(file_name=folder + image["file_name"]) for image in c["images"]])
+    data = read_data(make_config())
+    assert [row.file.name for row in data.train.rows][:2] == ["00.png", "01.png"]
+    assert f"names 9 of 9 images by paths that are not below {data.train.root}" in capsys.readouterr().err
+
+
+def test_a_windows_path_below_the_folder_is_ours(make_config: Make, change: Change, boxed: Path) -> None:
+    change(lambda c: c["images"][1].update(file_name="sub\\00.png"))
+    (boxed / "images" / "train" / "sub").mkdir()
+    (boxed / "images" / "train" / "01.png").rename(boxed / "images" / "train" / "sub" / "00.png")
+    assert read_data(make_config()).train.rows[1].file == boxed / "images" / "train" / "sub" / "00.png"
+
+
+def test_unused_classes_and_classes_that_differ_by_case_are_said(
+    make_config: Make, boxed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        file = boxed / "annotations" / f"{part}.json"
+        content = json.loads(file.read_text())
+        content["categories"] += [{"id": 0, "name": "animals"}, {"id": 9, "name": "Red "}]
+        file.write_text(json.dumps(content))
+    data = read_data(make_config())
+    said = capsys.readouterr().err
+    for role in ("training", "validation"):
+        assert f"2 of 4 classes have no box in the {role} images: animals, Red " in said
+    assert "classes differ only by case or spaces, and are kept apart: 'red' and 'Red '" in said
+    assert len(data.notes) == 3
+
+
+def test_boxes_that_may_be_percentages_are_said(tmp_path: Path) -> None:
+    def row(side: int) -> AnnotatedImage:
+        box = Box(x=10.0, y=10.0, width=50.0, height=40.0, label=0, area=2000.0, name="box 1")
+        return AnnotatedImage(id=1, file=Path("a.png"), width=side, height=side, boxes=(box,))
+
+    (said,) = check_unit([row(500), row(1000)], tmp_path)
+    assert "within 100 px of the corner of images of at least 500 px: if they are percentages" in said
+    assert check_unit([row(300), row(1000)], tmp_path) == check_unit([], tmp_path) == []
+
+
+@pytest.mark.parametrize(("height", "refused"), [(1, True), (3, True), (5, False)])
+def test_images_too_thin_for_a_detector_are_named(
+    make_config: Make, change: Change, boxed: Path, height: int, refused: bool
+) -> None:
+    Image.new("RGB", (400, height)).save(boxed / "images" / "train" / "strip.png")
+    change(lambda c: c["images"].append({"id": 77, "file_name": "strip.png", "width": 400, "height": height}))
+    words = r"1 images are too thin for a detector, the first is .*strip.png, 400 x \d px: .* --max-size 96"
+    with pytest.raises(ValueError, match=words) if refused else nullcontext():
+        read_data(make_config(keep_empty=True))
 
 
 def test_skipped_boxes_are_named(make_config: Make, change: Change, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,6 +359,42 @@ def test_a_box_inside_its_image_is_not_clipped() -> None:
     box = Box(x=10.1, y=3.3, width=20.2, height=9.9, label=0, area=1.0, name="a box")
     assert (box.x + box.width) - box.x != box.width
     assert clip_box(box, image) is box
+
+
+def move(voc: Path, by: float, scale: float = 1) -> None:
+    """Change every coordinate of the boxes of a VOC folder."""
+    for xml in (voc / "Annotations").iterdir():
+        tree = ElementTree.parse(xml)
+        for edge in (edge for box in tree.iter("bndbox") for edge in box):
+            edge.text = str(float(edge.text or "") * scale + by)
+        tree.write(xml)
+
+
+def test_voc_boxes_that_are_fractions_are_named(make_config: Make, voc: Path) -> None:
+    move(voc, 0, 1 / 64)
+    with pytest.raises(ValueError, match=r"all \d+ boxes of .*train.txt lie within 2 px .* fractions from 0 to 1"):
+        read_data(make_config(data=voc, layout="voc"))
+
+
+def test_voc_files_that_count_from_0_are_named(
+    make_config: Make, voc: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    move(voc, -1)
+    xml = voc / "Annotations" / "002.xml"
+    xml.write_text(re.sub(r"<xmin>[\d.]+<", "<xmin>0<", xml.read_text(), count=1))
+    config = make_config(data=voc, layout="voc")
+    words = r"1 of 6 XML files of \S*train.txt have a coordinate below 1, such as 002.xml: .* --voc-base 0"
+    (note,) = read_data(config).notes
+    assert re.search(words, note) and note in capsys.readouterr().err
+    plain = read_data(replace(config, voc_base=1))
+    assert not plain.notes
+    zero = read_data(replace(config, voc_base=0))
+    assert not zero.notes
+    for ours, theirs in zip(zero.train.rows, plain.train.rows, strict=True):
+        assert (ours.xyxy[:, 2:] == theirs.xyxy[:, 2:]).all()
+    assert zero.train.rows[2].boxes[0].x == 0 and plain.train.rows[2].boxes[0].x == -1
+    with pytest.raises(ValueError, match="--voc-base is about XML files, --layout is coco: leave it out"):
+        check(make_config(voc_base=0), world_size=1, on_cpu=True)
 
 
 @pytest.mark.parametrize("edge", ["xmax", "ymax"])

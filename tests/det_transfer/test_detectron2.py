@@ -58,7 +58,14 @@ from stillroom.det_transfer.backends.detectron2.nets import ExtraNorm, Stillroom
 from stillroom.det_transfer.backends.detectron2.recipe import build_config
 from stillroom.det_transfer.backends.detectron2.saved import load_saved_config
 from stillroom.det_transfer.backends.detectron2.train import trim_metrics
-from stillroom.det_transfer.backends.detectron2.user_config import from_records, load_user_config, read_user_data
+from stillroom.det_transfer.backends.detectron2.user_config import (
+    adopt_bridge,
+    check_features,
+    describe_differences,
+    from_records,
+    load_user_config,
+    read_user_data,
+)
 from stillroom.det_transfer.config import check
 from stillroom.det_transfer.data import read_data
 from stillroom.det_transfer.detections import Detections
@@ -530,7 +537,7 @@ def test_two_processes_train_one_net(make: Make, in_two_processes: Callable, cha
     assert_predicted_as_evaluated(config)
 
 
-def test_a_yaml_of_detectron2_names_our_backbone() -> None:
+def test_a_yaml_of_detectron2_names_our_backbone_or_its_checkpoint(tmp_path: Path) -> None:
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model as build
 
@@ -552,6 +559,18 @@ def test_a_yaml_of_detectron2_names_our_backbone() -> None:
     model = build(cfg)
     assert [s.stride for s in model.backbone.output_shape().values()] == [4, 8, 16, 32, 64]
     assert copy.deepcopy(model.backbone.bottom_up).net.spec.name == "timm/mobilenetv2_100"
+
+    backbone = build_backbone("timm/mobilenetv2_100", arguments={"pad_type": "same"}).eval()
+    save_checkpoint(tmp_path / "net", backbone, method="random", package="test")
+    cfg.MODEL.STILLROOM.CHECKPOINT = str(tmp_path / "net")
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        ours = backbone(images).maps[-4:]
+        found = build(cfg).backbone.bottom_up.eval()(images)
+        model.backbone.bottom_up.net.load_state_dict(backbone.state_dict())
+        bare = model.backbone.bottom_up.eval()(images)
+    assert all(torch.equal(a, b) for a, b in zip(ours, found.values(), strict=True))
+    assert not any(close(a, b) for a, b in zip(ours, bare.values(), strict=True)), "its tensors alone are not enough"
 
 
 OWN = """
@@ -614,6 +633,7 @@ def test_a_user_config_gets_our_weights(boxed: Path, tmp_path: Path) -> None:
         ("train.amp.enabled = True", "train.amp.enabled needs a GPU"),
         ("del train.checkpointer", "own.py has no train.checkpointer.period: expected a LazyConfig of Detectron2"),
         (f"{lists}; model.num_classes = 80", "the config's model predicts 80 classes, its data has 2"),
+        ("model.head_in_features = ['p9']", r"the model of .*own.py fails on .*val/00.png: 'p9'"),
     ):
         file.write_text(f"{own}\n{more}\n")
         with pytest.raises(ValueError, match=words):
@@ -640,6 +660,86 @@ def test_a_user_config_gets_our_weights(boxed: Path, tmp_path: Path) -> None:
         ValueError, match=r"--data is .*boxed, .* has no effect beside --framework-config: leave it out"
     ):
         finetune(replace(config, data=boxed, out=tmp_path / "h"))
+
+
+def test_a_user_config_is_compared_with_the_checkpoint(
+    boxed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.py"
+    own = OWN.format(root=str(boxed), strides=False)
+    file.write_text(own)
+    config = adopt(file)
+    out = finetune(config)
+    normalised, unused = read_results(out).extra["notes"]
+    assert normalised == (
+        "the config does not normalise images as the checkpoint does: input_format is BGR, the checkpoint's RGB; "
+        "pixel_std is [1.0, 1.0, 1.0], the checkpoint's [57.375, 57.12, 58.395] in that order of channels"
+    )
+    for name in ("train.eval_period", "train.init_checkpoint", "train.device", "dataloader.evaluator"):
+        assert name in unused
+    assert "train.max_iter" not in unused and "these settings of the config have no effect" in unused
+    said = capsys.readouterr().err
+    assert f"note: {normalised}\n" in said and f"note: {unused}\n" in said
+    with pytest.raises(ValueError, match="a program that this command executes: pass --trust-run"):
+        predict(out, boxed / "images" / "val", tmp_path / "found", device="cpu")
+    predict(out, boxed / "images" / "val", tmp_path / "found", score=0.0, device="cpu", trust_run=True)
+    content = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert content["categories"] == [{"id": 3, "name": "blue"}, {"id": 7, "name": "red"}]
+    input_ = "model.pixel_mean, model.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]"
+    file.write_text(f"{own}\nmodel.input_format = dataloader.test.mapper.image_format = 'RGB'\n{input_}\n")
+    cfg = load_user_config(file)
+    spec = build_backbone("torchvision/resnet50").spec
+    (only,) = describe_differences(cfg, instantiate(cfg.model), config, spec)
+    assert only == unused
+
+
+def test_a_net_of_other_layers_is_refused_though_its_tensors_fit(lively: Lively) -> None:
+    backbone = lively("timm/mobilenetv2_100")
+    model = torch.nn.Module()
+    model.backbone = StillroomBackbone("timm/mobilenetv2_100", {}, ["level2", "level5"])
+    bridge = adopt_bridge(backbone.spec, model)
+    bridge.load(model, backbone)
+    check_features(model, backbone)
+    model.backbone.net.net.bn1.act = torch.nn.Identity()
+    with pytest.raises(
+        ValueError, match=r"does not compute the features of timm/mobilenetv2_100 .*: level2, of stride 4"
+    ):
+        check_features(model, backbone)
+    model.backbone = StillroomBackbone("timm/mobilenetv2_100", {"pad_type": "same"}, ["level2"])
+    with pytest.raises(ValueError, match=r"with the arguments {'pad_type': 'same'}, the checkpoint has {}: pass the"):
+        adopt_bridge(backbone.spec, model)
+
+
+def test_missing_files_of_a_user_config_are_named(boxed: Path, tmp_path: Path) -> None:
+    file, truth = tmp_path / "own.py", boxed / "annotations" / "val.json"
+    file.write_text(OWN.format(root=str(boxed), strides=False))
+    (boxed / "images" / "val" / "02.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 4 test images of .*own.py are missing, the first is .*02.png"):
+        read_user_data(file)
+    truth.unlink()
+    with pytest.raises(ValueError, match=r"the test images of .*own.py cannot be read: .*val.json"):
+        read_user_data(file)
+
+
+def test_no_pickle_of_a_run_directory_is_loaded(make: Make, boxed: Path, tmp_path: Path) -> None:
+    config = make(steps=1)
+    out = finetune(config)
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "executed",)
+
+    for name in ("config.yaml.pkl", "evil.pkl"):
+        (out / name).write_bytes(pickle.dumps({"model": Evil(), "__author__": "x"}))
+    (out / "config.yaml").write_text(
+        f"a: !!python/object/apply:pathlib.Path.touch [!!python/name:x {tmp_path}/executed]"
+    )
+    assert_predicted_as_evaluated(config)
+    (out / "results.json").unlink()
+    (out / "last_checkpoint").write_text("evil.pkl")
+    with pytest.raises(ValueError, match=r"evil.pkl is not a state of a run, or is damaged"):
+        resume(out)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_areas_in_a_user_config_come_from_its_json(boxed: Path, tmp_path: Path) -> None:

@@ -95,12 +95,14 @@ def test_a_run_writes_checkpoint_predictions_figures_and_results(make_config: Ma
     again = [row["score"] for row in content["annotations"] if row["image_id"] == 1]
     assert again == [row["score"] for row in predictions if row["image_id"] == 100], "as it was when measured"
     (read, names), middle = read_coco(found / "detections.json", config.data / "images" / "val", "skip"), 0.5
-    assert read.num_boxes and names == {1: "blue", 2: "red"}, "in COCO's format: others can read it"
+    assert read.num_boxes and names == {3: "blue", 7: "red"}, "in COCO's format, with the data set's ids"
     assert len(index_coco(content).anns) == len(content["annotations"])
     middle = float(np.median([row["score"] for row in content["annotations"]]))
     likely = predict(out, config.data / "images" / "val", config.out.parent / "likely", score=middle, device="cpu")
     kept = [row["score"] for row in json.loads((likely / "detections.json").read_text())["annotations"]]
     assert kept == [row["score"] for row in content["annotations"] if row["score"] >= middle]
+    ids = {row["category_id"] for row in content["annotations"]}
+    assert ids and ids == {row["category_id"] for row in predictions}, "those of predictions.json"
     with pytest.raises(ValueError, match="found exists: choose another --out"):
         predict(out, config.data / "images" / "val", found, device="cpu")
     with pytest.raises(ValueError, match=r"is not a finished run: it has no results.json"):
@@ -453,6 +455,9 @@ def test_images_to_predict_are_checked_first(
     image.save(tmp_path / "twins" / "b.jpg", exif=tags)
     with pytest.raises(ValueError, match=r"b.jpg is rotated by its EXIF tag"):
         predict(out, tmp_path / "twins" / "b.jpg", tmp_path / "found", device="cpu")
+    Image.new("RGB", (200, 2)).save(tmp_path / "strip.png")
+    with pytest.raises(ValueError, match=r"1 images are too thin for a detector, the first is .*strip.png, 200 x 2 px"):
+        predict(out, tmp_path / "strip.png", tmp_path / "found", device="cpu")
     (tmp_path / "twins" / "c.png").write_text("no image")
     with pytest.raises(BrokenImageError, match=r"c.png cannot be read as an image"):
         predict(out, tmp_path / "twins" / "c.png", tmp_path / "found", device="cpu")
@@ -460,6 +465,31 @@ def test_images_to_predict_are_checked_first(
     with pytest.raises(BrokenImageError, match=r"a.png cannot be read as an image: Image size"):
         predict(out, tmp_path / "twins" / "a.png", tmp_path / "found", device="cpu")
     assert not (tmp_path / "found").exists()
+
+
+def test_a_run_that_names_a_program_is_executed_only_if_trusted(make_config: Make, boxed: Path, tmp_path: Path) -> None:
+    out, images, found = finetune(make_config(steps=1)), boxed / "images" / "val", tmp_path / "found"
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"framework_config": "evil.py", "backend": "detectron2"}))
+    words = r"run was trained with --framework-config evil.py, a program that this command executes: pass --trust-run"
+    with pytest.raises(ValueError, match=words):
+        predict(out, images, found, device="cpu")
+    with pytest.raises(ValueError, match=words):
+        resume(out)
+    assert not found.exists()
+
+
+def test_without_category_ids_the_classes_are_counted_from_1(
+    make_config: Make, boxed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a run of version 0.2."""
+    out = finetune(make_config(steps=1))
+    results = json.loads((out / "results.json").read_text())
+    assert results["extra"].pop("category_ids") == [3, 7] and results["extra"].pop("notes") == []
+    (out / "results.json").write_text(json.dumps(results))
+    found = predict(out, boxed / "images" / "val", tmp_path / "found", device="cpu")
+    assert [entry["id"] for entry in json.loads((found / "detections.json").read_text())["categories"]] == [1, 2]
+    assert "does not hold the data set's category ids: they are counted from 1" in capsys.readouterr().err
 
 
 def test_missing_masks_are_named(make_config: Make, boxed: Path) -> None:

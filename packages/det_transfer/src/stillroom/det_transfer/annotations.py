@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as rle
 
-from stillroom.backbone import ImageFiles
+from stillroom.backbone import BrokenImageError, ImageFiles
 from stillroom.backbone.images import has_exif_orientation
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
 
 TOLERANCE = 1.0
 """How far a box may reach beyond its image, pixels, for other tools round. For training it is clipped to the image."""
+UNIT_REACH, PERCENT_REACH = 2.0, 100.0
+"""Pixels. Boxes that all end within these, in images more than four times larger, are fractions or percentages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class AnnotatedImage:
 
     Args:
         id: COCO's image id, or a running number.
+        json_id: the image's id in the JSON, where the ids are strings and `id` is a running number.
         file: the image file.
         width, height: pixels.
         boxes: possibly none.
@@ -65,6 +68,7 @@ class AnnotatedImage:
     width: int
     height: int
     boxes: tuple[Box, ...] = ()
+    json_id: int | str | None = None
 
     @property
     def targets(self) -> tuple[Box, ...]:
@@ -92,12 +96,14 @@ class Images:
         rows: the images.
         left_out: one sentence for each box that was left out.
         in_train: images of a validation split that are training images too, byte for byte; None: not compared.
+        notes: sentences about what was assumed or corrected while reading.
     """
 
     root: Path
     rows: tuple[AnnotatedImage, ...]
     left_out: tuple[str, ...] = field(default=(), repr=False)
     in_train: int | None = None
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -202,16 +208,75 @@ def check_files(rows: Sequence[AnnotatedImage], source: Path) -> None:
     wrong = []
     for row in rows:
         try:
-            with Image.open(row.file) as opened:
-                if has_exif_orientation(opened):
-                    wrong.append(f"{row.file} is rotated by its EXIF tag, its boxes are not: save it upright")
-                elif opened.size != (row.width, row.height):
-                    size = f"{opened.width} x {opened.height}"
-                    wrong.append(f"{row.file} is {size} px, {source} states {row.width} x {row.height}")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            wrong.append(f"{row.file} cannot be read as an image: {error}")
+            width, height, rotated = read_header(row.file)
+        except BrokenImageError as error:
+            wrong.append(str(error))
+            continue
+        if rotated:
+            wrong.append(f"{row.file} is rotated by its EXIF tag, its boxes are not: save it upright")
+        elif (width, height) != (row.width, row.height):
+            wrong.append(f"{row.file} is {width} x {height} px, {source} states {row.width} x {row.height}")
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(rows)} images do not match their annotations; {wrong[0]}")
+
+
+def read_header(file: Path) -> tuple[int, int, bool]:
+    """Read an image's width and height, pixels, and whether its EXIF tag rotates it, without its pixels.
+
+    Raises:
+        BrokenImageError: not an image, damaged, or larger than Pillow's decompression limit.
+    """
+    try:
+        with Image.open(file) as opened:
+            return opened.width, opened.height, has_exif_orientation(opened)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error
+
+
+def refuse_thin(sizes: Iterable[tuple[Path, int, int]], max_size: int) -> None:
+    """Refuse images whose short side would shrink to a pixel or less when the long side is `max_size`.
+
+    Args:
+        sizes: file, width and height, pixels, of each image.
+        max_size: largest long side of an image that a detector sees, pixels.
+
+    Raises:
+        ValueError: with the first such image and their number.
+    """
+    thin = [size for size in sizes if max(size[1:]) > max_size and max(size[1:]) >= max_size * min(size[1:])]
+    if thin:
+        file, width, height = thin[0]
+        raise ValueError(
+            f"{len(thin)} images are too thin for a detector, the first is {file}, {width} x {height} px: with a long "
+            f"side of --max-size {max_size} px its short side would be a pixel or less: crop it, or leave it out"
+        )
+
+
+def check_unit(rows: Sequence[AnnotatedImage], source: Path) -> list[str]:
+    """Refuse boxes that are fractions of their image; they would be read as boxes within its first pixels.
+
+    Returns:
+        A sentence about boxes that look like percentages, if they do.
+
+    Raises:
+        ValueError: all boxes end within `UNIT_REACH` of the corner of larger images.
+    """
+    boxes = [(box, row) for row in rows for box in row.boxes]
+    reach = max((max(box.x + box.width, box.y + box.height) for box, _ in boxes), default=math.nan)
+    side = min((min(row.width, row.height) for _, row in boxes), default=0)
+    first = f"{boxes[0][0].name} of {boxes[0][1].file.name}" if boxes else ""
+    if reach <= UNIT_REACH < side / 4:
+        raise ValueError(
+            f"all {len(boxes)} boxes of {source} lie within {UNIT_REACH:g} px of the corner of images of at least "
+            f"{side} px, the first is {first}: they seem to be fractions from 0 to 1, expected pixels: multiply them "
+            f"by the image's width and height"
+        )
+    if reach <= PERCENT_REACH < side / 4:
+        return [
+            f"all {len(boxes)} boxes of {source} lie within {PERCENT_REACH:g} px of the corner of images of at least "
+            f"{side} px: if they are percentages, multiply them by a hundredth of the image's width and height"
+        ]
+    return []
 
 
 def check_boxes(

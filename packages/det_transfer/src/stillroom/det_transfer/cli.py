@@ -7,12 +7,26 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.command import ResumeFlags
 from stillroom.backbone.finetune.cli import FineTuneCli
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import refuse_missing_images
 from stillroom.backbone.results import refuse_unfinished
-from stillroom.det_transfer.config import preflight
+from stillroom.det_transfer.config import preflight, refuse_untrusted
 from stillroom.det_transfer.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(ResumeFlags):
+    """Resume a run that was stopped, from its last state."""
+
+    trust_run: bool = False
+    """Execute the LazyConfig of a run with --framework-config: only if you trust whoever made the run."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The flags that `resume` takes, by name."""
+        return {**super().changes, "trust_run": self.trust_run}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +43,25 @@ class Predict:
     """Lowest score of a detection that is kept, 0 to 1."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
+    trust_run: bool = False
+    """Execute the LazyConfig of a run with --framework-config: only if you trust whoever made the run."""
 
     def run(self) -> str:
         """Check the paths, then predict and count the overlays."""
         refuse_existing(self.out)
         refuse_unfinished(self.run_directory)
+        refuse_untrusted(self.run_directory, self.trust_run)
         refuse_missing_images(self.images)
         from stillroom.det_transfer.predict import predict
 
-        out = predict(self.run_directory, self.images, self.out, score=self.score, device=self.device)
+        out = predict(
+            self.run_directory,
+            self.images,
+            self.out,
+            score=self.score,
+            device=self.device,
+            trust_run=self.trust_run,
+        )
         return f"{out}: {len(list((out / 'overlays').rglob('*.png')))} images"
 
 
@@ -54,6 +78,6 @@ CLI = FineTuneCli(
     presets=PRESETS,
     preflight=preflight,
     load=load_task,
-    commands={"predict": Predict},
+    commands={"resume": Resume, "predict": Predict},
 )
 command_type, main = CLI.command_type, CLI.main

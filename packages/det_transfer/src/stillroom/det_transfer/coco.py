@@ -3,9 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from pycocotools import mask as rle
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.det_transfer.annotations import (
@@ -14,19 +17,31 @@ from stillroom.det_transfer.annotations import (
     Images,
     check_boxes,
     check_files,
+    check_unit,
     encode_mask,
     mask_fault,
     refuse_duplicates,
 )
 from stillroom.det_transfer.config import OnBadBox
 
-VALUE_TYPES: dict[str, type] = {"file_name": str, "name": str, "bbox": list}
+VALUE_TYPES: dict[str, Any] = {"file_name": str, "name": str, "bbox": list}
+VALUE_TYPES |= dict.fromkeys(("id", "image_id", "category_id"), int | str)
 """Types of the values that are not whole numbers."""
+AREA_FACTOR, BOX_OVER_AREA, AREA_SLACK = 2.0, 100.0, 16.0
+"""An area is wrong that is off by more than the first factor from its mask's; without a mask, that is over the box's by
+this factor, or under it by the second. A difference of less than the slack, square pixels, is not."""
+
+Id = int | str
 
 
 def read_coco(
-    file: Path, folder: Path, on_bad_box: OnBadBox, masks: bool = False, known: Collection[int] = ()
-) -> tuple[Images, dict[int, str]]:
+    file: Path,
+    folder: Path,
+    on_bad_box: OnBadBox,
+    masks: bool = False,
+    known: Collection[int] = (),
+    published: bool = False,
+) -> tuple[Images, dict[Id, str]]:
     """Read the images of a COCO JSON with their boxes.
 
     Args:
@@ -35,6 +50,7 @@ def read_coco(
         on_bad_box: refuse or leave out boxes without area or outside of their image.
         masks: whether to read the masks too.
         known: ids of the bad boxes that are always left out.
+        published: whether the areas are those of a published data set, which apply as they are.
 
     Returns:
         The images, and the classes: name by category id.
@@ -48,30 +64,71 @@ def read_coco(
         raise ValueError(f"there is no folder {folder}, which should hold the images of {file}")
     names = {category["id"]: category["name"] for category in content["categories"]}
     for what, kind in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
-        refuse_duplicates((entry["id"] for entry in content[what]), f"{kind} ids", file)
+        ids = [entry["id"] for entry in content[what]]
+        refuse_duplicates(ids, f"{kind} ids", file)
+        refuse_duplicates(map(str, ids), f"{kind} ids", file)  # 1 and "1" are one id
     refuse_duplicates((category["name"] for category in content["categories"]), "category names", file)
-    paths = {image["id"]: os.path.normpath(image["file_name"]) for image in content["images"]}
-    if outside := [path for path in paths.values() if Path(path).is_absolute() or ".." in Path(path).parts]:
+    paths = [locate(folder, image["file_name"]) for image in content["images"]]
+    if outside := [path for path in paths if is_outside(path)]:
         raise ValueError(f"{file} lists {len(outside)} images outside of {folder}, the first is {outside[0]}")
-    refuse_duplicates(paths.values(), "images", file)
-    labels = {category: label for label, category in enumerate(sorted(names))}
-    boxes = read_boxes(content["annotations"], {image["id"]: image for image in content["images"]}, labels, file, masks)
+    refuse_duplicates(paths, "images", file)
+    labels = {str(category): label for label, category in enumerate(sort_ids(names))}
+    images = {str(image["id"]): image for image in content["images"]}
+    boxes = read_boxes(content["annotations"], images, labels, file, masks)
+    notes = [] if published else correct_areas(boxes, content["annotations"], images, file)
+    strings = any(isinstance(image["id"], str) for image in content["images"])
     rows = [
         AnnotatedImage(
-            id=image["id"],
-            file=folder / paths[image["id"]],
+            id=number if strings else image["id"],
+            json_id=image["id"] if strings else None,
+            file=folder / path,
             width=image["width"],
             height=image["height"],
-            boxes=tuple(boxes.get(image["id"], ())),
+            boxes=tuple(boxes.get(str(image["id"]), {}).values()),
         )
-        for image in content["images"]
+        for number, (image, path) in enumerate(zip(content["images"], paths, strict=True), start=1)
     ]
+    moved = [
+        image["file_name"]
+        for image, path in zip(content["images"], paths, strict=True)
+        if path != os.path.normpath(image["file_name"])
+    ]
+    if moved:
+        notes.append(
+            f"{file} names {len(moved)} of {len(paths)} images by paths that are not below {folder}, such as "
+            f"{moved[0]!r}: they were found by their file names"
+        )
     check_files(rows, file)
+    notes += check_unit(rows, file)
     kept, left_out = check_boxes(rows, file, on_bad_box, [box_name(number) for number in known])
-    return Images(root=folder, rows=tuple(kept), left_out=tuple(left_out)), names
+    return Images(root=folder, rows=tuple(kept), left_out=tuple(left_out), notes=tuple(notes)), names
 
 
-def box_name(number: int) -> str:
+def sort_ids(ids: Iterable[Id]) -> list[Id]:
+    """Ids in the order of their numbers; those that are no numbers follow, in the order of the alphabet."""
+    return sorted(ids, key=lambda value: (0, int(value), "") if str(value).isdecimal() else (1, 0, str(value)))
+
+
+def locate(folder: Path, name: str) -> str:
+    """The path of an image below its folder, for its name in a JSON.
+
+    Where there is no such file, Windows' separators are taken for ours, and then the file name alone is looked up in
+    the folder: other tools write paths of the machine that they ran on.
+    """
+    path = os.path.normpath(name)
+    if not (folder / path).is_file():
+        path = os.path.normpath(name.replace("\\", "/"))
+    last = Path(path).name
+    is_there = not is_outside(path) and (folder / path).is_file()
+    return last if not is_there and last and (folder / last).is_file() else path
+
+
+def is_outside(path: str) -> bool:
+    """Whether a normalised relative path leads out of its folder."""
+    return Path(path).is_absolute() or ".." in Path(path).parts
+
+
+def box_name(number: Id) -> str:
     """A box's name in error sentences."""
     return f"box {number}"
 
@@ -84,8 +141,8 @@ def load_coco_json(file: Path) -> Mapping[str, Any]:
     """
     refuse_missing(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(file.read_bytes())  # bytes may begin with a byte-order mark
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     required = {
         "images": ("id", "file_name", "width", "height"),
@@ -99,8 +156,12 @@ def load_coco_json(file: Path) -> Mapping[str, Any]:
         for index, entry in enumerate(entries):
             if missing := next((key for key in keys if key not in entry), None):
                 raise ValueError(f"{file}: entry {index} of its {what} has no {missing}")
-            if wrong := next((key for key in keys if not isinstance(entry[key], VALUE_TYPES.get(key, int))), None):
-                raise ValueError(f"{file}: entry {index} of its {what} has {entry[wrong]!r} as {wrong}")
+            for key in keys:
+                value, kind = entry[key], VALUE_TYPES.get(key, int)
+                if isinstance(value, float) and value.is_integer() and kind not in (str, list):
+                    entry[key] = value = int(value)  # 64.0 means 64
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    raise ValueError(f"{file}: entry {index} of its {what} has {value!r} as {key}")
     for what in ("images", "categories"):
         if not content[what]:
             raise ValueError(f"{file} lists no {what}")
@@ -109,33 +170,33 @@ def load_coco_json(file: Path) -> Mapping[str, Any]:
 
 def read_boxes(
     annotations: Sequence[Mapping[str, Any]],
-    images: Mapping[int, Mapping[str, Any]],
-    labels: Mapping[int, int],
+    images: Mapping[str, Mapping[str, Any]],
+    labels: Mapping[str, int],
     file: Path,
     masks: bool,
-) -> dict[int, list[Box]]:
-    """Read the boxes of a COCO JSON, by image id.
+) -> dict[str, dict[int, Box]]:
+    """Read the boxes of a COCO JSON by image id, each by its index in the JSON's list.
 
     Args:
         annotations: the JSON's list.
-        images: the JSON's entries by image id.
-        labels: class index by category id.
+        images: the JSON's entries by image id, as a string.
+        labels: class index by category id, as a string.
         file: the JSON.
         masks: whether to read the masks too.
 
     Raises:
         ValueError: boxes of an image or a category that is not listed, or that are not four numbers; invalid masks.
     """
-    boxes: dict[int, list[Box]] = {}
+    boxes: dict[str, dict[int, Box]] = {}
     for key, known, what in (("image_id", images, "image"), ("category_id", labels, "category")):
-        if dangling := [entry for entry in annotations if entry[key] not in known]:
+        if dangling := [entry for entry in annotations if str(entry[key]) not in known]:
             first = dangling[0]
             raise ValueError(
                 f"{file}: {len(dangling)} boxes have the id of no {what}, the first is box {first['id']} "
                 f"with {key} {first[key]}"
             )
-    for entry in annotations:
-        image = images[entry["image_id"]]
+    for index, entry in enumerate(annotations):
+        image = images[str(entry["image_id"])]
         bbox = entry["bbox"]
         if len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
             raise ValueError(f"{file}: box {entry['id']} is {bbox}, expected left, upper edge, width, height")
@@ -153,11 +214,56 @@ def read_boxes(
             y=y,
             width=width,
             height=height,
-            label=labels[entry["category_id"]],
+            label=labels[str(entry["category_id"])],
             crowd=bool(entry.get("iscrowd", 0)),
             area=float(width * height if area is None else area),
             mask=encode_mask(mask, image["width"], image["height"]) if mask else None,
             name=box_name(entry["id"]),
         )
-        boxes.setdefault(entry["image_id"], []).append(box)
+        boxes.setdefault(str(entry["image_id"]), {})[index] = box
     return boxes
+
+
+def correct_areas(
+    boxes: Mapping[str, dict[int, Box]],
+    annotations: Sequence[Mapping[str, Any]],
+    images: Mapping[str, Mapping[str, Any]],
+    file: Path,
+) -> list[str]:
+    """Replace, in place, areas that contradict the mask or the box of their object: COCO's sizes are read from them.
+
+    Args:
+        boxes: by image id, each by its index in the JSON's list.
+        annotations: the JSON's list.
+        images: the JSON's entries by image id.
+        file: the JSON.
+
+    Returns:
+        A sentence with their number, if there are any.
+    """
+    wrong: list[Box] = []
+    for image_id, members in boxes.items():
+        size = images[image_id]["width"], images[image_id]["height"]
+        for index, box in members.items():
+            mask = annotations[index].get("segmentation") or None
+            area, below = max(box.width * box.height, 0.0), BOX_OVER_AREA
+            if mask and mask_fault(mask, *size) is None:
+                is_rle = isinstance(mask, dict)
+                area = float(rle.area(encode_mask(mask, *size))) if is_rle else sum(map(polygon_area, mask), 0.0)
+                below = AREA_FACTOR
+            off = not area / below <= box.area <= area * AREA_FACTOR
+            if off and math.isfinite(area) and abs(box.area - area) > AREA_SLACK:
+                wrong.append(box)
+                members[index] = replace(box, area=area)
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} boxes of {file} have an area that contradicts their mask or box, the first is {wrong[0].name} "
+        f"with {wrong[0].area:g}: their areas were computed anew"
+    ]
+
+
+def polygon_area(polygon: Sequence[int | float]) -> float:
+    """Area of a polygon, x and y in turns, by the shoelace formula, square pixels."""
+    x, y = polygon[::2], polygon[1::2]
+    return float(abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x))))) / 2

@@ -7,7 +7,7 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
-from stillroom.backbone.configs import refuse_ignored
+from stillroom.backbone.configs import load_config, refuse_ignored
 from stillroom.backbone.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.backbone.image_files import refuse_missing_folder
 
@@ -18,6 +18,7 @@ Norm = Literal["bn", "frozen"]
 FpnNorm = Literal["none", "gn"]
 Layout = Literal["coco", "coco2017", "voc", "voc0712"]
 OnBadBox = Literal["refuse", "skip"]
+VocBase = Literal[0, 1]
 Legacy = Literal["none", "rgb-mean", "std-1"]
 
 INSTALLATION = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
@@ -51,6 +52,9 @@ class DetectConfig(FineTuneConfig):
     on_bad_box: OnBadBox = "refuse"
     """Boxes without area or outside of their image: refuse stops with their names, skip leaves them out and reports
     them."""
+    voc_base: VocBase | None = None
+    """Under layout voc, where the boxes count from. 1: the first pixel is 1, and xmax and ymax are the last pixels, as
+    in VOC; 0: the edges themselves, from 0. None: 1, and files that contradict it are reported."""
     keep_empty: bool = False
     """Train on images without boxes too."""
     detector: DetectorName = "faster-rcnn"
@@ -127,6 +131,8 @@ def check(config: DetectConfig, world_size: int, on_cpu: bool) -> None:
         raise ValueError(f"--drops holds {list(config.drops)}: the fractions must rise")
     if config.framework_config is None and config.batch_size % world_size:
         raise ValueError(f"--batch-size is {config.batch_size}: it must be a multiple of the {world_size} processes")
+    if config.voc_base is not None and config.layout != "voc":
+        raise ValueError(f"--voc-base is about XML files, --layout is {config.layout}: leave it out")
     if config.detector == "retinanet" and config.neck == "c4":
         raise ValueError("retinanet has no second stage for --neck c4: pass --neck fpn")
     if config.fpn_norm == "gn" and config.neck == "c4":
@@ -173,6 +179,20 @@ def refuse_missing_backend(name: BackendName) -> None:
         raise ValueError(
             f"Detectron2 is not installed: install it as {INSTALLATION} says (with setuptools<81), "
             f"or pass --backend torchvision for torchvision's detectors"
+        )
+
+
+def refuse_untrusted(run_directory: Path, trust_run: bool) -> None:
+    """Refuse to execute the program of a run that may be from elsewhere; every other run is read as plain data.
+
+    Raises:
+        ValueError: the run has a user's LazyConfig, and nobody said that it may be executed.
+    """
+    file = load_config(run_directory, DetectConfig).framework_config
+    if file is not None and not trust_run:
+        raise ValueError(
+            f"{run_directory} was trained with --framework-config {file}, a program that this command executes: pass "
+            f"--trust-run if you trust whoever made this run"
         )
 
 

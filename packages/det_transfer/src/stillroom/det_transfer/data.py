@@ -1,6 +1,7 @@
 """The training and validation data of a run."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,9 +11,9 @@ from typing import TypeVar
 from stillroom.backbone import BrokenImageError
 from stillroom.backbone.image_files import count_shared
 from stillroom.backbone.results import DatasetRecord
-from stillroom.det_transfer.annotations import Images
-from stillroom.det_transfer.coco import read_coco
-from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox, check_source
+from stillroom.det_transfer.annotations import Images, refuse_thin
+from stillroom.det_transfer.coco import Id, read_coco, sort_ids
+from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox, VocBase, check_source
 from stillroom.det_transfer.voc import VOC_CLASSES, ImageList, read_classes, read_voc
 
 Sample = TypeVar("Sample")
@@ -38,7 +39,7 @@ class DetectionData:
     classes: tuple[str, ...]
     train: Images
     val: Images
-    category_ids: tuple[int, ...] | None = None
+    category_ids: tuple[Id, ...] | None = None
     name: str = ""
     user_config: DatasetRecord | None = None
 
@@ -48,13 +49,33 @@ class DetectionData:
         user_config = {} if self.user_config is None else {"framework_config": self.user_config}
         return {"train": self.train.record, "test": self.val.record, **user_config}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about the data: what was assumed or corrected, and what looks like a mistake."""
+        notes = [*self.train.notes, *self.val.notes]
+        for role, images in (("training", self.train), ("validation", self.val)):
+            used = {box.label for row in images.rows for box in row.boxes if not box.crowd}
+            if unused := [name for label, name in enumerate(self.classes) if label not in used]:
+                more = ", ..." if len(unused) > 5 else ""
+                notes.append(
+                    f"{len(unused)} of {len(self.classes)} classes have no box in the {role} images: "
+                    f"{', '.join(unused[:5])}{more}"
+                )
+        alike = defaultdict(list)
+        for name in self.classes:
+            alike[name.strip().casefold()].append(repr(name))
+        pairs = [" and ".join(names) for names in alike.values() if len(names) > 1]
+        if pairs:
+            notes.append(f"classes differ only by case or spaces, and are kept apart: {', '.join(pairs)}")
+        return tuple(notes)
+
 
 def read_data(config: DetectConfig) -> DetectionData:
     """Read the images of a run with their boxes, and validate them.
 
     Raises:
-        ValueError: see `check_source`, `read_coco` and `read_voc`; classes that differ between the splits, nothing to
-            train on, missing masks.
+        ValueError: see `check_source`, `read_coco`, `read_voc` and `refuse_thin`; classes that differ between the
+            splits, nothing to train on, missing masks.
     """
     check_source(config)
     data = _read(
@@ -66,9 +87,12 @@ def read_data(config: DetectConfig) -> DetectionData:
         config.partial,
         config.on_bad_box,
         config.detector == "mask-rcnn",
+        config.voc_base,
     )
     train = data.train if config.keep_empty else data.train.with_targets()
     refuse_empty(data)
+    for images in (data.train, data.val):
+        refuse_thin(((row.file, row.width, row.height) for row in images.rows), config.max_size)
     if config.detector == "mask-rcnn" and (bare := data.train.boxes_without_mask + data.val.boxes_without_mask):
         raise ValueError(
             f"--detector mask-rcnn needs a mask with every box: {len(bare)} have none, the first is {bare[0]}"
@@ -117,6 +141,7 @@ def _read(
     partial: bool,
     on_bad_box: OnBadBox,
     masks: bool,
+    voc_base: VocBase | None,
 ) -> DetectionData:
     if train is not None and val is not None:
         pair = _read_coco_pair(train, val, on_bad_box, masks)
@@ -131,11 +156,11 @@ def _read(
             parts = [
                 (data / "annotations" / f"instances_{part}2017.json", data / f"{part}2017") for part in ("train", "val")
             ]
-            read = _read_coco_pair(parts[0], parts[1], on_bad_box, masks, COCO_ZERO_HEIGHT_BOXES)
+            read = _read_coco_pair(parts[0], parts[1], on_bad_box, masks, COCO_ZERO_HEIGHT_BOXES, published=True)
         case "voc":
             lists = [ImageList(data, name) for name in splits]
             classes = read_classes(lists[0])  # a class that no training image has cannot be learned
-            train_, val_ = (read_voc([image_list], classes, on_bad_box) for image_list in lists)
+            train_, val_ = (read_voc([image_list], classes, on_bad_box, voc_base) for image_list in lists)
             read = DetectionData(classes=classes, train=train_, val=val_)
         case "voc0712":
             trainval = [ImageList(data / year, "trainval") for year in ("VOC2007", "VOC2012")]
@@ -158,15 +183,20 @@ def _read(
 
 
 def _read_coco_pair(
-    train: tuple[Path, Path], val: tuple[Path, Path], on_bad_box: OnBadBox, masks: bool, known: tuple[int, ...] = ()
+    train: tuple[Path, Path],
+    val: tuple[Path, Path],
+    on_bad_box: OnBadBox,
+    masks: bool,
+    known: tuple[int, ...] = (),
+    published: bool = False,
 ) -> DetectionData:
     """Read two JSONs with the same classes; see `read_coco`."""
-    train_images, names = read_coco(*train, on_bad_box, masks, known)
-    val_images, val_names = read_coco(*val, on_bad_box, masks)
+    train_images, names = read_coco(*train, on_bad_box, masks, known, published)
+    val_images, val_names = read_coco(*val, on_bad_box, masks, published=published)
     if names != val_names:
-        category, name = min({*names.items()} ^ {*val_names.items()})
+        category, name = min({*names.items()} ^ {*val_names.items()}, key=str)
         raise ValueError(f"{train[0]} and {val[0]} have different categories, such as {name!r} ({category})")
-    ids = tuple(sorted(names))
+    ids = tuple(sort_ids(names))
     classes = tuple(names[category] for category in ids)
     return DetectionData(classes=classes, category_ids=ids, train=train_images, val=val_images)
 
@@ -178,7 +208,9 @@ def compare(data: DetectionData) -> DetectionData:
 
 
 def report_left_out(data: DetectionData) -> None:
-    """Print the first ten boxes that were left out of each split, and the number of training images without a box."""
+    """Print notes, the first ten boxes left out of each split, and the number of training images without a box."""
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
     for images in (data.train, data.val):
         for sentence in images.left_out[:10]:
             print(f"left out: {sentence}", file=sys.stderr)

@@ -33,7 +33,7 @@ class Detections:
         masks = None if self.masks is None else tuple(self.masks[index] for index in kept)
         return Detections(boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], masks=masks)
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
         """Convert to rows of COCO's results format.
 
         Args:
@@ -62,8 +62,14 @@ def encode_binary_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
 
 
 def to_coco_results(
-    images: Images, predictions: Sequence[Detections], category_ids: Sequence[int] | None = None
+    images: Images, predictions: Sequence[Detections], category_ids: Sequence[int | str] | None = None
 ) -> list[dict[str, Any]]:
-    """The detections in all images in COCO's results format; see `Detections.to_coco`."""
-    pairs = zip(images.rows, predictions, strict=True)
-    return [row for image, detections in pairs for row in detections.to_coco(image.id, category_ids)]
+    """The detections in all images in COCO's results format; see `Detections.to_coco`.
+
+    With `category_ids`, the images too have the ids of the data set's JSON.
+    """
+    rows: list[dict[str, Any]] = []
+    for image, detections in zip(images.rows, predictions, strict=True):
+        own = image.id if category_ids is None or image.json_id is None else image.json_id
+        rows += detections.to_coco(own, category_ids)
+    return rows

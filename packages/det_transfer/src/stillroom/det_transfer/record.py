@@ -26,6 +26,8 @@ PREDICTIONS = "predictions.json"
 """The detections in the validation images, in COCO's results format."""
 PER_CLASS = "ap_per_class"
 """Key of the AP of each class in results.json."""
+CATEGORY_IDS = "category_ids"
+"""Key of the data set's ids of the classes in results.json."""
 
 
 def finish(
@@ -34,6 +36,7 @@ def finish(
     backbone: Backbone,
     predictions: Sequence[Detections],
     loaded: str,
+    notes: Sequence[str],
     seconds: float,
 ) -> None:
     """Write the trained backbone, predictions and figures, then results.json, which marks the run as finished.
@@ -44,6 +47,7 @@ def finish(
         backbone: the trained one.
         predictions: the detections in the validation images.
         loaded: how many tensors came from the checkpoint; see `Bridge.count`.
+        notes: sentences about the detector.
         seconds: training time.
     """
     backbone.spec = replace(backbone.spec, licence=inherit_licence(backbone.spec.licence, config.data_licence))
@@ -79,6 +83,8 @@ def finish(
             extra={
                 "initial_sha256": initial_sha256(config.out),
                 "classes": list(data.classes),
+                CATEGORY_IDS: list(data.category_ids or range(1, len(data.classes) + 1)),
+                "notes": [*data.notes, *notes],
                 "loaded": loaded,
                 "boxes": {"train": data.train.num_boxes, "test": data.val.num_boxes},
                 "left_out": [*data.train.left_out, *data.val.left_out],
@@ -111,7 +117,7 @@ def protocol(config: DetectConfig, data: DetectionData) -> str:
 def non_default_settings(config: DetectConfig) -> list[str]:
     """The settings of the recipe and the data that are not at their defaults, for the protocol id."""
     defaults = {field.name: field.default for field in fields(config)}
-    names = ("fpn_dim", "box_dim", "anchor_scale", "max_size", "keep_empty", "on_bad_box", "stride_in_1x1")
+    names = ("fpn_dim", "box_dim", "anchor_scale", "max_size", "keep_empty", "on_bad_box", "stride_in_1x1", "voc_base")
     values = {name: getattr(config, name) for name in names}
     return [f"{name.replace('_', '-')}={value}" for name, value in values.items() if value != defaults[name]]
 

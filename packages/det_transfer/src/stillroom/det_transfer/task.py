@@ -6,8 +6,9 @@ from pathlib import Path
 from stillroom.backbone.finetune import lifecycle, table
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.det_transfer.backends import find_backend
-from stillroom.det_transfer.config import DetectConfig, check
+from stillroom.det_transfer.config import DetectConfig, check, refuse_untrusted
 from stillroom.det_transfer.data import clear_cache
 from stillroom.det_transfer.record import PACKAGE, PER_CLASS, summary
 from stillroom.det_transfer.train import Prepared, prepare, train
@@ -34,8 +35,15 @@ def finetune(config: DetectConfig) -> Path:
 
 
 def resume(
-    path: Path, *, device: DeviceName | None = None, workers: int | None = None, log_every: int | None = None
+    path: Path,
+    *,
+    device: DeviceName | None = None,
+    workers: int | None = None,
+    log_every: int | None = None,
+    trust_run: bool = False,
 ) -> Path:
-    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
+    """Resume a single run; None keeps what the run began with. See `lifecycle.resume` and `refuse_untrusted`."""
+    refuse_unresumable(path)
+    refuse_untrusted(path, trust_run)
     clear_cache()
     return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)

@@ -64,5 +64,6 @@ def train(config: DetectConfig, run: Run, prepared: Prepared, resume: bool) -> N
     predictions = trained.predict(data.val)
     if run.is_main:
         returned = trained.bridge.from_framework(trained.model.state_dict(), backbone)
-        finish(config, data, returned, predictions, trained.bridge.count(trained.model), trained.seconds)
+        loaded = trained.bridge.count(trained.model)
+        finish(config, data, returned, predictions, loaded, trained.notes, trained.seconds)
     run.wait()

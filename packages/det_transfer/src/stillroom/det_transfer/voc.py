@@ -8,8 +8,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from stillroom.backbone.image_files import image_suffixes
-from stillroom.det_transfer.annotations import AnnotatedImage, Box, Images, check_boxes, check_files, refuse_duplicates
-from stillroom.det_transfer.config import OnBadBox
+from stillroom.det_transfer.annotations import (
+    AnnotatedImage,
+    Box,
+    Images,
+    check_boxes,
+    check_files,
+    check_unit,
+    refuse_duplicates,
+)
+from stillroom.det_transfer.config import OnBadBox, VocBase
 
 VOC_CLASSES = (
     "aeroplane",
@@ -84,10 +92,19 @@ def read_classes(image_list: ImageList) -> tuple[str, ...]:
     return tuple(sorted(names - {""}))
 
 
-def read_voc(lists: Sequence[ImageList], classes: Sequence[str], on_bad_box: OnBadBox) -> Images:
+def read_voc(
+    lists: Sequence[ImageList], classes: Sequence[str], on_bad_box: OnBadBox, base: VocBase | None = None
+) -> Images:
     """Read the images of lists with their boxes.
 
-    VOC counts pixels from 1 and its boxes include their last pixel: here the left and upper edge are one less.
+    VOC counts pixels from 1 and its boxes include their last pixel: here the left and upper edge are one less. Other
+    tools write the edges themselves, from 0.
+
+    Args:
+        lists: of images.
+        classes: names, in the order of the labels.
+        on_bad_box: refuse or leave out boxes without area or outside of their image.
+        base: the number of the first pixel; None: 1, with a note where a file contradicts it.
 
     Raises:
         ValueError: files that are missing or not VOC's XML, unknown classes, bad boxes; each by name.
@@ -95,15 +112,22 @@ def read_voc(lists: Sequence[ImageList], classes: Sequence[str], on_bad_box: OnB
     rows: list[AnnotatedImage] = []
     for image_list in lists:
         for name in image_list.names():
-            rows.append(read_image(image_list.root, name, len(rows) + 1, classes))
+            rows.append(read_image(image_list.root, name, len(rows) + 1, classes, 1 if base is None else base))
     source = lists[0].file
     check_files(rows, source)
+    notes = check_unit(rows, source)
+    zeros = [row.file.stem for row in rows if any(min(box.x, box.y) < 0 for box in row.boxes)]
+    if base is None and zeros:
+        notes.append(
+            f"{len(zeros)} of {len(rows)} XML files of {source} have a coordinate below 1, such as {zeros[0]}.xml: VOC "
+            f"counts pixels from 1. Pass --voc-base 0 if the boxes count from 0, else --voc-base 1"
+        )
     kept, left_out = check_boxes(rows, source, on_bad_box)
     root = lists[0].root if len(lists) == 1 else lists[0].root.parent
-    return Images(root=root, rows=tuple(kept), left_out=tuple(left_out))
+    return Images(root=root, rows=tuple(kept), left_out=tuple(left_out), notes=tuple(notes))
 
 
-def read_image(root: Path, name: str, number: int, classes: Sequence[str]) -> AnnotatedImage:
+def read_image(root: Path, name: str, number: int, classes: Sequence[str], base: VocBase) -> AnnotatedImage:
     """Read the annotation of one image.
 
     Args:
@@ -111,6 +135,7 @@ def read_image(root: Path, name: str, number: int, classes: Sequence[str]) -> An
         name: of the image, without suffix.
         number: its id here; VOC has none.
         classes: names, in the order of the labels.
+        base: see `read_voc`.
 
     Raises:
         ValueError: see `read_voc`.
@@ -128,7 +153,7 @@ def read_image(root: Path, name: str, number: int, classes: Sequence[str]) -> An
             )
         edges = ("xmin", "ymin", "xmax", "ymax")
         left, upper, right, lower = (read_number(entry, f"bndbox/{edge}", xml) for edge in edges)
-        x, y, width, height = left - 1, upper - 1, right - left + 1, lower - upper + 1
+        x, y, width, height = left - base, upper - base, right - left + base, lower - upper + base
         if right <= left or lower <= upper:  # a point or a line by VOC's own count, though it covers a pixel
             width = height = 0.0
         boxes.append(

@@ -27,12 +27,14 @@ class TrainedDetector:
         bridge: key rules between our backbone and the model.
         seconds: training time, from the first step on and across resumes.
         predict: images -> the detections in each, in the same order.
+        notes: sentences about the detector, for results.json.
     """
 
     model: nn.Module
     bridge: Bridge
     seconds: float
     predict: Callable[[Images], list[Detections]]
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable

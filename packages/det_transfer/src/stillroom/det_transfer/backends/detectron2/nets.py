@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -13,7 +14,7 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from stillroom.backbone import build_backbone
+from stillroom.backbone import build_backbone, load_checkpoint
 from stillroom.det_transfer.freeze import FreezableModule, FrozenPart, sync_norms
 from stillroom.det_transfer.levels import level_number
 
@@ -92,11 +93,13 @@ class PaddedPyramid(SimpleFeaturePyramid):
 
 
 def add_stillroom_config(cfg: CfgNode) -> None:
-    """Add the keys of our backbones to a yacs config of Detectron2: MODEL.STILLROOM.NAME, FREEZE_NORMS.
+    """Add the keys of our backbones to a yacs config of Detectron2: MODEL.STILLROOM.CHECKPOINT, NAME, FREEZE_NORMS.
 
-    With MODEL.BACKBONE.NAME build_stillroom_fpn_backbone, MODEL.FPN.IN_FEATURES names the levels, from level2 on.
+    CHECKPOINT is a checkpoint directory: the net, its constructor arguments and its weights; NAME, used without one, is
+    a net with random weights. With MODEL.BACKBONE.NAME build_stillroom_fpn_backbone, MODEL.FPN.IN_FEATURES names the
+    levels, from level2 on.
     """
-    cfg.MODEL.STILLROOM = CfgNode({"NAME": "torchvision/mobilenet_v2", "FREEZE_NORMS": False})
+    cfg.MODEL.STILLROOM = CfgNode({"CHECKPOINT": "", "NAME": "torchvision/mobilenet_v2", "FREEZE_NORMS": False})
 
 
 @BACKBONE_REGISTRY.register()
@@ -110,10 +113,15 @@ def build_stillroom_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_stillroom_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StillroomBackbone:
-    """Build a backbone of ours, from a yacs config of Detectron2."""
+    """Build a backbone of ours, from a yacs config of Detectron2; a checkpoint that it names is loaded."""
     settings = cfg.MODEL.STILLROOM
     part: FrozenPart = "norms" if settings.FREEZE_NORMS else "nothing"
-    return StillroomBackbone(settings.NAME, {}, cfg.MODEL.FPN.IN_FEATURES, part)
+    if not settings.CHECKPOINT:
+        return StillroomBackbone(settings.NAME, {}, cfg.MODEL.FPN.IN_FEATURES, part)
+    loaded, _ = load_checkpoint(Path(settings.CHECKPOINT))
+    built = StillroomBackbone(loaded.spec.name, loaded.spec.arguments, cfg.MODEL.FPN.IN_FEATURES, part)
+    built.net.load_state_dict(loaded.state_dict())
+    return built
 
 
 class ExtraNorm(nn.Module):

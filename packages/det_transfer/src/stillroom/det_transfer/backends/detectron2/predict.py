@@ -1,12 +1,10 @@
 """Predictions of a Detectron2 detector: for the validation images of a run, and for any image file."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -14,11 +12,11 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from stillroom.backbone import Backbone, BrokenImageError, Run
+from stillroom.backbone import BrokenImageError, Run
 from stillroom.backbone.loaders import unwrap_worker_errors
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.detectron2.images import as_records, read_run
-from stillroom.det_transfer.backends.detectron2.saved import load_saved_config
+from stillroom.det_transfer.backends.detectron2.saved import load_state
 from stillroom.det_transfer.backends.protocol import Predictor
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.detections import Detections, encode_binary_mask
@@ -83,19 +81,16 @@ def as_detections(instances: Any) -> Detections:
     )
 
 
-def load_predictor(config: DetectConfig, backbone: Backbone, num_classes: int, run: Run) -> Predictor:
-    """Load the detector of a finished run.
+def build_predictor(cfg: DictConfig, out: Path, run: Run) -> Predictor:
+    """Build the detector of a finished run, with its last weights.
 
     Args:
-        config: of the run.
-        backbone: its initial backbone.
-        num_classes: without background.
+        cfg: of the run.
+        out: its directory.
         run: this process.
     """
-    cfg = load_saved_config(config.out)
     net = instantiate(cfg.model).to(run.device).eval()
-    logging.getLogger("fvcore").setLevel(logging.WARNING)
-    DetectionCheckpointer(net).load(str(config.out / "model_final.pth"))
+    net.load_state_dict(load_state(out / "model_final.pth")["model"])
     mapper = instantiate(cfg.dataloader.test.mapper)
 
     def predict_file(file: Path) -> Detections:

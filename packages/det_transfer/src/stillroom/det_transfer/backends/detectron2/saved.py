@@ -5,10 +5,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
+from stillroom.backbone.atomic import refuse_missing
 from stillroom.det_transfer.backends.detectron2.renames import import_path, update_config, update_state
 
 CONFIG_YAML = "config.yaml"
@@ -18,7 +20,8 @@ CONFIG_YAML = "config.yaml"
 class MovedUnpickler(pickle.Unpickler):
     """An unpickler that also finds our classes by the import paths of earlier versions.
 
-    It runs what the pickle says, as Detectron2's own reader of .yaml does, which constructs tagged objects.
+    It runs what the pickle says, as Detectron2's own reader of .yaml does, which constructs tagged objects: only for a
+    run whose program is trusted, see `refuse_untrusted`.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -30,17 +33,36 @@ class MovedUnpickler(pickle.Unpickler):
 
 
 class RunCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also loads states of earlier versions."""
+    """Detectron2's checkpointer, which loads nothing but tensors and numbers, and states of earlier versions too.
+
+    Detectron2's own unpickles any file whose name in `last_checkpoint` ends in .pkl.
+    """
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        checkpoint = super()._load_file(filename)
+        checkpoint = load_state(Path(filename))
         if "trainer" in checkpoint:
             update_state(checkpoint["trainer"])
         return checkpoint
 
 
+def load_state(file: Path) -> dict[str, Any]:
+    """Load a state that Detectron2 saved: `model`, and what the trainer needs to resume.
+
+    Raises:
+        ValueError: no such file, or one that is damaged or holds more than tensors and numbers.
+    """
+    refuse_missing(file)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{file} is not a state of a run, or is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or "model" not in state:
+        raise ValueError(f"{file} is not a state of a run: it has no model")
+    return state
+
+
 def load_saved_config(out: Path) -> DictConfig:
-    """Load the LazyConfig of a run directory.
+    """Load the LazyConfig of a run directory, which executes what it says; see `refuse_untrusted`.
 
     LazyConfig.save pickles a config that YAML cannot hold, such as a user's with a lambda.
     """

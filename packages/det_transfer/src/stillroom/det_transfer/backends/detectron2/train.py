@@ -25,7 +25,12 @@ from stillroom.det_transfer.backends.detectron2.nets import boxes_in_float32
 from stillroom.det_transfer.backends.detectron2.predict import predict_all
 from stillroom.det_transfer.backends.detectron2.recipe import build_config, initial_file
 from stillroom.det_transfer.backends.detectron2.saved import CONFIG_YAML, RunCheckpointer
-from stillroom.det_transfer.backends.detectron2.user_config import adopt_bridge, adopt_config, load_user_config
+from stillroom.det_transfer.backends.detectron2.user_config import (
+    adopt_bridge,
+    adopt_config,
+    describe_differences,
+    load_user_config,
+)
 from stillroom.det_transfer.backends.protocol import TrainedDetector
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
@@ -57,7 +62,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     seed_everything(config.seed)
 
     # 2. Build the detector, and leave what Detectron2's own tools need to repeat the run.
-    cfg, net, bridge = build_net(config, run, data, backbone)
+    cfg, net, bridge, notes = build_net(config, run, data, backbone)
     if run.is_main:
         torch.save({"model": bridge.to_framework(backbone)[0]}, initial_file(config.out))
         LazyConfig.save(cfg, str(config.out / CONFIG_YAML))
@@ -124,19 +129,24 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
         bridge=bridge,
         seconds=seeded_steps.seconds,
         predict=lambda images: predict_all(net, config, cfg, images),
+        notes=notes,
     )
 
 
 def build_net(
     config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone
-) -> tuple[DictConfig, nn.Module, Bridge]:
-    """Build the detector of a run, from its settings or from the user's own LazyConfig, and the bridge into it."""
+) -> tuple[DictConfig, nn.Module, Bridge, tuple[str, ...]]:
+    """Build the detector of a run and the bridge into it, from its settings or from the user's own LazyConfig.
+
+    The last value returned are notes about a user's LazyConfig.
+    """
     if config.framework_config is None:
         cfg, bridge = build_config(config, run, backbone, len(data.classes))
-        return cfg, instantiate(cfg.model), bridge
-    cfg = adopt_config(load_user_config(config.framework_config), config, run)
+        return cfg, instantiate(cfg.model), bridge, ()
+    cfg = load_user_config(config.framework_config)
     net = instantiate(cfg.model)
-    return cfg, net, adopt_bridge(backbone.spec, net)
+    notes = describe_differences(cfg, net, config, backbone.spec)
+    return adopt_config(cfg, config, run), net, adopt_bridge(backbone.spec, net), notes
 
 
 def build_trainer(

@@ -4,10 +4,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.config import instantiate
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling.backbone import ResNet
@@ -19,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from pycocotools import mask as rle
 from torch import nn
 
-from stillroom.backbone import BackboneSpec, Run, build_backbone
+from stillroom.backbone import Backbone, BackboneSpec, Run, build_backbone
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.bridge import UNUSED, Bridge
 from stillroom.backbone.errors import keeps_traceback
@@ -28,6 +31,8 @@ from stillroom.backbone.image_files import from_paths
 from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import AnnotatedImage, Box, Images, encode_mask
+from stillroom.det_transfer.backends.detectron2.detectors import normalization
+from stillroom.det_transfer.backends.detectron2.images import as_records
 from stillroom.det_transfer.backends.detectron2.nets import StillroomBackbone
 from stillroom.det_transfer.backends.detectron2.recipe import initial_file
 from stillroom.det_transfer.backends.detectron2.saved import load_lazy_config
@@ -47,6 +52,15 @@ REQUIRED_KEYS = (
     "train.amp.enabled",
     "train.ddp",
 )
+USED_KEYS = {
+    "": {"model", "dataloader", "optimizer", "lr_multiplier", "train"},
+    "dataloader.": {"train", "test"},
+    "train.": {"max_iter", "log_period", "checkpointer", "amp", "ddp"},
+}
+"""What of a user's config applies, by section."""
+FEATURE_TOLERANCE, PIXEL_TOLERANCE = 1e-3, 0.1
+"""Largest difference that is rounding: of two nets' features, over the largest one; of mean and std, pixel values from
+0 to 255."""
 
 
 def load_user_config(file: Path) -> DictConfig:
@@ -94,13 +108,16 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
         ValueError: a model whose backbone has no key rules, or is another net than ours.
     """
     parts: Any = model
-    prefix, net = "backbone.", parts.backbone
-    for inner in ("bottom_up", "net"):
-        if isinstance(getattr(net, inner, None), nn.Module) and not isinstance(net, StillroomBackbone):
-            prefix, net = f"{prefix}{inner}.", getattr(net, inner)
+    prefix, net = find_body(model)
     if isinstance(net, StillroomBackbone):
-        if net.net.spec.name != spec.name:
-            raise ValueError(f"the config's backbone is {net.net.spec.name}, the checkpoint is {spec.name}")
+        theirs = net.net.spec
+        if theirs.name != spec.name:
+            raise ValueError(f"the config's backbone is {theirs.name}, the checkpoint is {spec.name}")
+        if dict(theirs.arguments) != dict(spec.arguments):
+            raise ValueError(
+                f"the config builds {spec.name} with the arguments {dict(theirs.arguments)}, the checkpoint has "
+                f"{dict(spec.arguments)}: pass the checkpoint's as `arguments`"
+            )
         return Bridge(spec=spec, rules=(Rule(r"(.*)", rf"{prefix}net.net.\1"),), prefixes=(prefix,))
     if not isinstance(net, ResNet) or native_depth(spec) is None:
         raise ValueError(f"the config's backbone is a {type(net).__name__}, which has no rules for {spec.name}")
@@ -113,6 +130,103 @@ def adopt_bridge(spec: BackboneSpec, model: nn.Module) -> Bridge:
     rules, model_names = detectron2_rules(prefix, head), set(model.state_dict())
     prefixes = (prefix, head) if head else (prefix,)
     return Bridge(spec=spec, rules=(*counter_rules(spec, rules, model_names), *rules), prefixes=prefixes)
+
+
+def find_body(model: nn.Module) -> tuple[str, Any]:
+    """The net in a detector's backbone, without a pyramid around it, and the prefix of its tensors."""
+    parts: Any = model
+    prefix, net = "backbone.", parts.backbone
+    for inner in ("bottom_up", "net"):
+        if isinstance(getattr(net, inner, None), nn.Module) and not isinstance(net, StillroomBackbone):
+            prefix, net = f"{prefix}{inner}.", getattr(net, inner)
+    return prefix, net
+
+
+@torch.no_grad()
+def check_features(model: nn.Module, backbone: Backbone) -> None:
+    """Check that a user's net, with the checkpoint's weights, computes the checkpoint's features.
+
+    All tensors may fit a net whose layers have other settings: dilation, groups, padding, an activation.
+
+    Raises:
+        ValueError: a level that differs, or that the checkpoint does not have.
+    """
+    _, net = find_body(model)
+    mode, spec = net.training, backbone.spec
+    side = spec.input.size
+    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    maps = dict(zip([level.stride for level in spec.levels], backbone.eval()(images).maps, strict=True))
+    for name, map_ in net.eval()(images).items():
+        stride = net.output_shape()[name].stride
+        ours = maps.get(stride)
+        off = math.inf
+        if ours is not None and ours.shape == map_.shape:
+            off = float((ours - map_).abs().max() / ours.abs().max())
+        if not off <= FEATURE_TOLERANCE:
+            raise ValueError(
+                f"the config's backbone does not compute the features of {spec.name} from its weights: {name}, of "
+                f"stride {stride}, differs by {100 * off:.0f} %: build it with the checkpoint's layers (dilation, "
+                f"groups, activation)"
+            )
+    net.train(mode)
+
+
+def try_image(cfg: DictConfig, model: nn.Module, images: Images, file: Path) -> None:
+    """Check that a user's model takes an image, by a forward pass; nothing is written.
+
+    Raises:
+        ValueError: the config's mapper or model fails on it.
+    """
+    mode = model.training
+    (record,) = as_records(replace(images, rows=images.rows[:1]))
+    try:
+        with torch.no_grad():
+            model.eval()([instantiate(cfg.dataloader.test.mapper)(record)])
+    except Exception as error:  # a user's program may raise anything
+        if keeps_traceback(error):
+            raise
+        raise ValueError(f"the model of {file} fails on {record['file_name']}: {error}") from error
+    model.train(mode)
+
+
+def describe_differences(
+    cfg: DictConfig, model: nn.Module, config: DetectConfig, spec: BackboneSpec
+) -> tuple[str, ...]:
+    """Describe how a user's config normalises images otherwise than the checkpoint, and what of it has no effect.
+
+    Args:
+        cfg: the user's, as it was read.
+        model: built from it.
+        config: of the run.
+        spec: of the checkpoint.
+    """
+    parts: Any = model
+    expected, differ = normalization(config, spec), []
+    order, theirs = expected["input_format"], getattr(parts, "input_format", None)
+    if theirs != order:
+        differ.append(f"input_format is {theirs or 'not known'}, the checkpoint's {order}")
+    for name in ("pixel_mean", "pixel_std"):
+        buffer = getattr(parts, name, None)
+        found = None if buffer is None else [round(value, 3) for value in buffer.flatten().tolist()]
+        values = [round(value, 3) for value in expected[name]][:: 1 if theirs in (order, None) else -1]
+        if found is None or not np.allclose(found, values, rtol=0, atol=PIXEL_TOLERANCE):
+            differ.append(f"{name} is {found or 'not known'}, the checkpoint's {values} in that order of channels")
+    notes = []
+    if differ:
+        notes.append(f"the config does not normalise images as the checkpoint does: {'; '.join(differ)}")
+    sections = {"": cfg, "dataloader.": cfg.dataloader, "train.": cfg.train}
+    unused = [
+        section + str(key)
+        for section, used in USED_KEYS.items()
+        for key, value in sections[section].items()
+        if key not in used and value
+    ]
+    if unused:
+        notes.append(
+            f"these settings of the config have no effect: {', '.join(unused)}. Weights, seed, device and directory "
+            f"are the run's; it is evaluated once, after the last step, with COCO's and VOC's metrics"
+        )
+    return tuple(notes)
 
 
 def counter_rules(spec: BackboneSpec, rules: tuple[Rule, ...], model_names: set[str]) -> tuple[Rule, ...]:
@@ -136,9 +250,17 @@ def read_user_data(file: Path) -> DetectionData:
         dataset = cfg.dataloader[role].dataset
         try:
             records = instantiate(dataset)
-        except (FileNotFoundError, AssertionError, KeyError) as error:
-            raise ValueError(f"the {role} images of the config cannot be read: {error!r}") from error
-        parts[role] = from_records(records, areas_of(dataset) if role == "test" else {})
+            areas = areas_of(dataset) if role == "test" else {}
+        except Exception as error:  # a user's program may raise anything
+            if keeps_traceback(error):
+                raise
+            raise ValueError(f"the {role} images of {file} cannot be read: {type(error).__name__}: {error}") from error
+        parts[role] = images = from_records(records, areas)
+        if missing := [row.file for row in images.rows if not row.file.is_file()]:
+            total = len(images)
+            raise ValueError(
+                f"{len(missing)} of {total} {role} images of {file} are missing, the first is {missing[0]}"
+            )
     metadata = next(iter(metadata_of(cfg.dataloader.test.dataset)), Metadata())
     classes = metadata.get("thing_classes", None)
     if classes is None:
