@@ -9,7 +9,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -29,7 +29,12 @@ class Command(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeFlags:
-    """Resume a run that was stopped, from its last state."""
+    """Resume a run that was stopped, from its last state.
+
+    A run is resumed only with what it began with: names, sizes and labels of all images, the contents of up to 1,000
+    of them, the weights of nets and the other files must have the hashes of inputs.json. Inputs that were moved are
+    named by flags; relative paths are those of the directory that the run was started in.
+    """
 
     path: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run directory."""
@@ -42,8 +47,8 @@ class ResumeFlags:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The flags that replace the run's own settings, by name."""
-        return {"device": self.device, "workers": self.workers, "log_every": self.log_every}
+        """The flags that replace the run's own settings, and those that say where its inputs lie now, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "path"}
 
 
 def subcommand_union(presets: Mapping[str, Callable[..., Any]], commands: Mapping[str, type]) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import cattrs
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.manifest import MadeBy
+from stillroom.backbone.run_files import read_inputs
 
 SCHEMA = 1
 RESULTS = "results.json"
@@ -27,17 +28,22 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """The images of a measurement: their folder, number and fingerprint, and how many could not be read."""
+    """The images of a measurement: their folder, number and fingerprint, and how many could not be read.
+
+    `content` hashes a sample of the contents, see `ImageFiles.content`; results of older versions have none.
+    """
 
     path: str
     count: int
     fingerprint: str
     broken: int = 0
+    content: str = ""
 
     @classmethod
     def of(cls, files: ImageFiles, broken: int = 0) -> "DatasetRecord":
         """The record of image files."""
-        return cls(path=str(files.root), count=len(files), fingerprint=files.fingerprint, broken=broken)
+        hashes = {"fingerprint": files.fingerprint, "content": files.content}
+        return cls(path=str(files.root), count=len(files), broken=broken, **hashes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +71,9 @@ class Results:
 
 
 def write_results(directory: Path, results: Results) -> None:
-    """Write `results.json` into a run directory, atomically."""
+    """Write `results.json` into a run directory, atomically; `extra` gets the hashes and moves of inputs.json."""
+    if began := read_inputs(directory):
+        results = replace(results, extra={**results.extra, "inputs": began["sha256"], "moved": began["moved"]})
     write_file(directory / RESULTS, json.dumps(cattrs.unstructure(results), indent=2) + "\n")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.command import ResumeFlags
 from stillroom.backbone.finetune.cli import FineTuneCli
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import refuse_missing_images
@@ -41,6 +42,22 @@ class Predict:
         return f"{out}: {len(list((out / 'overlays').rglob('*.png')))} images"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resume(ResumeFlags):
+    __doc__ = ResumeFlags.__doc__
+
+    checkpoint: Annotated[str | None, arg(metavar="DIR")] = None
+    """Where the initial checkpoint lies now, if it was moved; the run has a copy of its weights, and needs no other."""
+    data: Path | None = None
+    """Where the data set lies now, if moved; of the same hashes. None: where the run found it."""
+    train: tuple[Path, Path] | None = None
+    """Where the training images and their JSON lie now, if moved; of the same hashes. None: where the run found them."""
+    val: tuple[Path, Path] | None = None
+    """Where the validation images and their JSON lie now, if moved; of the same hashes. None: where the run found them."""
+    framework_config: Path | None = None
+    """Where the LazyConfig lies now, if moved; of the same hashes. None: where the run found it."""
+
+
 def load_task() -> Any:
     """Import the module that acts, and torch with it."""
     from stillroom.det_transfer import task
@@ -55,5 +72,6 @@ CLI = FineTuneCli(
     preflight=preflight,
     load=load_task,
     commands={"predict": Predict},
+    resume=Resume,
 )
 command_type, main = CLI.command_type, CLI.main

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from stillroom.backbone.configs import to_places
 from stillroom.backbone.finetune import lifecycle, table
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
@@ -34,8 +35,23 @@ def finetune(config: DetectConfig) -> Path:
 
 
 def resume(
-    path: Path, *, device: DeviceName | None = None, workers: int | None = None, log_every: int | None = None
+    path: Path,
+    *,
+    device: DeviceName | None = None,
+    workers: int | None = None,
+    log_every: int | None = None,
+    checkpoint: str | None = None,
+    data: Path | None = None,
+    train: tuple[Path, Path] | None = None,
+    val: tuple[Path, Path] | None = None,
+    framework_config: Path | None = None,
 ) -> Path:
-    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
+    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`.
+
+    `checkpoint`, `data`, `train`, `val` and `framework_config` say where the run's inputs lie now.
+    """
     clear_cache()
-    return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
+    places = to_places(
+        checkpoint=checkpoint and (checkpoint,), data=data, train=train, val=val, framework_config=framework_config
+    )
+    return lifecycle.resume(TASK, path, places, device=device, workers=workers, log_every=log_every)
