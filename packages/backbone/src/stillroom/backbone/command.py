@@ -29,12 +29,7 @@ class Command(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeFlags:
-    """Resume a run that was stopped, from its last state.
-
-    A run is resumed only with what it began with: names, sizes and labels of all images, the contents of up to 1,000
-    of them, the weights of nets and the other files must have the hashes of inputs.json. Inputs that were moved are
-    named by flags; relative paths are those of the directory that the run was started in.
-    """
+    """Resume a run that was stopped, from its last state."""
 
     path: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run directory."""

@@ -77,7 +77,8 @@ def to_places(**flags: Any) -> dict[str, Any]:
         flags: None for one that was not passed; a double underscore is a dot (`teacher__name`).
     """
     passed = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-    return {name: config_to_dict(_place(value, Path.cwd(), is_net=True)) for name, value in passed.items()}
+    placed = {name: _place(value, Path.cwd(), is_net=True) for name, value in passed.items()}
+    return json.loads(json.dumps(placed, default=str))
 
 
 def _below(config: Any, base: Path) -> Any:

@@ -105,7 +105,11 @@ class ImportAlignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(ResumeFlags):
-    __doc__ = ResumeFlags.__doc__
+    """Resume a run that was stopped, from its last state, with what it began with: see docs/recipes.md, Resuming.
+
+    Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
+    other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
+    """
 
     data: Path | None = None
     """Where the images lie now, if moved; the same ones. None: where the run found them."""

@@ -41,14 +41,18 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(ResumeFlags):
-    __doc__ = ResumeFlags.__doc__
+    """Resume a run that was stopped, from its last state, with what it began with: see docs/recipes.md, Resuming.
+
+    Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
+    other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
+    """
 
     checkpoint: Annotated[str | None, arg(metavar="DIR")] = None
     """Where the initial checkpoint lies now, if it was moved; the run has a copy of its weights, and needs no other."""
     data: Path | None = None
-    """Where the data set lies now, if moved; of the same hashes. None: where the run found it."""
+    """Where the data set lies now, if moved. None: where the run found it."""
     framework_config: Path | None = None
-    """Where the config of MMSegmentation lies now, if moved; of the same hashes. None: where the run found it."""
+    """Where the config of MMSegmentation lies now, if moved. None: where the run found it."""
 
 
 def load_task() -> Any:
