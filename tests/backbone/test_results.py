@@ -45,8 +45,6 @@ def test_a_dataset_is_recorded_by_its_files(unlabelled: Path) -> None:
     assert record == DatasetRecord(
         path=str(unlabelled), count=96, fingerprint=files.fingerprint, broken=2, content=files.content
     )
-        path=str(unlabelled), count=96, fingerprint=files.fingerprint, broken=2, content=files.content
-    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"schema": null}'])

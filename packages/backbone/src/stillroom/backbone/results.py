@@ -42,8 +42,8 @@ class DatasetRecord:
     @classmethod
     def of(cls, files: ImageFiles, broken: int = 0) -> "DatasetRecord":
         """The record of image files."""
-        hashes = {"fingerprint": files.fingerprint, "content": files.content}
-        return cls(path=str(files.root), count=len(files), broken=broken, **hashes)
+        root, digest, content = str(files.root), files.fingerprint, files.content
+        return cls(path=root, count=len(files), fingerprint=digest, broken=broken, content=content)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,8 +110,7 @@ class Images:
             for b in row.boxes
         ]
         fingerprint = sha256(f"{files.fingerprint} {boxes}".encode()).hexdigest()
-        hashes = {"fingerprint": fingerprint, "content": files.content}
-        return DatasetRecord(path=str(self.root), count=len(self.rows), **hashes)
+        return DatasetRecord(path=str(self.root), count=len(self.rows), fingerprint=fingerprint, content=files.content)
 
     @property
     def num_boxes(self) -> int:

@@ -105,7 +105,7 @@ class ImportAlignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(ResumeFlags):
-    """Resume a run that was stopped, from its last state, with what it began with: see docs/recipes.md, Resuming.
+    """Resume a run that was stopped, from its last state, with what it began with.
 
     Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
     other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
@@ -136,8 +136,8 @@ class Resume(ResumeFlags):
             alignment_file=self.alignment_file or None,
             monitor__knn=self.knn,
         )
-        run = {"device": self.device, "workers": self.workers, "log_every": self.log_every}
-        resume(self.path, knn=knn, places=places, **run)
+        device, workers, log_every = self.device, self.workers, self.log_every
+        resume(self.path, knn=knn, device=device, workers=workers, log_every=log_every, places=places)
         print_on_main(summary(self.path))
 
 

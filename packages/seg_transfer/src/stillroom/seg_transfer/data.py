@@ -45,8 +45,9 @@ class MaskedImages:
     def record(self) -> DatasetRecord:
         """The record for results.json; its fingerprint covers images and masks."""
         files = ImageFiles(self.root, tuple(file for both in self.pairs for file in both))
-        hashes = {"fingerprint": files.fingerprint, "content": files.content}
-        return DatasetRecord(path=str(self.root), count=len(self.pairs), **hashes)
+        return DatasetRecord(
+            path=str(self.root), count=len(self.pairs), fingerprint=files.fingerprint, content=files.content
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
