@@ -100,7 +100,9 @@ def test_a_run_keeps_what_it_began_with(toy: Toy, config: ToyConfig) -> None:
         manifest.weights == given.weights and manifest.method == "kdep" and manifest.made_by.package == "stillroom-toy"
     )
     assert torch.equal(initial.net.conv1.weight, student.net.conv1.weight)
-    assert json.loads((config.out / "fingerprints.json").read_text()) == {"train": "one"}
+    began = json.loads((config.out / "inputs.json").read_text())
+    assert began["sha256"] == {"train": "one", "checkpoint": given.weights.sha256}
+    assert read_results(config.out).extra["inputs"] == began["sha256"]
     assert json.loads((config.out / "config.json").read_text())["save_every"] == 7
     with pytest.raises(ValueError, match=r"run exists: choose another --out, or resume it with `resume .*run`"):
         finetune(toy.task, config)
@@ -137,6 +139,16 @@ def test_a_run_is_not_resumed_with_other_data(toy: Toy, config: ToyConfig) -> No
         resume(toy.task, config.out)
     with pytest.raises(ValueError, match=r"is not a run directory: it has no config\.json"):
         resume(toy.task, config.out.parent / "none")
+
+
+def test_a_run_is_not_resumed_where_its_checkpoint_or_its_own_copy_was_made_anew(toy: Toy, config: ToyConfig) -> None:
+    finetune(toy.task, config)
+    (config.out / "results.json").unlink()
+    torch.manual_seed(5)
+    save_checkpoint(config.out / "initial", build_backbone("cifar/resnet20"), method="random", package="test")
+    shutil.move(config.name, f"{config.name}-moved")
+    with pytest.raises(ValueError, match=r"the weights of .*initial have changed since .*run began"):
+        resume(toy.task, config.out)
 
 
 def test_a_sweep_keeps_finished_runs_resumes_stopped_ones_and_makes_one_table(

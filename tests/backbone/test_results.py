@@ -42,7 +42,9 @@ def test_the_layout_is_that_of_the_design(tmp_path: Path) -> None:
 def test_a_dataset_is_recorded_by_its_files(unlabelled: Path) -> None:
     files = read_unlabelled(unlabelled)
     record = DatasetRecord.of(files, broken=2)
-    assert record == DatasetRecord(path=str(unlabelled), count=96, fingerprint=files.fingerprint, broken=2)
+    assert record == DatasetRecord(
+        path=str(unlabelled), count=96, fingerprint=files.fingerprint, broken=2, content=files.content
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"schema": null}'])

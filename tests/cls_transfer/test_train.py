@@ -401,6 +401,22 @@ def test_resume_refuses_images_that_changed(config: ClassifyConfig) -> None:
         resume(out)
 
 
+def test_resume_refuses_pixels_that_changed_and_takes_images_that_were_moved(
+    config: ClassifyConfig, tmp_path: Path
+) -> None:
+    out = finetune(config)
+    (out / "results.json").unlink()
+    image = config.test / "red" / "000.png"
+    pixels = image.read_bytes()
+    image.write_bytes(pixels[:-1] + b"!")
+    with pytest.raises(ValueError, match=r"the data in .*test have changed since .*run began"):
+        resume(out)
+    image.write_bytes(pixels)
+    moved = config.test.rename(tmp_path / "moved")
+    resume(out, test=moved)
+    assert read_results(out).extra["moved"] == {"test": str(moved)}
+
+
 def test_resume_of_no_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a run directory"):
         resume(tmp_path)
@@ -801,9 +817,11 @@ def test_a_run_keeps_what_it_began_with_and_resumes_without_its_checkpoint(
     initial, manifest = load_checkpoint(out / "initial")
     assert manifest.weights.sha256 == load_checkpoint(tmp_path / "student")[1].weights.sha256
     assert initial.spec.input.size == 16 and "classifier" in manifest.heads
-    assert json.loads((out / "fingerprints.json").read_text()) == {
+    hashes = json.loads((out / "inputs.json").read_text())["sha256"]
+    assert {role: hashes[role] for role in results.datasets} == {
         role: record.fingerprint for role, record in results.datasets.items()
     }
+    assert hashes["checkpoint"] == manifest.weights.sha256 and {"train content", "classes"} <= hashes.keys()
     (out / "results.json").unlink()
     if not state:
         (out / "state" / "last.pt").unlink()

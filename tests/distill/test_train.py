@@ -26,6 +26,7 @@ from stillroom.backbone import (
     read_results,
     save_checkpoint,
 )
+from stillroom.backbone.configs import to_places
 from stillroom.backbone.run import read_metrics
 from stillroom.backbone.schedule import Step
 from stillroom.backbone.store import cache_directory
@@ -343,3 +344,66 @@ def test_two_processes_see_what_one_sees_and_agree(
     _, alone = start(monitored_config(unlabelled, tmp_path / "alone"))
     for epoch in (0, 1):
         assert torch.equal(together.cache.read(epoch, torch.arange(72)), alone.cache.read(epoch, torch.arange(72)))
+
+
+@pytest.fixture
+def stopped(unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with a checkpoint as teacher and as student, started with relative paths and stopped after its end."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("teacher", "student")):
+        torch.manual_seed(seed)
+        net = build_backbone("cifar/resnet20", feature="before")
+        save_checkpoint(Path(name), net, method="random", package="test")
+    shutil.copytree(unlabelled, "images")
+    settings = {"teacher": Teachers(name=("teacher",), size=(16,)), "student": Students(name=("student",), size=(16,))}
+    out = distill(small_config(Path("images"), Path("run"), epochs=1, **settings))
+    (out / "results.json").unlink()
+    return out
+
+
+def remake(name: str) -> None:
+    torch.manual_seed(9)
+    save_checkpoint(Path(name), build_backbone("cifar/resnet20", feature="before"), method="random", package="test")
+
+
+@pytest.mark.parametrize(("name", "has_hashes"), [("teacher", True), ("student", True), ("teacher", False)])
+def test_a_net_that_was_made_anew_at_the_same_path_is_refused(stopped: Path, name: str, has_hashes: bool) -> None:
+    if not has_hashes:  # the stored alignment names its teacher
+        (stopped / "inputs.json").unlink()
+    remake(name)
+    with pytest.raises(ValueError, match=rf"the (initial )?weights of .*{name} have changed since run began"):
+        resume(stopped)
+
+
+def test_an_image_of_other_pixels_and_the_same_size_is_refused(stopped: Path) -> None:
+    image = next(Path("images").glob("*.png"))
+    image.write_bytes(image.read_bytes()[:-1] + b"!")
+    with pytest.raises(ValueError, match=r"the data in images have changed since run began"):
+        resume(stopped)
+
+
+def test_a_run_is_resumed_from_another_directory_and_where_its_inputs_were_moved(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume(tmp_path / "run") == tmp_path / "run"
+    (tmp_path / "run" / "results.json").unlink()
+    for name in ("images", "teacher"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    with pytest.raises(ValueError, match=r"there is no .*images"):
+        resume(tmp_path / "run")
+    resume(tmp_path / "run", places=to_places(data=Path("images"), teacher__name=("teacher",)))
+    extra = read_results(tmp_path / "run").extra
+    moved = tmp_path / "elsewhere"
+    assert extra["moved"] == {"data": str(moved / "images"), "teacher.name": [str(moved / "teacher")]}
+    assert {"images", "images content", "teacher 1", "teacher 1 input", "student 1"} == extra["inputs"].keys()
+
+
+def test_a_run_without_hashes_is_resumed_with_a_line_that_says_so(
+    stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stopped / "inputs.json").unlink()
+    resume(stopped)
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: run has no hash of")]
+    assert note.endswith("teacher 1, teacher 1 input, student 1: whether they changed is unknown")

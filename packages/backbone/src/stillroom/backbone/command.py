@@ -9,7 +9,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -42,8 +42,8 @@ class ResumeFlags:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The flags that replace the run's own settings, by name."""
-        return {"device": self.device, "workers": self.workers, "log_every": self.log_every}
+        """The flags that replace the run's own settings, and those that say where its inputs lie now, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "path"}
 
 
 def subcommand_union(presets: Mapping[str, Callable[..., Any]], commands: Mapping[str, type]) -> Any:

@@ -1,8 +1,9 @@
 """Run configurations: frozen dataclasses to JSON and back, so that `resume` reads the run's own config."""
 
+import functools
 import json
-from collections.abc import Collection
-from dataclasses import MISSING, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,8 @@ import cattrs
 from cattrs.strategies import configure_tagged_union
 
 from stillroom.backbone.checks import flag as to_flag
-from stillroom.backbone.run_files import read_config
+from stillroom.backbone.names import is_checkpoint
+from stillroom.backbone.run_files import read_config, read_inputs
 
 C = TypeVar("C")
 
@@ -34,14 +36,63 @@ def config_to_json(config: Any, unions: tuple[Any, ...] = ()) -> str:
     return json.dumps(config_to_dict(config, unions), indent=2) + "\n"
 
 
-def load_config(path: Path, kind: type[C], unions: tuple[Any, ...] = (), **changes: Any) -> C:
+NETS = ("checkpoint", "like", "name")
+"""Fields that name nets: checkpoint directories, or names of a library."""
+
+
+def load_config(
+    path: Path, kind: type[C], unions: tuple[Any, ...] = (), places: Mapping[str, Any] | None = None, **changes: Any
+) -> C:
     """Read the config of the run in `path`, which may have been moved; `changes` that are not None replace fields.
+
+    Relative paths in it are those of the run's working directory, as long as that exists.
+
+    Args:
+        path: the run directory.
+        kind, unions: of the config.
+        places: where inputs lie now, by field (`data`, `teacher.name`), see `to_places`; those of earlier resumes stay.
+        changes: other fields.
 
     Raises:
         ValueError: not a run directory, or one of another version.
     """
-    config: Any = config_from_json(read_config(path), kind, unions)
+    text, inputs = read_config(path), read_inputs(path)
+    config: Any = config_from_json(text, kind, unions)
+    base = Path(inputs.get("working_directory", ""))
+    if base.is_dir() and base != Path.cwd():
+        config = _below(config, base)
+    if moved := {**inputs.get("moved", {}), **(places or {})}:
+        raw = config_to_dict(config, unions)
+        for name, value in moved.items():
+            *parents, field = name.split(".")
+            functools.reduce(dict.__getitem__, parents, raw)[field] = value
+        config = config_from_json(json.dumps(raw), kind, unions)
     return replace(config, out=path, **{name: value for name, value in changes.items() if value is not None})
+
+
+def to_places(**flags: Any) -> dict[str, Any]:
+    """The places that the flags of `resume` name, as absolute paths in JSON, by field of the config.
+
+    Args:
+        flags: None for one that was not passed; a double underscore is a dot (`teacher__name`).
+    """
+    passed = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    placed = {name: _place(value, Path.cwd(), is_net=True) for name, value in passed.items()}
+    return json.loads(json.dumps(placed, default=str))
+
+
+def _below(config: Any, base: Path) -> Any:
+    """A config with its relative paths made absolute."""
+    values = {field.name: (getattr(config, field.name), field.name in NETS) for field in fields(config)}
+    return replace(config, **{name: _place(value, base, is_net=is_net) for name, (value, is_net) in values.items()})
+
+
+def _place(value: Any, base: Path, *, is_net: bool) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_place(one, base, is_net=is_net) for one in value)
+    if isinstance(value, Path) or (is_net and isinstance(value, str) and is_checkpoint(str(base / value))):
+        return type(value)(base / value)
+    return _below(value, base) if is_dataclass(value) else value
 
 
 def refuse_ignored(config: Any, flag: str, kept: Collection[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import cattrs
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.manifest import MadeBy
+from stillroom.backbone.run_files import read_inputs
 
 SCHEMA = 1
 RESULTS = "results.json"
@@ -32,12 +33,14 @@ class DatasetRecord:
     Args:
         left_out: files of the folder that are not among the images, by reason; see `walk`.
         in_train: images that are training images too, byte for byte; None: not compared.
+        content: hash of a sample of the contents, see `ImageFiles.content`; results of older versions have none.
     """
 
     path: str
     count: int
     fingerprint: str
     broken: int = 0
+    content: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     in_train: int | None = None
 
@@ -49,6 +52,7 @@ class DatasetRecord:
             count=len(files),
             fingerprint=files.fingerprint,
             broken=broken,
+            content=files.content,
             left_out=files.left_out,
             in_train=in_train,
         )
@@ -79,7 +83,9 @@ class Results:
 
 
 def write_results(directory: Path, results: Results) -> None:
-    """Write `results.json` into a run directory, atomically."""
+    """Write `results.json` into a run directory, atomically; `extra` gets the hashes and moves of inputs.json."""
+    if began := read_inputs(directory):
+        results = replace(results, extra={**results.extra, "inputs": began["sha256"], "moved": began["moved"]})
     write_file(directory / RESULTS, json.dumps(cattrs.unstructure(results), indent=2) + "\n")
 
 

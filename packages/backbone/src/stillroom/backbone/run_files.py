@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
+INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
 STATE = "state/last.pt"
 
@@ -15,6 +16,11 @@ def read_config(path: Path) -> str:
     if not file.exists():
         raise ValueError(f"{path} is not a run directory: it has no {CONFIG}")
     return file.read_text(encoding="utf-8")
+
+
+def read_inputs(path: Path) -> dict[str, Any]:
+    """The content of a run's inputs.json, see `stillroom.backbone.inputs`; empty for a run of an older version."""
+    return json.loads((path / INPUTS).read_text(encoding="utf-8")) if (path / INPUTS).exists() else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.command import ResumeFlags
 from stillroom.backbone.finetune.cli import FineTuneCli
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import refuse_missing_images
@@ -55,6 +56,26 @@ class Predict:
         return f"{out}: {len(out.read_text(encoding='utf-8').splitlines()) - 1} images"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resume(ResumeFlags):
+    """Resume a run that was stopped, from its last state, with what it began with.
+
+    Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
+    other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
+    """
+
+    checkpoint: Annotated[str | None, arg(metavar="DIR")] = None
+    """Where the initial checkpoint lies now, if it was moved; the run has a copy of its weights, and needs no other."""
+    train: Path | None = None
+    """Where the training images lie now, if moved. None: where the run found them."""
+    test: Path | None = None
+    """Where the test images lie now, if moved. None: where the run found them."""
+    val: Path | None = None
+    """Where the validation images lie now, if moved. None: where the run found them."""
+    data: Path | None = None
+    """Where the folder of published data sets lies now, if moved. None: where the run found it."""
+
+
 def load_task() -> Any:
     """Import the module that acts, and torch with it."""
     from stillroom.cls_transfer import task
@@ -69,5 +90,6 @@ CLI = FineTuneCli(
     preflight=preflight,
     load=load_task,
     commands={"predict": Predict},
+    resume=Resume,
 )
 command_type, main = CLI.command_type, CLI.main

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.configs import to_places
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
@@ -54,7 +55,20 @@ def train_unless_diverged(config: ClassifyConfig, run: Run, prepared: Prepared, 
 
 
 def resume(
-    path: Path, *, device: DeviceName | None = None, workers: int | None = None, log_every: int | None = None
+    path: Path,
+    *,
+    device: DeviceName | None = None,
+    workers: int | None = None,
+    log_every: int | None = None,
+    checkpoint: str | None = None,
+    train: Path | None = None,
+    test: Path | None = None,
+    val: Path | None = None,
+    data: Path | None = None,
 ) -> Path:
-    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
-    return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
+    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`.
+
+    `checkpoint`, `train`, `test`, `val` and `data` say where the run's inputs lie now.
+    """
+    places = to_places(checkpoint=checkpoint and (checkpoint,), train=train, test=test, val=val, data=data)
+    return lifecycle.resume(TASK, path, places, device=device, workers=workers, log_every=log_every)

@@ -8,6 +8,7 @@ import torch
 from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.heads import describe_head
+from stillroom.backbone.inputs import names_input
 from stillroom.backbone.loaders import TrainingBatches, build_loader
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
@@ -50,7 +51,14 @@ def prepare(config: ClassifyConfig, run: Run, saved: Path | None) -> Prepared:
     else:
         model = build_model(config, len(sets.train.classes))
     heads = {HEAD: (describe_head(model.head, sets.train.classes), head_tensors(model))}
-    return Prepared(backbone=model.backbone, records=sets.records, heads=heads, sets=sets, model=model.to(run.device))
+    return Prepared(
+        backbone=model.backbone,
+        records=sets.records,
+        inputs={"classes": names_input(sets.train.classes)},
+        heads=heads,
+        sets=sets,
+        model=model.to(run.device),
+    )
 
 
 def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) -> None:
@@ -72,7 +80,7 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
     state = TrainState(config, model, run)
     if saved is not None:
         if "fingerprints" in saved:  # of a run of a version before 0.4
-            lifecycle.refuse_changed(config.out, prepared.records, saved["fingerprints"])
+            lifecycle.refuse_changed(config.out, prepared.records, began=saved["fingerprints"])
         state.load_state_dict(saved)
     # 2. The data: which images each step gets depends on the seed and the step alone.
     spec = model.backbone.spec.input

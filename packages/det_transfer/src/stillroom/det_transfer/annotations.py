@@ -111,14 +111,20 @@ class Images:
     @cached_property
     def record(self) -> DatasetRecord:
         """The entry in results.json; its fingerprint covers the images and their boxes."""
-        digest = ImageFiles(self.root, tuple(row.file for row in self.rows)).fingerprint
+        files = ImageFiles(self.root, tuple(row.file for row in self.rows))
         boxes = [
             (row.id, b.label, b.x, b.y, b.width, b.height, b.area, b.crowd, b.difficult, b.mask and b.mask["counts"])
             for row in self.rows
             for b in row.boxes
         ]
-        fingerprint = sha256(f"{digest} {boxes}".encode()).hexdigest()
-        return DatasetRecord(path=str(self.root), count=len(self.rows), fingerprint=fingerprint, in_train=self.in_train)
+        fingerprint = sha256(f"{files.fingerprint} {boxes}".encode()).hexdigest()
+        return DatasetRecord(
+            path=str(self.root),
+            count=len(self.rows),
+            fingerprint=fingerprint,
+            content=files.content,
+            in_train=self.in_train,
+        )
 
     @property
     def num_boxes(self) -> int:

@@ -17,19 +17,6 @@ from stillroom.det_transfer.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume(ResumeFlags):
-    """Resume a run that was stopped, from its last state."""
-
-    trust_run: bool = False
-    """Execute the LazyConfig of a run with --framework-config: only if you trust whoever made the run."""
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """The flags that `resume` takes, by name."""
-        return {**super().changes, "trust_run": self.trust_run}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Predict:
     """Detect objects in new images with a finished run: one JSON in COCO's format, and an overlay of each image."""
 
@@ -65,6 +52,28 @@ class Predict:
         return f"{out}: {len(list((out / 'overlays').rglob('*.png')))} images"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resume(ResumeFlags):
+    """Resume a run that was stopped, from its last state, with what it began with.
+
+    Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
+    other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
+    """
+
+    checkpoint: Annotated[str | None, arg(metavar="DIR")] = None
+    """Where the initial checkpoint lies now, if it was moved; the run has a copy of its weights, and needs no other."""
+    data: Path | None = None
+    """Where the data set lies now, if moved. None: where the run found it."""
+    train: tuple[Path, Path] | None = None
+    """Where the training images and their JSON lie now, if moved. None: where the run found them."""
+    val: tuple[Path, Path] | None = None
+    """Where the validation images and their JSON lie now, if moved. None: where the run found them."""
+    framework_config: Path | None = None
+    """Where the LazyConfig lies now, if moved. None: where the run found it."""
+    trust_run: bool = False
+    """Execute the LazyConfig of a run with --framework-config: only if you trust whoever made the run."""
+
+
 def load_task() -> Any:
     """Import the module that acts, and torch with it."""
     from stillroom.det_transfer import task
@@ -78,6 +87,7 @@ CLI = FineTuneCli(
     presets=PRESETS,
     preflight=preflight,
     load=load_task,
-    commands={"resume": Resume, "predict": Predict},
+    commands={"predict": Predict},
+    resume=Resume,
 )
 command_type, main = CLI.command_type, CLI.main

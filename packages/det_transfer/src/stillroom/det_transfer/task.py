@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from stillroom.backbone.configs import to_places
 from stillroom.backbone.finetune import lifecycle, table
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
@@ -40,10 +41,21 @@ def resume(
     device: DeviceName | None = None,
     workers: int | None = None,
     log_every: int | None = None,
+    checkpoint: str | None = None,
+    data: Path | None = None,
+    train: tuple[Path, Path] | None = None,
+    val: tuple[Path, Path] | None = None,
+    framework_config: Path | None = None,
     trust_run: bool = False,
 ) -> Path:
-    """Resume a single run; None keeps what the run began with. See `lifecycle.resume` and `refuse_untrusted`."""
+    """Resume a single run; None keeps what the run began with. See `lifecycle.resume` and `refuse_untrusted`.
+
+    `checkpoint`, `data`, `train`, `val` and `framework_config` say where the run's inputs lie now.
+    """
     refuse_unresumable(path)
     refuse_untrusted(path, trust_run)
     clear_cache()
-    return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
+    places = to_places(
+        checkpoint=checkpoint and (checkpoint,), data=data, train=train, val=val, framework_config=framework_config
+    )
+    return lifecycle.resume(TASK, path, places, device=device, workers=workers, log_every=log_every)

@@ -6,6 +6,7 @@ from pathlib import Path
 from stillroom.backbone import Backbone, Run, load_checkpoint
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.initial import initial_backbone, refuse_size
+from stillroom.backbone.inputs import names_input
 from stillroom.backbone.loaders import TrainingBatches
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig
@@ -33,15 +34,16 @@ def prepare(config: DetectConfig, run: Run, saved: Path | None) -> Prepared:
     """
     backend = find_backend(config.backend)
     data = backend.read(config)
+    inputs = {"classes": names_input(data.classes)}
     if saved is not None:
         backbone, _ = load_checkpoint(saved)
-        return Prepared(backbone=backbone, records=data.records, data=data)
+        return Prepared(backbone=backbone, records=data.records, inputs=inputs, data=data)
     backbone = initial_backbone(config.name, config.like, config.seed)
     if config.framework_config is None:
         TrainingBatches(len(data.train), config.batch_size, 1, config.seed, run)  # does the batch fit the data?
         check_image_sizes(backbone)
     backend.preflight(config, run, data, backbone)
-    return Prepared(backbone=backbone, records=data.records, data=data)
+    return Prepared(backbone=backbone, records=data.records, inputs=inputs, data=data)
 
 
 def check_image_sizes(backbone: Backbone) -> None:

@@ -103,16 +103,41 @@ class ImportAlignment:
         print(f"{self.out}: {self.dim} components")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Resume(ResumeFlags):
-    """Resume a run that was stopped, from its last state."""
+    """Resume a run that was stopped, from its last state, with what it began with.
+
+    Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
+    other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
+    """
+
+    data: Path | None = None
+    """Where the images lie now, if moved; the same ones. None: where the run found them."""
+    teacher: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")] = ()
+    """Where all teachers lie now, if moved; of the same weights. Empty: where the run found them."""
+    student: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")] = ()
+    """Where the initial checkpoints of all students lie now, if moved. Empty: where the run found them."""
+    alignment_file: tuple[Path, ...] = ()
+    """Where all alignment files lie now, if moved. Empty: where the run found them."""
+    knn: Annotated[Path | None, arg(name="monitor.knn")] = None
+    """Where the folder of --monitor.knn lies now, if moved. None: where the run found it."""
 
     def run(self, knn: KnnMonitor | None = None) -> None:
         """Resume the run and print its outcome."""
         refuse_unresumable(self.path)
+        from stillroom.backbone.configs import to_places
         from stillroom.distill.results import summary
         from stillroom.distill.train import resume
 
-        resume(self.path, knn=knn, **self.changes)
+        places = to_places(
+            data=self.data,
+            teacher__name=self.teacher or None,
+            student__name=self.student or None,
+            alignment_file=self.alignment_file or None,
+            monitor__knn=self.knn,
+        )
+        device, workers, log_every = self.device, self.workers, self.log_every
+        resume(self.path, knn=knn, device=device, workers=workers, log_every=log_every, places=places)
         print_on_main(summary(self.path))
 
 

@@ -1,11 +1,17 @@
 """Build what a run consists of: images, teachers, students with their heads, and the alignments between them."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 
-from stillroom.backbone import Backbone, Run
+from stillroom.backbone import Backbone, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.image_files import read_unlabelled
+from stillroom.backbone.inputs import Input, data_inputs, names_input, refuse_changed_inputs
 from stillroom.backbone.loaders import TrainingBatches
+from stillroom.backbone.names import is_checkpoint
+from stillroom.backbone.results import DatasetRecord
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
 from stillroom.distill.cache import CachePass, fill_cache
@@ -64,6 +70,37 @@ def build_setup(config: DistillConfig, teacher: Backbone | Sequence[Backbone] | 
         read_feature_file(config.cache.features, images.train, teachers[0].dim)  # here, for what it refuses
     students = build_students(config, run, images, teachers)
     return RunSetup(run=run, images=images, teachers=teachers, students=students)
+
+
+def read_run_inputs(config: DistillConfig, setup: RunSetup) -> dict[str, Input]:
+    """Everything that a run begins with, as it is now: see `stillroom.backbone.inputs`.
+
+    A student is hashed with its initial weights, and only where a checkpoint holds them: others follow from the seed.
+    """
+    inputs = data_inputs({"images": DatasetRecord.of(setup.images.all)})
+    if setup.images.all.labels is not None:
+        inputs["classes"] = names_input(setup.images.all.classes)
+    if config.monitor.knn is not None:
+        inputs |= data_inputs({"monitor.knn": DatasetRecord.of(read_unlabelled(config.monitor.knn))})
+    for number, (name, teacher) in enumerate(zip(config.teacher.name, setup.teachers, strict=True), 1):
+        given = [asdict(teacher.backbone.spec.input), teacher.backbone.spec.arguments]
+        inputs[f"teacher {number}"] = Input(f"the weights of teacher {name}", teacher.sha256)
+        inputs[f"teacher {number} input"] = Input(f"the input of teacher {name}", _sha256(json.dumps(given)))
+        if teacher.head is not None:
+            head = Input(f"the head of teacher {name}", weights_sha256(teacher.head))
+            inputs[f"teacher {number} head"] = head
+    for number, (name, student) in enumerate(zip(config.student.name, setup.students, strict=True), 1):
+        if is_checkpoint(name):
+            weights = weights_sha256(student.backbone.net)
+            inputs[f"student {number}"] = Input(f"the initial weights of student {name}", weights)
+    for number, file in enumerate(config.alignment_file, 1):
+        if file.exists():  # a run has its own copy
+            inputs[f"alignment file {number}"] = Input(f"the alignment file {file}", _sha256(file.read_bytes()))
+    return inputs
+
+
+def _sha256(content: str | bytes) -> str:
+    return sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def is_fitted_on_labels(config: DistillConfig) -> bool:
@@ -161,7 +198,11 @@ def student_alignments(
     """
     file = config.out / alignment_file_name(config, index)
     if all(run.gather(file.exists())):
-        return [(target.to(run.device), inputs) for _, target, inputs in load_alignments(file)]
+        loaded = load_alignments(file)
+        for name, teacher, (_, _, inputs) in zip(config.teacher.name, teachers, loaded, strict=True):
+            weights = {"teacher": Input(f"the weights of teacher {name}", teacher.sha256)}
+            refuse_changed_inputs(config.out, weights, {"teacher": inputs.teacher_sha256 or teacher.sha256})
+        return [(target.to(run.device), inputs) for _, target, inputs in loaded]
     alignments = []
     unit = isinstance(config.distance, Mse) and config.distance.unit_target
     for number, teacher in enumerate(teachers):

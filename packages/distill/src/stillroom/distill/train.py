@@ -10,6 +10,7 @@ import torch
 from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.inputs import record_inputs, record_moved, refuse_changed_inputs
 from stillroom.backbone.loaders import Batch, TrainingBatches, build_loader
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
@@ -27,7 +28,7 @@ from stillroom.distill.monitor import (
     learning_warnings,
 )
 from stillroom.distill.results import outcome_metrics, write_run_results, write_students
-from stillroom.distill.setup import RunSetup, build_setup, build_supervisions
+from stillroom.distill.setup import RunSetup, build_setup, build_supervisions, read_run_inputs
 from stillroom.distill.slots import FixedView
 from stillroom.distill.state import Meter, TrainState, refuse_infinite
 from stillroom.distill.student import StudentModel, build_optimizer, wrap_student
@@ -56,8 +57,11 @@ def distill(
     """
     # 1. Validate settings, list the images, build teachers and students: nothing is written yet.
     setup = build_setup(config, teacher, has_knn=knn is not None)
-    # 2. Create the run directory with config.json.
+    inputs = read_run_inputs(config, setup)
+    # 2. Create the run directory with config.json, and inputs.json: the hashes of what the run begins with.
     directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), setup.run)
+    if setup.run.is_main:
+        record_inputs(config.out, inputs)
     # 3. Fit or load the alignments, and fill the caches of teacher outputs.
     supervisions = build_supervisions(config, setup)
     # 4. Train from the first step.
@@ -72,6 +76,7 @@ def resume(
     device: DeviceName | None = None,
     workers: int | None = None,
     log_every: int | None = None,
+    places: Mapping[str, Any] | None = None,
 ) -> Path:
     """Resume a run from its last state; on the CPU the weights end bit-identical to those of an uninterrupted run.
 
@@ -79,17 +84,21 @@ def resume(
         path: the run directory.
         teacher, knn: as passed to `distill`.
         device, workers, log_every: replace the settings that the run began with; None keeps them.
+        places: where inputs lie now that were moved, see `stillroom.backbone.configs.to_places`.
 
     Raises:
-        ValueError: no run directory, images that changed since, or a state that an older version wrote.
+        ValueError: no run directory, inputs that changed since, or a state that an older version wrote.
     """
     # 0. A finished run is left alone.
-    config = load_config(path, DistillConfig, UNIONS, device=device, workers=workers, log_every=log_every)
+    config = load_config(path, DistillConfig, UNIONS, places, device=device, workers=workers, log_every=log_every)
     if (path / RESULTS).exists():
         return path
     # 1. Validate settings, list the images, build teachers and students.
     setup = build_setup(config, teacher, has_knn=knn is not None)
+    refuse_changed_inputs(path, read_run_inputs(config, setup))
     # 2. Reopen the run directory, and check that its state belongs to these images.
+    if setup.run.is_main:
+        record_moved(path, places or {})
     directory, saved = RunDirectory.reopen(path, setup.run)
     check_state(config, saved, setup.images.train)
     # 3. Load the alignments, and complete the caches of teacher outputs.

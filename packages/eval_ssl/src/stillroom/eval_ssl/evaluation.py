@@ -22,6 +22,7 @@ from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.image_files import count_shared
+from stillroom.backbone.inputs import Input, data_inputs, refuse_changed_inputs
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
@@ -122,11 +123,16 @@ def refuse_stale(config: EvaluationConfig) -> None:
     results, (name,) = read_results(config.out), config.checkpoint
     refuse_other(config.out, config_to_dict(config, UNIONS), results.made_by.config)
     train, test = config.read_images()
-    fingerprints = {"train": train.fingerprint} | ({} if test is None else {"test": test.fingerprint})
+    records = {role: DatasetRecord.of(files) for role, files in (("train", train), ("test", test)) if files is not None}
     if is_checkpoint(name) and read_manifest(Path(name) / MANIFEST).weights.sha256 != results.checkpoint.sha256:
         raise ValueError(f"{config.out} was measured on other weights than {name} has now: choose another --out")
-    if fingerprints != {role: record.fingerprint for role, record in results.datasets.items()}:
+    inputs, began = data_inputs(records), data_inputs(results.datasets)
+    if any(began.get(name, one).sha256 != one.sha256 for name, one in inputs.items()):
         raise ValueError(f"{config.out} was measured on other images than there are now: choose another --out")
+    hashes = {name: one.sha256 for name, one in began.items()} | results.extra.get("inputs", {})
+    if config.head:
+        inputs["head"] = Input(f"head {config.head} of {name}", weights_sha256(load_head(name, config.head)))
+    refuse_changed_inputs(config.out, inputs, hashes)
 
 
 def draws_figures(config: EvaluationConfig) -> bool:
@@ -229,5 +235,10 @@ def results_of(config: EvaluationConfig, features: FeatureSets, outcome: Outcome
         seed=config.seed,
         seconds=seconds,
         made_by=made_by(PACKAGE, config_to_dict(config, UNIONS)),
-        extra={"broken": features.broken, "classes": list(features.classes), **outcome.extra},
+        extra={
+            "broken": features.broken,
+            "classes": list(features.classes),
+            "inputs": {} if features.head is None else {"head": weights_sha256(features.head)},
+            **outcome.extra,
+        },
     )

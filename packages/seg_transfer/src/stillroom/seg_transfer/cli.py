@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.command import ResumeFlags
 from stillroom.backbone.finetune.cli import FineTuneCli
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import refuse_missing_images
@@ -38,6 +39,22 @@ class Predict:
         return f"{out}: {len(list((out / 'masks').rglob('*.png')))} masks"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resume(ResumeFlags):
+    """Resume a run that was stopped, from its last state, with what it began with.
+
+    Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
+    other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
+    """
+
+    checkpoint: Annotated[str | None, arg(metavar="DIR")] = None
+    """Where the initial checkpoint lies now, if it was moved; the run has a copy of its weights, and needs no other."""
+    data: Path | None = None
+    """Where the data set lies now, if moved. None: where the run found it."""
+    framework_config: Path | None = None
+    """Where the config of MMSegmentation lies now, if moved. None: where the run found it."""
+
+
 def load_task() -> Any:
     """Import the module that acts, and torch and MMSegmentation with it."""
     from stillroom.seg_transfer import task
@@ -52,5 +69,6 @@ CLI = FineTuneCli(
     preflight=preflight,
     load=load_task,
     commands={"predict": Predict},
+    resume=Resume,
 )
 command_type, main = CLI.command_type, CLI.main

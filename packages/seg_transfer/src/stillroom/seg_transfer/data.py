@@ -53,6 +53,7 @@ class MaskedImages:
             path=str(self.root),
             count=len(self.pairs),
             fingerprint=files.fingerprint,
+            content=files.content,
             left_out=dict(self.left_out),
             in_train=self.in_train,
         )

@@ -7,6 +7,7 @@ from stillroom.seg_transfer import quiet  # noqa: F401  # before anything import
 from functools import partial
 from pathlib import Path
 
+from stillroom.backbone.configs import to_places
 from stillroom.backbone.finetune import lifecycle, table
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
@@ -37,7 +38,18 @@ def finetune(config: SegmentConfig) -> Path:
 
 
 def resume(
-    path: Path, *, device: DeviceName | None = None, workers: int | None = None, log_every: int | None = None
+    path: Path,
+    *,
+    device: DeviceName | None = None,
+    workers: int | None = None,
+    log_every: int | None = None,
+    checkpoint: str | None = None,
+    data: Path | None = None,
+    framework_config: Path | None = None,
 ) -> Path:
-    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
-    return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
+    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`.
+
+    `checkpoint`, `data` and `framework_config` say where the run's inputs lie now.
+    """
+    places = to_places(checkpoint=checkpoint and (checkpoint,), data=data, framework_config=framework_config)
+    return lifecycle.resume(TASK, path, places, device=device, workers=workers, log_every=log_every)

@@ -23,6 +23,7 @@ from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import INITIAL
 from stillroom.backbone.initial import initial_backbone, refuse_size
+from stillroom.backbone.inputs import names_input
 from stillroom.backbone.loaders import unwrap_worker_errors
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names of the config
@@ -83,7 +84,8 @@ def build_plan(config: SegmentConfig, run: Run, backbone: Backbone) -> Plan:
         records = data.records
         norm = "SyncBN" if run.world_size > 1 and run.device.type == "cuda" else "BN"
         resolved = build_config(config, bridge, data, initial, norm, run.world_size)
-    return Plan(backbone=backbone, records=records, data=data, bridge=bridge, resolved=resolved)
+    inputs = {"classes": names_input(data.classes)}
+    return Plan(backbone=backbone, records=records, inputs=inputs, data=data, bridge=bridge, resolved=resolved)
 
 
 def read_records(config: SegmentConfig) -> Mapping[str, DatasetRecord]:

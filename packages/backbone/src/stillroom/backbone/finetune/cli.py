@@ -22,6 +22,7 @@ class FineTuneCli:
         preflight: refuses flags and paths without importing torch.
         load: imports the package's `task` module (its `finetune`, `resume` and `report`), and with it torch.
         commands: further subcommands, dataclasses of flags.
+        resume: the flags of `resume`, with those that say where a task's inputs lie now.
     """
 
     prog: str
@@ -30,10 +31,11 @@ class FineTuneCli:
     preflight: Callable[[Any], None]
     load: Callable[[], Any]
     commands: Mapping[str, type]
+    resume: type[ResumeFlags] = ResumeFlags
 
     def command_type(self) -> Any:
         """The presets and commands as one union for tyro."""
-        return subcommand_union(self.presets, {"resume": ResumeFlags, **self.commands})
+        return subcommand_union(self.presets, {"resume": self.resume, **self.commands})
 
     def main(self) -> None:
         """Entry point; bad input ends in one sentence and exit code 2."""

@@ -1,7 +1,7 @@
 """How a fine-tuning run starts, resumes and is kept: one life cycle for every task.
 
 A task package fills in a `Task`; its training loop stays there. The run directory holds what the run began with: the
-initial weights and the fingerprints of the data. So nothing but the images has to be there to resume it.
+initial weights and the hashes of its inputs. So nothing but the images has to be there to resume it.
 """
 
 import json
@@ -20,17 +20,27 @@ from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
 from stillroom.backbone.finetune.table import TABLE
+from stillroom.backbone.inputs import (
+    Input,
+    checkpoint_inputs,
+    data_inputs,
+    record_inputs,
+    record_moved,
+    refuse_changed_inputs,
+)
 from stillroom.backbone.manifest import MANIFEST, Head, read_manifest
-from stillroom.backbone.names import checkpoint_method, is_checkpoint
+from stillroom.backbone.names import checkpoint_method
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
 from stillroom.backbone.run import Run
-from stillroom.backbone.run_files import CONFIG
+from stillroom.backbone.run_files import CONFIG, read_inputs
 from stillroom.backbone.sweep import refuse_taken, refuse_unresumable, run_or_resume
 
+CHECKPOINT = "checkpoint"
+"""The name of the initial weights among a run's inputs."""
 INITIAL = "initial"
 """The checkpoint of the initial weights, in the run directory."""
 FINGERPRINTS = "fingerprints.json"
-"""The fingerprints of the data that a run began with, by role."""
+"""The fingerprints of the data that a run of versions before 0.5 began with, by role."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +50,13 @@ class Prepared:
     Args:
         backbone: the initial weights.
         records: the data by role, which must not change while the run lasts.
+        inputs: what else must not, by name; see `stillroom.backbone.inputs`.
         heads: further initial weights, as `save_checkpoint` takes them.
     """
 
     backbone: Backbone
     records: Mapping[str, DatasetRecord]
+    inputs: Mapping[str, Input] = field(default_factory=dict)
     heads: Mapping[str, tuple[Head, Mapping[str, Tensor]]] = field(default_factory=dict)
 
 
@@ -114,16 +126,17 @@ def finetune(task: Task[C, P], config: C) -> Path:
     return config.out
 
 
-def resume(task: Task[C, P], path: Path, **changes: Any) -> Path:
+def resume(task: Task[C, P], path: Path, places: Mapping[str, Any] | None = None, **changes: Any) -> Path:
     """Resume a single run from its last state, unless it is finished, and return its directory.
 
     On the CPU the weights end equal to the bit to those of a run that was never stopped. Of `changes` (`device`,
-    `workers`, `log_every`) None keeps the run's setting. Data that changed since are a ValueError.
+    `workers`, `log_every`) None keeps the run's setting. `places` say where its inputs lie now, see `to_places`.
+    Inputs that changed since are a ValueError.
     """
     refuse_unresumable(path)
     if not (path / RESULTS).exists():
         run = Run.start(load_config(path, task.config, task.unions, **changes).device)
-        resume_one(task, path, run=run, **changes)
+        resume_one(task, path, run=run, places=places, **changes)
         run.close()
     return path
 
@@ -149,31 +162,50 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
     if run.is_main:
         method, heads = checkpoint_method(config.name), prepared.heads
         save_checkpoint(config.out / INITIAL, prepared.backbone, method=method, package=task.package, heads=heads)
-        fingerprints = {role: record.fingerprint for role, record in prepared.records.items()}
-        write_file(config.out / FINGERPRINTS, json.dumps(fingerprints) + "\n")
+        weights = Input(f"the weights of {config.name}", initial_sha256(config.out) or "")
+        record_inputs(config.out, {**data_inputs(prepared.records), **prepared.inputs, CHECKPOINT: weights})
         write_file(config.out / CONFIG, config_to_json(config, task.unions))  # last: a run that has it can be resumed
     run.wait()
     task.train(config, run, prepared, False)
 
 
-def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
+def resume_one(task: Task[C, P], path: Path, run: Run, places: Mapping[str, Any] | None = None, **changes: Any) -> None:
     """Resume a single run in this process; see `resume`."""
-    config = load_config(path, task.config, task.unions, **changes)
+    config = load_config(path, task.config, task.unions, places, **changes)
     with closed_if_refused(run):
         task.check(config, run.world_size, run.device.type == "cpu")
+        refuse_other_weights(config)
         prepared = task.prepare(config, run, path / INITIAL)
-        refuse_changed(path, prepared.records)
+        refuse_changed(path, prepared.records, prepared.inputs)
+    if run.is_main:
+        record_moved(path, places or {})
+    run.wait()
     task.train(config, run, prepared, True)
 
 
 def refuse_stale(task: Task[C, P], config: C, run: Run) -> None:
     """Refuse, by a ValueError, to keep a run whose initial weights or data have changed since."""
+    refuse_other_weights(config)
+    if (config.out / RESULTS).exists():
+        refuse_changed(config.out, task.read_records(config, run))
+
+
+def refuse_other_weights(config: FineTuneConfig) -> None:
+    """Refuse, by a ValueError, a checkpoint that was made anew since the run began; one that is gone is not needed.
+
+    The run's own copy of its initial weights must still have their hash too.
+    """
     out = config.out
-    initial = initial_sha256(out) if (out / CONFIG).exists() and is_checkpoint(config.name) else None
-    if initial is not None and read_manifest(Path(config.name) / MANIFEST).weights.sha256 != initial:
-        raise ValueError(f"{out} began with other weights than {config.name} has now: choose another --out")
-    if (out / RESULTS).exists():
-        refuse_changed(out, task.read_records(config, run))
+    initial = initial_sha256(out) if (out / CONFIG).exists() else None
+    now = checkpoint_inputs(config.name, CHECKPOINT).get(CHECKPOINT)
+    if initial is not None and now is not None and now.sha256 != initial:
+        raise ValueError(
+            f"{out} began with other weights than {config.name} has now: choose another --out, or move {config.name} "
+            f"away (`resume` needs only the run's own copy)"
+        )
+    kept = Input(f"the weights of {out / INITIAL}", initial or "")
+    if CHECKPOINT in (began := read_inputs(out).get("sha256", {})):
+        refuse_changed_inputs(out, {CHECKPOINT: kept}, began)
 
 
 def initial_sha256(out: Path) -> str | None:
@@ -183,8 +215,10 @@ def initial_sha256(out: Path) -> str | None:
     return read_results(out).extra["initial_sha256"] if (out / RESULTS).exists() else None
 
 
-def kept_fingerprints(out: Path) -> Mapping[str, str] | None:
-    """The fingerprints of the data that a run began with, by role; None: only its state has them (cls_transfer 0.3)."""
+def kept_hashes(out: Path) -> Mapping[str, str] | None:
+    """The hashes of the inputs that a run began with, by name; None: only its state has them (cls_transfer 0.3)."""
+    if began := read_inputs(out).get("sha256"):
+        return began
     if (out / FINGERPRINTS).exists():
         return json.loads((out / FINGERPRINTS).read_text(encoding="utf-8"))
     if (out / RESULTS).exists():  # of a version that did not write them
@@ -192,16 +226,20 @@ def kept_fingerprints(out: Path) -> Mapping[str, str] | None:
     return None
 
 
-def refuse_changed(out: Path, records: Mapping[str, DatasetRecord], began: Mapping[str, str] | None = None) -> None:
-    """Refuse, by a ValueError, to keep or resume a run whose data differ from those that it began with.
+def refuse_changed(
+    out: Path,
+    records: Mapping[str, DatasetRecord],
+    inputs: Mapping[str, Input] | None = None,
+    began: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse, by a ValueError, to keep or resume a run whose inputs differ from those that it began with.
 
     Args:
         out: the run directory.
         records: the data by role, as they are now.
-        began: the fingerprints that the run began with, by role; None: those kept in its directory, if any.
+        inputs: what else the run began with, as it is now.
+        began: the hashes that the run began with, by name; None: those kept in its directory, if any.
     """
-    began = kept_fingerprints(out) if began is None else began
-    if began is None:
-        return
-    if changed := [record.path for role, record in records.items() if began.get(role) != record.fingerprint]:
-        raise ValueError(f"the data in {changed[0]} have changed since {out} began: choose another --out")
+    began = kept_hashes(out) if began is None else began
+    if began is not None:
+        refuse_changed_inputs(out, {**data_inputs(records), **(inputs or {})}, began)

@@ -1,0 +1,96 @@
+"""What a run began with: hashes, places, and the directory that relative paths belong to."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.configs import config_to_json, load_config, to_places
+from stillroom.backbone.image_files import MAX_HASHED, ImageFiles, read_unlabelled
+from stillroom.backbone.inputs import Input, record_inputs, record_moved, refuse_changed_inputs
+from stillroom.backbone.run_files import CONFIG, read_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    knn: Path | None = None
+    name: tuple[str, ...] = ("timm/resnet18",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    data: Path
+    out: Path
+    pairs: tuple[Path, ...] = ()
+    part: Part = field(default_factory=Part)
+    method: str = "kdep"
+
+
+def began(config: Config) -> Path:
+    write_file(config.out / CONFIG, config_to_json(config))
+    record_inputs(config.out, {"images": Input("the data in images", "a"), "teacher 1": Input("the teacher", "b")})
+    return config.out.absolute()
+
+
+def test_a_byte_that_changes_in_a_file_of_equal_size_changes_the_content_hash_and_the_stamp(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.bmp").write_bytes(b"pixels %d" % index)
+    before = read_unlabelled(tmp_path)
+    hashes = (before.fingerprint, before.content, before.stamp)
+    (tmp_path / "1.bmp").write_bytes(b"Pixels 1")
+    after = read_unlabelled(tmp_path)
+    assert after.fingerprint == hashes[0] and after.content != hashes[1] and after.stamp != hashes[2]
+
+
+def test_at_most_a_thousand_files_are_read_and_images_and_masks_among_them(tmp_path: Path) -> None:
+    for name in "image", "mask":
+        (tmp_path / f"{name}.png").write_bytes(b"x")
+    pairs = (tmp_path / "image.png", tmp_path / "mask.png") * MAX_HASHED
+    before = ImageFiles(tmp_path, pairs).content
+    for name in "image", "mask":
+        (tmp_path / f"{name}.png").write_bytes(b"y")
+        assert ImageFiles(tmp_path, pairs).content != before
+        (tmp_path / f"{name}.png").write_bytes(b"x")
+
+
+def test_changed_inputs_are_named_together_and_unknown_ones_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = began(Config(data=Path("d"), out=tmp_path / "run"))
+    other = {"images": Input("the data in images", "c"), "teacher 1": Input("the teacher", "d")}
+    with pytest.raises(ValueError, match=r"the data in images, the teacher have changed since .*run began: choose"):
+        refuse_changed_inputs(out, other)
+    refuse_changed_inputs(out, {"images": Input("", "a"), "classes": Input("", "e")})
+    assert capsys.readouterr().err == f"note: {out} has no hash of classes: whether they changed is unknown\n"
+
+
+def test_relative_paths_are_those_of_the_directory_that_the_run_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("start", "start/teacher", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "start" / "teacher" / "manifest.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "start")
+    part = Part(knn=Path("knn"), name=("teacher", "timm/resnet18"))
+    config = Config(data=Path("images"), out=Path("run"), pairs=(Path("a"), Path("/b")), part=part)
+    out = began(config)
+    assert load_config(Path("run"), Config) == config
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = load_config(out, Config)
+    base = tmp_path / "start"
+    assert (loaded.data, loaded.pairs, loaded.method) == (base / "images", (base / "a", Path("/b")), "kdep")
+    assert loaded.part == Part(knn=base / "knn", name=(str(base / "teacher"), "timm/resnet18"))
+
+
+def test_a_place_that_was_passed_once_is_kept_for_later_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = began(Config(data=Path("images"), out=tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    places = to_places(data=Path("moved"), part__name=("timm/vit_tiny",), pairs=None)
+    assert load_config(out, Config, (), places).data == tmp_path / "moved"
+    record_moved(out, places)
+    loaded = load_config(out, Config)
+    assert (loaded.data, loaded.part.name) == (tmp_path / "moved", ("timm/vit_tiny",))
+    assert read_inputs(out)["moved"] == {"data": str(tmp_path / "moved"), "part.name": ["timm/vit_tiny"]}
