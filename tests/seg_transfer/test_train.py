@@ -87,9 +87,6 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
         predict(out, config.data / "images" / "val", masks, device="cpu")
     with pytest.raises(ValueError, match=r"is not a finished run: it has no results.json"):
         predict(config.data, config.data / "images" / "val", config.out.parent / "other", device="cpu")
-    (twins / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"twins has no complete iter_\*.pth: train it again"):
-        predict(twins, config.data / "images" / "val", config.out.parent / "other", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
+from stillroom.backbone.command import ResumeFlags
 from stillroom.backbone.finetune.cli import FineTuneCli
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import refuse_missing_images
@@ -27,6 +28,9 @@ class Predict:
     """Folder to create: masks/, overlays/, classes.txt."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
+    trust_run: bool = False
+    """Run the code in RUN: config.py is a program, and MMEngine's states are pickles. Only for runs of your own; those
+    with --framework-config need it."""
 
     def run(self) -> str:
         refuse_existing(self.out)
@@ -34,8 +38,22 @@ class Predict:
         refuse_missing_images(self.images)
         from stillroom.seg_transfer.predict import predict
 
-        out = predict(self.run_directory, self.images, self.out, device=self.device)
+        out = predict(self.run_directory, self.images, self.out, device=self.device, trust_run=self.trust_run)
         return f"{out}: {len(list((out / 'masks').rglob('*.png')))} masks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(ResumeFlags):
+    """Resume a run that was stopped, from its last state."""
+
+    trust_run: bool = False
+    """Run the code that RUN names: a config of MMSegmentation, and MMEngine's pickled states. Only for runs of your
+    own; those with --framework-config need it."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The flags that replace the run's own settings, and whether the run is trusted."""
+        return {**super().changes, "trust_run": self.trust_run}
 
 
 def load_task() -> Any:
@@ -51,6 +69,6 @@ CLI = FineTuneCli(
     presets=PRESETS,
     preflight=preflight,
     load=load_task,
-    commands={"predict": Predict},
+    commands={"resume": Resume, "predict": Predict},
 )
 command_type, main = CLI.command_type, CLI.main

@@ -4,14 +4,18 @@ from stillroom.seg_transfer import quiet  # noqa: F401  # before anything import
 
 # isort: split
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from stillroom.backbone.configs import load_config
 from stillroom.backbone.finetune import lifecycle, table
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.seg_transfer.config import SegmentConfig, check
 from stillroom.seg_transfer.record import PACKAGE, PER_CLASS, summary
+from stillroom.seg_transfer.states import refuse_user_config
 from stillroom.seg_transfer.train import Plan, prepare, read_records, train
 
 TASK: Task[SegmentConfig, Plan] = Task(
@@ -37,7 +41,21 @@ def finetune(config: SegmentConfig) -> Path:
 
 
 def resume(
-    path: Path, *, device: DeviceName | None = None, workers: int | None = None, log_every: int | None = None
+    path: Path,
+    *,
+    device: DeviceName | None = None,
+    workers: int | None = None,
+    log_every: int | None = None,
+    trust_run: bool = False,
 ) -> Path:
-    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`."""
-    return lifecycle.resume(TASK, path, device=device, workers=workers, log_every=log_every)
+    """Resume a single run; None keeps what the run began with. See `lifecycle.resume`.
+
+    Raises:
+        ValueError: a run by a config of MMSegmentation, or a state with other objects than MMEngine's, without
+            `trust_run`: both can run code.
+    """
+    refuse_unresumable(path)
+    if not trust_run:
+        refuse_user_config(path, load_config(path, SegmentConfig))
+    task = replace(TASK, train=partial(train, trusted=trust_run))
+    return lifecycle.resume(task, path, device=device, workers=workers, log_every=log_every)

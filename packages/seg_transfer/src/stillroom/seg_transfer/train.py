@@ -1,6 +1,7 @@
 """Train a segmentation model: images, initial weights, bridge, MMEngine's Runner, metrics, results."""
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
 from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
-from stillroom.seg_transfer.record import RESOLVED, finish, latest_weights
+from stillroom.seg_transfer.record import RESOLVED, finish
 from stillroom.seg_transfer.reproducible import SECONDS
+from stillroom.seg_transfer.states import SCHEME, latest_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data
         refuse_size(backbone, height, width, f"try --crop {backbone.spec.input.size} --evaluation slide")
 
 
-def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool) -> None:
+def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool, trusted: bool = False) -> None:
     """Train by MMEngine's Runner, evaluate, bring the backbone back, and write what a run leaves.
 
     Args:
@@ -157,18 +159,21 @@ def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool) -> None:
         run: this process.
         plan: its images, bridge and config.
         resume: whether the run may have saved a state.
+        trusted: the state may run code; see `build_runner`.
 
     Raises:
         ValueError: an image that cannot be read, a loss that is NaN or infinite.
     """
     # 1. The initial weights under MMSegmentation's names, and the config, for MMEngine and for MMSegmentation's tools.
     if run.is_main:
+        for note in plan.data.notes:
+            print(note, file=sys.stderr)
         torch.save(plan.bridge.to_framework(plan.backbone)[0], initial_file(config.out))
         plan.resolved.dump(config.out / RESOLVED)
     run.wait()
     # 2. MMEngine's training loop. Our hooks assert the initial weights, seed each step, and stop a run that diverges.
     average = needs_average(config)
-    runner = build_runner(plan.resolved, run, resume, average)
+    runner = build_runner(plan.resolved, run, resume, average, trusted)
     with unwrap_worker_errors():
         model: Any = runner.train()
     # 3. Evaluation of the last weights, over several views of each image if the config says so.
@@ -186,7 +191,7 @@ def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool) -> None:
     run.wait()
 
 
-def build_runner(resolved: Config, run: Run, resume: bool, average: bool = False) -> Runner:
+def build_runner(resolved: Config, run: Run, resume: bool, average: bool = False, trusted: bool = False) -> Runner:
     """Build MMEngine's Runner of a config, on the run's device.
 
     MMEngine uses a GPU wherever torch sees one, so for the CPU they are hidden. It keeps logs and counters under the
@@ -197,12 +202,16 @@ def build_runner(resolved: Config, run: Run, resume: bool, average: bool = False
         run: this process.
         resume: from the last whole state, if there is one.
         average: evaluate several views of each image.
+        trusted: MMEngine's own reader loads the state, which unpickles whatever is in it.
+
+    Raises:
+        ValueError: see `load_state`.
     """
     if run.device.type == "cpu" and torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     changes: dict[str, Any] = {"resume": False, "experiment_name": uuid4().hex[:8]}
     if resume and (latest := latest_weights(Path(resolved.work_dir))) is not None:
-        changes |= {"resume": True, "load_from": str(latest)}
+        changes |= {"resume": True, "load_from": str(latest) if trusted else f"{SCHEME}{latest}"}
     if run.device.type == "cpu" and run.world_size > 1:
         unused = resolved.get("find_unused_parameters", False)
         changes["model_wrapper_cfg"] = {"type": "OnCpus", "broadcast_buffers": False, "find_unused_parameters": unused}
