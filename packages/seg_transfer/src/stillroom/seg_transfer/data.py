@@ -213,12 +213,14 @@ def read_framework(resolved: Config) -> SegmentationData:
         except Exception as error:  # user code may raise any class
             if keeps_traceback(error):
                 raise
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {reason}") from error
+            reason = str(error).splitlines() or [type(error).__name__]
+            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {reason[0]}") from error
         rows = [dataset.get_data_info(index) for index in range(len(dataset))]
         pairs = [(Path(row["img_path"]), Path(row["seg_map_path"])) for row in rows]
         if not pairs:
             raise ValueError(f"{resolved.filename} names no {role} images: check its data_root")
+        if missing := next((file for both in pairs for file in both if not file.is_file()), None):
+            raise ValueError(f"there is no {missing}, which the {role} images of {resolved.filename} need")
         root = Path(os.path.commonpath([file.parent for both in pairs for file in both]))
         parts[role] = MaskedImages(config=dict(settings), root=root, pairs=pairs)
         classes, zero_ignored = tuple(dataset.metainfo["classes"]), bool(rows[0]["reduce_zero_label"])

@@ -1,5 +1,6 @@
 """Train a segmentation model: images, initial weights, bridge, MMEngine's Runner, metrics, results."""
 
+import math
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from stillroom.backbone import Backbone, Run, load_checkpoint
 from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import INITIAL
+from stillroom.backbone.images import exif_orientation
 from stillroom.backbone.initial import initial_backbone, refuse_size
 from stillroom.backbone.loaders import unwrap_worker_errors
 from stillroom.backbone.results import DatasetRecord
@@ -30,7 +32,7 @@ from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names o
 from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
-from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
+from stillroom.seg_transfer.recipe import adopt_config, build_config, build_model, needs_average
 from stillroom.seg_transfer.record import RESOLVED, finish
 from stillroom.seg_transfer.reproducible import SECONDS
 from stillroom.seg_transfer.states import SCHEME, latest_weights
@@ -135,20 +137,52 @@ def try_model(user: Config, bridge: SegBridge, backbone: Backbone, data: Segment
 
 
 def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data: SegmentationData) -> None:
-    """Check before the run that a wrapped net accepts images of the sizes that it will get: some accept one size only.
+    """Check before the run, by passes, that the model accepts images of the sizes that it will get.
+
+    The passes of the whole model compute shapes alone, so that they take neither time nor memory.
 
     Raises:
-        ValueError: with the size.
+        ValueError: with the size, and the image that has it.
     """
-    if bridge.config["type"] != "StillroomBackbone":
-        return
-    sides = [(config.crop, config.crop)]
-    if config.evaluation == "whole":
-        with Image.open(data.val.pairs[0][0]) as image:
-            height, width = (-(-side // bridge.divisor) * bridge.divisor for side in (image.height, image.width))
-        sides.append((height, width))
-    for height, width in sides:
-        refuse_size(backbone, height, width, f"try --crop {backbone.spec.input.size} --evaluation slide")
+    advice = f"try --crop {backbone.spec.input.size} --evaluation slide"
+    if bridge.config["type"] == "StillroomBackbone":
+        refuse_size(backbone, config.crop, config.crop, advice)
+    model = build_model(config, bridge, len(data.classes), Path(), "BN")
+    model["backbone"].pop("init_cfg")
+    net: Any = MODELS.build(model).to("meta").eval()
+    for (height, width), what in {
+        (config.crop, config.crop): "--crop",
+        **evaluated_sizes(config, bridge, data),
+    }.items():
+        try:
+            with torch.no_grad():
+                net(torch.zeros(1, 3, height, width, device="meta"), mode="tensor")
+        except NotImplementedError:  # an operation without shapes: nothing is known
+            return
+        except (AssertionError, RuntimeError, ValueError) as error:  # the libraries' own, about the size
+            if keeps_traceback(error):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{backbone.spec.name} with {config.head} takes no images of {width} x {height} px ({reason}), as {what} "
+                f"needs: {advice}"
+            ) from error
+
+
+def evaluated_sizes(
+    config: SegmentConfig, bridge: SegBridge, data: SegmentationData
+) -> dict[tuple[int, int], str | Path]:
+    """Find extreme sizes of the validation images as the net gets them: (height, width) -> an image of that size."""
+    sizes: dict[tuple[int, int], str | Path] = {}
+    for file, _ in data.val.pairs:
+        with Image.open(file) as image:
+            width, height = image.size[::-1] if exif_orientation(image) >= 5 else image.size
+        if config.evaluation == "slide":
+            height, width = min(height, config.crop), min(width, config.crop)
+        padded = (-(-height // bridge.divisor) * bridge.divisor, -(-width // bridge.divisor) * bridge.divisor)
+        sizes.setdefault(padded, file)
+    extremes = {next(iter(sizes)), min(sizes), min(sizes, key=lambda size: size[1]), max(sizes, key=math.prod)}
+    return {size: sizes[size] for size in extremes}
 
 
 def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool, trusted: bool = False) -> None:
