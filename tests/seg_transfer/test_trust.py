@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 
 from stillroom.seg_transfer import SegmentConfig, finetune, predict, resume
-from stillroom.seg_transfer.states import HARMLESS, load_state
+from stillroom.seg_transfer.states import HARMLESS, get_statistic, load_state
 
 Make = Callable[..., SegmentConfig]
 
@@ -77,8 +78,13 @@ def test_resume_runs_neither_config_nor_state(strange: Path, tmp_path: Path) -> 
 
 
 def test_nothing_callable_is_among_the_harmless_types_but_numpys_rebuilding() -> None:
-    functions = [kind.__name__ for kind in HARMLESS if not isinstance(kind, type)]
-    assert functions == ["_reconstruct", "scalar"]
+    functions = [kind for kind in HARMLESS if not isinstance(kind, type)]
+    assert functions.pop(0) == (get_statistic, "builtins.getattr")
+    assert [kind.__name__ for kind in functions] == ["_reconstruct", "scalar"]
+    assert get_statistic(HistoryBuffer, "mean") is HistoryBuffer.mean
+    for owner, name in ((HistoryBuffer, "__init__"), (dict, "min")):
+        with pytest.raises(pickle.UnpicklingError, match=r"GLOBAL getattr of"):
+            get_statistic(owner, name)
 
 
 def test_a_state_that_is_no_state_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,21 @@ from stillroom.seg_transfer.config import SegmentConfig
 SCHEME = "stillroom-state:"
 """Before a state's path: MMEngine then loads it by `load_state`, not by its own reader."""
 _LOGGED = np.zeros(1)
-HARMLESS: tuple[Callable[..., Any], ...] = (
+
+
+def get_statistic(owner: object, name: str) -> Any:
+    """Stand in for `getattr`, by which MMEngine's log buffers refer to their own statistics and to nothing else.
+
+    Raises:
+        UnpicklingError: another attribute, or of another object.
+    """
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"GLOBAL getattr of {name!r}")
+    return getattr(HistoryBuffer, name)
+
+
+HARMLESS: tuple[Callable[..., Any] | tuple[Callable[..., Any], str], ...] = (
+    (get_statistic, "builtins.getattr"),
     HistoryBuffer,
     np.ndarray,
     np.dtype,

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import METRICS, MODELS, RUNNERS
@@ -149,6 +150,7 @@ def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data
         refuse_size(backbone, config.crop, config.crop, advice)
     model = build_model(config, bridge, len(data.classes), Path(), "BN")
     model["backbone"].pop("init_cfg")
+    init_default_scope("mmseg")  # the registry in which its parts are looked up
     net: Any = MODELS.build(model).to("meta").eval()
     for (height, width), what in {
         (config.crop, config.crop): "--crop",
@@ -164,8 +166,8 @@ def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{backbone.spec.name} with {config.head} takes no images of {width} x {height} px ({reason}), as {what} "
-                f"needs: {advice}"
+                f"{backbone.spec.name} with {config.head} takes no images of {width} x {height} px ({reason}), as "
+                f"{what} needs: {advice}"
             ) from error
 
 
