@@ -3,7 +3,6 @@
 python tools/table.py --metric top1_k20 "random=runs/a,runs/b" "KDEP student=runs/c,runs/d"
 """
 
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from stillroom.backbone import Results, format_table, read_results
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.results import percent
+from stillroom.backbone.run_files import to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def main() -> None:
             label: {name: r.metrics[table.metric] for name, r in zip(header, cells, strict=True)}
             for label, cells in rows
         }
-        write_file(table.out, json.dumps({"metric": table.metric, "rows": numbers}, indent=2) + "\n")
+        write_file(table.out, to_json({"metric": table.metric, "rows": numbers}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

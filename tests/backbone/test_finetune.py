@@ -1,6 +1,7 @@
 """The life cycle of fine-tuning, with a task that learns nothing and knows none of ours."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from stillroom.backbone.finetune.lifecycle import Prepared, Task, finetune, init
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, write_results
+from stillroom.backbone.run_files import to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,3 +277,12 @@ def test_random_takes_the_net_of_the_first_checkpoint_and_others_none(config: To
     runs = split(replace(config, checkpoint=("random", config.name), like=None))
     assert [run.like for run in runs] == [config.name, None]
     assert lifecycle.split is split
+
+
+def test_a_sweep_with_a_metric_that_is_nan_ends_with_a_table_that_is_json(tmp_path: Path) -> None:
+    assert table.sample_std([0.5, math.nan]) is not None and table.sample_std([0.5]) is None
+    rows = {"a": {"protocol": "p", "mean": math.nan, "score": [math.nan, 0.5], "over_first": [math.nan, 0.0]}}
+    text = to_json({"metric": "score", "rows": rows})
+    json.loads(text, parse_constant=pytest.fail)
+    (tmp_path / "table.json").write_text(text)
+    assert "nan +- nan" in table.report(tmp_path, str)

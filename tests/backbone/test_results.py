@@ -1,6 +1,7 @@
 """results.json and the tables made of it."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,3 +94,16 @@ def test_a_table_may_have_no_rows() -> None:
 def test_fractions_are_shown_in_percent() -> None:
     assert percent({"top1": 0.8125}, "top1") == "81.2"
     assert percent({"top1": 1.0}, "top1") == "100.0"
+
+
+def test_nan_is_null_with_a_reason_and_is_read_back_as_nan(tmp_path: Path) -> None:
+    reasons = {"metrics.loss": "0 of 0"}
+    metrics = {"top1": 0.5, "loss": math.nan, "other": -math.inf}
+    extra = {"std": None, "rows": [1.0, math.nan]}
+    write_results(tmp_path, replace(RESULTS, metrics=metrics, extra=extra, not_finite=reasons))
+    content = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert content["metrics"] == {"top1": 0.5, "loss": None, "other": None}
+    assert content["not_finite"] == {"metrics.loss": "0 of 0", "metrics.other": "-Infinity", "extra.rows.1": "NaN"}
+    results = read_results(tmp_path)
+    assert math.isnan(results.metrics["loss"]) and percent(results.metrics, "loss") == "nan"
+    assert results.extra["std"] is None and math.isnan(results.extra["rows"][1])

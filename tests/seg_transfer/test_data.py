@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from PIL import ExifTags, Image
+from PIL import Image
 
 from stillroom.seg_transfer import SegmentConfig
 from stillroom.seg_transfer.data import PUBLISHED, read_data, read_published
@@ -58,14 +58,6 @@ def test_every_format_that_pillow_decodes_is_segmented(make_config: Make, masked
     assert [image.name for image, _ in read_data(make_config()).val.pairs] == ["00.tif", "01.jp2", "02.jpg"]
 
 
-def turn(file: Path) -> None:
-    """Say in an image's EXIF tag that it stands on its head."""
-    image = Image.open(file)
-    tags = image.getexif()
-    tags[ExifTags.Base.Orientation] = 3
-    image.save(file, exif=tags)
-
-
 def test_a_mark_of_the_encoding_is_no_letter_of_a_class(make_config: Make, masked: Path) -> None:
     file = masked / "classes.txt"
     file.write_text(file.read_text(), encoding="utf-8-sig")
@@ -92,28 +84,23 @@ def test_a_mark_of_the_encoding_is_no_letter_of_a_class(make_config: Make, maske
         ),
         (
             lambda r: Image.fromarray(np.full((32, 40), 3, np.uint8)).save(r / "labels/train/02.png"),
-            "1 of 9 masks do not fit; .*train/02.png holds label 3: classes are 0 to 2, and 255",
+            "1 of 9 masks do not fit; .*train/02.png holds label 3 in 1280 of its 1280 pixels: classes are 0 to 2",
         ),
         (
             lambda r: Image.fromarray(np.zeros((32, 41), np.uint8)).save(r / "labels/val/02.png"),
-            r"1 of 3 masks do not fit; .*val/02.png is \(41, 32\) px, its image \(40, 32\)",
+            "1 of 3 masks do not fit; .*val/02.png is 41 x 32 px, its image 40 x 32",
         ),
         (
             lambda r: Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(r / "labels/val/02.png"),
-            "val/02.png has mode RGB: masks hold one index of 8 bits per pixel",
-        ),
-        (
-            lambda r: Image.new("1", (40, 32)).save(r / "labels/val/02.png"),
-            "val/02.png has mode 1: masks hold one index of 8 bits per pixel",
+            "val/02.png has mode RGB, not one index per pixel: map its colours to indices, and save one index",
         ),
         (
             lambda r: [Image.new("L", (40, 32), 255).save(f) for f in (r / "labels/val").iterdir()],
             "no pixel of the 3 masks beside .*val/00.png is labelled: all are 255",
         ),
-        (lambda r: turn(r / "images/train/03.jpg"), "03.jpg is rotated by its EXIF tag, its mask is not: save it upr"),
         (
             lambda r: (r / "labels/val/02.png").write_bytes(b"no picture"),
-            "1 of 3 masks do not fit; .*02.png or its image cannot be read",
+            "1 of 3 masks do not fit; .*02.png cannot be read as a mask",
         ),
     ],
 )
@@ -193,7 +180,7 @@ def test_published_layouts_are_read_and_counted(tmp_path: Path, layout: str, num
     assert len(DATASETS.build(data.train.config)) == num_train
     missing = data.val.pairs[0][1]
     Image.new("L", (16, 12), 200).save(missing)
-    with pytest.raises(ValueError, match=f"1 of 2 masks do not fit; .*{missing.name} holds label 200: classes are"):
+    with pytest.raises(ValueError, match=f"1 of 2 masks do not fit; .*{missing.name} holds label 200 in 192 of"):
         read_published(layout, tmp_path, partial=True)
     missing.unlink()
     with pytest.raises(ValueError, match=f"there is no .*{missing.name}" if layout != "cityscapes" else "there is no"):

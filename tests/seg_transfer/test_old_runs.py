@@ -60,10 +60,15 @@ def test_a_config_of_an_old_run_builds_and_trains_under_its_old_names(in_old_fol
     assert runner.test()["mIoU"] >= 0
 
 
-def test_a_config_of_a_new_run_differs_from_an_old_one_in_those_names_only(in_old_folder: None, run: Run) -> None:
+def test_a_config_of_a_new_run_differs_from_an_old_one_in_those_names_and_the_reading_of_masks(
+    in_old_folder: None, run: Run
+) -> None:
     config = replace(load_config(FIXTURE, SegmentConfig), out=Path("run"))
     build_plan(config, run, build_backbone("cifar/resnet20")).resolved.dump("new.py")
     text = (FIXTURE / "config.py.txt").read_text()
     for name, kind in OLD.items():
         text = text.replace(name, kind.__name__)
+    read = "    dict(type='LoadAnnotations'),\n"
+    inference = "test_pipeline=[\n    dict(type='LoadPicture'),\n"
+    text = text.replace(f"{inference}{read}", inference).replace("LoadAnnotations", "LoadMask")
     assert Path("new.py").read_text() == text

@@ -238,7 +238,7 @@ def test_a_vit_is_measured_on_images_of_any_size(make_config: Make) -> None:
 
 
 def test_a_run_that_was_moved_uses_its_own_weights(make_config: Make) -> None:
-    from stillroom.seg_transfer.record import latest_weights
+    from stillroom.seg_transfer.states import latest_weights
 
     config = make_config(steps=2)
     out = finetune(config)

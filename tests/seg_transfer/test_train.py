@@ -87,9 +87,6 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
         predict(out, config.data / "images" / "val", masks, device="cpu")
     with pytest.raises(ValueError, match=r"is not a finished run: it has no results.json"):
         predict(config.data, config.data / "images" / "val", config.out.parent / "other", device="cpu")
-    (twins / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"twins has no complete iter_\*.pth: train it again"):
-        predict(twins, config.data / "images" / "val", config.out.parent / "other", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -207,13 +204,25 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_initial_weights(make_confi
     )
     (out / "results.json").unlink()
     with pytest.raises(ValueError, match=r"^--log-every is 7, .* has no effect beside --framework-config: leave"):
-        resume(out, log_every=7)
-    resume(out)
+        resume(out, log_every=7, trust_run=True)
+    for run_it in (
+        resume,
+        partial(predict, images=plain.parent / "masked" / "images" / "val", out=out.parent / "masks"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"was trained by the config .*theirs.py, which is a program: pass --trust-r"
+        ):
+            run_it(out)
+        (out / "results.json").write_bytes((plain / "results.json").read_bytes())
+    (out / "results.json").unlink()
+    resume(out, trust_run=True)
     assert read_results(out).metrics == results.metrics
+    images = plain.parent / "masked" / "images" / "val"
+    assert len(list((predict(out, images, out.parent / "masks", trust_run=True) / "masks").iterdir())) == 3
     (out / "results.json").unlink()
     file.write_text(file.read_text().replace("lr=0.123", "lr=0.2"))
     with pytest.raises(ValueError, match=r"the data in .*theirs.py have changed since .*adopted began"):
-        resume(out)
+        resume(out, trust_run=True)
     with pytest.raises(ValueError, match=r"there is no .*none.py"):
         finetune(replace(config, framework_config=plain / "none.py", out=plain.parent / "other"))
     whole = file.read_text()
@@ -230,6 +239,10 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_initial_weights(make_confi
         ("model['backbone']['depth'] = 50", r"tensors of the model's backbone do not fit the checkpoint's"),
         ("optim_wrapper['optimizer']['type'] = 'Absent'", r"the optim_wrapper of .*theirs.py cannot be built: "),
         ("test_evaluator['type'] = 'Absent'", r"the test_evaluator of .*theirs.py cannot be built: "),
+        (
+            "test_dataloader['dataset']['part'] = 'gone'",
+            r"the test images of .*theirs.py cannot be read: .*images/gone",
+        ),
         ("train_dataloader['dataset']['type'] = 'Absent'", r"the train images of .*theirs.py cannot be read: .*Absent"),
     ):
         file.write_text(f"{whole}\n{more}\n")

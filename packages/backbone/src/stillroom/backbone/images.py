@@ -30,6 +30,18 @@ _ROWS = 256
 _THIN = 32  # ratio of the sides above which an image is cropped before it is resized
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations but 1, upright, and what turns the stored pixels as they are to be seen."""
+
+
 @contextmanager
 def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Open an image: its header now, its pixels by `load`; both may raise.
@@ -117,14 +129,38 @@ def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
     return scaled
 
 
+def load_upright(path: Path) -> Image.Image:
+    """Decode one image as `load_image` does, and turn it as its EXIF tag says: as viewers and labelling tools show it.
+
+    Raises:
+        BrokenImageError: see `load_image`.
+    """
+    image = load_image(path)
+    with open_image(path) as opened:
+        return upright(image, exif_orientation(opened))
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn stored pixels as EXIF's `orientation`, 1 to 8, says."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def exif_orientation(opened: Image.Image) -> int:
+    """EXIF's orientation of an image, 2 to 8, or 1: upright, no tag, or a malformed one. Reads the header only."""
+    if opened.format == "PNG" and "exif" not in opened.info:  # it may follow the pixels, where libraries do not look
+        return 1
+    if opened.format == "TIFF":  # Pillow itself turns its pixels
+        return 1
+    try:
+        value = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001  # Pillow's parser has no error of its own: a malformed block ends in any class
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
 def has_exif_orientation(opened: Image.Image) -> bool:
     """Whether an EXIF tag rotates or flips an image: some libraries obey it, others do not. Reads the header only."""
-    if opened.format == "PNG" and "exif" not in opened.info:  # it may follow the pixels, where libraries do not look
-        return False
-    try:
-        return opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    except Exception:  # noqa: BLE001  # Pillow's parser has no error of its own: a malformed block ends in any class
-        return False
+    return exif_orientation(opened) != 1
 
 
 class EvaluationView:

@@ -1,6 +1,5 @@
 """`results.json`: the output of every evaluation and transfer, its reader, and the tables of all reports."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import cattrs
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.manifest import MadeBy
-from stillroom.backbone.run_files import read_inputs
+from stillroom.backbone.run_files import from_json, read_inputs, to_json
 
 SCHEMA = 1
 RESULTS = "results.json"
@@ -68,6 +67,7 @@ class Results:
         datasets: by role: `train`, `test`.
         metrics: name -> number.
         seconds: wall time of the run.
+        not_finite: path of a number that has no value, such as `metrics.mIoU` -> why; see `to_json`.
     """
 
     task: str
@@ -80,13 +80,14 @@ class Results:
     made_by: MadeBy
     schema: int = SCHEMA
     extra: dict[str, Any] = field(default_factory=dict)
+    not_finite: dict[str, str] = field(default_factory=dict)
 
 
 def write_results(directory: Path, results: Results) -> None:
     """Write `results.json` into a run directory, atomically; `extra` gets the hashes and moves of inputs.json."""
     if began := read_inputs(directory):
         results = replace(results, extra={**results.extra, "inputs": began["sha256"], "moved": began["moved"]})
-    write_file(directory / RESULTS, json.dumps(cattrs.unstructure(results), indent=2) + "\n")
+    write_file(directory / RESULTS, to_json(cattrs.unstructure(results), indent=2) + "\n")
 
 
 def refuse_unfinished(run_directory: Path) -> None:
@@ -99,7 +100,7 @@ def read_results(path: str | Path) -> Results:
     """Read a results.json, or that of a run directory; ValueError if it is missing, damaged or newer."""
     file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = from_json(file.read_text(encoding="utf-8"))
         newer = raw["schema"] > SCHEMA
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a results file: {error}") from error

@@ -1,7 +1,6 @@
 """One process of a run: its device, its rank, its seeds, its directory."""
 
 import io
-import json
 import os
 import pickle
 import random
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics
+from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ class RunDirectory:
         step = state["step"] if state else 0
         if run.is_main:
             kept = [row for row in read_metrics(path) if row["step"] <= step]
-            write_file(path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+            write_file(path / METRICS, "".join(to_json(row) + "\n" for row in kept))
         run.wait()
         return cls(path, run, first_step=step + 1), state
 
@@ -136,7 +135,7 @@ class RunDirectory:
         """Write one line of metrics.jsonl and one point per curve in TensorBoard."""
         if not self._writes:
             return
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.write(to_json({"step": step, **values}) + "\n")
         self._metrics.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

@@ -1,6 +1,8 @@
-"""The files of a run directory, and readers for its config and metrics."""
+"""The files of a run directory, readers for its config and metrics, and JSON without NaN."""
 
 import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ CONFIG = "config.json"
 INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
 STATE = "state/last.pt"
+NOT_FINITE = "not_finite"
+"""Key of a JSON object that says why a value in it is null: the value's path -> the reason."""
 
 
 def read_config(path: Path) -> str:
@@ -29,4 +33,40 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
-    return [json.loads(line) for line in lines]
+    return [from_json(line) for line in lines]
+
+
+def to_json(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """Write JSON, which has no NaN and no infinity: they become null, and `not_finite` says why.
+
+    Args:
+        content: JSON values; its own `not_finite` may hold better reasons than `NaN` or `Infinity`.
+        indent: see `json.dumps`.
+    """
+    reasons: dict[str, str] = {}
+
+    def to_null(path: str, value: Any) -> Any:
+        if not isinstance(value, float) or math.isfinite(value):
+            return value
+        reasons[path] = json.dumps(value)
+        return None
+
+    finite = _change_leaves(content, to_null)
+    if reasons:
+        finite[NOT_FINITE] = reasons | content.get(NOT_FINITE, {})
+    return json.dumps(finite, indent=indent, allow_nan=False)
+
+
+def from_json(text: str) -> Any:
+    """Read JSON back; a null that `to_json` wrote for a number is NaN."""
+    content = json.loads(text)
+    reasons = content.get(NOT_FINITE, {}) if isinstance(content, dict) else {}
+    return _change_leaves(content, lambda path, value: math.nan if value is None and path in reasons else value)
+
+
+def _change_leaves(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _change_leaves(item, change, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_change_leaves(item, change, f"{path}.{index}".lstrip(".")) for index, item in enumerate(value)]
+    return change(path, value)

@@ -1,14 +1,14 @@
 """table.json of a sweep over tasks, nets, learning rates and seeds, and what a command prints of it."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.backbone import format_table
-from stillroom.backbone.finetune.table import TABLE, mean_and_std
+from stillroom.backbone.finetune.table import TABLE, mean_and_std, sample_std
 from stillroom.backbone.results import read_results
+from stillroom.backbone.run_files import from_json
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.record import DIVERGED, summary
 
@@ -71,7 +71,7 @@ def tabulate(config: ClassifyConfig, runs: Sequence[ClassifyConfig]) -> dict[str
                 "protocol": entry.protocol,
                 "lr": entry.lr,
                 "mean": statistics.mean(entry.top1),
-                "std": statistics.stdev(entry.top1) if len(entry.top1) > 1 else None,
+                "std": sample_std(entry.top1),
                 "top1": entry.top1,
                 "over_first": [value - other for value, other in zip(entry.top1, base.top1, strict=True)],
                 "runs": entry.runs,
@@ -83,7 +83,7 @@ def report(path: Path) -> str:
     """Format what a command prints at its end: a sweep's table, or the top-1 of a single run."""
     if not (path / TABLE).exists():
         return summary(path)
-    rows = json.loads((path / TABLE).read_text(encoding="utf-8"))["rows"]
+    rows = from_json((path / TABLE).read_text(encoding="utf-8"))["rows"]
     tasks = list(next(iter(rows.values())))
     header = ["top-1, %", *(name for task in tasks for name in (task, "lr", "over the first"))]
     table = []

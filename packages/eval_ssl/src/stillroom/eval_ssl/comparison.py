@@ -1,10 +1,10 @@
 """Several checkpoints in one table: table.json, what is printed of it, and what is printed of a single run."""
 
-import json
 from pathlib import Path
 
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.results import format_table, percent, read_results
+from stillroom.backbone.run_files import from_json, to_json
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig
 from stillroom.eval_ssl.protocols import PROTOCOLS
 
@@ -18,7 +18,7 @@ def write_comparison(config: EvaluationConfig, directories: list[Path]) -> None:
         name: {"run": path.name, "protocol": results.protocol, "metrics": results.metrics}
         for name, (path, results) in runs.items()
     }
-    write_file(config.out / TABLE, json.dumps({"task": config.task, "rows": rows}, indent=2) + "\n")
+    write_file(config.out / TABLE, to_json({"task": config.task, "rows": rows}, indent=2) + "\n")
     if isinstance(config, MeasurementConfig) and config.figures:
         config.draw_comparison(config.out, {name: results.metrics for name, (_, results) in runs.items()})
 
@@ -33,7 +33,7 @@ def report(directory: Path) -> str:
 
 def report_comparison(directory: Path) -> str:
     """A row per checkpoint, their protocol above, or each one's where they differ; last the best checkpoint."""
-    table = json.loads((directory / TABLE).read_text(encoding="utf-8"))
+    table = from_json((directory / TABLE).read_text(encoding="utf-8"))
     protocol, rows = PROTOCOLS[table["task"]], table["rows"]
 
     # The protocol ids.

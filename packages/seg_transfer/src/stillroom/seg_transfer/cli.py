@@ -28,6 +28,9 @@ class Predict:
     """Folder to create: masks/, overlays/, classes.txt."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
+    trust_run: bool = False
+    """Run the code in RUN: config.py is a program, and MMEngine's states are pickles. Only for runs of your own; those
+    with --framework-config need it."""
 
     def run(self) -> str:
         refuse_existing(self.out)
@@ -35,7 +38,7 @@ class Predict:
         refuse_missing_images(self.images)
         from stillroom.seg_transfer.predict import predict
 
-        out = predict(self.run_directory, self.images, self.out, device=self.device)
+        out = predict(self.run_directory, self.images, self.out, device=self.device, trust_run=self.trust_run)
         return f"{out}: {len(list((out / 'masks').rglob('*.png')))} masks"
 
 
@@ -53,6 +56,9 @@ class Resume(ResumeFlags):
     """Where the data set lies now, if moved. None: where the run found it."""
     framework_config: Path | None = None
     """Where the config of MMSegmentation lies now, if moved. None: where the run found it."""
+    trust_run: bool = False
+    """Run the code that RUN names: a config of MMSegmentation, and MMEngine's pickled states. Only for runs of your
+    own; those with --framework-config need it."""
 
 
 def load_task() -> Any:

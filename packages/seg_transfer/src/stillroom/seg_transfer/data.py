@@ -8,23 +8,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
-from PIL import Image, UnidentifiedImageError
 
 from stillroom.backbone import ImageFiles
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.image_files import count_shared, walk
-from stillroom.backbone.images import has_exif_orientation
 from stillroom.backbone.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
-
-IGNORED = 255
-"""The label of unlabelled pixels."""
+from stillroom.seg_transfer.masks import IGNORED, PartMasks, absent_classes, check_classes, check_masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +63,8 @@ class SegmentationData:
         train, val: training images, and the images that are evaluated.
         words: their description, for the protocol id.
         zero_ignored: index 0 of the masks is not a class, index 1 is the first (ADE20K).
+        notes: what the user has to know of the masks, sentences.
+        absent_from_val: classes without a pixel in the validation masks.
     """
 
     classes: tuple[str, ...]
@@ -75,6 +72,8 @@ class SegmentationData:
     val: MaskedImages
     words: str
     zero_ignored: bool = False
+    notes: tuple[str, ...] = ()
+    absent_from_val: tuple[str, ...] = ()
 
     @property
     def records(self) -> dict[str, DatasetRecord]:
@@ -230,12 +229,14 @@ def read_framework(resolved: Config) -> SegmentationData:
         except Exception as error:  # user code may raise any class
             if keeps_traceback(error):
                 raise
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {reason}") from error
+            reason = str(error).splitlines() or [type(error).__name__]
+            raise ValueError(f"the {role} images of {resolved.filename} cannot be read: {reason[0]}") from error
         rows = [dataset.get_data_info(index) for index in range(len(dataset))]
         pairs = [(Path(row["img_path"]), Path(row["seg_map_path"])) for row in rows]
         if not pairs:
             raise ValueError(f"{resolved.filename} names no {role} images: check its data_root")
+        if missing := next((file for both in pairs for file in both if not file.is_file()), None):
+            raise ValueError(f"there is no {missing}, which the {role} images of {resolved.filename} need")
         root = Path(os.path.commonpath([file.parent for both in pairs for file in both]))
         parts[role] = MaskedImages(config=dict(settings), root=root, pairs=pairs)
         classes, zero_ignored = tuple(dataset.metainfo["classes"]), bool(rows[0]["reduce_zero_label"])
@@ -253,9 +254,10 @@ def read_folder(root: Path) -> SegmentationData:
     """
     classes = read_classes(root / "classes.txt")
     parts: dict[str, MaskedImages] = {}
+    masks: dict[str, PartMasks] = {}
     for part in ("train", "val"):
         pairs = pair(root, part)
-        check_masks(pairs, len(classes))
+        masks[part] = check_masks(pairs, len(classes))
         settings = {
             "type": "StillroomSegDataset",
             "data_root": str(root),
@@ -264,7 +266,15 @@ def read_folder(root: Path) -> SegmentationData:
         }
         left_out = walk(root / "images" / part)[1]
         parts[part] = MaskedImages(config=settings, root=root, pairs=pairs, left_out=left_out)
-    return SegmentationData(classes=classes, train=parts["train"], val=parts["val"], words="")
+    notes = check_classes(root, classes, masks)
+    return SegmentationData(
+        classes=classes,
+        train=parts["train"],
+        val=parts["val"],
+        words="",
+        notes=notes,
+        absent_from_val=absent_classes(classes, masks["val"]),
+    )
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
@@ -315,37 +325,6 @@ def pair(root: Path, part: str) -> list[tuple[Path, Path]]:
     return [(file, mask_by_name[name]) for name, file in by_name.items()]
 
 
-def check_masks(pairs: list[tuple[Path, Path]], num_classes: int) -> None:
-    """Check every mask: one channel of 8 bits, the size of its image, only labels of classes.
-
-    Raises:
-        ValueError: with the first mask that does not fit, and how many there are.
-    """
-    wrong: list[str] = []
-    labelled = False
-    for image, mask in pairs:
-        try:
-            with Image.open(mask) as opened, Image.open(image) as beside:
-                if opened.mode not in ("L", "P"):
-                    wrong.append(f"{mask} has mode {opened.mode}: masks hold one index of 8 bits per pixel")
-                elif has_exif_orientation(beside):
-                    wrong.append(f"{image} is rotated by its EXIF tag, its mask is not: save it upright")
-                elif opened.size != beside.size:
-                    wrong.append(f"{mask} is {opened.size} px, its image {beside.size}")
-                else:
-                    labels = set(np.unique(np.asarray(opened)).tolist())
-                    labelled = labelled or bool(labels - {IGNORED})
-                    stray = sorted(labels - {*range(num_classes), IGNORED})
-                    if stray:
-                        wrong.append(f"{mask} holds label {stray[0]}: classes are 0 to {num_classes - 1}, and 255")
-        except (UnidentifiedImageError, OSError) as error:
-            wrong.append(f"{mask} or its image cannot be read: {error}")
-    if wrong:
-        raise ValueError(f"{len(wrong)} of {len(pairs)} masks do not fit; {wrong[0]}")
-    if not labelled:
-        raise ValueError(f"no pixel of the {len(pairs)} masks beside {pairs[0][1]} is labelled: all are {IGNORED}")
-
-
 def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationData:
     """Read a published data set, and count its images.
 
@@ -368,8 +347,9 @@ def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationDat
             f"{root} lists {len(shared)} images both for training and validation, the first is {min(shared)}"
         )
     classes = tuple(published.dataset.METAINFO["classes"])
-    for pairs in (train, val):
-        check_masks(pairs, len(classes) + (layout == "ade20k"))  # its index 0 is not a class
+    first = int(layout == "ade20k")  # its label 0 is not a class
+    masks = {part: check_masks(pairs, len(classes) + first) for part, pairs in (("train", train), ("val", val))}
+    notes = check_classes(root, classes, masks, first=first, partial=partial)
     settings = parts[0] if len(parts) == 2 else {"type": "ConcatDataset", "datasets": parts[:-1]}
     return SegmentationData(
         classes=classes,
@@ -377,6 +357,8 @@ def read_published(layout: Layout, root: Path, partial: bool) -> SegmentationDat
         val=MaskedImages(config=parts[-1], root=root, pairs=val),
         words=layout + (" partial" if counts != published.counts else ""),
         zero_ignored=layout == "ade20k",
+        notes=notes,
+        absent_from_val=absent_classes(classes, masks["val"], first),
     )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -16,8 +15,9 @@ from mmseg.apis import inference_model
 from torch import nn
 
 from stillroom.backbone.figures import escape, save
-from stillroom.backbone.images import load_image
-from stillroom.seg_transfer.data import IGNORED, SegmentationData
+from stillroom.backbone.images import load_upright
+from stillroom.seg_transfer.data import SegmentationData
+from stillroom.seg_transfer.masks import IGNORED, read_mask
 from stillroom.seg_transfer.transforms import read_bgr
 
 Mask = UInt8[np.ndarray, "h w"]
@@ -67,11 +67,9 @@ def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationD
     colours = palette(len(data.classes))
     for row, index in enumerate(indices):
         image, file = data.val.pairs[index]
-        truth = mmcv.imread(str(file), flag="unchanged", backend="pillow").squeeze()
-        if data.zero_ignored:
-            truth = np.where(truth == IGNORED, IGNORED, truth - 1).astype(np.uint8)  # 0 becomes 255
+        truth = read_mask(file, zero_ignored=data.zero_ignored)
         prediction = segment(net, resolved, image)
-        pixels = np.asarray(load_image(image))
+        pixels = np.asarray(load_upright(image))
         wrong = (truth != prediction) & (truth != IGNORED)
         error = (0.35 * pixels).astype(np.uint8)
         error[wrong] = (230, 30, 30)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 IOU = "IoU/"
 """Prefix of the metric of a class, before the class's name."""
+UNDEFINED = "0 of 0: the validation masks hold no pixel of these classes, and none is predicted"
+"""Why a mean of this metric is NaN."""
 
 
 @METRICS.register_module()

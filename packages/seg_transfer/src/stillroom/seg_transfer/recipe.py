@@ -10,10 +10,13 @@ from stillroom.backbone import InputSpec
 from stillroom.backbone.frameworks import pixel_statistics
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
-from stillroom.seg_transfer.data import IGNORED, SegmentationData
+from stillroom.seg_transfer.data import SegmentationData
+from stillroom.seg_transfer.masks import IGNORED
 
 PLUGIN = "stillroom.seg_transfer.plugin"  # importing it registers the names of our configs
 POWER = 0.9  # of the polynomial learning-rate decay
+INFERENCE = ({"type": "LoadPicture"}, {"type": "PackSegInputs"})
+"""The pipeline of images without masks."""
 AUX_CHANNELS = 256
 """Width of the auxiliary decoder."""
 
@@ -180,7 +183,7 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
     rotation = {"prob": 0.5, "degree": config.rotate, "seg_pad_val": IGNORED}
     train: list[dict[str, Any]] = [
         {"type": "LoadPicture"},
-        {"type": "LoadAnnotations"},
+        {"type": "LoadMask"},
         {"type": "ScaleBy", "factors": config.scale},
         *([{"type": "RandomRotate", **rotation}] if config.rotate else []),
         *([{"type": "Blur", "share": config.blur}] if config.blur else []),
@@ -189,7 +192,7 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
         {"type": "PhotoMetricDistortion"},
         {"type": "PackSegInputs"},
     ]
-    test = [{"type": "LoadPicture"}, {"type": "LoadAnnotations"}, {"type": "PackSegInputs"}]
+    test = [{"type": "LoadPicture"}, {"type": "LoadMask"}, {"type": "PackSegInputs"}]
     dataset = with_pipeline(data.train.config, train)
     workers = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
     evaluate: dict[str, Any] = {
@@ -208,7 +211,7 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
         },
         "val_dataloader": evaluate if config.val_every else None,
         "test_dataloader": evaluate,
-        "test_pipeline": test,  # the name that MMSegmentation's inference looks up
+        "test_pipeline": [dict(step) for step in INFERENCE],  # the name that MMSegmentation's inference looks up
         "val_evaluator": {"type": "ClassIoU"} if config.val_every else None,
         "test_evaluator": {"type": "ClassIoU"},
     }
@@ -220,9 +223,9 @@ def build_average(config: SegmentConfig) -> dict[str, Any]:
     views = {
         "type": "TestTimeAug",
         "transforms": [
-            [{"type": "Resize", "scale_factor": factor, "keep_ratio": True} for factor in config.scales],
+            [{"type": "ScaleBy", "factors": (factor, factor)} for factor in config.scales],
             [{"type": "RandomFlip", "prob": float(flip), "direction": "horizontal"} for flip in flips],
-            [{"type": "LoadAnnotations"}],
+            [{"type": "LoadMask"}],
             [{"type": "PackSegInputs"}],
         ],
     }

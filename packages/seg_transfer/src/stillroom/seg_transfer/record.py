@@ -1,18 +1,18 @@
 """What a run writes at its end: a checkpoint of the trained backbone, a figure, results.json."""
 
-import re
-import zipfile
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.finetune.lifecycle import initial_sha256
+from stillroom.backbone.manifest import Head
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, percent, read_results
@@ -21,28 +21,20 @@ from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData
 from stillroom.seg_transfer.figures import draw_sheet
-from stillroom.seg_transfer.metrics import IOU
+from stillroom.seg_transfer.metrics import IOU, UNDEFINED
 from stillroom.seg_transfer.recipe import needs_average
 
 PACKAGE = "stillroom-seg-transfer"
 PROTOCOL = "segmentation/v1"
 CHECKPOINT = "checkpoint"
+DECODER = "decoder"
+"""The checkpoint's head that holds all of MMSegmentation's model but the backbone."""
+BACKBONE = "backbone."
+"""Prefix of the backbone's tensors in that model."""
 PER_CLASS = "iou_per_class"
 """Key in the `extra` of results.json that holds the IoU of each class, a fraction."""
 RESOLVED = "config.py"
 """The file of MMEngine's resolved config."""
-
-
-def latest_weights(out: Path) -> Path | None:
-    """Find MMEngine's last complete checkpoint in a run directory.
-
-    MMEngine stores a path, which is wrong once the run was moved, and it stops at a truncated checkpoint.
-    """
-    states = sorted(
-        (file for file in out.glob("*.pth") if re.fullmatch(r"(iter|epoch)_\d+", file.stem)),
-        key=lambda file: int(file.stem.partition("_")[2]),
-    )
-    return next((file for file in reversed(states) if zipfile.is_zipfile(file)), None)
 
 
 def finish(
@@ -77,6 +69,7 @@ def finish(
         package=PACKAGE,
         config=settings,
         data=Data(count=train.count, fingerprint=train.fingerprint),
+        heads={DECODER: describe_decoder(net, bridge, data.classes)},
     )
     with replace_directory(config.out / "figures") as folder:
         views = ", drawn from one view" if needs_average(config) else ""
@@ -95,13 +88,22 @@ def finish(
             seed=config.seed,
             seconds=seconds,
             made_by=made_by(PACKAGE, settings),
+            not_finite={f"metrics.{name}": UNDEFINED for name, value in metrics.items() if math.isnan(value)},
             extra={
                 "initial_sha256": initial_sha256(config.out),
                 "classes": list(data.classes),
+                "notes": list(data.notes),
+                "absent_from_val": list(data.absent_from_val),
                 PER_CLASS: {n.removeprefix(IOU): float(v) for n, v in metrics.items() if n.startswith(IOU)},
             },
         ),
     )
+
+
+def describe_decoder(net: nn.Module, bridge: SegBridge, classes: tuple[str, ...]) -> tuple[Head, dict[str, Tensor]]:
+    """Describe a trained model's decoder for a checkpoint: what it is, and all tensors but the backbone's."""
+    tensors = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(BACKBONE)}
+    return Head(kind=DECODER, in_dim=bridge.channels[-1], out_dim=len(classes), classes=classes), tensors
 
 
 def protocol(config: SegmentConfig, data: SegmentationData, stride: int) -> str:

@@ -4,15 +4,18 @@ from stillroom.seg_transfer import quiet  # noqa: F401  # before anything import
 
 # isort: split
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from stillroom.backbone.configs import to_places
+from stillroom.backbone.configs import load_config, to_places
 from stillroom.backbone.finetune import lifecycle, table
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.seg_transfer.config import SegmentConfig, check
 from stillroom.seg_transfer.record import PACKAGE, PER_CLASS, summary
+from stillroom.seg_transfer.states import refuse_user_config
 from stillroom.seg_transfer.train import Plan, prepare, read_records, train
 
 TASK: Task[SegmentConfig, Plan] = Task(
@@ -46,10 +49,19 @@ def resume(
     checkpoint: str | None = None,
     data: Path | None = None,
     framework_config: Path | None = None,
+    trust_run: bool = False,
 ) -> Path:
     """Resume a single run; None keeps what the run began with. See `lifecycle.resume`.
 
     `checkpoint`, `data` and `framework_config` say where the run's inputs lie now.
+
+    Raises:
+        ValueError: a run by a config of MMSegmentation, or a state with other objects than MMEngine's, without
+            `trust_run`: both can run code.
     """
+    refuse_unresumable(path)
+    if not trust_run:
+        refuse_user_config(path, load_config(path, SegmentConfig))
     places = to_places(checkpoint=checkpoint and (checkpoint,), data=data, framework_config=framework_config)
-    return lifecycle.resume(TASK, path, places, device=device, workers=workers, log_every=log_every)
+    task = replace(TASK, train=partial(train, trusted=trust_run))
+    return lifecycle.resume(task, path, places, device=device, workers=workers, log_every=log_every)

@@ -1,6 +1,8 @@
 """Train a segmentation model: images, initial weights, bridge, MMEngine's Runner, metrics, results."""
 
+import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import METRICS, MODELS, RUNNERS
@@ -22,6 +25,7 @@ from stillroom.backbone import Backbone, Run, load_checkpoint
 from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import INITIAL
+from stillroom.backbone.images import exif_orientation
 from stillroom.backbone.initial import initial_backbone, refuse_size
 from stillroom.backbone.inputs import names_input
 from stillroom.backbone.loaders import unwrap_worker_errors
@@ -30,9 +34,10 @@ from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names o
 from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData, digest, read_data, read_framework, read_framework_config
-from stillroom.seg_transfer.recipe import adopt_config, build_config, needs_average
-from stillroom.seg_transfer.record import RESOLVED, finish, latest_weights
+from stillroom.seg_transfer.recipe import adopt_config, build_config, build_model, needs_average
+from stillroom.seg_transfer.record import RESOLVED, finish
 from stillroom.seg_transfer.reproducible import SECONDS
+from stillroom.seg_transfer.states import SCHEME, latest_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,23 +140,56 @@ def try_model(user: Config, bridge: SegBridge, backbone: Backbone, data: Segment
 
 
 def try_sizes(config: SegmentConfig, backbone: Backbone, bridge: SegBridge, data: SegmentationData) -> None:
-    """Check before the run that a wrapped net accepts images of the sizes that it will get: some accept one size only.
+    """Check before the run, by passes, that the model accepts images of the sizes that it will get.
+
+    The passes of the whole model compute shapes alone, so that they take neither time nor memory.
 
     Raises:
-        ValueError: with the size.
+        ValueError: with the size, and the image that has it.
     """
-    if bridge.config["type"] != "StillroomBackbone":
-        return
-    sides = [(config.crop, config.crop)]
-    if config.evaluation == "whole":
-        with Image.open(data.val.pairs[0][0]) as image:
-            height, width = (-(-side // bridge.divisor) * bridge.divisor for side in (image.height, image.width))
-        sides.append((height, width))
-    for height, width in sides:
-        refuse_size(backbone, height, width, f"try --crop {backbone.spec.input.size} --evaluation slide")
+    advice = f"try --crop {backbone.spec.input.size} --evaluation slide"
+    if bridge.config["type"] == "StillroomBackbone":
+        refuse_size(backbone, config.crop, config.crop, advice)
+    model = build_model(config, bridge, len(data.classes), Path(), "BN")
+    model["backbone"].pop("init_cfg")
+    init_default_scope("mmseg")  # the registry in which its parts are looked up
+    net: Any = MODELS.build(model).to("meta").eval()
+    for (height, width), what in {
+        (config.crop, config.crop): "--crop",
+        **evaluated_sizes(config, bridge, data),
+    }.items():
+        try:
+            with torch.no_grad():
+                net(torch.zeros(1, 3, height, width, device="meta"), mode="tensor")
+        except NotImplementedError:  # an operation without shapes: nothing is known
+            return
+        except (AssertionError, RuntimeError, ValueError) as error:  # the libraries' own, about the size
+            if keeps_traceback(error):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{backbone.spec.name} with {config.head} takes no images of {width} x {height} px ({reason}), as "
+                f"{what} needs: {advice}"
+            ) from error
 
 
-def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool) -> None:
+def evaluated_sizes(
+    config: SegmentConfig, bridge: SegBridge, data: SegmentationData
+) -> dict[tuple[int, int], str | Path]:
+    """Find extreme sizes of the validation images as the net gets them: (height, width) -> an image of that size."""
+    sizes: dict[tuple[int, int], str | Path] = {}
+    for file, _ in data.val.pairs:
+        with Image.open(file) as image:
+            width, height = image.size[::-1] if exif_orientation(image) >= 5 else image.size
+        if config.evaluation == "slide":
+            height, width = min(height, config.crop), min(width, config.crop)
+        padded = (-(-height // bridge.divisor) * bridge.divisor, -(-width // bridge.divisor) * bridge.divisor)
+        sizes.setdefault(padded, file)
+    extremes = {next(iter(sizes)), min(sizes), min(sizes, key=lambda size: size[1]), max(sizes, key=math.prod)}
+    return {size: sizes[size] for size in extremes}
+
+
+def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool, trusted: bool = False) -> None:
     """Train by MMEngine's Runner, evaluate, bring the backbone back, and write what a run leaves.
 
     Args:
@@ -159,18 +197,21 @@ def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool) -> None:
         run: this process.
         plan: its images, bridge and config.
         resume: whether the run may have saved a state.
+        trusted: the state may run code; see `build_runner`.
 
     Raises:
         ValueError: an image that cannot be read, a loss that is NaN or infinite.
     """
     # 1. The initial weights under MMSegmentation's names, and the config, for MMEngine and for MMSegmentation's tools.
     if run.is_main:
+        for note in plan.data.notes:
+            print(note, file=sys.stderr)
         torch.save(plan.bridge.to_framework(plan.backbone)[0], initial_file(config.out))
         plan.resolved.dump(config.out / RESOLVED)
     run.wait()
     # 2. MMEngine's training loop. Our hooks assert the initial weights, seed each step, and stop a run that diverges.
     average = needs_average(config)
-    runner = build_runner(plan.resolved, run, resume, average)
+    runner = build_runner(plan.resolved, run, resume, average, trusted)
     with unwrap_worker_errors():
         model: Any = runner.train()
     # 3. Evaluation of the last weights, over several views of each image if the config says so.
@@ -188,7 +229,7 @@ def train(config: SegmentConfig, run: Run, plan: Plan, resume: bool) -> None:
     run.wait()
 
 
-def build_runner(resolved: Config, run: Run, resume: bool, average: bool = False) -> Runner:
+def build_runner(resolved: Config, run: Run, resume: bool, average: bool = False, trusted: bool = False) -> Runner:
     """Build MMEngine's Runner of a config, on the run's device.
 
     MMEngine uses a GPU wherever torch sees one, so for the CPU they are hidden. It keeps logs and counters under the
@@ -199,12 +240,16 @@ def build_runner(resolved: Config, run: Run, resume: bool, average: bool = False
         run: this process.
         resume: from the last whole state, if there is one.
         average: evaluate several views of each image.
+        trusted: MMEngine's own reader loads the state, which unpickles whatever is in it.
+
+    Raises:
+        ValueError: see `load_state`.
     """
     if run.device.type == "cpu" and torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     changes: dict[str, Any] = {"resume": False, "experiment_name": uuid4().hex[:8]}
     if resume and (latest := latest_weights(Path(resolved.work_dir))) is not None:
-        changes |= {"resume": True, "load_from": str(latest)}
+        changes |= {"resume": True, "load_from": str(latest) if trusted else f"{SCHEME}{latest}"}
     if run.device.type == "cpu" and run.world_size > 1:
         unused = resolved.get("find_unused_parameters", False)
         changes["model_wrapper_cfg"] = {"type": "OnCpus", "broadcast_buffers": False, "find_unused_parameters": unused}

@@ -1,4 +1,4 @@
-"""Image reading, and the augmentations of KDEP's segmentation recipe that MMSegmentation lacks."""
+"""Image and mask reading, and the augmentations of KDEP's segmentation recipe that MMSegmentation lacks."""
 
 from pathlib import Path
 
@@ -8,16 +8,20 @@ from jaxtyping import UInt8
 from mmcv.transforms import BaseTransform, Resize
 from mmseg.registry import TRANSFORMS
 
-from stillroom.backbone.images import load_image
+from stillroom.backbone.images import load_upright
+from stillroom.seg_transfer.masks import read_mask
+
+LONGEST = 32_766
+"""Longest side that OpenCV rotates, pixels."""
 
 
 def read_bgr(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read the pixels of an image, in OpenCV's channel order.
+    """Read the pixels of an image as it is seen, in OpenCV's channel order.
 
     Raises:
         BrokenImageError: the image cannot be read, or is truncated.
     """
-    return cv2.cvtColor(np.asarray(load_image(file)), cv2.COLOR_RGB2BGR)
+    return cv2.cvtColor(np.asarray(load_upright(file)), cv2.COLOR_RGB2BGR)
 
 
 @TRANSFORMS.register_module()
@@ -35,8 +39,22 @@ class LoadPicture(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class LoadMask(BaseTransform):
+    """Read a mask in its own bit depth, where MMSegmentation takes grey of 2 and 4 bits as Pillow spreads it."""
+
+    def transform(self, results: dict) -> dict:
+        """Read `seg_map_path`.
+
+        Raises:
+            ValueError: see `read_mask`.
+        """
+        mask = read_mask(Path(results["seg_map_path"]), zero_ignored=results["reduce_zero_label"])
+        return results | {"gt_seg_map": mask, "seg_fields": [*results["seg_fields"], "gt_seg_map"]}
+
+
+@TRANSFORMS.register_module()
 class ScaleBy(BaseTransform):
-    """Resize image and mask by a random factor of their size.
+    """Resize image and mask by a random factor of their size; a side stays between one pixel and `LONGEST`.
 
     Args:
         factors: smallest and largest.
@@ -47,7 +65,12 @@ class ScaleBy(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Draw the factor, and resize."""
-        return Resize(scale_factor=float(np.random.uniform(*self.factors)), keep_ratio=True)(results)
+        factor = float(np.random.uniform(*self.factors))
+        height, width = results["img"].shape[:2]
+        if min(height, width) * factor >= 1 and max(height, width) * factor <= LONGEST:
+            return Resize(scale_factor=factor, keep_ratio=True)(results)
+        width, height = (min(max(round(side * factor), 1), LONGEST) for side in (width, height))
+        return Resize(scale=(width, height), keep_ratio=False)(results)
 
 
 @TRANSFORMS.register_module()

@@ -32,7 +32,7 @@ from stillroom.backbone.manifest import MANIFEST, Head, read_manifest
 from stillroom.backbone.names import checkpoint_method
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
 from stillroom.backbone.run import Run
-from stillroom.backbone.run_files import CONFIG, read_inputs
+from stillroom.backbone.run_files import CONFIG, read_inputs, to_json
 from stillroom.backbone.sweep import refuse_taken, refuse_unresumable, run_or_resume
 
 CHECKPOINT = "checkpoint"
@@ -120,7 +120,7 @@ def finetune(task: Task[C, P], config: C) -> Path:
         run_or_resume(single, task.unions, partial(start, task, run=run), partial(resume_one, task, run=run))
     # 5. The table.
     if runs != [config] and run.is_main:
-        write_file(config.out / TABLE, json.dumps(task.tabulate(config, runs), indent=2) + "\n")
+        write_file(config.out / TABLE, to_json(task.tabulate(config, runs), indent=2) + "\n")
     run.wait()
     run.close()
     return config.out

@@ -1,6 +1,6 @@
 """table.json of a sweep over initial weights and seeds, and what a command prints of it."""
 
-import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.backbone.finetune.config import FineTuneConfig
 from stillroom.backbone.results import format_table, read_results
+from stillroom.backbone.run_files import from_json
 
 TABLE = "table.json"
 
@@ -33,7 +34,7 @@ def tabulate(config: FineTuneConfig, runs: Sequence[FineTuneConfig], *, metric: 
         rows[checkpoint] = {
             "protocol": results[0].protocol,
             "mean": statistics.mean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else None,
+            "std": sample_std(values),
             metric: values,
             "over_first": [value - base for value, base in zip(values, first, strict=True)],
             "metrics": {name: [one.metrics[name] for one in results] for name in results[0].metrics},
@@ -47,7 +48,7 @@ def report(path: Path, summary: Callable[[Path], str]) -> str:
     """Format what a command prints at its end: a sweep's table, or the `summary` of a single run."""
     if not (path / TABLE).exists():
         return summary(path)
-    table = json.loads((path / TABLE).read_text(encoding="utf-8"))
+    table = from_json((path / TABLE).read_text(encoding="utf-8"))
     metric, rows = table["metric"], table["rows"]
     cells = [[net, mean_and_std(by[metric]), mean_and_std(by["over_first"])] for net, by in rows.items()]
     best = max(rows, key=lambda net: rows[net]["mean"])
@@ -59,6 +60,13 @@ def report(path: Path, summary: Callable[[Path], str]) -> str:
 
 def mean_and_std(values: Sequence[float]) -> str:
     """Format fractions in percent: their mean and, of several, their sample standard deviation."""
-    std = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    std = sample_std(values)
     mean = round(100 * statistics.mean(values), 1) + 0.0  # no minus before a zero
-    return f"{mean:.1f}{std}"
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} +- {100 * std:.1f}"
+
+
+def sample_std(values: Sequence[float]) -> float | None:
+    """The sample standard deviation; None of one value, NaN if one of them is, where `statistics` raises."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -1,0 +1,92 @@
+"""What MMEngine saves during a run, read without running code from it."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from stillroom.seg_transfer.config import SegmentConfig
+
+SCHEME = "stillroom-state:"
+"""Before a state's path: MMEngine then loads it by `load_state`, not by its own reader."""
+_LOGGED = np.zeros(1)
+
+
+def get_statistic(owner: object, name: str) -> Any:
+    """Stand in for `getattr`, by which MMEngine's log buffers refer to their own statistics and to nothing else.
+
+    Raises:
+        UnpicklingError: another attribute, or of another object.
+    """
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"GLOBAL getattr of {name!r}")
+    return getattr(HistoryBuffer, name)
+
+
+HARMLESS: tuple[Callable[..., Any] | tuple[Callable[..., Any], str], ...] = (
+    (get_statistic, "builtins.getattr"),
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)},
+    _LOGGED.__reduce__()[0],
+    _LOGGED[0].__reduce__()[0],
+)
+"""The types in MMEngine's states beside those that torch allows: its log buffers, and NumPy's arrays and numbers."""
+
+
+def refuse_user_config(run_directory: Path, config: SegmentConfig) -> None:
+    """Refuse, by a ValueError, a run by a config of MMSegmentation, which is a program and may be anybody's."""
+    if config.framework_config is not None:
+        raise ValueError(
+            f"{run_directory} was trained by the config {config.framework_config}, which is a program: pass "
+            "--trust-run if the run is your own"
+        )
+
+
+def latest_weights(out: Path) -> Path | None:
+    """Find MMEngine's last complete state in a run directory.
+
+    MMEngine stores a path, which is wrong once the run was moved, and it stops at a truncated state.
+    """
+    states = sorted(
+        (file for file in out.glob("*.pth") if re.fullmatch(r"(iter|epoch)_\d+", file.stem)),
+        key=lambda file: int(file.stem.partition("_")[2]),
+    )
+    return next((file for file in reversed(states) if zipfile.is_zipfile(file)), None)
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME)
+def load_state(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a state of MMEngine: tensors and plain values only.
+
+    Its text of the run's config is left out, because MMEngine runs it as Python.
+
+    Args:
+        filename: the file, after `SCHEME` or alone.
+        map_location: see `torch.load`.
+
+    Raises:
+        ValueError: it holds other objects, which could run code, or it is damaged.
+    """
+    file = filename.removeprefix(SCHEME)
+    try:
+        with torch.serialization.safe_globals([*HARMLESS]):
+            state = torch.load(file, map_location=map_location, weights_only=True)
+        state["meta"] = {key: value for key, value in state["meta"].items() if key not in ("config", "cfg")}
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"{file} holds objects that can run code ({named[1] if named else 'of an unknown type'}): "
+            "pass --trust-run if the run is your own"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged, or not a state of MMEngine: {error}") from error
+    return state
