@@ -263,3 +263,27 @@ def test_random_takes_the_net_of_the_first_checkpoint_and_others_none(config: To
     runs = split(replace(config, checkpoint=("random", config.name), like=None))
     assert [run.like for run in runs] == [config.name, None]
     assert lifecycle.split is split
+
+
+def test_a_run_that_cannot_be_started_is_never_seen_half(
+    toy: Toy, config: ToyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(lifecycle, "write_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        finetune(toy.task, config)
+    assert not config.out.exists()
+
+
+def test_a_bug_in_a_run_leaves_its_traceback_there(toy: Toy, config: ToyConfig) -> None:
+    def train(config: ToyConfig, run: Run, prepared: Prepared, resume: bool) -> None:
+        {}["weights"]
+
+    for again in (False, True):
+        task = replace(toy.task, train=train)
+        with pytest.raises(KeyError):
+            resume(task, config.out) if again else finetune(task, config)
+        assert "KeyError: 'weights'" in (config.out / "error.log").read_text()
+        (config.out / "error.log").unlink()

@@ -830,3 +830,26 @@ def test_a_compiled_net_trains_and_leaves_plain_names(config: ClassifyConfig, mo
     plain, out = finetune(config), finetune(replace(config, compile=True, out=config.out.with_name("compiled")))
     assert len(compiled) == 1
     assert_bit_equal(weights(plain), weights(out))
+
+
+def test_a_run_that_is_refused_in_its_first_step_leaves_no_directory_and_a_later_one_stays(
+    config: ClassifyConfig,
+) -> None:
+    for path in config.train.glob("*/*"):
+        break_image(path)
+    with pytest.raises(ValueError, match=r"cannot be read as an image"):
+        finetune(config)
+    assert not config.out.exists()
+
+
+def test_a_run_that_diverges_after_log_lines_keeps_them(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        TrainState,
+        "advance",
+        lambda self, *_: self.__dict__.update(step=self.step + 1) or torch.tensor(math.nan if self.step == 3 else 1.0),
+    )
+    with pytest.raises(ValueError, match="the loss is nan at step 3"):
+        finetune(config)
+    assert [row["step"] for row in metrics_of(config.out)] == [1, 2]

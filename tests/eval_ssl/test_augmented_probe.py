@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 from stillroom.backbone import Normalize, Run, build_backbone, read_labelled, replace_input
 from stillroom.backbone.loaders import ImageDataset
 from stillroom.backbone.schedule import Step
+from stillroom.backbone.store import warn_once
 from stillroom.eval_ssl.augmented_probe import CropView, train_augmented
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, extract_features
@@ -148,3 +149,15 @@ def test_the_state_of_another_nets_run_is_not_resumed(
     monkeypatch.setattr(Path, "unlink", lambda self, *a, **k: None if self.suffix == ".pt" else unlink(self, *a, **k))
     live(folder, run)  # its state stays, as after a kill behind the last epoch
     assert torch.equal(live(folder, run, seed=8), expected)
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_the_probe_is_the_same(
+    labelled: Make, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = labelled("train", per_class=6)
+    expected = live(folder, run, cache=False)
+    warn_once.cache_clear()
+    (folder.parent / "own").write_text("")
+    monkeypatch.setenv("STILLROOM_CACHE", str(folder.parent / "own"))
+    assert torch.equal(live(folder, run), expected)
+    assert capsys.readouterr().err.count("warning: ") == 2  # of the features and of the probe's states

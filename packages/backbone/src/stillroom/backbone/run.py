@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stillroom.backbone.atomic import write_file
+from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics
 
@@ -38,6 +38,10 @@ class Run:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls(device=torch.device(kind))
+        if lacking := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise ValueError(f"WORLD_SIZE is {world_size}, but {lacking[0]} is not set: use torchrun, or unset both")
+        if kind == "cuda" and int(os.environ["LOCAL_RANK"]) >= (count := torch.cuda.device_count()):
+            raise ValueError(f"there are more processes than GPUs: pass --nproc-per-node {count} to torchrun")
         if not dist.is_initialized():
             dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
@@ -112,8 +116,9 @@ class RunDirectory:
         if taken:
             raise ValueError(f"{path} exists: choose another --out, or resume it with `resume {path}`")
         if run.is_main:
-            (path / "state").mkdir(parents=True)
-            write_file(path / CONFIG, config)
+            with replace_directory(path) as partial:  # whole, or not there
+                (partial / "state").mkdir()
+                write_file(partial / CONFIG, config)
         run.wait()
         return cls(path, run)
 
@@ -136,10 +141,13 @@ class RunDirectory:
         """Write one line of metrics.jsonl and one point per curve in TensorBoard."""
         if not self._writes:
             return
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self._metrics.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            self._metrics.flush()
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:  # of a buffer, which does not know its file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     @property
     def kept(self) -> str:

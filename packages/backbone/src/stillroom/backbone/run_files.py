@@ -1,8 +1,13 @@
-"""The files of a run directory, and readers for its config and metrics."""
+"""The files of a run directory, readers for its config and metrics, and what a run that fails leaves of it."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from stillroom.backbone.errors import log_traceback, sentence_for
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -24,3 +29,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
     return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def failing_cleanly(path: Path, *, new: bool) -> Iterator[None]:
+    """Around a run: a bug leaves its traceback in the run directory; a new run that is refused at once leaves nothing.
+
+    Args:
+        path: the run directory.
+        new: whether the block began the run. If it is refused before its first log line and its first state, the
+            directory is removed, so that the command can be repeated.
+    """
+    try:
+        yield
+    except Exception as error:
+        if sentence_for(error) is None:
+            log_traceback(error, path)
+        elif new and not (path / STATE).exists() and not read_metrics(path):
+            shutil.rmtree(path, ignore_errors=True)
+        raise

@@ -15,6 +15,7 @@ from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import seed_everything
+from stillroom.backbone.run_files import failing_cleanly
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.data import nothing_held_out
 from stillroom.distill.distances import DistillationLoss
@@ -58,10 +59,11 @@ def distill(
     setup = build_setup(config, teacher, has_knn=knn is not None)
     # 2. Create the run directory with config.json.
     directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), setup.run)
-    # 3. Fit or load the alignments, and fill the caches of teacher outputs.
-    supervisions = build_supervisions(config, setup)
-    # 4. Train from the first step.
-    return train(config, setup, supervisions, directory, knn, saved=None)
+    with failing_cleanly(config.out, new=True):
+        # 3. Fit or load the alignments, and fill the caches of teacher outputs.
+        supervisions = build_supervisions(config, setup)
+        # 4. Train from the first step.
+        return train(config, setup, supervisions, directory, knn, saved=None)
 
 
 def resume(
@@ -92,10 +94,11 @@ def resume(
     # 2. Reopen the run directory, and check that its state belongs to these images.
     directory, saved = RunDirectory.reopen(path, setup.run)
     check_state(config, saved, setup.images.train)
-    # 3. Load the alignments, and complete the caches of teacher outputs.
-    supervisions = build_supervisions(config, setup)
-    # 4. Train from the step after the state's.
-    return train(config, setup, supervisions, directory, knn, saved)
+    with failing_cleanly(path, new=False):
+        # 3. Load the alignments, and complete the caches of teacher outputs.
+        supervisions = build_supervisions(config, setup)
+        # 4. Train from the step after the state's.
+        return train(config, setup, supervisions, directory, knn, saved)
 
 
 def check_state(config: DistillConfig, saved: Mapping[str, Any] | None, files: ImageFiles) -> None:

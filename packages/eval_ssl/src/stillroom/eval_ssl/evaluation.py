@@ -21,6 +21,7 @@ from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import build_head
+from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
@@ -145,8 +146,10 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
     """Load the config's one checkpoint, and extract the features of both image sets."""
     seed_everything(config.seed)
     (name,) = config.checkpoint
-    backbone = load_backbone(name, config.feature).to(run.device)
+    backbone = load_backbone(name, config.feature)
     backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
+    refuse_size(backbone, backbone.spec.input.size, backbone.spec.input.size, "pass another --size")
+    backbone = backbone.to(run.device)
     head = load_head(name, config.head).to(run.device) if config.head else None
     train, test = (
         None

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from stillroom.backbone.atomic import write_file
+from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.checkpoint import save_checkpoint
 from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.features import Backbone
@@ -24,7 +24,7 @@ from stillroom.backbone.manifest import MANIFEST, Head, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
 from stillroom.backbone.run import Run
-from stillroom.backbone.run_files import CONFIG
+from stillroom.backbone.run_files import CONFIG, failing_cleanly
 from stillroom.backbone.sweep import refuse_taken, refuse_unresumable, run_or_resume
 
 INITIAL = "initial"
@@ -148,12 +148,14 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
     run.wait()  # every process has looked for config.json before the main one writes it
     if run.is_main:
         method, heads = checkpoint_method(config.name), prepared.heads
-        save_checkpoint(config.out / INITIAL, prepared.backbone, method=method, package=task.package, heads=heads)
         fingerprints = {role: record.fingerprint for role, record in prepared.records.items()}
-        write_file(config.out / FINGERPRINTS, json.dumps(fingerprints) + "\n")
-        write_file(config.out / CONFIG, config_to_json(config, task.unions))  # last: a run that has it can be resumed
+        with replace_directory(config.out) as out:  # whole, or not there
+            save_checkpoint(out / INITIAL, prepared.backbone, method=method, package=task.package, heads=heads)
+            write_file(out / FINGERPRINTS, json.dumps(fingerprints) + "\n")
+            write_file(out / CONFIG, config_to_json(config, task.unions))
     run.wait()
-    task.train(config, run, prepared, False)
+    with failing_cleanly(config.out, new=False):
+        task.train(config, run, prepared, False)
 
 
 def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
@@ -163,7 +165,8 @@ def resume_one(task: Task[C, P], path: Path, run: Run, **changes: Any) -> None:
         task.check(config, run.world_size, run.device.type == "cpu")
         prepared = task.prepare(config, run, path / INITIAL)
         refuse_changed(path, prepared.records)
-    task.train(config, run, prepared, True)
+    with failing_cleanly(path, new=False):
+        task.train(config, run, prepared, True)
 
 
 def refuse_stale(task: Task[C, P], config: C, run: Run) -> None:
