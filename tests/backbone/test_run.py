@@ -368,3 +368,20 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="there are more processes than GPUs: pass --nproc-per-node 2 to torchrun"):
         Run.start("cuda")
+
+
+@pytest.mark.parametrize("state", [{"weights": 1}, [1, 2], {"step": "two"}, {"step": None}, 7])
+def test_a_state_of_something_else_is_damaged(stopped: Path, run: Run, state: object) -> None:
+    torch.save(state, stopped / "state" / "last.pt")
+    with pytest.raises(ValueError, match=r"last.pt is damaged: remove it"):
+        RunDirectory.reopen(stopped, run)
+
+
+@pytest.mark.parametrize("content", [b"no json\n", b"{'step': 1}\n", b"\xff\xfe\n"])
+def test_damaged_metrics_and_configs_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged \(.*\): remove it"):
+        read_metrics(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"config\.json is not a text file"):
+        read_config(tmp_path)

@@ -128,9 +128,9 @@ class RunDirectory:
         file = path / STATE
         try:
             state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
-        except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+            step = int(state["step"]) if state is not None else 0
+        except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} is damaged: remove it, and {path} is resumed from its first step") from error
-        step = state["step"] if state else 0
         if run.is_main:
             kept = [row for row in read_metrics(path) if row["step"] <= step]
             write_file(path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))

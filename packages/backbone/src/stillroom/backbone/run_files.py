@@ -19,7 +19,10 @@ def read_config(path: Path) -> str:
     file = path / CONFIG
     if not file.exists():
         raise ValueError(f"{path} is not a run directory: it has no {CONFIG}")
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text file: {error.reason}") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -27,8 +30,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / METRICS
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
-    return [json.loads(line) for line in lines]
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it, and the curves begin anew") from error
 
 
 @contextmanager
