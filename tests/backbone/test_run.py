@@ -343,6 +343,8 @@ def test_a_log_that_finds_no_room_in_the_run_is_kept_elsewhere(tmp_path: Path) -
     fail(tmp_path / "file" / "run", error, new=True)
     log = Path(re.search(r"with (\S+), which", unexpected(error))[1])
     assert "KeyError: 'weights'" in log.read_text() and log.parent != tmp_path / "file" / "run"
+    log.unlink()  # as that of a trial run, which ends with its folder
+    assert "KeyError: 'weights'" in Path(re.search(r"with (\S+), which", unexpected(error))[1]).read_text()
 
 
 @pytest.mark.parametrize("lacking", ["RANK", "MASTER_ADDR", "MASTER_PORT"])

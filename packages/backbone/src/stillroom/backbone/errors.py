@@ -16,14 +16,14 @@ from stillroom.backbone.atomic import write_file
 
 # What a machine or a batch lacks, by words of the libraries' errors, which have no class of their own for it.
 _LACKS = {
-    r"DataLoader worker \(|open shared memory|</torch_": "usually shared memory (/dev/shm) or memory is full: pass "
-    "fewer --workers (0: none), or raise the container's limit (docker run --shm-size 8g), then `resume` the run",
+    r"DataLoader worker \(|Pin memory thread|open shared memory|</torch_": "usually shared memory (/dev/shm) or memory is "
+    "full: pass fewer --workers (0: none), or raise the container's limit (docker run --shm-size 8g), then `resume` the run",
     "(?i)out of memory|allocate memory|unable to allocate|ALLOC_FAILED|MemoryError": "memory is full: pass a smaller "
     "--batch-size, a smaller image size or fewer --workers",
     "No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing": "no file is half-written: free "
     "some space there, then repeat the command, or `resume` the run",
     "more than 1 value per channel when training": "batch norm needs two images: pass a larger --batch-size",
-    "Too many open files": "pass fewer --workers, or raise the limit (`ulimit -n`)",
+    "Too many open files|items of ancdata": "pass fewer --workers, or raise the limit (`ulimit -n`)",
     "gloo/transport|NCCL error": "another process of the run has stopped: its own error says why",
 }
 _NOTE = "traceback written to "
@@ -82,7 +82,8 @@ def keeps_traceback(error: BaseException) -> bool:
 
 def unexpected(error: Exception) -> str:
     """The sentence for a bug: it asks for a report and names the log, which is written unless `log_traceback` did."""
-    logs = [note.removeprefix(_NOTE) for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
+    notes = [note.removeprefix(_NOTE) for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
+    logs = [*filter(os.path.exists, notes)]  # not that of a trial run in a temporary folder
     what, log = traceback.format_exception_only(error)[0].strip(), logs[0] if logs else _write_log(error, None)
     return f"unexpected {what}; please report this with {log}, which holds the traceback (--debug prints it)"
 
