@@ -16,8 +16,8 @@ from stillroom.backbone.atomic import write_file
 
 # What a machine or a batch lacks, by words of the libraries' errors, which have no class of their own for it.
 _LACKS = {
-    r"DataLoader worker \(|Pin memory thread|open shared memory|</torch_": "usually shared memory (/dev/shm) or memory is "
-    "full: pass fewer --workers (0: none), or raise the container's limit (docker run --shm-size 8g), then `resume` the run",
+    r"DataLoader worker \(|Pin memory thread|open shared memory|</torch_": "usually shared memory (/dev/shm) or memory "
+    "is full: pass fewer --workers (0: none), or raise the container's limit (docker run --shm-size 8g), then resume",
     "(?i)out of memory|allocate memory|unable to allocate|ALLOC_FAILED|MemoryError": "memory is full: pass a smaller "
     "--batch-size, a smaller image size or fewer --workers",
     "No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing": "no file is half-written: free "
