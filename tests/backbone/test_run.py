@@ -319,6 +319,13 @@ def test_a_new_run_that_is_refused_at_once_leaves_nothing_and_one_with_a_line_or
     assert (stopped / "state" / "last.pt").exists()
 
 
+def test_the_log_of_another_process_is_not_removed_with_the_run(tmp_path: Path, run: Run) -> None:
+    RunDirectory.create(tmp_path / "run", "{}", run).close()
+    (tmp_path / "run" / "error-rank1.log").write_text("KeyError")
+    fail(tmp_path / "run", RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer"), new=True)
+    assert (tmp_path / "run" / "error-rank1.log").exists()
+
+
 def test_a_bug_leaves_its_traceback_in_the_run_directory_and_every_process_its_own(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
