@@ -167,6 +167,20 @@ class Broken(torch.utils.data.Dataset):
         raise CheckpointError("of a worker")
 
 
+class Mistaken(Broken):
+    def __getitem__(self, index: int) -> None:
+        {}["x"]
+
+
+def test_a_bug_in_a_loaders_worker_is_one_line_with_the_workers_traceback_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        report_errors(lambda: list(DataLoader(Mistaken(), num_workers=1)))()
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and '{}["x"]' in read_log(line)
+
+
 class Killed(Broken):
     def __getitem__(self, index: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL if index == 0 else signal.SIGBUS)

@@ -84,7 +84,9 @@ def unexpected(error: Exception) -> str:
     """The sentence for a bug: it asks for a report and names the log, which is written unless `log_traceback` did."""
     notes = [note.removeprefix(_NOTE) for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
     logs = [*filter(os.path.exists, notes)]  # not that of a trial run in a temporary folder
-    what, log = traceback.format_exception_only(error)[0].strip(), logs[0] if logs else _write_log(error, None)
+    lines = traceback.format_exception_only(error)[0].strip().splitlines()
+    what = lines[-1 if "in DataLoader worker" in lines[0] else 0]  # the lines between are its traceback
+    log = logs[0] if logs else _write_log(error, None)
     return f"unexpected {what}; please report this with {log}, which holds the traceback (--debug prints it)"
 
 
@@ -99,7 +101,7 @@ def _write_log(error: Exception, folder: Path | None) -> str:
 
     ours = sorted(f"{d.name} {d.version}" for d in distributions() if d.name.startswith(("stillroom", "torch")))
     system = ", ".join([platform.platform(), f"Python {platform.python_version()}", *ours])
-    text = "\n".join([time.ctime(), shlex.join(sys.argv), system, *traceback.format_exception(error)])
+    text = "\n".join([time.ctime(), shlex.join(sys.argv), system, "".join(traceback.format_exception(error))])
     name = "error.log" if (rank := os.environ.get("RANK", "0")) == "0" else f"error-rank{rank}.log"
     for make_folder in (lambda: folder, lambda: tempfile.mkdtemp(prefix="stillroom-")):
         with contextlib.suppress(OSError, TypeError):  # no place there; None
