@@ -94,7 +94,7 @@ def test_a_mistake_of_ours_is_one_line_that_asks_for_a_report_and_names_the_log(
     assert line.startswith("error: unexpected AssertionError: cannot be; please report") and line.count("\n") == 1
     log = read_log(line)
     assert "stillroom-x --data 'a b'" in log and "raise error\nAssertionError: cannot be\nat all" in log
-    assert f"torch {torch.__version__}" in log and "stillroom-backbone " in log
+    assert "torch " in log and "stillroom-backbone " in log
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("size is 0")], ids=["bug", "sentence"])
@@ -211,7 +211,7 @@ def test_a_loaders_worker_that_dies_is_a_sentence_about_shared_memory_and_worker
             lambda: torch.zeros(1 << 50),
             r"allocate memory.*; memory is full: pass a smaller --batch-size, a smaller imag",
         ),
-        (lambda: np.zeros(1 << 60), "Unable to allocate .*; memory is full: pass a smaller --batch-size"),
+        (lambda: np.zeros(1 << 50), "Unable to allocate .*; memory is full: pass a smaller --batch-size"),
         (lambda: bytearray(1 << 62), "MemoryError; memory is full: pass a smaller --batch-size"),
         (
             lambda: import_module("absent"),

@@ -103,9 +103,10 @@ def _write_log(error: Exception, folder: Path | None) -> str:
     system = ", ".join([platform.platform(), f"Python {platform.python_version()}", *ours])
     text = "\n".join([time.ctime(), shlex.join(sys.argv), system, "".join(traceback.format_exception(error))])
     name = "error.log" if (rank := os.environ.get("RANK", "0")) == "0" else f"error-rank{rank}.log"
-    for make_folder in (lambda: folder, lambda: tempfile.mkdtemp(prefix="stillroom-")):
-        with contextlib.suppress(OSError, TypeError):  # no place there; None
-            write_file(file := Path(make_folder()) / name, text)
+    for place in (folder, None):
+        with contextlib.suppress(OSError):  # the next place, then
+            file = (place or Path(tempfile.mkdtemp(prefix="stillroom-"))) / name
+            write_file(file, text)
             return str(file)
     sys.stderr.write(text)
     return "the lines above"
