@@ -150,7 +150,9 @@ def test_seed_everything_seeds_torch_numpy_and_python() -> None:
 
 
 def test_a_new_run_directory_holds_its_config(tmp_path: Path, run: Run) -> None:
-    RunDirectory.create(tmp_path / "deep" / "run", '{"epochs": 2}', run).close()
+    directory = RunDirectory.create(tmp_path / "deep" / "run", '{"epochs": 2}', run)
+    directory.log(1, {"loss": 1.0})
+    directory.close()
     assert read_config(tmp_path / "deep" / "run") == '{"epochs": 2}'
     assert (tmp_path / "deep" / "run" / "state").is_dir()
     assert list((tmp_path / "deep" / "run" / "tensorboard").glob("events.*"))

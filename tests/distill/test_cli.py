@@ -119,6 +119,8 @@ def test_bad_folders_are_one_sentence_and_leave_nothing(
             "--alignment.low is nan: it must be at least 0",
         ),
         (("--epochs", 0), "--epochs is 0: it must be at least 1"),
+        (("--teacher",), "--teacher is empty: pass at least one"),
+        (("--student",), "--student is empty: pass at least one"),
     ],
 )
 def test_a_bad_value_names_its_flag_and_leaves_nothing(

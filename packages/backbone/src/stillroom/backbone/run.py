@@ -103,10 +103,9 @@ class RunDirectory:
         self.path = path
         self._writes = run.is_main
         if self._writes:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # not every command opens a run
-
             self._metrics = (path / METRICS).open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(path / "tensorboard"), purge_step=first_step)
+            self._board: Any = None  # with the first line: its thread would outlive a run that is refused before
+            self._first_step = first_step
 
     @classmethod
     def create(cls, path: Path, config: str, run: Run) -> "RunDirectory":
@@ -144,6 +143,10 @@ class RunDirectory:
         try:
             self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             self._metrics.flush()
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # not every command opens a run
+
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._first_step)
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         except OSError as error:  # of a buffer, which does not know its file
@@ -168,7 +171,8 @@ class RunDirectory:
         """Flush the logs."""
         if self._writes:
             self._metrics.close()
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
 
 
 def _all_finite(state: Any) -> bool:

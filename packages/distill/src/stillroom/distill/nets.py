@@ -126,7 +126,9 @@ class Teachers:
 
 
 def check_inputs(nets: "Students | Teachers", prefix: str) -> None:
-    """Refuse input sizes below 1 pixel and crops outside (0, 1], by a ValueError."""
+    """Refuse no net at all, input sizes below 1 pixel and crops outside (0, 1], by a ValueError."""
+    if not nets.name:
+        raise ValueError(f"--{prefix.rstrip('.')} is empty: pass at least one")
     at_least(nets, 1, "size", prefix=prefix)
     within(nets, 0, 1, "crop_fraction", ends="(]", prefix=prefix)
 

@@ -159,6 +159,7 @@ def build_teacher(net: Net, backbone: Backbone | None = None) -> FrozenTeacher:
     backbone = backbone.to(memory_format=torch.channels_last)
     backbone = replace_input(backbone, size=net.size, crop_fraction=net.crop_fraction)
     spec = backbone.spec.input
+    refuse_infinite_weights(backbone, net.name)
     refuse_size(backbone, spec.size, spec.size, "pass another --teacher.size")
     if net.channel_order not in ("own", spec.channel_order):  # mean and std are in the order of the channels
         changes = {"channel_order": net.channel_order, "mean": spec.mean[::-1], "std": spec.std[::-1]}
@@ -167,6 +168,12 @@ def build_teacher(net: Net, backbone: Backbone | None = None) -> FrozenTeacher:
     example = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
     fold_batch_norms(backbone, example)
     return teacher
+
+
+def refuse_infinite_weights(backbone: Backbone, name: str) -> None:
+    """Raise ValueError if a net has weights that are NaN or infinite."""
+    if bad := [key for key, tensor in backbone.net.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{name} has weights that are not finite, such as {bad[0]}: train or import it again")
 
 
 def load_output_head(net: Net, *, is_custom: bool) -> nn.Module:
