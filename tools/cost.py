@@ -88,15 +88,18 @@ def measure(nets: tuple[str, ...], sizes: tuple[int, ...], rounds: int) -> list[
         rounds: timed passes of each net.
 
     Raises:
-        ValueError: an unknown net.
+        ValueError: an unknown net, or a size that it does not take.
     """
     import torch  # noqa: PLC0415
 
     from stillroom.backbone import load_backbone  # noqa: PLC0415
+    from stillroom.backbone.initial import refuse_size  # noqa: PLC0415
 
     backbones = [load_backbone(net).eval() for net in nets]
     requested = sizes or (0,) * len(nets)
     sides = [size or backbone.spec.input.size for size, backbone in zip(requested, backbones, strict=True)]
+    for side, backbone in zip(sides, backbones, strict=True):
+        refuse_size(backbone, side, side, "pass another --size")
     images = [torch.rand(1, 3, side, side) for side in sides]
     spent: list[list[float]] = [[] for _ in nets]
     for turn in range(rounds + 3):  # the first three are warm-up

@@ -34,7 +34,7 @@ class Table:
 def column_name(results: Results) -> str:
     """A test set's name and task: its folder, or the one above a folder named val, valid or test."""
     parts = [part for part in Path(results.datasets["test"].path).parts if part not in ("val", "test", "valid")]
-    return f"{parts[-1]} ({results.task})"
+    return f"{parts[-1] if parts else '.'} ({results.task})"
 
 
 def metric_title(metric: str) -> str:
@@ -47,18 +47,23 @@ def read_row(text: str) -> tuple[str, list[Results]]:
     """A row's label and its results.
 
     Raises:
-        ValueError: text that is not LABEL=RUN,..., or a run without results.
+        ValueError: text that is not LABEL=RUN,..., or a run without results, or without test images.
     """
     label, separator, runs = text.partition("=")
     if not separator:
         raise ValueError(f"{text!r} is not LABEL=RUN,RUN,...")
-    return label, [read_results(run) for run in runs.split(",")]
+    cells = [read_results(run) for run in runs.split(",")]
+    if untested := [run for run, one in zip(runs.split(","), cells, strict=True) if "test" not in one.datasets]:
+        raise ValueError(f"{untested[0]} was not measured on test images: it has no column in this table")
+    return label, cells
 
 
 @report_errors
 def main() -> None:
     """Read the rows, check that they have the same columns, print the table."""
     table = tyro.cli(Table, description=__doc__)
+    if not table.rows:
+        raise ValueError("there are no rows: pass LABEL=RUN,RUN,...")
     rows = [read_row(text) for text in table.rows]
     header = [column_name(results) for results in rows[0][1]]
     for label, cells in rows:

@@ -286,3 +286,27 @@ def test_a_sweep_with_a_metric_that_is_nan_ends_with_a_table_that_is_json(tmp_pa
     json.loads(text, parse_constant=pytest.fail)
     (tmp_path / "table.json").write_text(text)
     assert "nan +- nan" in table.report(tmp_path, str)
+
+
+def test_a_run_that_cannot_be_started_is_never_seen_half(
+    toy: Toy, config: ToyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(lifecycle, "write_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        finetune(toy.task, config)
+    assert not config.out.exists()
+
+
+def test_a_bug_in_a_run_leaves_its_traceback_there(toy: Toy, config: ToyConfig) -> None:
+    def train(config: ToyConfig, run: Run, prepared: Prepared, resume: bool) -> None:
+        {}["weights"]
+
+    for again in (False, True):
+        task = replace(toy.task, train=train)
+        with pytest.raises(KeyError):
+            resume(task, config.out) if again else finetune(task, config)
+        assert "KeyError: 'weights'" in (config.out / "error.log").read_text()
+        (config.out / "error.log").unlink()

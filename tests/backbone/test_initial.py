@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stillroom.backbone import build_backbone, replace_input, save_checkpoint
-from stillroom.backbone.initial import initial_backbone
+from stillroom.backbone.initial import initial_backbone, refuse_size
 from stillroom.backbone.names import trained_method
 
 
@@ -40,3 +40,25 @@ def test_the_seed_decides_what_random_with_a_name_is() -> None:
 def test_weights_trained_with_labels_are_supervised_or_fine_tuned() -> None:
     methods = [trained_method(name) for name in ("random", "random:cifar/resnet20", "timm/resnet18", "runs/a")]
     assert methods == ["supervised", "supervised", "finetune", "finetune"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "nearest"),
+    [
+        ("timm/vit_tiny_patch16_224", 100, "the nearest sizes that work are 96 and 112 px"),
+        ("timm/vit_tiny_patch16_224", 9, "the nearest sizes that work are 16 px"),
+        ("timm/swin_tiny_patch4_window7_224", 100, "the nearest sizes that work are 224 px"),
+        ("timm/convnext_atto", 8, "the nearest sizes that work are 32 px"),
+    ],
+)
+def test_a_refused_size_names_the_nearest_sizes_that_work(name: str, size: int, nearest: str) -> None:
+    backbone = build_backbone(name).train()
+    with pytest.raises(ValueError, match=rf"{name} takes no images of {size} x {size} px .*: pass --size; {nearest}$"):
+        refuse_size(backbone, size, size, "pass --size")
+    refuse_size(backbone, 224, 224, "pass --size")
+    assert all(module.training for module in backbone.modules())
+
+
+def test_a_refused_shape_that_is_no_square_names_no_sizes() -> None:
+    with pytest.raises(ValueError, match=r"no images of 24 x 16 px \(.*\): leave it$"):
+        refuse_size(build_backbone("timm/vit_tiny_patch16_224"), 16, 24, "leave it")

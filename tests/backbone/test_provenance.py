@@ -60,3 +60,8 @@ def test_a_file_that_git_does_not_track_has_no_commit(checkout: Path) -> None:
 def test_without_git_there_is_no_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(checkout))
     assert source_commit() is None
+
+
+def test_a_repository_without_a_commit_has_none(checkout: Path) -> None:
+    git(checkout, "add", "provenance.py")
+    assert source_commit() is None

@@ -4,9 +4,11 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.backbone import Run, RunDirectory
-from stillroom.backbone.run import mix_seed, seed_everything
-from stillroom.backbone.run_files import read_config, read_metrics
+from stillroom.backbone.command import report_errors
+from stillroom.backbone.errors import sentence_for, unexpected
+from stillroom.backbone.run import DivergedError, mix_seed, seed_everything
+from stillroom.backbone.run_files import failing_cleanly, read_config, read_metrics
 
 OTHER = Run(device=torch.device("cpu"), rank=1, world_size=1)  # a process that is not the main one, and waits for none
 
@@ -146,7 +150,9 @@ def test_seed_everything_seeds_torch_numpy_and_python() -> None:
 
 
 def test_a_new_run_directory_holds_its_config(tmp_path: Path, run: Run) -> None:
-    RunDirectory.create(tmp_path / "deep" / "run", '{"epochs": 2}', run).close()
+    directory = RunDirectory.create(tmp_path / "deep" / "run", '{"epochs": 2}', run)
+    directory.log(1, {"loss": 1.0})
+    directory.close()
     assert read_config(tmp_path / "deep" / "run") == '{"epochs": 2}'
     assert (tmp_path / "deep" / "run" / "state").is_dir()
     assert list((tmp_path / "deep" / "run" / "tensorboard").glob("events.*"))
@@ -269,3 +275,124 @@ def test_only_the_main_process_writes(stopped: Path) -> None:
     directory.save_state({"step": 3})
     directory.close()
     assert {f: f.read_bytes() for f in stopped.rglob("*") if f.is_file()} == before
+
+
+# --- failures
+
+
+def broken(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_run_directory_that_cannot_be_finished_is_never_seen(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillroom.backbone.run.write_file", broken)
+    with pytest.raises(OSError, match="No space left"):
+        RunDirectory.create(tmp_path / "run", "{}", run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_the_logs_names_the_run(stopped: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, _ = RunDirectory.reopen(stopped, run)
+    monkeypatch.setattr(directory, "_metrics", SimpleNamespace(write=broken, close=directory._metrics.close))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        directory.log(3, {"loss": 1.0})
+    assert sentence_for(caught.value).startswith(f"{stopped}: No space left on device; no file is half-written: free")
+    directory.close()
+
+
+def fail(path: Path, error: Exception, *, new: bool) -> None:
+    with pytest.raises(type(error)), failing_cleanly(path, new=new):
+        raise error
+
+
+def test_a_new_run_that_is_refused_at_once_leaves_nothing_and_one_with_a_line_or_a_state_stays(
+    tmp_path: Path, stopped: Path, run: Run
+) -> None:
+    RunDirectory.create(tmp_path / "new", "{}", run).close()
+    fail(tmp_path / "new", DivergedError("the loss is nan"), new=False)
+    assert (tmp_path / "new").exists()  # a resumed run
+    fail(tmp_path / "new", DivergedError("the loss is nan"), new=True)
+    assert not (tmp_path / "new").exists()
+    fail(stopped, DivergedError("the loss is nan"), new=True)
+    (stopped / "metrics.jsonl").unlink()
+    fail(stopped, DivergedError("the loss is nan"), new=True)
+    assert (stopped / "state" / "last.pt").exists()
+
+
+def test_the_log_of_another_process_is_not_removed_with_the_run(tmp_path: Path, run: Run) -> None:
+    RunDirectory.create(tmp_path / "run", "{}", run).close()
+    (tmp_path / "run" / "error-rank1.log").write_text("KeyError")
+    fail(tmp_path / "run", RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer"), new=True)
+    assert (tmp_path / "run" / "error-rank1.log").exists()
+
+
+def test_a_bug_leaves_its_traceback_in_the_run_directory_and_every_process_its_own(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, name in ((0, "error.log"), (3, "error-rank3.log")):
+        monkeypatch.setenv("RANK", str(rank))
+
+        def main() -> None:
+            fail_in_a_run = KeyError("weights")
+            with failing_cleanly(stopped, new=True):
+                raise fail_in_a_run
+
+        with pytest.raises(SystemExit):
+            report_errors(main)()
+        assert f"please report this with {stopped / name}, which holds the traceback" in capsys.readouterr().err
+        assert "raise fail_in_a_run\nKeyError: 'weights'" in (stopped / name).read_text()
+    assert (stopped / "state" / "last.pt").exists()
+
+
+def test_a_log_that_finds_no_room_in_the_run_is_kept_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = KeyError("weights")
+    fail(tmp_path / "file" / "run", error, new=True)
+    log = Path(re.search(r"with (\S+), which", unexpected(error))[1])
+    assert "KeyError: 'weights'" in log.read_text() and log.parent != tmp_path / "file" / "run"
+    log.unlink()  # as that of a trial run, which ends with its folder
+    assert "KeyError: 'weights'" in Path(re.search(r"with (\S+), which", unexpected(error))[1]).read_text()
+
+
+@pytest.mark.parametrize("lacking", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_a_number_of_processes_without_torchrun_is_refused(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {"RANK", "MASTER_ADDR", "MASTER_PORT"} - {lacking}:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.delenv(lacking, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=f"WORLD_SIZE is 2, but {lacking} is not set: use torchrun, or unset both"):
+        Run.start("cpu")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("RANK", "2"),
+        ("LOCAL_RANK", "2"),
+        ("WORLD_SIZE", "3"),
+        ("MASTER_ADDR", ""),
+        ("MASTER_PORT", ""),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="there are more processes than GPUs: pass --nproc-per-node 2 to torchrun"):
+        Run.start("cuda")
+
+
+@pytest.mark.parametrize("state", [{"weights": 1}, [1, 2], {"step": "two"}, {"step": None}, 7])
+def test_a_state_of_something_else_is_damaged(stopped: Path, run: Run, state: object) -> None:
+    torch.save(state, stopped / "state" / "last.pt")
+    with pytest.raises(ValueError, match=r"last.pt is damaged: remove it"):
+        RunDirectory.reopen(stopped, run)
+
+
+@pytest.mark.parametrize("content", [b"no json\n", b"{'step': 1}\n", b"\xff\xfe\n"])
+def test_damaged_metrics_and_configs_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged \(.*\): remove it"):
+        read_metrics(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"config\.json is not a text file"):
+        read_config(tmp_path)

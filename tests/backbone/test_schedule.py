@@ -50,6 +50,7 @@ def test_a_factor_is_never_below_zero_or_above_one(schedule: Cosine | Step, shar
     [
         (Cosine, {"warmup_epochs": -1.0}, r"--schedule\.warmup-epochs is -1\.0: it must be at least 0"),
         (Step, {"warmup_epochs": float("nan")}, r"--schedule\.warmup-epochs is nan: it must be at least 0, and finite"),
+        (Step, {"gamma": float("nan")}, r"--schedule\.gamma is nan: it must be at least 0, and finite"),
         (Step, {"every": 0}, r"--schedule\.every is 0: it must be at least 1"),
     ],
 )

@@ -1,6 +1,9 @@
 """Arrays kept on disk: keyed, resumable, never half a row."""
 
+import os
+import pwd
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +12,22 @@ import pytest
 import torch
 
 from stillroom.backbone import Run
-from stillroom.backbone.store import Store, cache_directory, cache_key, store_bytes
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.store import (
+    CacheError,
+    Store,
+    cache_directory,
+    cache_key,
+    optional_cache,
+    store_bytes,
+    warn_once,
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_said() -> None:
+    """No test has warned before this one."""
+    warn_once.cache_clear()
 
 
 @pytest.fixture
@@ -96,3 +114,63 @@ def test_the_key_of_a_record_is_that_of_older_versions() -> None:
     """Computed with stillroom-backbone 0.3.0: caches that people have are found again."""
     record = {"weights": "a" * 64, "images": {"count": 3, "view": [1, 2.5, None]}, "path": "x"}
     assert cache_key(record) == "78c9757f4e935b9319d453ab240b1b74"
+
+
+def below_a_file(folder: Path) -> Path:
+    """A folder that nobody can make, not even root."""
+    (folder / "file").write_text("")
+    return folder / "file" / "cache"
+
+
+def test_a_cache_that_cannot_be_written_is_a_cache_error_and_what_needs_it_may_go_on(
+    tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = below_a_file(tmp_path)
+    for _ in range(2):
+        with optional_cache(run, root):
+            Store.open(root, {}, 4, 2, run)
+    with optional_cache(run, root):
+        write_file(root / "a", "")
+    with optional_cache(run, root), pytest.raises(KeyError):
+        raise KeyError
+    refused, written = capsys.readouterr().err.splitlines()  # each is said once
+    advice = "set STILLROOM_CACHE to a folder that can; the run goes on without this cache"
+    assert refused == f"warning: {root} cannot be written (Not a directory): {advice}"
+    assert written == f"warning: {root} cannot be written (Not a directory); the run goes on without this cache"
+
+
+def test_a_read_only_store_is_read_where_it_is_complete(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path, {}, 2, 3, run, "float32")
+    store.write(torch.tensor([0]), torch.ones(1, 3))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as on a read-only disk; chmod does not stop root
+    with pytest.raises(CacheError, match="is incomplete and cannot be written: set STILLROOM_CACHE"):
+        Store.open(tmp_path, {}, 2, 3, run, "float32")
+    store.write(torch.tensor([1]), torch.ones(1, 3))
+    again = Store.open(tmp_path, {}, 2, 3, run, "float32")
+    assert torch.equal(again.values, torch.ones(2, 3))
+    again.values.fill_(7)  # of this process alone
+    assert torch.equal(store.read(torch.arange(2)), torch.ones(2, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no space")
+def test_the_space_of_a_store_is_reserved_so_that_a_full_disk_cannot_kill_the_process_later(
+    tmp_path: Path, run: Run
+) -> None:
+    store = Store.open(tmp_path, {}, 1000, 64, run)
+    values = (store.path / "values.npy").stat()
+    assert 512 * values.st_blocks >= values.st_size
+
+
+def test_without_a_home_the_cache_is_a_temporary_folder_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("STILLROOM_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # KeyError, as for a user without a passwd entry
+    root = Path(tempfile.gettempdir()) / f"stillroom-{os.getuid()}"
+    assert [cache_directory(kind) for kind in ("a", "b")] == [root / "a", root / "b"]
+    assert capsys.readouterr().err == (
+        f"warning: there is no home directory, so caches are kept in {root}: set STILLROOM_CACHE to another folder\n"
+    )

@@ -175,3 +175,17 @@ def test_cub_takes_its_own_split_and_labels(tmp_path: Path, run: Run) -> None:
     labels.write_text(whole.replace("8 2\n", ""))
     with pytest.raises(ValueError, match="the three lists of images differ in 1 numbers, the first is 8"):
         read_task("cub", Source(data=tmp_path, run=run))
+
+
+def test_cifar_is_unpacked_for_this_run_alone_where_the_cache_cannot_be_written(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cifar(tmp_path, CIFAR100, ["a", "b"])
+    source = Source(data=tmp_path, run=run, partial=True)
+    usual = read_task("cifar100", source)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "file"))
+    splits = read_task("cifar100", source)
+    assert splits.train.fingerprint == usual.train.fingerprint and splits.train.root != usual.train.root
+    warning = capsys.readouterr().err
+    assert f"warning: {tmp_path}/file/cifar cannot be written (Not a directory): unpacked into " in warning

@@ -892,3 +892,26 @@ def test_a_thin_image_is_cropped_before_it_grows(tmp_path: Path) -> None:
     for size in ((20_000, 1), (1, 20_000)):
         pixels = build_view(config, InputSpec(size=32))(Image.new("RGB", size, "teal"))
         assert tuple(pixels.shape) == (3, 32, 32)
+
+
+def test_a_run_that_is_refused_in_its_first_step_leaves_no_directory_and_a_later_one_stays(
+    config: ClassifyConfig,
+) -> None:
+    for path in config.train.glob("*/*"):
+        break_image(path)
+    with pytest.raises(ValueError, match=r"cannot be read as an image"):
+        finetune(config)
+    assert not config.out.exists()
+
+
+def test_a_run_that_diverges_after_log_lines_keeps_them(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        TrainState,
+        "advance",
+        lambda self, *_: self.__dict__.update(step=self.step + 1) or torch.tensor(math.nan if self.step == 3 else 1.0),
+    )
+    with pytest.raises(ValueError, match="the loss is nan at step 3"):
+        finetune(config)
+    assert [row["step"] for row in metrics_of(config.out)] == [1, 2]

@@ -109,7 +109,18 @@ def test_bad_folders_are_one_sentence_and_leave_nothing(
         (("distance:kl-divergence", "--distance.temperature", -1), "--distance.temperature is -1.0"),
         (("--monitor.every", 0), "--monitor.every is 0: it must be at least 1"),
         (("--teacher.weight", 0), "--teacher.weight is (0.0,): weights must not be negative"),
+        (
+            ("--teacher.weight", "nan"),
+            "--teacher.weight is (nan,): weights must not be negative, infinite, nor all zero",
+        ),
+        (("view:kdep-view", "--view.lighting", -1), "--view.lighting is -1.0: it must be at least 0"),
+        (
+            ("alignment:svd-variance-matching", "--alignment.low", "nan"),
+            "--alignment.low is nan: it must be at least 0",
+        ),
         (("--epochs", 0), "--epochs is 0: it must be at least 1"),
+        (("--teacher",), "--teacher is empty: pass at least one"),
+        (("--student",), "--student is empty: pass at least one"),
     ],
 )
 def test_a_bad_value_names_its_flag_and_leaves_nothing(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,10 +30,10 @@ from stillroom.backbone import (
 from stillroom.backbone.configs import to_places
 from stillroom.backbone.run import read_metrics
 from stillroom.backbone.schedule import Step
-from stillroom.backbone.store import cache_directory
+from stillroom.backbone.store import cache_directory, warn_once
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
 from stillroom.distill.config import Monitor
-from stillroom.distill.slots import LinearHead, NoHead, Raw
+from stillroom.distill.slots import LinearHead, MlpHead, NoHead, Raw
 from twins import assert_bit_equal, in_a_process
 
 
@@ -407,3 +408,104 @@ def test_a_run_without_hashes_is_resumed_with_a_line_that_says_so(
     resume(stopped)
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: run has no hash of")]
     assert note.endswith("teacher 1, teacher 1 input, student 1: whether they changed is unknown")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"teacher": Teachers(name=("random:timm/vit_tiny_patch16_224",), size=(40,))},
+            r"40 x 40 px .*: pass another --te",
+        ),
+        (
+            {"student": Students(name=("timm/vit_tiny_patch16_224",), size=(40,))},
+            "--student.size; the nearest .* 32 and 48",
+        ),
+        ({"batch_size": 1, "head": MlpHead()}, "--batch-size 1 leaves one image to a process, .* pass at least 2"),
+        ({"batch_size": 1, "head": LinearHead(batch_norm="after")}, "--batch-size 1 leaves one image to a process"),
+        (
+            {
+                "batch_size": 1,
+                "student": Students(name=("timm/mobilenetv4_conv_small_035",), size=(64,)),
+                "head": LinearHead(batch_norm="none"),
+            },
+            "batch norm of tim",
+        ),
+    ],
+    ids=["teacher", "student", "MLP", "linear", "after the pooling"],
+)
+def test_what_the_nets_cannot_take_is_refused_before_there_is_a_run_directory(
+    changes: dict, sentence: str, unlabelled: Path, tmp_path: Path
+) -> None:
+    config = small_config(unlabelled, tmp_path / "run", **({"alignment": Raw(), "head": LinearHead()} | changes))
+    with pytest.raises(ValueError, match=sentence):
+        distill(config)
+    assert not config.out.exists()
+
+
+def test_a_batch_of_one_trains_a_student_without_batch_norm(unlabelled: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("".join(f"{path}\n" for path in sorted(unlabelled.iterdir())[:3]))
+    student = Students(name=("timm/convnext_atto",), size=(32,))
+    settings = {"alignment": Raw(), "head": LinearHead(batch_norm="none"), "student": student}
+    out = distill(small_config(few, tmp_path / "run", batch_size=1, epochs=1, **settings))
+    assert read_results(out).extra["steps"] == 3
+
+
+def test_a_run_that_is_refused_while_its_alignment_is_fitted_leaves_no_directory(
+    unlabelled: Path, tmp_path: Path
+) -> None:
+    (unlabelled / "0007.png").write_bytes(b"no image")
+    config = small_config(unlabelled, tmp_path / "run")
+    for changes, sentence in (({}, r"0007\.png"), ({"alignment_file": (tmp_path / "absent",)}, "absent")):
+        with pytest.raises(ValueError, match=sentence):
+            distill(replace(config, **changes))
+        assert not config.out.exists()
+    read_results(distill(replace(config, on_broken="skip")))  # the same command, mended
+
+
+def test_a_bug_in_training_leaves_its_traceback_in_the_run(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillroom.distill.train.build_feed", lambda *_: {}["feed"])
+    with pytest.raises(KeyError):
+        distill(small_config(unlabelled, tmp_path / "run"))
+    assert "KeyError: 'feed'" in (tmp_path / "run" / "error.log").read_text()
+
+
+@pytest.mark.parametrize("problem", ["not a folder", "full"])
+def test_a_run_whose_cache_cannot_be_written_keeps_its_own_copy_and_gives_the_same_student(
+    problem: str, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = distill(monitored_config(unlabelled, tmp_path / "usual"))
+    warn_once.cache_clear()
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    if problem == "full":
+        room = shutil.disk_usage
+        monkeypatch.setattr(
+            shutil,
+            "disk_usage",
+            lambda p: SimpleNamespace(free=0) if tmp_path / "cache" in Path(p).parents else room(p),
+        )
+    else:
+        (tmp_path / "cache").write_text("")
+    out = distill(monitored_config(unlabelled, tmp_path / "own"))
+    assert_bit_equal(weights_of(usual / "student"), weights_of(out / "student"))
+    assert "the run keeps its own copy" in capsys.readouterr().err
+    assert len(list((out / "cache").iterdir())) == 2
+    (out / "results.json").unlink()
+    assert_bit_equal(weights_of(usual / "student"), weights_of(resume(out) / "student"))
+    assert len(list((out / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_net_whose_weights_are_not_finite_is_refused_by_name(role: str, unlabelled: Path, tmp_path: Path) -> None:
+    damaged = build_backbone("cifar/resnet20")
+    damaged.net.layer1[0].conv1.weight.data[0] = math.nan
+    save_checkpoint(tmp_path / "damaged", damaged, method="kdep", package="test")
+    nets = {"teacher": Teachers, "student": Students}[role](name=(str(tmp_path / "damaged"),), size=(16,))
+    with pytest.raises(
+        ValueError, match=r"damaged has weights that are not finite, such as .*layer1.*: train or import"
+    ):
+        distill(small_config(unlabelled, tmp_path / "run", **{role: nets}))
+    assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 from stillroom.backbone import Normalize, Run, build_backbone, read_labelled, replace_input
 from stillroom.backbone.loaders import ImageDataset
 from stillroom.backbone.schedule import Step
+from stillroom.backbone.store import warn_once
 from stillroom.eval_ssl.augmented_probe import CropView, train_augmented
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, extract_features
@@ -154,3 +155,15 @@ def test_a_thin_image_is_cropped_before_it_grows() -> None:
     for size in ((20_000, 1), (1, 20_000)):
         pixels = CropView(build_backbone("cifar/resnet20").spec.input)(Image.new("RGB", size, "teal"))
         assert tuple(pixels.shape) == (3, 32, 32)
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_the_probe_is_the_same(
+    labelled: Make, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = labelled("train", per_class=6)
+    expected = live(folder, run, cache=False)
+    warn_once.cache_clear()
+    (folder.parent / "own").write_text("")
+    monkeypatch.setenv("STILLROOM_CACHE", str(folder.parent / "own"))
+    assert torch.equal(live(folder, run), expected)
+    assert capsys.readouterr().err.count("warning: ") == 2  # of the features and of the probe's states

@@ -345,3 +345,21 @@ def test_numbers_that_are_nan_or_infinite_are_refused(config: KnnConfig, kind: t
     with pytest.raises(ValueError, match=text):
         evaluate(config_like(config, kind, **changes))
     assert not config.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"checkpoint": ("random:timm/vit_tiny_patch16_224",)},
+            "no images of 40 x 40 px .*: pass another --size; .* 32 and 48",
+        ),
+        ({"out": Path("/dev/null/run")}, "/dev/null/run cannot be created: /dev/null is not a folder"),
+    ],
+)
+def test_a_size_and_an_output_that_cannot_work_are_refused_before_any_feature(
+    config: KnnConfig, changes: dict, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillroom.eval_ssl.evaluation.extract_features", None)
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(replace(config, size=40, **changes))

@@ -26,6 +26,7 @@ from stillroom.backbone import (
     replace_input,
     weights_sha256,
 )
+from stillroom.backbone.store import warn_once
 from stillroom.eval_ssl import (
     FeatureSet,
     KnnConfig,
@@ -314,3 +315,18 @@ def test_two_processes_give_each_the_features_and_the_results_of_one_to_the_bit(
             assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1]) and one[2] == two[2]
             assert len(one[0]) == 14 and len(one[2]) == 1
     assert read_results(tmp_path / "run").datasets["test"].broken == 1
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing_but_a_warning(
+    labelled: Callable[..., Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    files, backbone = read_labelled(labelled("train")), build_backbone("cifar/resnet20")
+    usual = extract_features(backbone, files, run, workers=0)
+    warn_once.cache_clear()
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    capsys.readouterr()
+    assert torch.equal(extract_features(backbone, files, run, workers=0).features, usual.features)
+    assert capsys.readouterr().err.startswith(
+        f"warning: {tmp_path}/cache/features cannot be written (Not a directory): set"
+    )

@@ -100,7 +100,7 @@ def test_a_mark_of_the_encoding_is_no_letter_of_a_class(make_config: Make, maske
         ),
         (
             lambda r: (r / "labels/val/02.png").write_bytes(b"no picture"),
-            "1 of 3 masks do not fit; .*02.png cannot be read as a mask",
+            "1 of 3 masks do not fit; .*02.png cannot be read as an image",
         ),
     ],
 )

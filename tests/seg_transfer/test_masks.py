@@ -92,11 +92,11 @@ def test_damaged_and_bomb_sized_masks_and_images_are_named(tmp_path: Path, monke
     Image.fromarray(noise).save(mask)
     whole = mask.read_bytes()
     mask.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BrokenImageError, match=r"m.png cannot be read as a mask: "):
+    with pytest.raises(BrokenImageError, match=r"m.png cannot be read as an image: "):
         check_pair(image, mask, 2)
     mask.write_bytes(whole)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(BrokenImageError, match=r"m.png cannot be read as a mask: Image size .1200 pixels. exceeds"):
+    with pytest.raises(BrokenImageError, match=r"m.png cannot be read as an image: Image size .1200 pixels. exceeds"):
         check_pair(image, mask, 2)
     Image.fromarray(noise[:3, :4]).save(mask)
     with pytest.raises(BrokenImageError, match=r"i.jpg cannot be read as an image: Image size .1200 pixels. exceeds"):

@@ -40,6 +40,8 @@ def test_settings_that_cannot_work_are_refused(
         check(Settings(nets=nets, size=(-1,)))
     with pytest.raises(ValueError, match="--rounds is 0: it must be at least 1"):
         check(Settings(nets=nets, rounds=0))
+    with pytest.raises(ValueError, match=r"no images of 40 x 40 px .*: pass another --size; the nearest .* 32 and 48"):
+        measure(("random:timm/vit_tiny_patch16_224",), (40,), rounds=1)
     with pytest.raises(ValueError, match="there is no backbone named '/nowhere', nor a checkpoint directory"):
         check(Settings(nets=("/nowhere",)))
     monkeypatch.setattr(sys, "argv", ["cost.py", "random:cifar/resnet20", "--threads", "0"])

@@ -12,6 +12,14 @@ def refuse_existing(out: Path) -> None:
     """Raise ValueError if the path `out` exists."""
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out")
+    refuse_unwritable(out)
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Raise ValueError if the path `out` could not be created, before hours of work for it."""
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise ValueError(f"{out} cannot be created: {nearest} is not a folder that can be written to")
 
 
 def refuse_missing(file: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from stillroom.backbone.command import Command, report_errors
+from stillroom.backbone.command import DEBUG_HELP, Command, report_errors
 from stillroom.backbone.manifest import describe_manifest, verify_checkpoint
 
 GROUP = "stillroom.checkpoint"
@@ -54,6 +54,5 @@ def main() -> None:
     for name in {"import", "export"} - commands.keys():
         if sys.argv[1:2] == [name]:
             raise ValueError(f"{name} is a command of stillroom-convert, which is not installed")
-    tyro.extras.subcommand_cli_from_dict(
-        commands, prog="stillroom-checkpoint", description="Inspect, verify, import and export checkpoints."
-    ).run()
+    description = f"Inspect, verify, import and export checkpoints. {DEBUG_HELP}"
+    tyro.extras.subcommand_cli_from_dict(commands, prog="stillroom-checkpoint", description=description).run()

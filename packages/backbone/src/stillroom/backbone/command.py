@@ -1,13 +1,15 @@
 """Shared parts of our command lines: presets and commands, and errors as one sentence and a non-zero exit code."""
 
 import contextlib
-import errno
 import functools
 import inspect
 import io
+import json
 import operator
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,9 +18,14 @@ from typing import Annotated, Any, Protocol
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
+from stillroom.backbone.atomic import write_file
 from stillroom.backbone.bars import close_bars
-from stillroom.backbone.errors import raised_by_us
+from stillroom.backbone.errors import raised_by_us, sentence_for, unexpected
 from stillroom.backbone.flags import DeviceName
+
+DEBUG = "STILLROOM_DEBUG"
+"""1 in the environment is `--debug`: the traceback of every error is printed."""
+DEBUG_HELP = "With --debug, an error also prints its traceback."
 
 
 class Command(Protocol):
@@ -72,6 +79,7 @@ def parse_command(kind: Any, **settings: Any) -> Any:
         SystemExit: after `--help`, or on a command line that tyro refuses; its message is printed.
     """
     printed = io.StringIO()
+    settings["description"] = f"{settings.get('description', '')} {DEBUG_HELP}".strip()
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(kind, **settings)
@@ -92,29 +100,32 @@ def print_on_main(text: str) -> None:
 
 
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Run `main`; an error meant for people is printed as its sentence, with exit code 2.
+    """Run `main`; an error ends in one sentence on stderr: one for people with exit code 2, a bug of ours with 1.
 
-    These are the ValueErrors and OSErrors that our own code raises, and what the system refuses (no space left, no
-    permission); files are written atomically, so none is half-written. Every other error, a ValueError from inside a
-    library too, is a bug of ours: it keeps its traceback.
+    See `sentence_for` and `unexpected`; `--debug` on the command line, or STILLROOM_DEBUG=1, prints the traceback too.
     """
 
     @functools.wraps(main)
     def wrapped() -> None:
+        if "--debug" in sys.argv:
+            sys.argv.remove("--debug")
+            os.environ[DEBUG] = "1"
         try:
             main()
-        except (ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # the last place that can say anything
             close_bars()
-            by_system = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
-            if not (by_system or raised_by_us(error, Path(inspect.getfile(inspect.unwrap(main))).parent)):
-                raise
-            sentence = str(error)
-            if isinstance(error, OSError):
-                where = f"{error.filename}: " if error.filename else ""
-                sentence = f"{where}{error.strerror or error}; no file is half-written"
+            if os.environ.get(DEBUG) == "1":
+                traceback.print_exception(error)
+            sentence, code = sentence_for(error, Path(inspect.getfile(inspect.unwrap(main))).parent), 2
+            if sentence is None:
+                sentence, code = unexpected(error), 1
+            if reply := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the file that torchrun's own report reads
+                with contextlib.suppress(OSError):
+                    write_file(Path(reply), json.dumps({"message": sentence, "timestamp": int(time.time())}))
             print(f"error: {sentence}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(code)
         except KeyboardInterrupt:
+            close_bars()
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 

@@ -1,5 +1,7 @@
 """Backbones by checkpoint or name: `load_backbone`, and the initial weights of a run."""
 
+import copy
+
 import torch
 
 from stillroom.backbone.checkpoint import load_checkpoint
@@ -52,21 +54,44 @@ def initial_backbone(name: str, like: str | None, seed: int) -> Backbone:
 
 @torch.no_grad()
 def refuse_size(backbone: Backbone, height: int, width: int, advice: str) -> None:
-    """Refuse, by a forward pass, a net that does not take images of this size; some take only that of their training.
+    """Refuse, by a forward pass, a net that does not take images of this size: ViTs take multiples of their patch.
 
     Args:
-        backbone: on the CPU; it is left in evaluation mode.
+        backbone: on the CPU.
         height, width: pixels.
-        advice: end of the sentence: what to do.
+        advice: what to do.
 
     Raises:
-        ValueError: with the net's own error.
+        ValueError: with the net's own error, the advice, and the nearest sizes that work.
     """
+    was_training = backbone.training
     try:
         backbone.eval()(torch.zeros(1, 3, height, width))
     except (AssertionError, RuntimeError) as error:  # the libraries' own, about the size
         if keeps_traceback(error):
             raise
+        working = nearest_sizes(backbone, height) if height == width else []
+        nearest = f"; the nearest sizes that work are {' and '.join(map(str, working))} px" if working else ""
         raise ValueError(
-            f"{backbone.spec.name} takes no images of {width} x {height} px ({error}): {advice}"
+            f"{backbone.spec.name} takes no images of {width} x {height} px ({error}): {advice}{nearest}"
         ) from error
+    finally:
+        backbone.train(was_training)
+
+
+@torch.no_grad()
+def nearest_sizes(backbone: Backbone, size: int) -> list[int]:
+    """The next smaller and the next larger image side that a net takes, pixels, found by passes on shapes alone."""
+    if backbone.spec.name.startswith("module/"):
+        return []  # a user's own code need not run without values
+    twin = copy.deepcopy(backbone).to("meta")
+
+    def takes(side: int) -> bool:
+        try:
+            twin(torch.zeros(1, 3, side, side, device="meta"))
+        except (AssertionError, RuntimeError):
+            return False
+        return True
+
+    below, above = range(size - 1, 0, -1), range(size + 1, size + 513)
+    return [side for sides in (below, above) if (side := next(filter(takes, sides), 0))]

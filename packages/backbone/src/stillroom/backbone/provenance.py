@@ -39,6 +39,6 @@ def source_commit() -> str | None:
             return None
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:  # no git on this machine
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or no commit yet
         return None
     return head + ("+dirty" if changes.strip() else "")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stillroom.backbone.atomic import write_file
+from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics, to_json
 
@@ -37,6 +37,10 @@ class Run:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls(device=torch.device(kind))
+        if lacking := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise ValueError(f"WORLD_SIZE is {world_size}, but {lacking[0]} is not set: use torchrun, or unset both")
+        if kind == "cuda" and int(os.environ["LOCAL_RANK"]) >= (count := torch.cuda.device_count()):
+            raise ValueError(f"there are more processes than GPUs: pass --nproc-per-node {count} to torchrun")
         if not dist.is_initialized():
             dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
@@ -98,10 +102,9 @@ class RunDirectory:
         self.path = path
         self._writes = run.is_main
         if self._writes:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # not every command opens a run
-
             self._metrics = (path / METRICS).open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(path / "tensorboard"), purge_step=first_step)
+            self._board: Any = None  # with the first line: its thread would outlive a run that is refused before
+            self._first_step = first_step
 
     @classmethod
     def create(cls, path: Path, config: str, run: Run) -> "RunDirectory":
@@ -111,8 +114,9 @@ class RunDirectory:
         if taken:
             raise ValueError(f"{path} exists: choose another --out, or resume it with `resume {path}`")
         if run.is_main:
-            (path / "state").mkdir(parents=True)
-            write_file(path / CONFIG, config)
+            with replace_directory(path) as partial:  # whole, or not there
+                (partial / "state").mkdir()
+                write_file(partial / CONFIG, config)
         run.wait()
         return cls(path, run)
 
@@ -122,9 +126,9 @@ class RunDirectory:
         file = path / STATE
         try:
             state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
-        except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+            step = int(state["step"]) if state is not None else 0
+        except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} is damaged: remove it, and {path} is resumed from its first step") from error
-        step = state["step"] if state else 0
         if run.is_main:
             kept = [row for row in read_metrics(path) if row["step"] <= step]
             write_file(path / METRICS, "".join(to_json(row) + "\n" for row in kept))
@@ -135,10 +139,17 @@ class RunDirectory:
         """Write one line of metrics.jsonl and one point per curve in TensorBoard."""
         if not self._writes:
             return
-        self._metrics.write(to_json({"step": step, **values}) + "\n")
-        self._metrics.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            self._metrics.write(to_json({"step": step, **values}) + "\n")
+            self._metrics.flush()
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # not every command opens a run
+
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._first_step)
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:  # of a buffer, which does not know its file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     @property
     def kept(self) -> str:
@@ -159,7 +170,8 @@ class RunDirectory:
         """Flush the logs."""
         if self._writes:
             self._metrics.close()
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
 
 
 def _all_finite(state: Any) -> bool:

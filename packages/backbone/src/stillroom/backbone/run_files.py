@@ -1,10 +1,14 @@
-"""The files of a run directory, readers for its config and metrics, and JSON without NaN."""
+"""The files of a run directory, their readers, JSON without NaN, and what a run that fails leaves."""
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from stillroom.backbone.errors import log_traceback, sentence_for
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"
@@ -19,7 +23,10 @@ def read_config(path: Path) -> str:
     file = path / CONFIG
     if not file.exists():
         raise ValueError(f"{path} is not a run directory: it has no {CONFIG}")
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text file: {error.reason}") from error
 
 
 def read_inputs(path: Path) -> dict[str, Any]:
@@ -32,8 +39,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / METRICS
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
-    return [from_json(line) for line in lines]
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
+        return [from_json(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it, and the curves begin anew") from error
 
 
 def to_json(content: Mapping[str, Any], indent: int | None = None) -> str:
@@ -70,3 +80,22 @@ def _change_leaves(value: Any, change: Callable[[str, Any], Any], path: str = ""
     if isinstance(value, list | tuple):
         return [_change_leaves(item, change, f"{path}.{index}".lstrip(".")) for index, item in enumerate(value)]
     return change(path, value)
+
+
+@contextmanager
+def failing_cleanly(path: Path, *, new: bool) -> Iterator[None]:
+    """Around a run: a bug leaves its traceback in the run directory; a new run that is refused at once leaves nothing.
+
+    Args:
+        path: the run directory.
+        new: whether the block began the run. If it is refused before its first log line and its first state, the
+            directory is removed, so that the command can be repeated.
+    """
+    try:
+        yield
+    except Exception as error:
+        if sentence_for(error) is None:
+            log_traceback(error, path)
+        elif new and not ((path / STATE).exists() or read_metrics(path) or [*path.glob("error*.log")]):
+            shutil.rmtree(path, ignore_errors=True)
+        raise

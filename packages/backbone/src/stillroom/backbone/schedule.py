@@ -41,7 +41,7 @@ class Step:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "every", prefix="schedule.")
-        at_least(self, 0, "warmup_epochs", prefix="schedule.")
+        at_least(self, 0, "warmup_epochs", "gamma", prefix="schedule.")
 
     def factor(self, epoch: float, epochs: int) -> float:
         """The factor on the base learning rate at `epoch` (fractional, 0 to `epochs`)."""

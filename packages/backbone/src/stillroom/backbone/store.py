@@ -1,11 +1,15 @@
 """Caches of costly arrays on disk: keyed by their inputs, memory-mapped, filled in any order."""
 
+import functools
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +28,37 @@ STATES = "states.npy"
 _EMPTY, _WRITTEN, _BROKEN = 0, 1, 2
 
 
+class CacheError(ValueError):
+    """A cache that cannot be written: its folder is read-only or full."""
+
+
 def cache_directory(kind: str) -> Path:
-    """`$STILLROOM_CACHE/<kind>`, by default below ~/.cache/stillroom."""
-    root = os.environ.get("STILLROOM_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "stillroom") / kind
+    """`$STILLROOM_CACHE/<kind>`, by default below ~/.cache/stillroom, or below /tmp for a user without a home."""
+    if root := os.environ.get("STILLROOM_CACHE"):
+        return Path(root) / kind
+    home = os.path.expanduser("~")  # noqa: PTH111  # Path.home() raises where there is neither HOME nor a passwd entry
+    if home == "~":
+        root = f"{tempfile.gettempdir()}/stillroom-{os.getuid()}"
+        warn_once(f"there is no home directory, so caches are kept in {root}: set STILLROOM_CACHE to another folder")
+        return Path(root) / kind
+    return Path(home) / ".cache" / "stillroom" / kind
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Print a warning on stderr, once per process."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+@contextmanager
+def optional_cache(run: Run, folder: Path) -> Iterator[None]:
+    """Around a write into a cache: where it cannot be written, the main process says so once, and the run goes on."""
+    try:
+        yield
+    except (OSError, CacheError) as error:
+        if run.is_main:
+            what = f"{folder} cannot be written ({error.strerror})" if isinstance(error, OSError) else str(error)
+            warn_once(f"{what}; the run goes on without this cache")
 
 
 def cache_key(record: Mapping[str, Any]) -> str:
@@ -70,27 +101,21 @@ class Store:
             num_stores: stores of this size that will be made, this one included; the disk must have room for all.
 
         Raises:
-            ValueError: too little disk space, with the size needed; or a folder that nodes do not share.
+            CacheError: a folder that cannot be written, too little disk space, with the size needed, or a folder that
+                nodes do not share; in every process.
         """
         path = root / cache_key({**record, "rows": rows, "dim": dim, "dtype": dtype})
         missing = not _is_whole(path, (rows, dim))
         run.wait()  # every process has checked before the main one makes it
-        if missing and run.is_main:
-            root.mkdir(parents=True, exist_ok=True)
-            needed, free = num_stores * store_bytes(rows, dim, dtype), shutil.disk_usage(root).free
-            if needed > free:
-                raise ValueError(
-                    f"{root} has {free / 2**30:.1f} GiB free, {num_stores} x {rows} rows of {dim} {dtype} need "
-                    f"{needed / 2**30:.1f} GiB: set STILLROOM_CACHE to a folder on a larger disk, or disable the cache"
-                )
-            with replace_directory(path) as partial:
-                np.lib.format.open_memmap(partial / VALUES, "w+", np.dtype(dtype), (rows, dim)).flush()
-                np.lib.format.open_memmap(partial / STATES, "w+", np.uint8, (rows,)).flush()
-                (partial / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-        run.wait()
-        if not path.exists():
-            raise ValueError(f"{root} is not shared with the main process: set STILLROOM_CACHE to a folder that is")
-        values, states = (np.load(path / name, mmap_mode="r+") for name in (VALUES, STATES))
+        problem = _make(path, record, (rows, dim), dtype, num_stores) if missing and run.is_main else None
+        if problem := run.gather(problem)[0]:  # the same in every process
+            raise CacheError(problem)
+        if not all(run.gather(path.exists())):
+            raise CacheError(f"{root} is not shared with the main process: set STILLROOM_CACHE to a folder that is")
+        writable = os.access(path / VALUES, os.W_OK) and os.access(path / STATES, os.W_OK)
+        values, states = (np.load(path / name, mmap_mode="r+" if writable else "c") for name in (VALUES, STATES))
+        if not writable and bool((states == _EMPTY).any()):
+            raise CacheError(f"{path} is incomplete and cannot be written: set STILLROOM_CACHE to a folder that can")
         return cls(path, values, states)
 
     def __len__(self) -> int:
@@ -129,6 +154,31 @@ class Store:
         """Read rows that were written, as float32."""
         assert (self._states[rows.numpy()] == _WRITTEN).all(), "only rows that were written are read"
         return torch.from_numpy(np.asarray(self._values[rows.numpy()], dtype=np.float32))
+
+
+def _make(path: Path, record: Mapping[str, Any], shape: tuple[int, int], dtype: str, num_stores: int) -> str | None:
+    """Make the files of an empty store and reserve their space, or return why not.
+
+    Without its space a mapped file would kill the process when the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        needed, free = num_stores * store_bytes(*shape, dtype), shutil.disk_usage(path.parent).free
+        if needed > free:
+            return (
+                f"{path.parent} has {free / 2**30:.1f} GiB free, {num_stores} x {shape[0]} rows of {shape[1]} {dtype} "
+                f"need {needed / 2**30:.1f} GiB: set STILLROOM_CACHE to a folder on a larger disk, or disable the cache"
+            )
+        with replace_directory(path) as partial:
+            for name, kind, size in ((VALUES, dtype, shape), (STATES, "uint8", shape[:1])):
+                np.lib.format.open_memmap(partial / name, "w+", np.dtype(kind), size).flush()
+                if hasattr(os, "posix_fallocate"):  # not on a Mac
+                    with (partial / name).open("r+b") as opened:
+                        os.posix_fallocate(opened.fileno(), 0, (partial / name).stat().st_size)
+            (partial / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        return f"{path.parent} cannot be written ({error.strerror}): set STILLROOM_CACHE to a folder that can"
+    return None
 
 
 def _is_whole(path: Path, shape: tuple[int, int]) -> bool:

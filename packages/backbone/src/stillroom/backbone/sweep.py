@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom.backbone.atomic import refuse_unwritable
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.results import RESULTS, read_results
 from stillroom.backbone.run_files import CONFIG, read_config
@@ -48,11 +49,14 @@ def run_or_resume(
 
 
 def refuse_taken(out: Path, *, alone: bool) -> None:
-    """Refuse, by a ValueError, a directory that exists (a single run's), or that holds a single run (a sweep's)."""
+    """Refuse, by a ValueError, a directory that exists (a single run's), or that holds a single run (a sweep's),
+    or that cannot be created.
+    """
     if alone and out.exists():
         raise ValueError(f"{out} exists: choose another --out, or resume it with `resume {out}`")
     if not alone and ((out / CONFIG).exists() or out.is_file()):
         raise ValueError(f"{out} is a single run: choose another --out for a sweep")
+    refuse_unwritable(out)
 
 
 def refuse_unresumable(path: Path) -> None:

@@ -1,10 +1,13 @@
 """The four data sets of KDEP's classification transfer, and CIFAR-10, in the layouts their authors publish."""
 
+import atexit
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 from PIL import Image
@@ -14,7 +17,7 @@ from stillroom.backbone import ImageFiles, Run, read_labelled
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.image_files import shuffled_by_class, walk
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, cache_key
+from stillroom.backbone.store import cache_directory, cache_key, warn_once
 from stillroom.cls_transfer.config import TaskName
 
 _SIDE = 32  # px of CIFAR
@@ -160,14 +163,24 @@ def _read_cifar(source: Source, cifar: Cifar) -> Splits:
     images = cache_directory("cifar") / cache_key(
         {file: _hash(folder / file) for file in (*cifar.train, *cifar.test, cifar.names)}
     )
-    if not images.exists() and source.run.is_main:
-        with replace_directory(images) as aside:
-            for part, files in (("train", cifar.train), ("test", cifar.test)):
-                for file in files:
-                    _unpack(folder / file, cifar.labels, names, aside / part, source.run)
-    source.run.wait()
+    if source.run.is_main and not os.path.exists(images):  # noqa: PTH110  # False, too, where it may not be entered
+        try:
+            _unpack_all(folder, cifar, names, images, source.run)
+        except OSError as error:
+            images = Path(mkdtemp(prefix="stillroom-")) / cifar.name
+            atexit.register(shutil.rmtree, images.parent, ignore_errors=True)
+            warn_once(f"{cache_directory('cifar')} cannot be written ({error.strerror}): unpacked into {images}")
+            _unpack_all(folder, cifar, names, images, source.run)
+    images = source.run.gather(images)[0]
     train = read_labelled(images / "train", names)
     return Splits(train, read_labelled(images / "test", names), cifar.name)
+
+
+def _unpack_all(folder: Path, cifar: Cifar, names: Sequence[str], images: Path, run: Run) -> None:
+    with replace_directory(images) as aside:
+        for part, files in (("train", cifar.train), ("test", cifar.test)):
+            for file in files:
+                _unpack(folder / file, cifar.labels, names, aside / part, run)
 
 
 def _hash(file: Path) -> str:

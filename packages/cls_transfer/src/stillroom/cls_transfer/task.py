@@ -1,7 +1,9 @@
 """Start and resume classification runs: what this package fills into the life cycle of fine-tuning."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stillroom.backbone import Run
@@ -11,6 +13,7 @@ from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.run import DivergedError
+from stillroom.backbone.run_files import failing_cleanly
 from stillroom.cls_transfer.config import AXES, UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.record import DIVERGED, PACKAGE
@@ -19,13 +22,22 @@ from stillroom.cls_transfer.train import Prepared, prepare, train
 
 __all__ = ["TASK", "finetune", "report", "resume"]
 
+Train = Callable[[ClassifyConfig, Run, Prepared, bool], None]
+
+
+def train_cleanly(train: Train, config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) -> None:
+    """Train by `train`; a new run that is refused before its first log line leaves no directory."""
+    with failing_cleanly(config.out, new=not resume):
+        train(config, run, prepared, resume)
+
+
 TASK: Task[ClassifyConfig, Prepared] = Task(
     package=PACKAGE,
     config=ClassifyConfig,
     check=lambda config, world_size, on_cpu: check(config),
     read_records=lambda config, run: read_sets(config, run).records,
     prepare=prepare,
-    train=train,
+    train=partial(train_cleanly, train),
     tabulate=tabulate,
     axes=AXES,
     prepared_axes=("tasks", "checkpoint"),
@@ -38,7 +50,8 @@ def finetune(config: ClassifyConfig) -> Path:
 
     Of several learning rates, those that diverge are left out.
     """
-    return lifecycle.finetune(replace(TASK, train=train_unless_diverged) if len(config.lrs) > 1 else TASK, config)
+    several = replace(TASK, train=partial(train_cleanly, train_unless_diverged))
+    return lifecycle.finetune(several if len(config.lrs) > 1 else TASK, config)
 
 
 def train_unless_diverged(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) -> None:

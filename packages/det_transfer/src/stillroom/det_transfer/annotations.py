@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 from pycocotools import mask as rle
 
 from stillroom.backbone import BrokenImageError, ImageFiles
-from stillroom.backbone.images import has_exif_orientation
+from stillroom.backbone.images import has_exif_orientation, open_image
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
 
@@ -232,11 +231,8 @@ def read_header(file: Path) -> tuple[int, int, bool]:
     Raises:
         BrokenImageError: not an image, damaged, or larger than Pillow's decompression limit.
     """
-    try:
-        with Image.open(file) as opened:
-            return opened.width, opened.height, has_exif_orientation(opened)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error
+    with open_image(file) as opened:
+        return opened.width, opened.height, has_exif_orientation(opened)
 
 
 def refuse_thin(sizes: Iterable[tuple[Path, int, int]], max_size: int) -> None:

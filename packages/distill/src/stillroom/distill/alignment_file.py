@@ -173,13 +173,17 @@ def import_kdep_alignment(
         )
     if not 0 < dim <= basis.shape[1]:
         raise ValueError(f"{basis_file} has {basis.shape[1]} components, expected at least {dim}")
-    gram = basis[:, :dim].T.astype(np.float64) @ basis[:, :dim]
-    if np.abs(gram - np.eye(dim)).max() > 1e-3:
+    gram = basis[:, :dim].T @ basis[:, :dim]
+    if not np.abs(gram - np.eye(dim)).max() <= 1e-3:  # NaN too
         raise ValueError(f"the columns of {basis_file} are not orthonormal: expected the V of an SVD")
     target = build_alignment(config, len(mean), dim)
     assert isinstance(target.alignment, ScaledSvd), "only SVD alignments are published"
     svd = target.alignment.svd
-    variance = np.ones(len(mean)) if std_file is None else _load_array(std_file).astype(np.float64) ** 2
+    variance = np.ones(len(mean)) if std_file is None else _load_array(std_file) ** 2
+    if variance.shape != mean.shape or not (np.isfinite(variance).all() and np.isfinite(mean).all()):
+        raise ValueError(
+            f"{std_file or mean_file} does not hold {len(mean)} finite numbers, as many as the mean feature"
+        )
     svd.mean_.copy_(torch.from_numpy(mean))
     svd.basis_.copy_(fix_signs(torch.from_numpy(basis[:, :dim].copy())))
     svd.variance_.copy_(torch.from_numpy(variance))
@@ -191,6 +195,6 @@ def import_kdep_alignment(
 def _load_array(file: Path) -> np.ndarray:
     refuse_missing(file)
     try:
-        return np.load(file, allow_pickle=False)
+        return np.load(file, allow_pickle=False).astype(np.float64)  # ValueError: not numbers
     except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
         raise ValueError(f"{file} is not an .npy array (read with allow_pickle=False): {error}") from error

@@ -112,7 +112,8 @@ def usable_cores() -> int:
 
 def free_bytes(folder: Path) -> int:
     """The free bytes on the disk of a folder, which need not exist yet."""
-    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
+    return shutil.disk_usage(nearest).free
 
 
 def has_bf16(device: torch.device) -> bool:

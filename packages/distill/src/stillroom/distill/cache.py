@@ -1,6 +1,7 @@
 """Teacher outputs on disk: one row per image and view, exact, so that every later epoch and run can read them."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from stillroom.backbone import ImageDataset, ImageFiles, Run, weights_sha256
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import Store, cache_directory, store_bytes
+from stillroom.backbone.store import CacheError, Store, cache_directory, store_bytes, warn_once
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.config import Cache
 from stillroom.distill.feature_file import file_sha256, import_features, read_import
@@ -35,6 +36,7 @@ class CachePass:
         amp: number format of the forward passes.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
+        own: the run's own folder for them, where the cache cannot be written.
     """
 
     files: ImageFiles
@@ -46,6 +48,7 @@ class CachePass:
     amp: Literal["none", "bf16"] = "none"
     workers: int = 1
     on_broken: OnBroken = "refuse"
+    own: Path
 
 
 @torch.no_grad()
@@ -65,23 +68,32 @@ def fill_cache(
         job: images and views.
 
     Raises:
-        ValueError: no room on the disk; values beyond float16; see also `import_features`.
+        ValueError: room for the outputs neither in the cache nor in the run directory; values beyond float16; see also
+            `import_features`.
     """
     files, run, dtype = job.files, job.run, job.cache.dtype
     num_views = 1 if isinstance(job.teacher_view, FixedView) else job.cache.views
-    root = cache_directory("teacher-outputs")
     aligned = job.cache.keep == "smaller" and len(targets) == 1 and targets[0].dim < teacher.dim
     dim = targets[0].dim if aligned else teacher.dim
     num_bytes = num_views * store_bytes(len(files), dim, dtype)
-    if run.is_main:
-        content = "aligned targets" if aligned else f"outputs ({teacher.output})"
-        size = f"{num_bytes / 2**20:.1f} MiB"
-        print(f"teacher cache: {num_views} views x {len(files)} images x {dim} {dtype} {content} = {size} in {root}")
     record = cache_record(teacher, alignment, targets[0] if aligned else None, job)
-    stores = tuple(
-        Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype, num_stores=num_views)
-        for view in range(num_views)
-    )
+
+    def open_stores(root: Path) -> tuple[Store, ...]:
+        if run.is_main:
+            content = "aligned targets" if aligned else f"outputs ({teacher.output})"
+            size = f"{num_bytes / 2**20:.1f} MiB in {root}"
+            print(f"teacher cache: {num_views} views x {len(files)} images x {dim} {dtype} {content} = {size}")
+        return tuple(
+            Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype, num_stores=num_views)
+            for view in range(num_views)
+        )
+
+    try:
+        stores = open_stores(job.own if job.own.exists() else cache_directory("teacher-outputs"))
+    except CacheError as error:
+        if run.is_main:
+            warn_once(f"{error}; the run keeps its own copy")
+        stores = open_stores(job.own)
     views = Views(job.view, job.teacher_view, [], [teacher.backbone.spec.input])
     dataset = ImageDataset(files, views, seed=job.seed, on_broken=job.on_broken)
     imported = None

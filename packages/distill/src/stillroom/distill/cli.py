@@ -95,6 +95,7 @@ class ImportAlignment:
 
     def run(self) -> None:
         """Convert the files."""
+        at_least(self, 1, "dim")
         refuse_existing(self.out)
         from stillroom.distill.alignment_file import import_kdep_alignment
 

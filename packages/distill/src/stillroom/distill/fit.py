@@ -1,6 +1,7 @@
 """Fit an alignment: teacher features of one view of each image, streamed into statistics; or load one."""
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.backbone.loaders import View as ViewOfImage
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, cache_key
+from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd
 from stillroom.distill.alignment_file import (
     AlignmentInputs,
@@ -194,7 +195,8 @@ def cached_alignment(
     request = [type(config).__name__, asdict(config), dim, fit.unit]
     key = cache_key({**asdict(inputs), "net": net, "files": fit.files.stamp, "alignment": request})
     file = cache_directory("alignments") / f"{key}.safetensors"
-    if all(fit.run.gather(file.exists())):  # each node may have its own cache: all of them load, or all fit
+    is_cached = os.path.exists(file)  # noqa: PTH110  # False, too, where the cache may not be entered
+    if all(fit.run.gather(is_cached)):  # each node may have its own cache: all of them load, or all fit
         [(_, target, _)] = load_alignments(file)
         if fit.run.is_main:
             print(f"alignment: {describe(config, target)}; reused from {file}")
@@ -202,7 +204,8 @@ def cached_alignment(
     target = fit_alignment(teacher, config, dim, fit)
     if fit.run.is_main:
         print(f"alignment: {describe(config, target)}")
-        write_file(file, encode_alignments([(config, target, inputs)]))
+        with optional_cache(fit.run, file.parent):
+            write_file(file, encode_alignments([(config, target, inputs)]))
     return target, inputs
 
 

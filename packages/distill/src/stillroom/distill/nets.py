@@ -1,5 +1,6 @@
 """The nets of a run and what they are fed. The docstring under each field is its `--help`."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -97,8 +98,8 @@ class Teachers:
 
     def __post_init__(self) -> None:
         check_inputs(self, "teacher.")
-        if self.weight and (min(self.weight) < 0 or sum(self.weight) <= 0):
-            raise ValueError(f"--teacher.weight is {self.weight}: weights must not be negative, nor all zero")
+        if self.weight and not (min(self.weight) >= 0 and 0 < sum(self.weight) < math.inf):
+            raise ValueError(f"--teacher.weight is {self.weight}: weights must not be negative, infinite, nor all zero")
 
     def nets(self) -> list[Net]:
         """Each net with its settings.
@@ -125,7 +126,9 @@ class Teachers:
 
 
 def check_inputs(nets: "Students | Teachers", prefix: str) -> None:
-    """Refuse input sizes below 1 pixel and crops outside (0, 1], by a ValueError."""
+    """Refuse no net at all, input sizes below 1 pixel and crops outside (0, 1], by a ValueError."""
+    if not nets.name:
+        raise ValueError(f"--{prefix.rstrip('.')} is empty: pass at least one")
     at_least(nets, 1, "size", prefix=prefix)
     within(nets, 0, 1, "crop_fraction", ends="(]", prefix=prefix)
 

@@ -133,7 +133,8 @@ def build_students(
     """Build the students with their heads; refuse widths and levels that do not match before anything is fitted.
 
     Raises:
-        ValueError: see `build_alignment` and `build_student`; as many discriminants of LDA as classes, or more.
+        ValueError: see `build_alignment` and `build_student`; as many discriminants of LDA as classes, or more; one
+            image per process where batch norm needs two.
     """
     students = []
     for net in config.student.nets():
@@ -142,6 +143,11 @@ def build_students(
         if is_fitted_on_labels(config) and dims[0] >= len(images.all.classes):
             raise ValueError(too_many_discriminants(len(images.all.classes), dims[0]))
         student = build_student(backbone, teachers, dims, head=config.head, dense=config.dense, seed=config.seed)
+        if config.batch_size == run.world_size and not config.sync_batch_norm and student.needs_two_images:
+            raise ValueError(
+                f"--batch-size {config.batch_size} leaves one image to a process, and the batch norm of "
+                f"{net.name} or of its head needs two: pass at least {2 * run.world_size}"
+            )
         students.append(student.to(run.device))
     return students
 
@@ -180,6 +186,7 @@ def build_cache_pass(config: DistillConfig, run: Run, images: RunImages) -> Cach
         amp=config.amp,
         workers=config.workers,
         on_broken=config.on_broken,
+        own=config.out / "cache",
     )
 
 

@@ -28,7 +28,7 @@ class KdepView:
     def check(self, prefix: str) -> None:
         """Refuse bad fields by a ValueError; `prefix` of their flags: `view.` or `teacher-view.`."""
         within(self, 0, 1, "min_scale", ends="(]", prefix=prefix)
-        at_least(self, 0, "jitter", prefix=prefix)
+        at_least(self, 0, "jitter", "lighting", prefix=prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +131,10 @@ class SvdVarianceMatching(Svd):
     """Smallest standard deviation of `line`."""
     high: float = 2.98
     """Largest standard deviation of `line`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "low", "high", prefix="alignment.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Students in training: the net with its heads, its optimiser, and its form in the training loop."""
 
+import copy
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Normalize, Run, load_backbone, replace_input
+from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.parallel import wrap_ddp
 from stillroom.backbone.run import seed_everything
@@ -15,7 +18,7 @@ from stillroom.distill.config import Dense
 from stillroom.distill.heads import build_head
 from stillroom.distill.nets import Net
 from stillroom.distill.slots import AdamW, HeadConfig, Lars, Optimizer, Sgd
-from stillroom.distill.teacher import FrozenTeacher
+from stillroom.distill.teacher import FrozenTeacher, refuse_infinite_weights
 
 
 class StudentOutput(NamedTuple):
@@ -50,15 +53,20 @@ class StudentModel(nn.Module):
         self.dense = nn.ModuleList(dense)
         self.level = level
 
-    @property
+    @cached_property
     def needs_two_images(self) -> bool:
-        """Whether a batch norm sees one value per image and channel: in a head, or on a map of one position."""
-        level, size = self.backbone.spec.levels[-1], self.backbone.spec.input.size
-        has_one_position = level.stride >= size
-        return any(
-            isinstance(module, nn.BatchNorm1d) or (has_one_position and isinstance(module, nn.BatchNorm2d))
-            for module in self.modules()
-        )
+        """Whether a batch norm sees one value per image and channel, and so cannot train on one image.
+
+        Found by a pass on shapes alone: in a head, on a map of one position, or after the pooling, as in MobileNet-V4.
+        """
+        side = self.backbone.spec.input.size
+        try:
+            copy.deepcopy(self).to("meta").train()(torch.zeros(1, 3, side, side, device="meta"))
+        except ValueError as error:  # of torch's batch_norm
+            if "more than 1 value per channel" not in str(error):
+                raise
+            return True
+        return False
 
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> StudentOutput:
         features = self.backbone(self.normalize(images).contiguous(memory_format=torch.channels_last))
@@ -67,11 +75,18 @@ class StudentModel(nn.Module):
 
 
 def build_student_backbone(net: Net, seed: int) -> Backbone:
-    """A student's backbone with its initial weights: random ones of the seed, or those of a checkpoint."""
+    """A student's backbone with its initial weights: random ones of the seed, or those of a checkpoint.
+
+    Raises:
+        ValueError: see `load_backbone`, `refuse_infinite_weights` and `refuse_size`.
+    """
     seed_everything(seed)
     name = net.name if is_checkpoint(net.name) or net.name.startswith(RANDOM) else f"{RANDOM}{net.name}"
     backbone = load_backbone(name).at(net.feature).to(memory_format=torch.channels_last)
-    return replace_input(backbone, size=net.size, crop_fraction=net.crop_fraction)
+    backbone = replace_input(backbone, size=net.size, crop_fraction=net.crop_fraction)
+    refuse_infinite_weights(backbone, net.name)
+    refuse_size(backbone, backbone.spec.input.size, backbone.spec.input.size, "pass another --student.size")
+    return backbone
 
 
 def build_student(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stillroom.backbone import Backbone, Normalize, load_backbone, load_checkpoint, replace_input, weights_sha256
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.heads import build_head
+from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.registry import open_net
 from stillroom.backbone.run import seed_everything
@@ -144,7 +145,8 @@ def build_teacher(net: Net, backbone: Backbone | None = None) -> FrozenTeacher:
         backbone: a net of the user's; its name in `net` is then only a label.
 
     Raises:
-        ValueError: unknown name, missing download, or an output that the net does not have.
+        ValueError: unknown name, missing download, an input size that the net does not take, or an output that it does
+            not have.
     """
     seed_everything(0)
     is_custom = backbone is not None
@@ -159,6 +161,8 @@ def build_teacher(net: Net, backbone: Backbone | None = None) -> FrozenTeacher:
     backbone = backbone.to(memory_format=torch.channels_last)
     backbone = replace_input(backbone, size=net.size, crop_fraction=net.crop_fraction)
     spec = backbone.spec.input
+    refuse_infinite_weights(backbone, net.name)
+    refuse_size(backbone, spec.size, spec.size, "pass another --teacher.size")
     if net.channel_order not in ("own", spec.channel_order):  # mean and std are in the order of the channels
         changes = {"channel_order": net.channel_order, "mean": spec.mean[::-1], "std": spec.std[::-1]}
         backbone = replace_input(backbone, **changes)
@@ -166,6 +170,12 @@ def build_teacher(net: Net, backbone: Backbone | None = None) -> FrozenTeacher:
     example = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
     fold_batch_norms(backbone, example)
     return teacher
+
+
+def refuse_infinite_weights(backbone: Backbone, name: str) -> None:
+    """Raise ValueError if a net has weights that are NaN or infinite."""
+    if bad := [key for key, tensor in backbone.net.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{name} has weights that are not finite, such as {bad[0]}: train or import it again")
 
 
 def load_output_head(net: Net, *, is_custom: bool) -> nn.Module:

@@ -16,6 +16,7 @@ from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import seed_everything
+from stillroom.backbone.run_files import failing_cleanly
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.data import nothing_held_out
 from stillroom.distill.distances import DistillationLoss
@@ -60,12 +61,13 @@ def distill(
     inputs = read_run_inputs(config, setup)
     # 2. Create the run directory with config.json, and inputs.json: the hashes of what the run begins with.
     directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), setup.run)
-    if setup.run.is_main:
-        record_inputs(config.out, inputs)
-    # 3. Fit or load the alignments, and fill the caches of teacher outputs.
-    supervisions = build_supervisions(config, setup)
-    # 4. Train from the first step.
-    return train(config, setup, supervisions, directory, knn, saved=None)
+    with failing_cleanly(config.out, new=True):
+        if setup.run.is_main:
+            record_inputs(config.out, inputs)
+        # 3. Fit or load the alignments, and fill the caches of teacher outputs.
+        supervisions = build_supervisions(config, setup)
+        # 4. Train from the first step.
+        return train(config, setup, supervisions, directory, knn, saved=None)
 
 
 def resume(
@@ -101,10 +103,11 @@ def resume(
         record_moved(path, places or {})
     directory, saved = RunDirectory.reopen(path, setup.run)
     check_state(config, saved, setup.images.train)
-    # 3. Load the alignments, and complete the caches of teacher outputs.
-    supervisions = build_supervisions(config, setup)
-    # 4. Train from the step after the state's.
-    return train(config, setup, supervisions, directory, knn, saved)
+    with failing_cleanly(path, new=False):
+        # 3. Load the alignments, and complete the caches of teacher outputs.
+        supervisions = build_supervisions(config, setup)
+        # 4. Train from the step after the state's.
+        return train(config, setup, supervisions, directory, knn, saved)
 
 
 def check_state(config: DistillConfig, saved: Mapping[str, Any] | None, files: ImageFiles) -> None:

@@ -1,6 +1,7 @@
 """A linear probe trained on augmented images (`--mode live`): random crops and flips, drawn anew in each epoch."""
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from stillroom.backbone import ImageDataset, InputSpec, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.loaders import build_loader
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, cache_key
+from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, FeatureSet, refuse_infinite
 from stillroom.eval_ssl.probe import (
@@ -116,7 +117,7 @@ def train_augmented(
     # The state of an interrupted run with the same settings, if there is one.
     file = cache_directory("live") / f"{cache_key(state_record(extractor, train, point, recipe, run, batch_size))}.pt"
     first_epoch = 0
-    if cache and file.exists():
+    if cache and os.path.exists(file):  # noqa: PTH110  # False, too, where the cache may not be entered
         state = torch.load(file, map_location=run.device, weights_only=True)
         first_epoch, probes.state = state["epoch"], state["state"]
     run.wait()  # every process has read it before one writes
@@ -145,11 +146,13 @@ def train_augmented(
         if cache and run.is_main:
             buffer = io.BytesIO()
             torch.save({"epoch": epoch + 1, "state": probes.state}, buffer)
-            write_file(file, buffer.getvalue())
+            with optional_cache(run, file.parent):
+                write_file(file, buffer.getvalue())
     progress.close()
 
     logits = check_converged(probes.linear().predict(scale(test_x), 0), point)
-    return logits, partial(file.unlink, missing_ok=True) if cache else lambda: None
+    is_saved = cache and os.path.exists(file)  # noqa: PTH110
+    return logits, partial(file.unlink, missing_ok=True) if is_saved else lambda: None
 
 
 def state_record(

@@ -14,6 +14,7 @@ from stillroom import (  # lazy packages: the quoted types import torch, and onl
     backbone,
     eval_ssl,
 )
+from stillroom.backbone.atomic import refuse_unwritable
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.image_files import ImageFiles, read_labelled, refuse_missing_images, shuffled_by_class
@@ -123,6 +124,7 @@ class EvaluationConfig(ABC):
         refuse_twice(self.checkpoint, "--checkpoint")
         if self.out.exists() and (len(self.checkpoint) == 1 or (self.out / RESULTS).exists() or self.out.is_file()):
             raise ValueError(f"{self.out} exists: choose another --out")
+        refuse_unwritable(self.out)
         at_least(self, 0, "seed")
         at_least(self, 1, "batch_size")
         if self.head_layer is not None:

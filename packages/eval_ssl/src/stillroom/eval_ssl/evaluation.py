@@ -22,6 +22,7 @@ from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.image_files import count_shared
+from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.inputs import Input, data_inputs, refuse_changed_inputs
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
@@ -155,8 +156,10 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
         shared = count_shared(train_files.paths, test_files.paths, test_files.root)
     seed_everything(config.seed)
     (name,) = config.checkpoint
-    backbone = load_backbone(name, config.feature).to(run.device)
+    backbone = load_backbone(name, config.feature)
     backbone = replace_input(backbone, size=config.size, crop_fraction=config.crop_fraction)
+    refuse_size(backbone, backbone.spec.input.size, backbone.spec.input.size, "pass another --size")
+    backbone = backbone.to(run.device)
     head = load_head(name, config.head, config.head_layer).to(run.device) if config.head else None
     train, test = (
         None

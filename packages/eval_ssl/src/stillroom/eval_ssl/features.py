@@ -23,7 +23,7 @@ from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import DatasetRecord
-from stillroom.backbone.store import Store, cache_directory, store_bytes
+from stillroom.backbone.store import Store, cache_directory, optional_cache, store_bytes
 
 _VERSION = 1  # of the cache: to be raised when the same net would see other pixels or give other features
 _SAME = 1e-5  # relative to a feature's largest entry; batches of unequal size differ by 4e-6
@@ -188,12 +188,11 @@ def extract_features(
         on_broken: see `OnBroken`.
         head, levels: see `Extractor`; the head on the run's device.
         cache: use `$STILLROOM_CACHE/features`, by default below ~/.cache/stillroom. A user's own module, whose code has
-            no hash, is never cached.
+            no hash, is never cached; nor is anything where that folder cannot be written.
         label: of the progress bar.
 
     Raises:
-        ValueError: no readable image, or features that are not finite, with the image's name; see also
-            `Extractor` and `Store.open`.
+        ValueError: no readable image, or features that are not finite, with the image's name; see also `Extractor`.
     """
     if not len(files):
         raise ValueError(f"there are no images below {files.root}")
@@ -202,7 +201,8 @@ def extract_features(
     # The cached rows, if any; the loader gives the batches that have missing rows.
     store = None
     if cache and not backbone.spec.name.startswith("module/"):
-        store = open_store(extractor, files, run, batch_size)
+        with optional_cache(run, cache_directory("features")):
+            store = open_store(extractor, files, run, batch_size)
     missing = None if store is None else store.missing
     run.wait()  # every process reads which rows are missing before one of them writes
     dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=on_broken)

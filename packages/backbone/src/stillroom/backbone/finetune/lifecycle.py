@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from stillroom.backbone.atomic import write_file
+from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.checkpoint import save_checkpoint
 from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.features import Backbone
@@ -32,7 +32,7 @@ from stillroom.backbone.manifest import MANIFEST, Head, read_manifest
 from stillroom.backbone.names import checkpoint_method
 from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
 from stillroom.backbone.run import Run
-from stillroom.backbone.run_files import CONFIG, read_inputs, to_json
+from stillroom.backbone.run_files import CONFIG, failing_cleanly, read_inputs, to_json
 from stillroom.backbone.sweep import refuse_taken, refuse_unresumable, run_or_resume
 
 CHECKPOINT = "checkpoint"
@@ -161,12 +161,14 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
     run.wait()  # every process has looked for config.json before the main one writes it
     if run.is_main:
         method, heads = checkpoint_method(config.name), prepared.heads
-        save_checkpoint(config.out / INITIAL, prepared.backbone, method=method, package=task.package, heads=heads)
-        weights = Input(f"the weights of {config.name}", initial_sha256(config.out) or "")
-        record_inputs(config.out, {**data_inputs(prepared.records), **prepared.inputs, CHECKPOINT: weights})
-        write_file(config.out / CONFIG, config_to_json(config, task.unions))  # last: a run that has it can be resumed
+        with replace_directory(config.out) as out:  # whole, or not there
+            save_checkpoint(out / INITIAL, prepared.backbone, method=method, package=task.package, heads=heads)
+            weights = Input(f"the weights of {config.name}", initial_sha256(out) or "")
+            record_inputs(out, {**data_inputs(prepared.records), **prepared.inputs, CHECKPOINT: weights})
+            write_file(out / CONFIG, config_to_json(config, task.unions))
     run.wait()
-    task.train(config, run, prepared, False)
+    with failing_cleanly(config.out, new=False):
+        task.train(config, run, prepared, False)
 
 
 def resume_one(task: Task[C, P], path: Path, run: Run, places: Mapping[str, Any] | None = None, **changes: Any) -> None:
@@ -180,7 +182,8 @@ def resume_one(task: Task[C, P], path: Path, run: Run, places: Mapping[str, Any]
     if run.is_main:
         record_moved(path, places or {})
     run.wait()
-    task.train(config, run, prepared, True)
+    with failing_cleanly(path, new=False):
+        task.train(config, run, prepared, True)
 
 
 def refuse_stale(task: Task[C, P], config: C, run: Run) -> None:
