@@ -1,5 +1,6 @@
 """What each project publishes: the input of its own evaluation, and nets that only it has."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from tests.convert.conftest import trained, write_pth
+from tests.convert.conftest import build_library_net, trained, write_pth
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,40 +18,38 @@ from stillroom.convert.importing import import_file
 from stillroom.convert.sources import SOURCES
 
 State = dict[str, Tensor]
-R18 = "torchvision/resnet18"
 
 
 def bare(net: nn.Module) -> State:
-    return {key: tensor for key, tensor in net.state_dict().items() if not key.startswith("fc.")}
+    """The tensors of a net without its classifier's."""
+    return {key: tensor for key, tensor in net.state_dict().items() if not key.startswith(("fc.", "classifier."))}
 
 
 def prefixed(prefix: str, state: State) -> State:
     return {f"{prefix}{key}": tensor for key, tensor in state.items()}
 
 
-# the default is 224 of 256 px of the short side, bilinear, antialiased, ImageNet's mean and std
+# the default is 224 of 256 px of the short side, bilinear, antialiased, ImageNet's mean and std; torchvision publishes
+# 224 of 232 px for both nets
+NARROW = {"width_per_group": 4}
 PUBLISHED = {
-    "kdep": ("module.model.", InputSpec()),
-    "simreg": ("encoder_q.module.", InputSpec()),
-    "moco": ("module.encoder_q.", InputSpec()),
-    "swav": ("module.", InputSpec(std=(0.228, 0.224, 0.225))),
-    "dino": ("backbone.", InputSpec(interpolation="bicubic")),
+    "kdep": ("module.model.", InputSpec(), "torchvision/resnet50", NARROW),
+    "simreg": ("encoder_q.module.", InputSpec(), "torchvision/mobilenet_v2", {"width_mult": 0.25}),
+    "moco": ("module.encoder_q.", InputSpec(), "torchvision/mobilenet_v2", {"width_mult": 0.25}),
+    "swav": ("module.", InputSpec(std=(0.228, 0.224, 0.225)), "torchvision/mobilenet_v2", {"width_mult": 0.25}),
+    "dino": ("backbone.", InputSpec(interpolation="bicubic"), "torchvision/mobilenet_v2", {"width_mult": 0.25}),
 }
 
 
-@pytest.mark.parametrize("backbone", [R18, "timm/resnet18"])
 @pytest.mark.parametrize("source", PUBLISHED)
-def test_the_input_is_the_sources_own_whatever_a_library_publishes_for_the_net(
-    tmp_path: Path, source: Any, backbone: str
-) -> None:
-    prefix, expected = PUBLISHED[source]
-    if source == "kdep" and backbone != R18:
-        pytest.skip("KDEP's names are torchvision's only")
-    file = write_pth(tmp_path / "in.pth", prefixed(prefix, bare(torchvision.models.resnet18())))
-    manifest = import_file(file, tmp_path / "a", source=source, backbone=backbone)
+def test_the_input_is_the_sources_own_whatever_a_library_publishes_for_the_net(tmp_path: Path, source: Any) -> None:
+    prefix, expected, name, arguments = PUBLISHED[source]
+    file = write_pth(tmp_path / "in.pth", prefixed(prefix, bare(build_library_net(name, **arguments))))
+    net = {"source": source, "backbone": name, "arguments": arguments}
+    manifest = import_file(file, tmp_path / "a", **net)
     assert manifest.backbone.input == expected
     assert not any("does not state its input" in note for note in manifest.notes)
-    changed = import_file(file, tmp_path / "b", source=source, backbone=backbone, interpolation="bicubic", size=64)
+    changed = import_file(file, tmp_path / "b", **net, interpolation="bicubic", size=64)
     assert (changed.backbone.input.interpolation, changed.backbone.input.size) == ("bicubic", 64)
 
 
@@ -120,28 +119,29 @@ def resnet50_with_same(state: State, images: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def resnet50() -> nn.Module:
     torch.manual_seed(0)
-    return trained(torchvision.models.resnet50(num_classes=3))
+    return trained(torchvision.models.resnet50(num_classes=3, **NARROW))
 
 
 @pytest.mark.parametrize("prefix", ["", "module.encoder_q."])
-@pytest.mark.parametrize("side", [64, 65, 50])
-def test_a_byol_teacher_pads_as_tensorflows_same(tmp_path: Path, resnet50: nn.Module, prefix: str, side: int) -> None:
+def test_a_byol_teacher_pads_as_tensorflows_same(tmp_path: Path, resnet50: nn.Module, prefix: str) -> None:
     state = resnet50.state_dict()
     counted = {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     content = prefixed(prefix, counted)
     if prefix:
         content |= {"module.queue": torch.zeros(2), "module.predict_q.0.weight": torch.zeros(2, 2)}
-    manifest = import_file(write_pth(tmp_path / "byol.pth.tar", content), tmp_path / "a", source="byol")
+    file = write_pth(tmp_path / "byol.pth.tar", content)
+    manifest = import_file(file, tmp_path / "a", source="byol", arguments=NARROW)
     assert manifest.backbone.name == "byol/resnet50" and manifest.backbone.input == InputSpec()
     assert manifest.heads["classifier"].out_dim == 3
-    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        pooled = load_checkpoint(tmp_path / "a")[0].eval()(images).pooled
-        expected = resnet50_with_same(state, images)
+    loaded = load_checkpoint(tmp_path / "a")[0].eval()
+    for side in (64, 65, 50):
+        images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            pooled, expected = loaded(images).pooled, resnet50_with_same(state, images)
+            plain = nn.Sequential(*list(resnet50.children())[:-1])(images).flatten(1)
         assert torch.allclose(pooled, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-        plain = nn.Sequential(*list(resnet50.children())[:-1])(images).flatten(1)
-    if side == 64:  # what loading it as torchvision/resnet50 did
-        assert (plain - expected).norm() / expected.norm() > 0.02
+        if side == 64:  # what loading it as torchvision/resnet50 did
+            assert (plain - expected).norm() / expected.norm() > 0.02
 
 
 def test_a_byol_file_for_another_net_is_refused(tmp_path: Path) -> None:
@@ -178,14 +178,12 @@ def numbered(net: nn.Module) -> State:
 def thin_simclr(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real net has 1.5 GB."""
     monkeypatch.setitem(simclr.WIDTHS, "resnet50x4", 1)
+    monkeypatch.setattr(simclr, "resnet50", partial(torchvision.models.resnet50, **NARROW))
 
 
 @pytest.mark.usefixtures("thin_simclr")
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_simregs_simclr_file_comes_in_with_imagenets_statistics(
-    tmp_path: Path, resnet50: nn.Module, prefix: str
-) -> None:
-    content = {"state_dict": prefixed(prefix, numbered(resnet50))}
+def test_simregs_simclr_file_comes_in_with_imagenets_statistics(tmp_path: Path, resnet50: nn.Module) -> None:
+    content = {"state_dict": prefixed("module.", numbered(resnet50))}
     manifest = import_file(write_pth(tmp_path / "in.pth", content), tmp_path / "a", source="simclr")
     assert manifest.backbone.name == "simclr/resnet50x4" and manifest.backbone.input == InputSpec()
     assert manifest.heads["classifier"].out_dim == 3
@@ -203,17 +201,19 @@ def test_a_simclr_file_under_torchvisions_names_takes_pixels_from_0_to_1(tmp_pat
     assert manifest.backbone.input == InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-@pytest.mark.parametrize("nested", ["_orig_mod.module.", "module._orig_mod.", "model.module."])
+@pytest.mark.parametrize("nested", ["_orig_mod.module.", "model.module._orig_mod."])
 @pytest.mark.parametrize("source", PUBLISHED)
 def test_nested_prefixes_are_stripped_for_every_source_and_noted(tmp_path: Path, source: Any, nested: str) -> None:
-    prefix = nested + PUBLISHED[source][0].removeprefix("module.")
-    state = prefixed(prefix, bare(torchvision.models.resnet18()))
-    manifest = import_file(write_pth(tmp_path / "in.pth", state), tmp_path / "a", source=source, backbone=R18)
+    prefix, _, name, arguments = PUBLISHED[source]
+    state = prefixed(nested + prefix.removeprefix("module."), bare(build_library_net(name, **arguments)))
+    file = write_pth(tmp_path / "in.pth", state)
+    manifest = import_file(file, tmp_path / "a", source=source, backbone=name, arguments=arguments)
     assert any(note.startswith(f"prefixes stripped from keys: {nested}") for note in manifest.notes)
 
 
 def test_kdeps_other_losses_are_left_out(tmp_path: Path) -> None:
-    state = prefixed("module.model.model.", bare(torchvision.models.resnet18()))
+    state = prefixed("module.model.model.", bare(build_library_net("torchvision/resnet50", **NARROW)))
     state |= {"module.model.model.emb.weight": torch.ones(2, 2), "module.model.model.feat_scale": torch.ones(1)}
-    manifest = import_file(write_pth(tmp_path / "in.pth", state), tmp_path / "a", source="kdep", backbone=R18)
+    file = write_pth(tmp_path / "in.pth", state)
+    manifest = import_file(file, tmp_path / "a", source="kdep", backbone="torchvision/resnet50", arguments=NARROW)
     assert "2 tensors left out by rule, the first is module.model.model.emb.weight" in manifest.notes

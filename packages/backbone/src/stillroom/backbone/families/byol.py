@@ -9,7 +9,7 @@ converts them.
 
 from typing import Any
 
-from timm.layers import Conv2dSame, MaxPool2dSame
+from timm.layers import Conv2dSame, create_pool2d
 from torch import nn
 from torchvision.models import resnet50
 
@@ -39,5 +39,5 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Opene
                 same = Conv2dSame(child.in_channels, child.out_channels, child.kernel_size, child.stride, bias=False)
                 same.weight = child.weight
                 setattr(parent, child_name, same)
-    net.maxpool = MaxPool2dSame(3, 2)
+    net.maxpool = create_pool2d("max", 3, 2, padding="same")
     return open_resnet(net)
