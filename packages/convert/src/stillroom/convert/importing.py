@@ -189,7 +189,7 @@ def _refuse_other_mirror(state: State, source: str) -> None:
             raise CheckpointError(f"{source}: {key} should mirror {twin} and does not")
 
 
-def _pop_normalizer(state: State) -> dict[str, tuple[float, ...]]:
+def _pop_normalizer(state: State) -> dict[str, Any]:
     """Take the mean and std that a KDEP file stores, if any, out of its tensors."""
     stored = {"mean": state.pop("normalizer.new_mean", None), "std": state.pop("normalizer.new_std", None)}
     return {
