@@ -341,6 +341,22 @@ def test_a_wrapped_net_is_refused(tmp_path: Path, wrap: Callable[[nn.Module], nn
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_neither_saved_verified_nor_loaded(tmp_path: Path, value: float) -> None:
+    with pytest.raises(CheckpointError, match=r"is not written: 2 tensors hold NaN or infinite values, the first is w"):
+        store(tmp_path / "a", tiny(value))
+    head = Head(kind="linear", in_dim=2, out_dim=1)
+    with pytest.raises(CheckpointError, match=r"1 tensors hold NaN or infinite values, the first is probe\.weight"):
+        store(tmp_path / "a", heads={"probe": (head, {"weight": torch.tensor([[value, 1.0]])})})
+    assert not (tmp_path / "a").exists()
+    path = store(tmp_path / "b", heads={"probe": (head, {"weight": torch.ones(1, 2)})})
+    verify_checkpoint(path)
+    put_model(path, save({"weight": torch.full((2, 3, 1, 1), value), "bias": torch.zeros(2)}))
+    for read in (verify_checkpoint, lambda path: load_checkpoint(path, tiny())):
+        with pytest.raises(CheckpointError, match="b: 1 tensors hold NaN or infinite values, the first is weight"):
+            read(path)
+
+
 def test_a_new_checkpoint_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
     head = Head(kind="linear", in_dim=2, out_dim=3)
     path = store(tmp_path / "s", tiny(1.0), heads={"classifier": (head, {"w": torch.ones(3, 2)})})

@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import huggingface_hub.constants
@@ -123,9 +124,31 @@ def test_input_and_licence_are_those_the_library_states() -> None:
     assert build_backbone("torchvision/efficientnet_b0").spec.input.interpolation == "bicubic"
     half = build_backbone("timm/vit_tiny_patch16_224", arguments={"depth": 4}).spec.input
     assert (half.mean, half.std, half.crop_fraction, half.interpolation) == ((0.5,) * 3, (0.5,) * 3, 0.9, "bicubic")
-    squashed, _ = published("convnext_small.fb_in22k_ft_in1k_384")
+    squashed, _ = published("convnext_small.fb_in22k_ft_in1k_384", {})
     assert (squashed.resize, squashed.size, squashed.crop_fraction) == ("squash", 384, 1.0)
     assert old.licence == Licence()  # random weights are nobody's
+
+
+@pytest.mark.parametrize("side", [64, [64, 64]])
+def test_the_input_has_the_size_that_an_argument_builds(side: Any) -> None:
+    vit = build_backbone("timm/vit_tiny_patch16_224", arguments={"depth": 4, "img_size": side})
+    assert vit.spec.input.size == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("timm/resnet18", {"in_chans": 1}, "timm/resnet18 with in_chans=1 takes no RGB images: every net here takes 3"),
+        ("timm/vit_tiny_patch16_224", {"img_size": [64, 32]}, r"img_size=\[64, 32\]: images are square here"),
+        ("timm/vit_tiny_patch16_224", {"img_size": "big"}, "cannot be built with the arguments {'img_size': 'big'}"),
+        ("torchvision/resnet18", {"in_chans": 1}, "torchvision/resnet18 cannot be built with the arguments"),
+        ("cifar/resnet20", {"in_chans": 1}, "cifar/resnet20 takes no constructor arguments, got in_chans"),
+        ("byol/resnet50", {"in_chans": 1}, "byol/resnet50 cannot be built with the arguments"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_one_sentence(name: str, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build_backbone(name, arguments=arguments)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +160,7 @@ def test_input_and_licence_are_those_the_library_states() -> None:
     ],
 )
 def test_timms_licences_are_spdx_names_or_restrictions(name: str, licence: Licence, permissive: bool) -> None:
-    stated = published(name)[1]
+    stated = published(name, {})[1]
     assert (stated, stated.permissive) == (licence, permissive)
 
 

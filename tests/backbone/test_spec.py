@@ -13,6 +13,8 @@ from stillroom.backbone.spec import inherit_licence
         ({"crop_fraction": 0.0}, r"crop fraction is 0\.0: it must lie in \(0, 1\]"),
         ({"crop_fraction": 1.01}, r"crop fraction is 1\.01: it must lie in \(0, 1\]"),
         ({"std": (0.2, 0.0, 0.2)}, r"input std is \(0\.2, 0\.0, 0\.2\): every channel must be above 0"),
+        ({"mean": (float("nan"), 0.0, 0.0)}, r"input mean \(nan, 0\.0, 0\.0\), .*: all must be finite"),
+        ({"value_range": (1.0, 0.0)}, r"input values are \(1\.0, 0\.0\): black must be below white"),
     ],
 )
 def test_an_impossible_input_is_refused(change: dict, sentence: str) -> None:
@@ -22,6 +24,13 @@ def test_an_impossible_input_is_refused(change: dict, sentence: str) -> None:
 
 def test_a_crop_of_the_whole_image_is_possible() -> None:
     assert InputSpec(crop_fraction=1.0, size=1).crop_fraction == 1.0
+
+
+def test_an_input_reads_as_everything_that_is_done_to_an_image() -> None:
+    assert str(InputSpec()) == (
+        "224 px, rgb, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), values 0 to 1, "
+        "crop fraction 0.875 of the short side at 256 px, bilinear, antialiased"
+    )
 
 
 def test_a_level_reads_as_name_channels_and_stride() -> None:

@@ -1,19 +1,51 @@
 """The key rules of other projects: every key falls under one."""
 
+import pytest
 import torch
 import torchvision
 
+from stillroom.backbone import CheckpointError
 from stillroom.backbone.keys import rename
 from stillroom.convert.importing import complete
-from stillroom.convert.key_rules import DATA_PARALLEL, KDEP_MOBILENET_V2, ROBUSTNESS
+from stillroom.convert.key_rules import KDEP_MOBILENET_V2, PLAIN, ROBUSTNESS, wrapped
 
 ONE = torch.ones(1)
 
 
-def test_a_bare_key_and_one_of_data_parallel_get_the_same_name() -> None:
-    assert rename({"module.fc.weight": ONE}, DATA_PARALLEL, "f").tensors.keys() == {"fc.weight"}
-    assert rename({"fc.weight": ONE}, DATA_PARALLEL, "f").tensors.keys() == {"fc.weight"}
-    assert rename({"my_module.fc": ONE}, DATA_PARALLEL, "f").tensors.keys() == {"my_module.fc"}
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("fc.weight", "fc.weight"),
+        ("module.fc.weight", "fc.weight"),
+        ("my_module.fc", "my_module.fc"),
+        ("_orig_mod.module.model.fc.weight", "fc.weight"),
+        ("module._orig_mod.fc.weight", "fc.weight"),
+        ("model.backbone.module.conv1.weight", "conv1.weight"),
+        ("net.encoder.model.conv1.weight", "conv1.weight"),
+        ("module.n_averaged", None),
+        ("criterion.weight", None),
+        ("model.loss_fn.weight", None),
+    ],
+)
+def test_prefixes_are_stripped_in_any_order_and_tensors_of_the_step_are_left_out(key: str, name: str | None) -> None:
+    renamed = rename({key: ONE}, wrapped(PLAIN, [key]), "f")
+    assert [*renamed.tensors] == ([name] if name else [])
+    assert renamed.left_out == ([] if name else [key])
+
+
+def test_heads_beside_a_backbone_are_left_out_and_its_own_classifier_is_kept() -> None:
+    state = {"model.backbone.conv1.weight": ONE, "model.backbone.fc.weight": ONE, "model.head.0.weight": ONE}
+    renamed = rename(state, wrapped(PLAIN, state), "f")
+    assert [*renamed.tensors] == ["conv1.weight", "fc.weight"]
+    assert renamed.left_out == ["model.head.0.weight"]
+    alone = {"model.conv1.weight": ONE, "model.head.weight": ONE}
+    assert [*rename(alone, wrapped(PLAIN, alone), "f").tensors] == ["conv1.weight", "head.weight"]
+
+
+def test_two_tensors_that_a_prefix_kept_apart_are_refused() -> None:
+    state = {"model.fc.weight": ONE, "module.fc.weight": ONE}
+    with pytest.raises(CheckpointError, match=r"two tensors become 'fc\.weight', one of them is 'module\.fc"):
+        rename(state, wrapped(PLAIN, state), "f")
 
 
 def test_robustness_keys_lose_their_prefix_and_the_mirror() -> None:

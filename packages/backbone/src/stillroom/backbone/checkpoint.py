@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from stillroom.backbone.manifest import (
     WeightsRecord,
     parse_model,
     read_files,
+    refuse_non_finite,
 )
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.registry import build_backbone
@@ -59,8 +61,8 @@ def save_checkpoint(
         notes: conversions made on import, one sentence each.
 
     Raises:
-        CheckpointError: wrapped nets (DDP, compiled), something at `path` that is not a checkpoint, or no space left;
-            nothing is half-written.
+        CheckpointError: wrapped nets (DDP, compiled), NaN or infinite values, something at `path` that is not a
+            checkpoint, or no space left; nothing is half-written.
     """
     path = Path(path)
     if path.exists() and not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
@@ -69,9 +71,11 @@ def save_checkpoint(
     wrapped = [key for key in state if key.startswith(_WRAPPERS)]
     if wrapped:
         raise CheckpointError(f"{path}: unwrap the net before saving it; its keys begin with {wrapped[0]!r}")
+    kept = {f"{name}.{k}": t for name, (_, ts) in (heads or {}).items() for k, t in ts.items()}
+    refuse_non_finite(find_non_finite(state | kept), f"{path} is not written")
     contents = {MODEL: _to_bytes(state)}
-    if heads:
-        contents[HEADS] = _to_bytes({f"{name}.{k}": t for name, (_, ts) in heads.items() for k, t in ts.items()})
+    if kept:
+        contents[HEADS] = _to_bytes(kept)
     if alignment is not None:
         contents[ALIGNMENT] = alignment
     manifest = Manifest(
@@ -129,7 +133,7 @@ def load_checkpoint(path: str | Path, backbone: Backbone | None = None) -> tuple
 
 
 def load_strictly(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` into a backbone's net: same keys, shapes and types, or an error that names the tensors."""
+    """Load `state` into a backbone's net: same keys, shapes, types, finite; or an error with the names."""
     expected = backbone.net.state_dict()
     both = expected.keys() & state.keys()
     wrong = {
@@ -145,7 +149,13 @@ def load_strictly(backbone: Backbone, state: Mapping[str, Tensor], source: str) 
     ]
     if parts:
         raise CheckpointError(f"{source} does not fit {backbone.spec.name}: {'; '.join(parts)}")
+    refuse_non_finite(find_non_finite(state), source)
     backbone.net.load_state_dict(dict(state))
+
+
+def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinite values."""
+    return [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
 
 
 def load_heads(path: str | Path, name: str) -> dict[str, Tensor]:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cattrs
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from stillroom.backbone.spec import BackboneSpec, Licence
@@ -221,10 +222,28 @@ def parse_model(path: Path, manifest: Manifest, parse: Callable[[], T]) -> T:
 
 
 def verify_checkpoint(path: str | Path) -> Manifest:
-    """Check a checkpoint without building the net; CheckpointErrors as in `read_files` and `parse_model`."""
+    """Check a checkpoint without building the net or importing torch.
+
+    Raises:
+        CheckpointError: see `read_files` and `parse_model`; NaN or an infinite value in a tensor of float16, 32 or 64.
+    """
     manifest, _ = read_files(path)
     parse_model(Path(path), manifest, lambda: safe_open(Path(path) / MODEL, "np").keys())
+    for name in {MODEL, HEADS} & manifest.files.keys():
+        with safe_open(Path(path) / name, "np") as opened:
+            keys = [*opened.keys()]
+            floats = [key for key in keys if opened.get_slice(key).get_dtype() in ("F16", "F32", "F64")]
+            refuse_non_finite([key for key in floats if not np.isfinite(opened.get_tensor(key)).all()], str(path))
     return manifest
+
+
+def refuse_non_finite(keys: Sequence[str], source: str) -> None:
+    """Raise CheckpointError if there are `keys`: tensors of `source` that hold NaN or infinite values."""
+    if keys:
+        raise CheckpointError(
+            f"{source}: {len(keys)} tensors hold NaN or infinite values, the first is {keys[0]}: such weights are "
+            f"neither loaded nor stored, take those from before training diverged"
+        )
 
 
 def describe_manifest(manifest: Manifest) -> str:
@@ -234,7 +253,7 @@ def describe_manifest(manifest: Manifest) -> str:
         ("backbone", f"{spec.name} {spec.arguments or ''}".strip()),
         ("pooled", f"{spec.dim}-d, {spec.feature} the last activation"),
         ("levels", ", ".join(map(str, spec.levels)) or "none"),
-        ("input", f"{spec.input.size} px, {spec.input.channel_order}, mean {spec.input.mean}, std {spec.input.std}"),
+        ("input", str(spec.input)),
         ("method", manifest.method),
         ("teacher", f"{manifest.teacher.name} {manifest.teacher.weights_sha256[:12]}" if manifest.teacher else "none"),
         ("data", f"{manifest.data.count} images {manifest.data.fingerprint[:12]}" if manifest.data else "not stated"),

@@ -10,7 +10,7 @@ RANDOM = "random:"
 KEYWORDS = ("random", "pretrained")
 """Initial weights that name no net: it is taken from another checkpoint."""
 
-LIBRARIES = ("cifar", "simclr", "timm", "torchvision")
+LIBRARIES = ("byol", "cifar", "simclr", "timm", "torchvision")
 """The part of a net's name before the slash."""
 
 

@@ -1,4 +1,4 @@
-"""Backbones by the name of a net: `torchvision/*`, `timm/*`, `cifar/*`, `simclr/*`."""
+"""Backbones by the name of a net: `torchvision/*`, `timm/*`, `cifar/*`, `simclr/*`, `byol/*`."""
 
 import copy
 import difflib
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stillroom.backbone import families  # its modules, and with them the libraries, are imported when they are used
+from stillroom.backbone.errors import raised_by_us
 from stillroom.backbone.features import Backbone, OpenedNet
 from stillroom.backbone.names import LIBRARIES, RANDOM, unknown_backbone
 from stillroom.backbone.spec import BackboneSpec, FeaturePoint, InputSpec, Licence
@@ -37,8 +38,8 @@ def build_backbone(
         feature: where the pooled feature is read; None means after the last activation.
 
     Raises:
-        ValueError: unknown name (the closest ones are named), unsupported net, no published weights, or weights that
-            cannot be downloaded (the folders where the file is searched are named).
+        ValueError: unknown name (the closest ones are named), unsupported net, arguments that its library refuses, no
+            published weights, or weights that cannot be downloaded (the folders where the file is searched are named).
     """
     opened, _, input_spec, licence = open_net(name, pretrained=pretrained, arguments=arguments or {})
     spec = BackboneSpec(
@@ -62,8 +63,8 @@ def open_net(
         closest = difflib.get_close_matches(name.removeprefix(RANDOM), list_backbones(), n=3, cutoff=0.5)
         raise unknown_backbone(name, closest)
     family = getattr(families, library)
-    input_spec, licence = family.published(short)
     try:
+        input_spec, licence = family.published(short, arguments)
         opened, classifier = family.build(short, arguments, pretrained)
     except OSError as error:  # URLError, and the hub's errors, are subclasses
         if not pretrained:
@@ -76,6 +77,10 @@ def open_net(
             f"put the file there, turn one you have into a checkpoint with `stillroom-checkpoint import`, "
             f"or pass {RANDOM}{name}"
         ) from error
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # the library's own, about an argument
+        if not arguments or raised_by_us(error):
+            raise
+        raise ValueError(f"{name} cannot be built with the arguments {arguments}: {error}") from error
     return opened, classifier, input_spec, licence if pretrained else Licence()
 
 

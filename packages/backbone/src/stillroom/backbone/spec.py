@@ -1,5 +1,6 @@
 """The description of a backbone as data: its levels, its input, its licence."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -57,6 +58,18 @@ class InputSpec:
             raise ValueError(f"crop fraction is {self.crop_fraction}: it must lie in (0, 1]")
         if min(self.std) <= 0:
             raise ValueError(f"input std is {self.std}: every channel must be above 0")
+        if not all(map(math.isfinite, (*self.mean, *self.std, *self.value_range))):
+            raise ValueError(f"input mean {self.mean}, std {self.std}, values {self.value_range}: all must be finite")
+        if self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"input values are {self.value_range}: black must be below white, such as 0 255")
+
+    def __str__(self) -> str:
+        resize = f"squashed to {self.size} px"
+        if self.resize == "short side":
+            resize = f"of the short side at {round(self.size / self.crop_fraction)} px"
+        parts = [f"{self.size} px", self.channel_order, f"mean {self.mean}", f"std {self.std}"]
+        parts += ["values {:g} to {:g}".format(*self.value_range), f"crop fraction {self.crop_fraction:.4g} {resize}"]
+        return ", ".join([*parts, self.interpolation, "antialiased" if self.antialias else "not antialiased"])
 
 
 @dataclass(frozen=True, kw_only=True)

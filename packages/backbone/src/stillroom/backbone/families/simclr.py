@@ -21,7 +21,7 @@ def list_names() -> list[str]:
     return [f"simclr/{name}" for name in WIDTHS]
 
 
-def published(name: str) -> tuple[InputSpec, Licence]:
+def published(name: str, arguments: dict[str, Any]) -> tuple[InputSpec, Licence]:
     """SimCLR's input: pixels in [0, 1] without mean and standard deviation."""
     return InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), Licence()
 

@@ -61,17 +61,29 @@ def constructor_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any
     return {"dynamic_img_size": True, **arguments} if any_size else arguments
 
 
-def published(name: str) -> tuple[InputSpec, Licence]:
-    """The input and licence in timm's pretrained configuration; ValueError if timm has no such tag (after the dot)."""
+def published(name: str, arguments: dict[str, Any]) -> tuple[InputSpec, Licence]:
+    """The input and licence in timm's pretrained configuration, at the size that `img_size` in `arguments` builds.
+
+    ValueError if timm has no such tag (after the dot), or for images that are not square RGB.
+    """
+    if arguments.get("in_chans", 3) != 3:
+        raise ValueError(
+            f"timm/{name} with in_chans={arguments['in_chans']} takes no RGB images: every net here takes 3 channels, "
+            f"so leave in_chans out, and pass weights whose first layer has 3 input channels"
+        )
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         architecture = name.split(".")[0]
         tags = timm.list_pretrained(f"{architecture}.*")
         raise ValueError(f"timm has no weights {name}; of {architecture} it has {', '.join(tags) or 'none'}") from error
+    sides = arguments.get("img_size", config.input_size[1])
+    size, *others = sides if isinstance(sides, list | tuple) else (sides,)
+    if others not in ([], [size]):
+        raise ValueError(f"timm/{name} with img_size={sides}: images are square here, pass one number")
     interpolation: Any = config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bicubic"
     spec = InputSpec(
-        size=config.input_size[1],
+        size=size,
         crop_fraction=config.crop_pct,
         resize="squash" if config.crop_mode == "squash" else "short side",
         interpolation=interpolation,

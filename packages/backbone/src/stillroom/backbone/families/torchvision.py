@@ -48,7 +48,7 @@ def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[Opene
     return _open_inverted_residuals(net, _FEATURE_LEVELS[name if name in _FEATURE_LEVELS else family])
 
 
-def published(name: str) -> tuple[InputSpec, Licence]:
+def published(name: str, arguments: dict[str, Any]) -> tuple[InputSpec, Licence]:
     """The input that torchvision's default weights for `name` were evaluated with, and their licence."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     preset = weights.transforms()

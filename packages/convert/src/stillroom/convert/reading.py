@@ -1,0 +1,158 @@
+"""The tensors of other projects' files: read without running pickled code, and chosen where a file holds several."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stillroom.backbone.manifest import CheckpointError
+from stillroom.convert.flags import Weights
+from stillroom.convert.key_rules import EMA_MODULE, WRAPPER
+
+State = dict[str, Tensor]
+
+# Where training scripts put the tensors beside optimizer, epoch, ..., and their moving average beside those.
+_RAW = ("model", "state_dict", "model_state_dict", "net", "module", "shadow")
+_EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+_DEPTH = 4  # of entries in entries; a damaged file may hold itself
+_REMEDY = "save the tensors alone where they were trained, torch.save(model.state_dict(), FILE), and import that file"
+
+
+class Placeholder:
+    """Stands for a harmless object beside the tensors, which is not needed: nothing of its own class is run."""
+
+    def __init__(self, *args: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def _plain_dict(*factory: object) -> dict[Any, Any]:
+    return {}
+
+
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
+_NUMBERS = ("bool", "bool_", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "str_")
+_PLACEHOLDERS = (
+    "argparse.Namespace",
+    "numpy.dtype",
+    *(f"numpy.{name}" for name in _NUMBERS),
+    "numpy.core.multiarray.scalar",  # NumPy 1
+    "numpy._core.multiarray.scalar",  # NumPy 2
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),  # _local: Python 3.13
+)
+_FACTORIES = (bool, dict, float, int, list, str, tuple)  # of defaultdicts
+HARMLESS: tuple[Any, ...] = (
+    *((Placeholder, name) for name in _PLACEHOLDERS),
+    (_plain_dict, "collections.defaultdict"),
+    *((kind, f"builtins.{kind.__name__}") for kind in _FACTORIES),
+)
+"""What may stand beside tensors in a pickled file, in the form of `torch.serialization.safe_globals`; torch itself
+allows its own types, OrderedDict, Counter, set, bytearray and complex."""
+
+
+def load_content(file: Path) -> Any:
+    """Load a .safetensors file or a pickled one with `weights_only=True`; of types, only torch's and `HARMLESS`.
+
+    Raises:
+        CheckpointError: missing or unreadable file, or other types in it.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"there is no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with torch.serialization.safe_globals([*HARMLESS]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except KeyError as error:  # its text is a bare number, such as 101
+        raise CheckpointError(f"{file} cannot be read: it is not a PyTorch file") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {_one_line(error)}") from error
+    except Exception as error:  # pickle.UnpicklingError and whatever a hostile pickle raises
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it names {named[1]}" if named else "it is not a plain pickle of tensors, numbers and words"
+        raise CheckpointError(
+            f"{file} holds more than tensors and is not loaded (weights_only=True): {what}; {_REMEDY}"
+        ) from error
+
+
+def read_state(file: Path, weights: Weights | None = None) -> State:
+    """Read the tensors of a file by name: bare, or from where training scripts put them (`model`, `state_dict`, ...).
+
+    Args:
+        file: .safetensors, or a pickled file.
+        weights: `ema` or `raw`; None is the EMA where the file has one.
+
+    Raises:
+        CheckpointError: see `load_content`; no tensors in it, or not those of `weights`.
+    """
+    return choose_weights(load_content(file), weights, str(file))[0]
+
+
+def choose_weights(content: Any, weights: Weights | None, source: str) -> tuple[State, tuple[str, ...]]:
+    """Choose among the weights in a file; returns the tensors, and a note if the file holds an EMA beside others.
+
+    An EMA is an entry of its own (timm's `state_dict_ema`, `model_ema` of torchvision's references, the `teacher`
+    beside the `student` of DINO), or a module beside the net in one state dict (`ema_model.`, `model_ema.`).
+    """
+    raw, ema, name = _entries(content)
+    if raw is None and ema is None:
+        raise CheckpointError(
+            f"{source} is not a state dict: expected tensors by name, bare or under {' or '.join(_RAW)}"
+        )
+    if weights == "ema" and ema is None:
+        raise CheckpointError(f"{source} holds no EMA: leave --weights out, or pass --weights raw")
+    if weights == "raw" and raw is None:
+        raise CheckpointError(f"{source} holds only the EMA {name}: leave --weights out, or pass --weights ema")
+    if ema is not None and weights != "raw":
+        return ema, (f"the EMA {name} was taken" + (", not the raw weights beside it" if raw else ""),)
+    assert raw is not None
+    if not name:
+        return raw, ()
+    why = "" if ema else ", which are not tensors by name"
+    return raw, (f"the raw weights were taken, not the EMA {name} beside them{why}",)
+
+
+def _entries(content: Any, depth: int = 0) -> tuple[State | None, State | None, str]:
+    """The raw weights and the EMA of a file's content, each None if absent, and the name of the EMA."""
+    if not isinstance(content, dict) or depth == _DEPTH:
+        return None, None, ""
+    if (state := _as_state(content)) is not None:
+        return _split_ema(state)
+
+    def inside(*names: str) -> tuple[State | None, State | None, str]:  # an entry may wrap its tensors once more
+        entry = next((content[name] for name in names if isinstance(content.get(name), dict) and content[name]), None)
+        return _entries(entry, depth + 1)
+
+    if "current_model_state" in content:  # Lightning's WeightAveraging puts the average under state_dict
+        return inside("current_model_state")[0], inside("state_dict")[0], "state_dict"
+    if "student" in content and "teacher" in content:  # DINO: the teacher is the student's EMA
+        return inside("student")[0], inside("teacher")[0], "teacher"
+    if name := next((name for name in _EMA if isinstance(content.get(name), dict) and content[name]), ""):
+        return inside(*_RAW)[0], inside(name)[0], name
+    return inside(*_RAW, "teacher", "student")
+
+
+def _as_state(content: Any) -> State | None:
+    """A dict of tensors as such, or None."""
+    if not isinstance(content, dict) or not content:
+        return None
+    named = all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content.items())
+    return dict(content) if named else None
+
+
+def _split_ema(state: Mapping[str, Tensor]) -> tuple[State | None, State | None, str]:
+    """Split one state dict by the module that a key lies in: an EMA, or not."""
+    found = {key: re.match(rf"{WRAPPER}({EMA_MODULE})\.", key) for key in state}
+    ema = {key[match.end() :]: state[key] for key, match in found.items() if match}
+    raw = {key: tensor for key, tensor in state.items() if not found[key]}
+    names = dict.fromkeys(match[1] for match in found.values() if match)
+    return raw or None, ema or None, ", ".join(f"{name}." for name in names)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
