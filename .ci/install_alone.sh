@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install each package with backbone only into an empty environment, and run its command there; two packages at a time.
+# Install each package, with those of ours that it depends on, into an empty environment, and run its command there; two packages at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export uv=$PWD/.venv/bin/uv
@@ -16,10 +16,11 @@ alone() {
   local package=$1 environment=$folder/lane-$lane
   local python=$environment/bin/python
   "$uv" venv --quiet --python .venv/bin/python "$environment"
-  "$uv" pip install --quiet --python "$python" --constraint constraints.txt packages/backbone "packages/$package"
+  local needed=$(sed -n 's/^  "stillroom-\([a-z]*\)>=.*/\1/p' "packages/$package/pyproject.toml")
+  "$uv" pip install --quiet --python "$python" --constraint constraints.txt $(printf 'packages/%s ' $needed "$package")
   (
     cd "$folder" # away from the sources, so that the installed packages are imported
-    EAGER_IMPORT=1 "$python" - "$package" <<'PY'
+    EAGER_IMPORT=1 "$python" - $needed "$package" <<'PY'
 import importlib
 import pkgutil
 import sys
@@ -27,20 +28,20 @@ import sys
 import stillroom
 
 installed = sorted(module.name for module in pkgutil.iter_modules(stillroom.__path__))
-assert installed == sorted({"backbone", sys.argv[1]}), installed
+assert installed == sorted(sys.argv[1:]), installed
 assert stillroom.__file__ is None, "stillroom must stay a namespace package"
-importlib.import_module(f"stillroom.{sys.argv[1]}")
+importlib.import_module(f"stillroom.{sys.argv[-1]}")
 PY
-    if [ "$package" = convert ]; then # it adds commands to backbone's
-      "$environment/bin/stillroom-checkpoint" import --help > /dev/null
-    else
-      "$environment/bin/stillroom-checkpoint" inspect --help > /dev/null
-      "$environment/bin/stillroom-${package//_/-}" --help > /dev/null
-    fi
+    "$environment/bin/stillroom-checkpoint" inspect --help > /dev/null
+    case $package in
+      convert) "$environment/bin/stillroom-checkpoint" import --help > /dev/null ;; # it adds commands to backbone's
+      finetune) ;; # a library
+      *) "$environment/bin/stillroom-${package//_/-}" --help > /dev/null ;;
+    esac
   )
   rm -rf "$environment"
   echo "stillroom-${package//_/-} installs and runs alone"
 }
 export -f alone
-printf '%s\n' convert distill cls_transfer seg_transfer det_transfer eval_ssl |
+printf '%s\n' convert finetune distill cls_transfer seg_transfer det_transfer eval_ssl |
   xargs -P 2 --process-slot-var=lane -I {} bash -euo pipefail -c 'alone {}'

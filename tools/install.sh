@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install one package and backbone into .venv, or all packages:  bash tools/install.sh [PACKAGE ...]
-# PACKAGE: backbone, convert, distill, cls_transfer, seg_transfer, det_transfer, eval_ssl. Needs Python 3.11 or newer (set PYTHON=... to choose one).
+# Install one package, with those of ours that it depends on, into .venv, or all packages:  bash tools/install.sh [PACKAGE ...]
+# PACKAGE: backbone, convert, finetune, distill, cls_transfer, seg_transfer, det_transfer, eval_ssl. Needs Python 3.11 or newer (set PYTHON=... to choose one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +19,10 @@ for name in "${@:-all}"; do
   if [ "$name" = all ]; then
     for folder in packages/*/; do packages+=(-e "$folder"); done
   elif [ -f "packages/$name/pyproject.toml" ]; then
-    packages+=(-e packages/backbone -e "packages/$name")
+    for needed in $(sed -n 's/^  "stillroom-\([a-z]*\)>=.*/\1/p' "packages/$name/pyproject.toml"); do
+      packages+=(-e "packages/$needed")
+    done
+    packages+=(-e "packages/$name")
   else
     echo "error: there is no package $name, choose one of: $(ls packages | tr '\n' ' ')" >&2
     exit 2

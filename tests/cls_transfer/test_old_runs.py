@@ -10,9 +10,9 @@ from old_run import write_data
 
 from stillroom.backbone import build_backbone, read_results, replace_input, save_checkpoint
 from stillroom.backbone.configs import load_config
-from stillroom.backbone.finetune.config import split
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume
 from stillroom.cls_transfer.config import AXES, UNIONS
+from stillroom.finetune.config import split
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run-0.3"
 

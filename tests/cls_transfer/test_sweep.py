@@ -12,14 +12,14 @@ import torch
 from published import write_cub, write_dtd
 
 from stillroom.backbone import Run, build_backbone, read_results, replace_input, save_checkpoint
-from stillroom.backbone.finetune import lifecycle
-from stillroom.backbone.finetune.config import split
 from stillroom.backbone.run import DivergedError
 from stillroom.backbone.schedule import Step
 from stillroom.backbone.sweep import directory_name
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume
 from stillroom.cls_transfer.config import AXES
 from stillroom.cls_transfer.table import report
+from stillroom.finetune import lifecycle
+from stillroom.finetune.config import split
 
 Make = Callable[..., Path]
 

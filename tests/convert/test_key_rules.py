@@ -5,9 +5,9 @@ import torch
 import torchvision
 
 from stillroom.backbone import CheckpointError
-from stillroom.backbone.keys import rename
 from stillroom.convert.importing import complete
 from stillroom.convert.key_rules import KDEP_MOBILENET_V2, PLAIN, ROBUSTNESS, wrapped
+from stillroom.convert.keys import rename
 
 ONE = torch.ones(1)
 

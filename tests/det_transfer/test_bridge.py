@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stillroom.backbone import Backbone, CheckpointError, Normalize, build_backbone
-from stillroom.backbone.bridge import assert_same
+from stillroom.convert.bridge import assert_same
 from stillroom.det_transfer import DetectConfig
 from stillroom.det_transfer.backends.torchvision.nets import build_detector, image_arguments
 from stillroom.det_transfer.levels import anchor_sides, pyramid_strides

@@ -7,7 +7,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from stillroom.backbone import Backbone, BackboneSpec, CheckpointError, build_backbone
-from stillroom.backbone.bridge import assert_same
+from stillroom.convert.bridge import assert_same
 from stillroom.seg_transfer.bridge import adopt_bridge, build_bridge
 from stillroom.seg_transfer.nets import StillroomMobileNetV2, StillroomResNet, dilate
 

@@ -150,9 +150,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
         for name in table["rows"]["random"]["runs"]
     ]
     assert not torch.equal(*drawn)
-    monkeypatch.setattr(
-        "stillroom.backbone.finetune.lifecycle.start", lambda *arguments, **_: pytest.fail("done twice")
-    )
+    monkeypatch.setattr("stillroom.finetune.lifecycle.start", lambda *arguments, **_: pytest.fail("done twice"))
     finetune(config)
     with pytest.raises(ValueError, match="is a sweep: repeat its command, which resumes it"):
         resume(out)

@@ -9,8 +9,6 @@ from pathlib import Path
 from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import to_places
-from stillroom.backbone.finetune import lifecycle
-from stillroom.backbone.finetune.lifecycle import Task
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.run import DivergedError
 from stillroom.backbone.run_files import failing_cleanly
@@ -19,6 +17,8 @@ from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.record import DIVERGED, PACKAGE
 from stillroom.cls_transfer.table import report, tabulate
 from stillroom.cls_transfer.train import Prepared, prepare, train
+from stillroom.finetune import lifecycle
+from stillroom.finetune.lifecycle import Task
 
 __all__ = ["TASK", "finetune", "report", "resume"]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
-from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.inputs import names_input
 from stillroom.backbone.loaders import TrainingBatches, build_loader
@@ -21,6 +20,7 @@ from stillroom.cls_transfer.metrics import classify
 from stillroom.cls_transfer.model import Classifier, head_tensors
 from stillroom.cls_transfer.record import finish
 from stillroom.cls_transfer.state import Best, TrainState
+from stillroom.finetune import lifecycle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.frameworks import detectron2_rules, native_depth, pixel_statistics, segmentation_net
-from stillroom.backbone.keys import Rule
 from stillroom.backbone.manifest import CheckpointError
 from stillroom.backbone.spec import BackboneSpec
+from stillroom.convert.bridge import Bridge
 from stillroom.convert.flags import Framework
+from stillroom.convert.framework_nets import detectron2_rules, native_depth, pixel_statistics, segmentation_net
+from stillroom.convert.keys import Rule
 
 SUFFIXES = {"mmsegmentation": ".py", "detectron2": ".yaml"}
 """Of the config beside the weights."""

@@ -15,12 +15,12 @@ from stillroom.backbone.checkpoint import find_non_finite, load_strictly, save_c
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.heads import CLASSIFIER, PROJECTION
 from stillroom.backbone.initial import refuse_size
-from stillroom.backbone.keys import rename
 from stillroom.backbone.manifest import CheckpointError, Head, Manifest, refuse_non_finite
 from stillroom.backbone.registry import build_backbone, classifier_prefix, replace_input
 from stillroom.backbone.spec import UNKNOWN_LICENCE, InputSpec, Licence
 from stillroom.convert import key_rules
 from stillroom.convert.flags import Source, Weights
+from stillroom.convert.keys import rename
 from stillroom.convert.reading import State, choose_weights, load_content
 from stillroom.convert.sources import SOURCES, choose_net
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from stillroom.backbone.keys import Rule
+from stillroom.convert.keys import Rule
 
 _WRAPPERS = "_orig_mod|_fsdp_wrapped_module|module|model|backbone|encoder|net"
 WRAPPER = rf"(?:(?:{_WRAPPERS})\.)*"

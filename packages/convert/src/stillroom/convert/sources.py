@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from stillroom.backbone.keys import Rule
 from stillroom.backbone.manifest import CheckpointError
 from stillroom.backbone.spec import InputSpec
 from stillroom.convert import key_rules
 from stillroom.convert.flags import Source
+from stillroom.convert.keys import Rule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from typing import Any
 from stillroom.backbone import Run, load_checkpoint, read_results
 from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.configs import load_config
-from stillroom.backbone.finetune.lifecycle import INITIAL
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.image_files import png_names, read_images
 from stillroom.backbone.progress import Progress
@@ -19,6 +18,7 @@ from stillroom.det_transfer.config import DetectConfig, refuse_untrusted
 from stillroom.det_transfer.figures import draw_overlay
 from stillroom.det_transfer.metrics import IouType, to_coco_annotations
 from stillroom.det_transfer.record import CATEGORY_IDS
+from stillroom.finetune.lifecycle import INITIAL
 
 
 def predict(

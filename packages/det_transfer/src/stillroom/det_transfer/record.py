@@ -8,7 +8,6 @@ from pathlib import Path
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.finetune.lifecycle import initial_sha256
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, percent, read_results
@@ -18,6 +17,7 @@ from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.detections import Detections, to_coco_results
 from stillroom.det_transfer.figures import draw_precision, draw_sheet
 from stillroom.det_transfer.metrics import compute_metrics
+from stillroom.finetune.lifecycle import initial_sha256
 
 PACKAGE = "stillroom-det-transfer"
 PROTOCOL = "detection/v1"

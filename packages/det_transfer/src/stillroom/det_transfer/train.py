@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.backbone import Backbone, Run, load_checkpoint
-from stillroom.backbone.finetune import lifecycle
 from stillroom.backbone.initial import initial_backbone, refuse_size
 from stillroom.backbone.inputs import names_input
 from stillroom.backbone.loaders import TrainingBatches
@@ -12,6 +11,7 @@ from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.record import finish
+from stillroom.finetune import lifecycle
 
 
 @dataclass(frozen=True, kw_only=True)

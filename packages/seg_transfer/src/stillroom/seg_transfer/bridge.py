@@ -15,10 +15,10 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from stillroom.backbone import BackboneSpec, build_backbone
-from stillroom.backbone.bridge import Bridge, assert_same
 from stillroom.backbone.errors import keeps_traceback
-from stillroom.backbone.frameworks import segmentation_net
-from stillroom.backbone.keys import Rule
+from stillroom.convert.bridge import Bridge, assert_same
+from stillroom.convert.framework_nets import segmentation_net
+from stillroom.convert.keys import Rule
 from stillroom.seg_transfer.nets import Atrous
 
 OTHER_LAYERS = {

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -45,7 +46,7 @@ def read_labels(file: Path) -> Shaped[np.ndarray, "h w"]:
     """
     with open_image(file) as opened:
         mode, kind = opened.mode, opened.format
-        raw = opened.tile[0][3] if opened.tile else ""
+        raw: Any = opened.tile[0][3] if opened.tile else ""
         pixels = np.asarray(upright(opened, exif_orientation(opened)))
     if kind == "JPEG":
         raise ValueError(f"{file} is a JPEG, whose compression changes indices: {_SAVE}")

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from stillroom.backbone import InputSpec
-from stillroom.backbone.frameworks import pixel_statistics
+from stillroom.convert.framework_nets import pixel_statistics
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.finetune.lifecycle import initial_sha256
 from stillroom.backbone.manifest import Head
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, percent, read_results
 from stillroom.backbone.spec import inherit_licence
+from stillroom.finetune.lifecycle import initial_sha256
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData

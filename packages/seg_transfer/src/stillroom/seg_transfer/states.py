@@ -3,7 +3,6 @@
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def get_statistic(owner: object, name: str) -> Any:
     return getattr(HistoryBuffer, name)
 
 
-HARMLESS: tuple[Callable[..., Any] | tuple[Callable[..., Any], str], ...] = (
+HARMLESS: tuple[Any, ...] = (
     (get_statistic, "builtins.getattr"),
     HistoryBuffer,
     np.ndarray,

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from stillroom.backbone import Backbone, Run
-from stillroom.backbone.bridge import Bridge
+from stillroom.convert.bridge import Bridge
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData

@@ -24,9 +24,9 @@ from detectron2.modeling.roi_heads import (
 from omegaconf import DictConfig
 
 from stillroom.backbone import BackboneSpec
-from stillroom.backbone.bridge import UNUSED, Bridge
-from stillroom.backbone.frameworks import detectron2_rules, native_depth, pixel_statistics
-from stillroom.backbone.keys import Rule
+from stillroom.convert.bridge import UNUSED, Bridge
+from stillroom.convert.framework_nets import detectron2_rules, native_depth, pixel_statistics
+from stillroom.convert.keys import Rule
 from stillroom.det_transfer.backends.detectron2.nets import (
     PATCH,
     ExtraNorm,

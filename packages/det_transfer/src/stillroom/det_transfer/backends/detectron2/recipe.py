@@ -10,13 +10,13 @@ from detectron2.solver.build import get_default_optimizer_params
 from omegaconf import DictConfig, OmegaConf
 
 from stillroom.backbone import Backbone, Run
-from stillroom.backbone.bridge import Bridge
-from stillroom.backbone.finetune.lifecycle import INITIAL
+from stillroom.convert.bridge import Bridge
 from stillroom.det_transfer.backends.detectron2.detectors import build_model
 from stillroom.det_transfer.backends.detectron2.hooks import LearningRateSchedule
 from stillroom.det_transfer.backends.detectron2.images import PictureMapper, SeededLoader, read_records
 from stillroom.det_transfer.backends.detectron2.predict import Collector
 from stillroom.det_transfer.config import DetectConfig
+from stillroom.finetune.lifecycle import INITIAL
 
 
 def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes: int) -> tuple[DictConfig, Bridge]:

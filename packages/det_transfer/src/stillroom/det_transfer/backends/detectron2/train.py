@@ -16,9 +16,9 @@ from torch import nn
 
 from stillroom.backbone import Backbone, Run
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.bridge import Bridge
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.run import DivergedError, seed_everything
+from stillroom.convert.bridge import Bridge
 from stillroom.det_transfer.backends.detectron2.hooks import ClipGradients, RefuseDiverged, SeededSteps
 from stillroom.det_transfer.backends.detectron2.images import SeededLoader
 from stillroom.det_transfer.backends.detectron2.nets import boxes_in_float32

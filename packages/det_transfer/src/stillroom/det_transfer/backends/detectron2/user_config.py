@@ -24,12 +24,12 @@ from torch import nn
 
 from stillroom.backbone import Backbone, BackboneSpec, Run, build_backbone
 from stillroom.backbone.atomic import refuse_missing
-from stillroom.backbone.bridge import UNUSED, Bridge
 from stillroom.backbone.errors import keeps_traceback
-from stillroom.backbone.frameworks import detectron2_rules, native_depth
 from stillroom.backbone.image_files import from_paths
-from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.results import DatasetRecord
+from stillroom.convert.bridge import UNUSED, Bridge
+from stillroom.convert.framework_nets import detectron2_rules, native_depth
+from stillroom.convert.keys import Rule, rename
 from stillroom.det_transfer.annotations import AnnotatedImage, Box, Images, encode_mask
 from stillroom.det_transfer.backends.detectron2.detectors import normalization
 from stillroom.det_transfer.backends.detectron2.images import as_records

@@ -15,8 +15,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from stillroom.backbone import Backbone, BackboneSpec
-from stillroom.backbone.bridge import Bridge
-from stillroom.backbone.keys import Rule
+from stillroom.convert.bridge import Bridge
+from stillroom.convert.keys import Rule
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.freeze import FreezableModule, FrozenPart, frozen_part
 from stillroom.det_transfer.levels import (

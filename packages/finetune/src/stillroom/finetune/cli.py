@@ -7,8 +7,8 @@ from typing import Any
 import tyro
 
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
-from stillroom.backbone.finetune.config import FineTuneConfig
 from stillroom.backbone.sweep import refuse_unresumable
+from stillroom.finetune.config import FineTuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)

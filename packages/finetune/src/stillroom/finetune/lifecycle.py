@@ -18,8 +18,6 @@ from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.checkpoint import save_checkpoint
 from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
-from stillroom.backbone.finetune.table import TABLE
 from stillroom.backbone.inputs import (
     Input,
     checkpoint_inputs,
@@ -34,6 +32,8 @@ from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
 from stillroom.backbone.run import Run
 from stillroom.backbone.run_files import CONFIG, failing_cleanly, read_inputs, to_json
 from stillroom.backbone.sweep import refuse_taken, refuse_unresumable, run_or_resume
+from stillroom.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
+from stillroom.finetune.table import TABLE
 
 CHECKPOINT = "checkpoint"
 """The name of the initial weights among a run's inputs."""

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.backbone.bridge import UNUSED
-from stillroom.backbone.keys import Rule
 from stillroom.backbone.spec import BackboneSpec, InputSpec
+from stillroom.convert.bridge import UNUSED
+from stillroom.convert.keys import Rule
 
 DEPTHS = (18, 34, 50, 101, 152)
 _MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # per stage

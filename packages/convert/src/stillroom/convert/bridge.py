@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from stillroom.backbone.checkpoint import load_strictly
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.keys import Rule, rename
 from stillroom.backbone.manifest import CheckpointError
 from stillroom.backbone.registry import build_backbone
 from stillroom.backbone.spec import BackboneSpec
+from stillroom.convert.keys import Rule, rename
 
 UNUSED = "@unused."
 """Prefix, in the rules, of tensors that have no counterpart in the model."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stillroom.backbone import CheckpointError
-from stillroom.backbone.keys import Rule, rename
+from stillroom.convert.keys import Rule, rename
 
 ONE, TWO = torch.ones(1), torch.ones(2)
 

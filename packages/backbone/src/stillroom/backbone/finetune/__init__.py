@@ -1,1 +1,0 @@
-"""The life cycle of fine-tuning that the task packages share: settings, command line, runs, sweeps, tables."""
