@@ -111,6 +111,7 @@ LINES: dict[str, dict[str, str]] = {
     "study": {"methods --nonsense": ""},
     "study_agreement": {"--nonsense": ""},
     "mutate": {"--nonsense": ""},
+    "fuzz": {"--nonsense": "", "--out OUT --samples 0": "--samples is 0: it must be at least 1"},
     "quickstart": {
         "--nonsense": "",
         "--images HERE --out OUT --hours 0": "--hours is 0.0: it must be above 0",

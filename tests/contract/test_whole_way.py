@@ -152,6 +152,7 @@ OTHER_SCRIPTS = [
     "neighbours",
     "make_subset",
     "mutate",
+    "fuzz",
 ]
 
 
