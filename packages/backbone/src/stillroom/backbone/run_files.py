@@ -51,6 +51,6 @@ def failing_cleanly(path: Path, *, new: bool) -> Iterator[None]:
     except Exception as error:
         if sentence_for(error) is None:
             log_traceback(error, path)
-        elif new and not ((path / STATE).exists() or read_metrics(path) or [*path.glob("error*.log")]):
+        elif new and not ((path / STATE).exists() or read_metrics(path) or any(path.glob("error*.log"))):
             shutil.rmtree(path, ignore_errors=True)
         raise
