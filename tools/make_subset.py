@@ -15,6 +15,7 @@ import tyro
 
 from stillroom.backbone import ImageFiles, read_labelled, read_unlabelled
 from stillroom.backbone.atomic import refuse_existing, replace_directory, write_file
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.image_files import from_paths, shuffled_by_class
 
@@ -39,6 +40,7 @@ class Subset:
     """Seed of the random selection."""
 
     def run(self) -> None:
+        at_least(self, 0, "seed")
         refuse_existing(self.out)
         part = select_images(self)
         if self.out.suffix == ".txt":

@@ -64,8 +64,11 @@ class Mutate:
 
 
 def read_mutations(file: Path) -> list[Mutation]:
-    """The list, in the order of the file."""
-    return [Mutation(**entry) for entry in tomllib.loads(file.read_text(encoding="utf-8"))["mutation"]]
+    """The list, in the order of the file; ValueError if it is not one."""
+    try:
+        return [Mutation(**entry) for entry in tomllib.loads(file.read_text(encoding="utf-8"))["mutation"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file} is not a list of mutations: {error}") from error
 
 
 def mutate(text: str, mutation: Mutation) -> str:

@@ -1,6 +1,8 @@
 """Classifying unlabelled images."""
 
 import csv
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +86,14 @@ def test_what_cannot_be_is_one_sentence(tuned: Path, labelled: Make, tmp_path: P
     images = labelled("new", per_class=1)
     with pytest.raises(ValueError, match=r"--top is 4: .* predicts 3 classes"):
         predict(tuned, images, tmp_path / "a.csv", top=4)
+    with pytest.raises(ValueError, match=r"--workers is -1: it must be at least 0"):
+        predict(tuned, images, tmp_path / "a.csv", workers=-1)
+    manifest = json.loads((tuned / "manifest.json").read_text())
+    manifest["heads"]["classifier"]["classes"].pop()
+    shutil.copytree(tuned, tmp_path / "renamed")
+    (tmp_path / "renamed" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"the classifier of .*renamed has 3 outputs and 2 class names"):
+        predict(tmp_path / "renamed", images, tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("mine")
     with pytest.raises(ValueError, match=r"b\.csv exists: choose another --out"):
         predict(tuned, images, tmp_path / "b.csv")

@@ -173,6 +173,7 @@ def test_an_existing_out_is_refused_and_left_alone(config: KnnConfig) -> None:
         ({"k": (1, 0)}, "k = 0 does not fit 36 training images: choose k from 1 to 36"),
         ({"k": (1, 37)}, "k = 37 does not fit 36 training images"),
         ({"batch_size": 0}, "--batch-size is 0: it must be at least 1"),
+        ({"workers": -3}, "--workers is -3: it must be at least 0"),
         ({"size": 0}, "input size is 0 px"),
     ],
 )

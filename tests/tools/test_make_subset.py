@@ -68,6 +68,7 @@ def test_the_printed_fingerprint_is_that_of_the_list_even_if_all_images_share_a_
         ({"fraction": 1.5}, r"--fraction is 1\.5"),
         ({"per_class": 11}, "--per-class is 11, class a has 10 images"),
         ({"classes": 9}, "--classes is 9, .* has 4 classes"),
+        ({"fraction": 0.5, "seed": -1}, "--seed is -1: it must be at least 0"),
     ],
 )
 def test_settings_that_cannot_work_end_in_one_sentence(

@@ -65,3 +65,10 @@ def test_each_line_of_the_list_occurs_once_in_its_file_and_its_tests_exist(mutat
 def test_a_line_that_does_not_occur_exactly_once_is_refused() -> None:
     with pytest.raises(ValueError, match=r"numbers.py has the line 'a = 1' 2 times, expected it once"):
         mutate.mutate("a = 1\nif b:\n    a = 1\n", Mutation(FILE, "a = 1", "a = 2", []))
+
+
+@pytest.mark.parametrize("text", ["a.png", "", "[[mutation]]\nline = 3"])
+def test_a_file_of_something_else_is_not_a_list_of_mutations(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.toml is not a list of mutations: "):
+        read_mutations(tmp_path / "x.toml")

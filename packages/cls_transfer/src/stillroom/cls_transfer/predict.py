@@ -21,13 +21,15 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, tuple[str, ...]]:
     """Load a fine-tuned backbone with its classifier, and the names of its classes.
 
     Raises:
-        ValueError: `CheckpointError` if the checkpoint holds no classifier; a classifier without class names.
+        ValueError: `CheckpointError` if the checkpoint holds no classifier; a classifier whose outputs have no names.
     """
     backbone, manifest = load_checkpoint(checkpoint)
     tensors = load_heads(checkpoint, HEAD)
     classes = manifest.heads[HEAD].classes
     if not classes:
         raise ValueError(f"the classifier of {checkpoint} has no class names")
+    if (num_outputs := manifest.heads[HEAD].out_dim) != len(classes):
+        raise ValueError(f"the classifier of {checkpoint} has {num_outputs} outputs and {len(classes)} class names")
     head = build_head(manifest.heads[HEAD], tensors)
     assert isinstance(head, torch.nn.Sequential), "heads are rebuilt as nn.Sequential"
     return Classifier(backbone, head), classes
@@ -63,6 +65,8 @@ def predict(
     refuse_existing(out)
     if batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}: it must be at least 1")
+    if workers < 0:
+        raise ValueError(f"--workers is {workers}: it must be at least 0")
     model, classes = load_classifier(checkpoint)
     if not 1 <= top <= len(classes):
         raise ValueError(f"--top is {top}: {checkpoint} predicts {len(classes)} classes")

@@ -18,7 +18,7 @@ from stillroom.distill.config import Dense
 from stillroom.distill.heads import build_head
 from stillroom.distill.nets import Net
 from stillroom.distill.slots import AdamW, HeadConfig, Lars, Optimizer, Sgd
-from stillroom.distill.teacher import FrozenTeacher, refuse_infinite_weights
+from stillroom.distill.teacher import FrozenTeacher
 
 
 class StudentOutput(NamedTuple):
@@ -78,13 +78,12 @@ def build_student_backbone(net: Net, seed: int) -> Backbone:
     """A student's backbone with its initial weights: random ones of the seed, or those of a checkpoint.
 
     Raises:
-        ValueError: see `load_backbone`, `refuse_infinite_weights` and `refuse_size`.
+        ValueError: see `load_backbone` and `refuse_size`.
     """
     seed_everything(seed)
     name = net.name if is_checkpoint(net.name) or net.name.startswith(RANDOM) else f"{RANDOM}{net.name}"
     backbone = load_backbone(name).at(net.feature).to(memory_format=torch.channels_last)
     backbone = replace_input(backbone, size=net.size, crop_fraction=net.crop_fraction)
-    refuse_infinite_weights(backbone, net.name)
     refuse_size(backbone, backbone.spec.input.size, backbone.spec.input.size, "pass another --student.size")
     return backbone
 

@@ -125,7 +125,7 @@ class EvaluationConfig(ABC):
         if self.out.exists() and (len(self.checkpoint) == 1 or (self.out / RESULTS).exists() or self.out.is_file()):
             raise ValueError(f"{self.out} exists: choose another --out")
         refuse_unwritable(self.out)
-        at_least(self, 0, "seed")
+        at_least(self, 0, "seed", "workers")
         at_least(self, 1, "batch_size")
         if self.head_layer is not None:
             at_least(self, 1, "head_layer")
