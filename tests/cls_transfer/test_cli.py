@@ -184,7 +184,8 @@ def test_help_explains_every_flag_with_its_unit_and_default(
     settings = {field.name.replace("_", "-") for field in fields(ClassifyConfig)} - {"schedule"}
     steps = {"schedule.every", "schedule.gamma"} if subcommand == "legacy-kdep" else {"schedule.change-every"}
     schedule = {"schedule.warmup-epochs", *steps}
-    wanted = {"device", "workers", "log-every"} if subcommand == "resume" else settings | schedule
+    moved = {"checkpoint", "train", "test", "val", "data"}
+    wanted = {"device", "workers", "log-every", *moved} if subcommand == "resume" else settings | schedule
     assert flags.keys() == wanted
     for flag in flags.values():
         assert re.search(r"\. \((default: .*|required)\)", flag), f"no sentence, or no default: {flag}"

@@ -125,6 +125,7 @@ def test_the_lines_go_into_a_standard_config_of_mmsegmentation(mmseg: Any, tmp_p
 def test_detectron2s_net_of_the_written_config_gives_our_maps(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, norm: str
 ) -> None:
+    pytest.importorskip("detectron2")
     from detectron2 import model_zoo
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg

@@ -40,8 +40,8 @@ def test_a_seg_file_is_the_checkpoint_that_it_was_made_of(tmp_path: Path, name: 
 
 
 def test_a_tensor_of_a_seg_file_that_the_net_does_not_have_is_named(tmp_path: Path) -> None:
-    state = {**torchvision.models.resnet18().state_dict(), "emb.0.weight": torch.ones(2)}
+    state = {**torchvision.models.resnet18().state_dict(), "extra.0.weight": torch.ones(2)}
     file = write_pth(tmp_path / "student.pt.seg", state)
-    with pytest.raises(CheckpointError, match=r"emb\.0\.weight"):
+    with pytest.raises(CheckpointError, match=r"extra\.0\.weight"):
         import_file(file, tmp_path / "a", source="kdep", backbone="torchvision/resnet18")
     assert not (tmp_path / "a").exists()

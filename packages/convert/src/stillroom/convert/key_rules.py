@@ -33,7 +33,7 @@ def wrapped(rules: Sequence[Rule], keys: Iterable[str]) -> tuple[Rule, ...]:
 
 # A KDEP `.seg` file, a student converted for its segmentation code: the net's names are bare, those of its
 # normalisation are as in the file that it was made of.
-KDEP_SEG = (Rule(r"(?!module\.)(.*)", r"\1"),)
+KDEP_SEG = (Rule(r"(?<!\.)(?!module\.)(.*)", r"\1"),)
 
 # KDEP files were written by the robustness library (Engstrom et al., 2019): the net is under module.model, a second
 # time under module.attacker.model, and the input normalisation beside both.

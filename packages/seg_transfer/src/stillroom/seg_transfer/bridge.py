@@ -15,7 +15,6 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from stillroom.backbone import BackboneSpec, build_backbone
-from stillroom.backbone.errors import keeps_traceback
 from stillroom.convert.bridge import Bridge, assert_same
 from stillroom.convert.framework_nets import segmentation_net
 from stillroom.convert.keys import Rule
@@ -120,8 +119,8 @@ def _wrapped(spec: BackboneSpec, output_stride: int, frozen: bool) -> SegBridge:
         arguments["output_stride"] = output_stride
     try:
         levels = build_backbone(spec.name, arguments=arguments).spec.levels
-    except (TypeError, NotImplementedError, AssertionError) as error:  # timm's, for nets without dilation
-        if keeps_traceback(error):
+    except ValueError as error:  # nets without dilation, in timm's words
+        if coarsest <= output_stride:
             raise
         raise ValueError(
             f"{spec.name} cannot be dilated to stride {output_stride}: pass --output-stride {coarsest}"
