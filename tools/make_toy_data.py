@@ -47,6 +47,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import toy_scenes
+from stillroom.backbone.command import report_errors
 from toy_scenes import (
     HELDOUT_SHAPES,
     HELDOUT_TEXTURES,
@@ -285,14 +286,11 @@ def make_toy_data(settings: Settings) -> None:
     print(f"{settings.out}: {len(jobs) + sum(scenes.values())} images")
 
 
+@report_errors
 def main() -> None:
     """Read the command line and create the data set."""
-    # A terminated run cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        make_toy_data(tyro.cli(Settings))
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated run cleans up like an interrupted one
+    make_toy_data(tyro.cli(Settings))
 
 
 if __name__ == "__main__":
