@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_file() -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_reader_gives_a_result_or_a_sentence(name: str, tmp_path: Path) -> None:
-    """In small, and in this process: a fork of it would not have its threads. docs/results.md has the last large run."""
+    """In small, and in this process: a fork would lack its threads. docs/results.md has the last large run."""
     target, outcomes = TARGETS[name](tmp_path), []
     for sample in range(60):
         target.file.write_bytes(content_of(target, 7, sample))
