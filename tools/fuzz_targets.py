@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from fuzz import Target
+from fuzz_files import Target
 from stillroom.backbone import (
     EvaluationView,
     InputSpec,

@@ -227,6 +227,8 @@ def check(settings: Settings) -> None:
         raise ValueError(f"{settings.out} exists already: remove it or choose another --out")
     if settings.seed < 0:
         raise ValueError(f"--seed is {settings.seed}: pass an integer from 0")
+    if settings.num_workers < 1:
+        raise ValueError(f"--num-workers is {settings.num_workers}: it must be at least 1")
     if settings.size < 16:
         raise ValueError(f"--size is {settings.size} px: shapes are distinguishable from 16 px on")
     if settings.scene_size < 48:

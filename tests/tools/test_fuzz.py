@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from fuzz import Fault, Fuzz, Target, content_of, main, mutate, read_one, run_target
+from fuzz import Fault, Fuzz, main, read_one, run_target
+from fuzz_files import Target, content_of, mutate
 from fuzz_targets import TARGETS
 
 

@@ -47,8 +47,8 @@ def make(out: Path, **flags: int) -> Path:
 
 def refusal(out: Path, **flags: int) -> str:
     result = subprocess.run(command(out, **flags), capture_output=True, text=True)
-    assert result.returncode != 0
-    return result.stderr.strip()
+    assert result.returncode == 2
+    return result.stderr.strip().removeprefix("error: ")
 
 
 def read_files(root: Path) -> dict[str, bytes]:
@@ -258,7 +258,7 @@ def test_an_existing_output_is_refused_and_left_alone(tmp_path: Path) -> None:
         ({"scene_size": 47}, "--scene-size is 47 px: shapes of a scene are distinguishable from 48 px on"),
         ({"num_scenes": 7}, "scenes/train would hold 7 images: pass at least 8, one of each class"),
         ({"num_scenes_val": 0}, "scenes/val would hold 0 images: pass at least 8, one of each class"),
-        ({"num_workers": 0}, "max_workers must be greater than 0"),
+        ({"num_workers": 0}, "--num-workers is 0: it must be at least 1"),
     ],
 )
 def test_settings_that_cannot_give_a_data_set_are_refused(tmp_path: Path, flags: dict[str, int], text: str) -> None:
