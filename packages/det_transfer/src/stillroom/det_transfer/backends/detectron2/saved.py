@@ -52,8 +52,8 @@ def load_saved_config(out: Path) -> DictConfig:
     return cfg
 
 
-def load_lazy_config(file: Path) -> DictConfig:
-    """Load a LazyConfig: a .py, or a .yaml that an earlier version may have saved."""
+def load_lazy_config(file: Path) -> Any:
+    """Load a LazyConfig: a .py, or a .yaml that an earlier version may have saved; a .yaml may hold anything."""
     cfg = LazyConfig.load(str(file))
     if file.suffix != ".py":
         update_config(cfg)
