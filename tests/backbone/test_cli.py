@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -46,8 +46,16 @@ def test_a_command_of_a_package_that_is_not_installed_is_refused_with_its_name(
     checkpoint_command: Command, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     monkeypatch.setattr(cli, "entry_points", lambda group: ())
-    sentence = f"error: {word} is a command of stillroom-convert, which is not installed\n"
+    sentence = (
+        f"error: {word} is a command of stillroom-convert, which is not installed: install it beside this package\n"
+    )
     assert checkpoint_command(word, "resnet18.pth") == (2, "", sentence)
+
+
+def test_another_package_adds_commands_and_replaces_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = [EntryPoint(name, "builtins:print", cli.GROUP) for name in ("convert", "verify")]
+    monkeypatch.setattr(cli, "entry_points", lambda group: added)
+    assert cli.installed_commands() == {"convert": print, "inspect": cli.Inspect, "verify": cli.Verify}
 
 
 def test_inspect_prints_net_input_provenance_licence_and_files(checkpoint_command: Command, student: Path) -> None:

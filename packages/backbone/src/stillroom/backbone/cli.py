@@ -43,8 +43,8 @@ COMMANDS: dict[str, Callable[..., Command]] = {"inspect": Inspect, "verify": Ver
 
 
 def installed_commands() -> dict[str, Callable[..., Command]]:
-    """All commands by name: those of this package, and those that other packages add as entry points of `GROUP`."""
-    return COMMANDS | {entry.name: entry.load() for entry in entry_points(group=GROUP)}
+    """All commands by name: those that other packages add as entry points of `GROUP`, and this package's own."""
+    return {entry.name: entry.load() for entry in entry_points(group=GROUP)} | COMMANDS  # which none can replace
 
 
 @report_errors
@@ -53,6 +53,8 @@ def main() -> None:
     commands = installed_commands()
     for name in {"import", "export"} - commands.keys():
         if sys.argv[1:2] == [name]:
-            raise ValueError(f"{name} is a command of stillroom-convert, which is not installed")
+            raise ValueError(
+                f"{name} is a command of stillroom-convert, which is not installed: install it beside this package"
+            )
     description = f"Inspect, verify, import and export checkpoints. {DEBUG_HELP}"
     tyro.extras.subcommand_cli_from_dict(commands, prog="stillroom-checkpoint", description=description).run()
