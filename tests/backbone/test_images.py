@@ -262,6 +262,7 @@ DEEP = {
     "tif 16 bit": (tiff(row(0, 32896, 65535), 16), [0, 128, 255]),
     "tif 16 bit, white is 0": (tiff(row(0, 32639, 65535), 16, photometric=0), [255, 128, 0]),
     "tif 16 bit, signed": (tiff(row(0, 32767, of=np.int16), 16, **SIGNED), [0, 255]),
+    "tif 8 bit, signed": (tiff(row(0, 64, 127, of=np.int8), 8, **SIGNED), [0, 128, 255]),
     "tif 12 bit": (tiff(row(0, 2056, 4095, 0), 12), [0, 128, 255, 0]),
     "tif 32 bit": (tiff(row(0, 2**31, 2**32 - 1, of=np.uint32), 32), [0, 127, 255]),
     "tif 32 bit, signed": (tiff(row(0, 2**30, 2**31 - 1, of=np.int32), 32, **SIGNED), [0, 127, 255]),
@@ -313,6 +314,10 @@ REFUSED = {
     "below zero": (
         tiff(row(-5, 32767, of=np.int16), 16, **SIGNED),
         "samples are -5 to 32767, expected 0 .black. to 32767",
+    ),
+    "below zero, 8 bit": (
+        tiff(row(-5, 127, of=np.int8), 8, **SIGNED),
+        "samples are -5 to 127, expected 0 .black. to 127",
     ),
     "floats to 255": (
         tiff(row(0, 255, of=np.float32), 32, **FLOAT),

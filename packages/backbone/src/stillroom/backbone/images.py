@@ -1,8 +1,9 @@
 """Decoding images, and preprocessing them as an `InputSpec` says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def load_image(path: Path) -> Image.Image:
             raise ValueError("its 16-bit channels lie in separate planes, which Pillow misreads: save them interleaved")
         opened.load()
         image: Image.Image = opened
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        if image.mode in ("I", "F") or image.mode.startswith("I;16") or _is_signed(tags):
             return Image.fromarray(_scaled(opened)).convert("RGB")
         if deep and 0 < (high := int(np.asarray(image.convert("RGB")).max())) < 256 // _DIM:
             raise ValueError(_TOO_DIM.format(high=high << 8, white=65535))
@@ -92,7 +93,7 @@ def load_image(path: Path) -> Image.Image:
 
 
 def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
-    """Scale grey samples of 16 or 32 bits to 8 bits, from black to white of their type, or of the TIFF tags for both.
+    """Scale grey samples of 16, 32 or signed 8 bits to 8 bits, from black to white of their type or of their TIFF tags.
 
     White of an integer type is its largest value (4095 for 12 bits in a TIFF), of floats it is 1.
 
@@ -101,11 +102,13 @@ def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
             that they would be black: usually 12 bits in 16.
     """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    bits, signed = int(tags.get(_BITS, (16,))[0]), tags.get(_FORMAT, (1,))[0] == 2
+    bits, signed = int(tags.get(_BITS, (16,))[0]), _is_signed(tags)
     if image.format not in ("PNG", "PPM", "TIFF", "JPEG2000"):
         raise ValueError(f"nothing says which of its {image.mode} samples is white: save it as PNG")
     if bits == 32 and not signed and image.mode == "I":
         values = values.view(np.uint32)  # as which Pillow's int32 were read
+    if bits == 8:
+        values = values.view(np.int8)
     black, white = 0.0, 1.0 if image.mode == "F" else 2.0 ** (bits - signed) - 1
     low, high = float(values.min()), float(values.max())
     if stated := _BLACK in tags and _WHITE in tags:
@@ -127,6 +130,11 @@ def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
     if (clear := image.info.get("transparency")) is not None:
         scaled[values == clear] = 255
     return scaled
+
+
+def _is_signed(tags: Mapping[int, Any]) -> bool:
+    """Whether TIFF tags say that samples are signed integers."""
+    return tags.get(_FORMAT, (1,))[0] == 2
 
 
 def load_upright(path: Path) -> Image.Image:
