@@ -124,6 +124,12 @@ def first(content: dict) -> dict:
             ],
             r"all \d+ boxes of .*train.json lie within 2 px .* first is box 1 of 00.png: .* fractions from 0 to 1",
         ),
+        (
+            lambda c: [
+                entry.update(bbox=[x, y, x + w, y + h]) for entry in c["annotations"] for x, y, w, h in [entry["bbox"]]
+            ],
+            r"all \d+ areas of .*train.json are those of boxes given as left, upper, right, lower edge, expected ",
+        ),
         (lambda c: first(c).update(category_id=True), r"entry 0 of its annotations has True as category_id"),
         (lambda c: c["images"][1].update(id="100"), r"has 1 duplicate image ids, the first is '100'"),
         (lambda c: c["images"][1].update(width=64.5), r"entry 1 of its images has 64.5 as width"),
@@ -297,6 +303,28 @@ def test_a_windows_path_below_the_folder_is_ours(make_config: Make, change: Chan
     (boxed / "images" / "train" / "sub").mkdir()
     (boxed / "images" / "train" / "01.png").rename(boxed / "images" / "train" / "sub" / "00.png")
     assert read_data(make_config()).train.rows[1].file == boxed / "images" / "train" / "sub" / "00.png"
+
+
+def test_names_with_percent_signs_are_decoded_where_no_file_has_them(
+    make_config: Make, change: Change, boxed: Path
+) -> None:
+    change(lambda c: [image.update(file_name="a%20b" + image["file_name"]) for image in c["images"]])
+    files = sorted((boxed / "images" / "train").glob("*.png"))
+    for file in files:
+        file.rename(file.with_name("a b" + file.name))
+    files[0].with_name("a b00.png").rename(files[0].with_name("a%20b00.png"))
+    names = [row.file.name for row in read_data(make_config()).train.rows]
+    assert names[:2] == ["a%20b00.png", "a b01.png"]
+
+
+def test_an_object_that_is_annotated_twice_is_said(
+    make_config: Make, change: Change, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(lambda c: c["annotations"].append(c["annotations"][0] | {"id": 999}))
+    assert read_data(make_config()).notes == (
+        "1 objects of the training images are annotated more than once, by the same box",
+    )
+    assert "note: 1 objects of the training images are annotated more than once" in capsys.readouterr().err
 
 
 def test_unused_classes_and_classes_that_differ_by_case_are_said(

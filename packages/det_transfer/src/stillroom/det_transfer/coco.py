@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pycocotools import mask as rle
 
@@ -75,6 +76,7 @@ def read_coco(
     labels = {str(category): label for label, category in enumerate(sort_ids(names))}
     images = {str(image["id"]): image for image in content["images"]}
     boxes = read_boxes(content["annotations"], images, labels, file, masks)
+    refuse_corners(content["annotations"], file)
     notes = [] if published else correct_areas(boxes, content["annotations"], images, file)
     strings = any(isinstance(image["id"], str) for image in content["images"])
     rows = [
@@ -112,15 +114,15 @@ def sort_ids(ids: Iterable[Id]) -> list[Id]:
 def locate(folder: Path, name: str) -> str:
     """The path of an image below its folder, for its name in a JSON.
 
-    Where there is no such file, Windows' separators are taken for ours, and then the file name alone is looked up in
-    the folder: other tools write paths of the machine that they ran on.
+    Where there is no such file, Windows' separators are taken for ours, `%20` and the like for the characters that they
+    stand for, and then the file name alone is looked up in the folder: other tools write paths of the machine that
+    they ran on, and addresses.
     """
-    path = os.path.normpath(name)
-    if not (folder / path).is_file():
-        path = os.path.normpath(name.replace("\\", "/"))
-    last = Path(path).name
-    is_there = not is_outside(path) and (folder / path).is_file()
-    return last if not is_there and last and (folder / last).is_file() else path
+    path, ours = os.path.normpath(name), os.path.normpath(name.replace("\\", "/"))
+    decoded = unquote(ours)
+    candidates = (path, ours, decoded, Path(ours).name, Path(decoded).name)
+    there = (one for one in candidates if one and not is_outside(one) and (folder / one).is_file())
+    return next(there, ours)
 
 
 def is_outside(path: str) -> bool:
@@ -222,6 +224,27 @@ def read_boxes(
         )
         boxes.setdefault(str(entry["image_id"]), {})[index] = box
     return boxes
+
+
+def refuse_corners(annotations: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Refuse boxes that are left, upper, right and lower edge, as their areas show.
+
+    Args:
+        annotations: the JSON's list.
+        file: the JSON.
+
+    Raises:
+        ValueError: every area is that of its box read so, and none is that of left, upper edge, width and height.
+    """
+    boxes = [(entry["area"], *entry["bbox"]) for entry in annotations if entry.get("area")]
+    if boxes and all(
+        math.isclose(area, (c - a) * (d - b), rel_tol=0.01) and not math.isclose(area, c * d, rel_tol=0.01)
+        for area, a, b, c, d in boxes
+    ):
+        raise ValueError(
+            f"all {len(boxes)} areas of {file} are those of boxes given as left, upper, right, lower edge, expected "
+            f"left, upper edge, width, height: subtract the first two numbers of each box from its last two"
+        )
 
 
 def correct_areas(

@@ -1,7 +1,7 @@
 """The training and validation data of a run."""
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -61,6 +61,11 @@ class DetectionData:
                     f"{len(unused)} of {len(self.classes)} classes have no box in the {role} images: "
                     f"{', '.join(unused[:5])}{more}"
                 )
+            objects = Counter(
+                (row.id, b.label, b.x, b.y, b.width, b.height) for row in images.rows for b in row.boxes if not b.crowd
+            )
+            if repeated := sum(count > 1 for count in objects.values()):
+                notes.append(f"{repeated} objects of the {role} images are annotated more than once, by the same box")
         alike = defaultdict(list)
         for name in self.classes:
             alike[name.strip().casefold()].append(repr(name))
