@@ -27,8 +27,13 @@ TOOLS = Path(__file__).parents[1] / "tools"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread per test process: the machine may have only two cores."""
+    """One thread per test process: the machine may have only two cores; and autograd that forked processes can use.
+
+    Autograd starts threads at its first backward if there are devices by then, such as the one that torch's ONNX
+    exporter registers; a process that is forked later cannot go backward.
+    """
     torch.set_num_threads(1)
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(autouse=True)
