@@ -12,10 +12,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run, read_labelled
+from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.figures import save
-from stillroom.backbone.loaders import EvaluationBatches, TrainingBatches, View, build_loader
 from stillroom.backbone.results import format_table
 from stillroom.backbone.schedule import Cosine
 from stillroom.distill.agreement import neighbour_agreement
@@ -30,6 +29,8 @@ from stillroom.distill.teacher import build_teachers
 from stillroom.distill.views import KdepView, Views
 from stillroom.eval_ssl import knn_classify
 from stillroom.eval_ssl.probe import split_stratified
+from stillroom.images import EvaluationView, ImageDataset, ImageFiles, read_labelled
+from stillroom.images.loaders import EvaluationBatches, TrainingBatches, View, build_loader
 from study import photographs
 
 SIZE, SEED, NUM_VIEWS, NUM_NEIGHBOURS = 32, 100, 3, 20

@@ -13,22 +13,18 @@ from safetensors.torch import save
 
 from fuzz_files import Target
 from stillroom.backbone import (
-    EvaluationView,
     InputSpec,
     Results,
     Run,
     RunDirectory,
     build_backbone,
     load_checkpoint,
-    read_labelled,
     read_results,
-    read_unlabelled,
     save_checkpoint,
     verify_checkpoint,
     write_results,
 )
 from stillroom.backbone.configs import config_from_json, config_to_json
-from stillroom.backbone.images import load_image
 from stillroom.backbone.manifest import MANIFEST, MODEL
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import RESULTS, CheckpointRecord, DatasetRecord
@@ -40,6 +36,8 @@ from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.voc import ImageList, read_voc
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.presets import kdep
+from stillroom.images import EvaluationView, read_labelled, read_unlabelled
+from stillroom.images.decode import load_image
 from stillroom.seg_transfer.data import read_folder
 
 NET = "cifar/resnet20"

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from stillroom.backbone import ImageFiles, read_labelled, read_unlabelled
 from stillroom.backbone.atomic import refuse_existing, replace_directory, write_file
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
-from stillroom.backbone.image_files import from_paths, shuffled_by_class
+from stillroom.images import ImageFiles, read_labelled, read_unlabelled
+from stillroom.images.files import from_paths, shuffled_by_class
 
 _CLASSES_SEED = 1234  # SimReg's ImageNet-100
 

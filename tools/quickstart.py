@@ -18,12 +18,12 @@ import tyro
 
 import tour_page
 from lanes import Step, open_lanes
-from stillroom.backbone import read_labelled, read_unlabelled
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.checks import above, at_least, flag
 from stillroom.backbone.command import report_errors
-from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.backbone.names import RANDOM, is_checkpoint, refuse_missing_checkpoint
+from stillroom.images import read_labelled, read_unlabelled
+from stillroom.images.files import shuffled_by_class
 from tour import NEIGHBOURS, Tour, nets_of
 from tour_results import AGREEMENT, TASKS, summary
 

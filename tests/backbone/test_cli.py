@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stillroom.backbone import (
-    Data,
-    Head,
-    Licence,
-    Teacher,
-    build_backbone,
-    cli,
-    save_checkpoint,
-)
+from stillroom.backbone import Data, Head, Licence, Teacher, build_backbone, cli, save_checkpoint
 
 Command = Callable[..., tuple[int, str, str]]
 

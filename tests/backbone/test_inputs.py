@@ -7,7 +7,6 @@ import pytest
 
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import config_to_json, load_config, to_places
-from stillroom.backbone.image_files import MAX_HASHED, ImageFiles, read_unlabelled
 from stillroom.backbone.inputs import Input, record_inputs, record_moved, refuse_changed_inputs
 from stillroom.backbone.run_files import CONFIG, read_inputs
 
@@ -31,27 +30,6 @@ def began(config: Config) -> Path:
     write_file(config.out / CONFIG, config_to_json(config))
     record_inputs(config.out, {"images": Input("the data in images", "a"), "teacher 1": Input("the teacher", "b")})
     return config.out.absolute()
-
-
-def test_a_byte_that_changes_in_a_file_of_equal_size_changes_the_content_hash_and_the_stamp(tmp_path: Path) -> None:
-    for index in range(3):
-        (tmp_path / f"{index}.bmp").write_bytes(b"pixels %d" % index)
-    before = read_unlabelled(tmp_path)
-    hashes = (before.fingerprint, before.content, before.stamp)
-    (tmp_path / "1.bmp").write_bytes(b"Pixels 1")
-    after = read_unlabelled(tmp_path)
-    assert after.fingerprint == hashes[0] and after.content != hashes[1] and after.stamp != hashes[2]
-
-
-def test_at_most_a_thousand_files_are_read_and_images_and_masks_among_them(tmp_path: Path) -> None:
-    for name in "image", "mask":
-        (tmp_path / f"{name}.png").write_bytes(b"x")
-    pairs = (tmp_path / "image.png", tmp_path / "mask.png") * MAX_HASHED
-    before = ImageFiles(tmp_path, pairs).content
-    for name in "image", "mask":
-        (tmp_path / f"{name}.png").write_bytes(b"y")
-        assert ImageFiles(tmp_path, pairs).content != before
-        (tmp_path / f"{name}.png").write_bytes(b"x")
 
 
 def test_changed_inputs_are_named_together_and_unknown_ones_in_a_line(

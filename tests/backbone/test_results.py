@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.backbone import Results, format_table, read_results, read_unlabelled, write_results
+from stillroom.backbone import Results, format_table, read_results, write_results
 from stillroom.backbone.manifest import MadeBy
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent
 
@@ -38,14 +38,6 @@ def test_the_layout_is_that_of_the_design(tmp_path: Path) -> None:
     assert raw["schema"] == 1
     assert raw["checkpoint"] == {"path": "runs/a/student", "sha256": "a" * 64, "method": "kdep"}
     assert raw["metrics"] == {"top1": 0.8125, "loss": 1.5}
-
-
-def test_a_dataset_is_recorded_by_its_files(unlabelled: Path) -> None:
-    files = read_unlabelled(unlabelled)
-    record = DatasetRecord.of(files, broken=2)
-    assert record == DatasetRecord(
-        path=str(unlabelled), count=96, fingerprint=files.fingerprint, broken=2, content=files.content
-    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"schema": null}'])

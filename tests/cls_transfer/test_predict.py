@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom.backbone import EvaluationView, Normalize, build_backbone, save_checkpoint
+from stillroom.backbone import Normalize, build_backbone, save_checkpoint
 from stillroom.cls_transfer import ClassifyConfig, finetune, load_classifier, predict
+from stillroom.images import EvaluationView
 
 Make = Callable[..., Path]
 

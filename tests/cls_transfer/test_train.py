@@ -19,8 +19,6 @@ from torchvision.transforms import v2
 
 from stillroom.backbone import (
     Backbone,
-    EvaluationView,
-    ImageFiles,
     InputSpec,
     Licence,
     Normalize,
@@ -30,12 +28,10 @@ from stillroom.backbone import (
     build_backbone,
     load_checkpoint,
     load_heads,
-    read_labelled,
     read_results,
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.loaders import EvaluationBatches, TrainingBatches
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train
 from stillroom.cls_transfer.augment import build_mixing, build_view
@@ -46,6 +42,8 @@ from stillroom.cls_transfer.model import parameters_by_level
 from stillroom.cls_transfer.presets import PRESETS
 from stillroom.cls_transfer.record import protocol, summary
 from stillroom.cls_transfer.state import TrainState
+from stillroom.images import EvaluationView, ImageFiles, read_labelled
+from stillroom.images.loaders import EvaluationBatches, TrainingBatches
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., Path]

@@ -14,13 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.convert.conftest import build_library_net, trained, write_pth
 from torch import Tensor, nn
 
-from stillroom.backbone import (
-    CheckpointError,
-    build_backbone,
-    load_checkpoint,
-    load_heads,
-    verify_checkpoint,
-)
+from stillroom.backbone import CheckpointError, build_backbone, load_checkpoint, load_heads, verify_checkpoint
 from stillroom.convert.exporting import export_file
 from stillroom.convert.importing import import_file
 from stillroom.convert.reading import read_state

@@ -37,7 +37,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from stillroom.backbone import (
     Backbone,
-    BrokenImageError,
     CheckpointError,
     Run,
     build_backbone,
@@ -46,7 +45,6 @@ from stillroom.backbone import (
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.images import load_image
 from stillroom.backbone.run import DivergedError
 from stillroom.det_transfer import DetectConfig, compute_metrics, finetune, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
@@ -72,6 +70,8 @@ from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.presets import PRESETS
 from stillroom.det_transfer.record import non_default_settings
 from stillroom.det_transfer.schedule import lr_multiplier
+from stillroom.images import BrokenImageError
+from stillroom.images.decode import load_image
 from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2

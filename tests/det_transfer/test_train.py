@@ -21,7 +21,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from stillroom.backbone import (
     Backbone,
     BackboneSpec,
-    BrokenImageError,
     InputSpec,
     build_backbone,
     load_checkpoint,
@@ -44,6 +43,7 @@ from stillroom.det_transfer.metrics import index_coco
 from stillroom.det_transfer.record import summary
 from stillroom.det_transfer.schedule import lr_multiplier
 from stillroom.det_transfer.train import check_image_sizes
+from stillroom.images import BrokenImageError
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., DetectConfig]

@@ -9,13 +9,14 @@ import torch
 from distill_runs import small_config
 from safetensors.torch import save
 
-from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run, read_unlabelled
+from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import SvdPts, distill, fit_alignment, import_kdep_alignment, load_alignment
 from stillroom.distill.alignment_file import encode_alignments
 from stillroom.distill.fit import FitPass, alignment_inputs, cached_alignment, load_matching_alignment
 from stillroom.distill.slots import Svd
 from stillroom.distill.teacher import FrozenTeacher
+from stillroom.images import read_unlabelled
 
 
 def tiny_teacher(seed: int = 0, size: int = 16, pre_activation: bool = True) -> FrozenTeacher:

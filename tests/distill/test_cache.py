@@ -8,7 +8,6 @@ import torch
 from distill_runs import losses_of, small_config, start
 from torch.nn.functional import cosine_similarity
 
-from stillroom.backbone import ImageDataset
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import Students, Teachers, cache, distill
 from stillroom.distill.config import Cache, Dense
@@ -17,6 +16,7 @@ from stillroom.distill.slots import CosineDistance, KdepView, LinearHead, Raw
 from stillroom.distill.student import build_optimizer
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import FixedView, StrongView, Views
+from stillroom.images import ImageDataset
 
 R20 = "cifar/resnet20"
 

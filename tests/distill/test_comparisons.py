@@ -10,7 +10,7 @@ import torch
 from sklearn.decomposition import MiniBatchNMF
 from torch import Tensor
 
-from stillroom.backbone import ImageFiles, Run
+from stillroom.backbone import Run
 from stillroom.distill import Moments, build_alignment
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.factors import LdaAlignment, NmfAlignment
@@ -28,6 +28,7 @@ from stillroom.distill.slots import (
     SvdVarianceMatching,
     SvdWhitening,
 )
+from stillroom.images import ImageFiles
 
 Array = np.ndarray
 

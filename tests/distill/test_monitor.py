@@ -14,7 +14,7 @@ import torch
 import tyro
 from distill_runs import small_config, weights_of
 
-from stillroom.backbone import Backbone, BackboneSpec, Run, read_results, read_unlabelled
+from stillroom.backbone import Backbone, BackboneSpec, Run, read_results
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import STATE, read_metrics
@@ -33,6 +33,7 @@ from stillroom.distill.monitor import (
 from stillroom.distill.results import summary
 from stillroom.distill.slots import AdamW, LinearHead, Raw, Svd, SvdPts
 from stillroom.distill.state import TrainState
+from stillroom.images import read_unlabelled
 from twins import assert_bit_equal
 
 

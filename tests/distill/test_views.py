@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
-from stillroom.backbone import EvaluationView, InputSpec
+from stillroom.backbone import InputSpec
 from stillroom.distill import KdepView, StrongView, WeakView
 from stillroom.distill.views import FixedView, Lighting, SameView, View, Views, build_view
+from stillroom.images import EvaluationView
 
 
 def picture(size: int = 64) -> Image.Image:

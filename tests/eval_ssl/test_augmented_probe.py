@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from stillroom.backbone import Normalize, Run, build_backbone, read_labelled, replace_input
-from stillroom.backbone.loaders import ImageDataset
+from stillroom.backbone import Normalize, Run, build_backbone, replace_input
 from stillroom.backbone.schedule import Step
 from stillroom.backbone.store import warn_once
 from stillroom.eval_ssl.augmented_probe import CropView, train_augmented
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, extract_features
 from stillroom.eval_ssl.probe import Recipe, batches
+from stillroom.images import ImageDataset, read_labelled
 
 Make = Callable[..., Path]
 RECIPE = Recipe(epochs=3, batch_size=8, schedule=Step(every=1, gamma=0.5))

@@ -11,14 +11,7 @@ import torch
 import torchvision
 from evaluations import config_like, linear_config, small_config
 
-from stillroom.backbone import (
-    build_backbone,
-    load_checkpoint,
-    read_labelled,
-    read_results,
-    save_checkpoint,
-    weights_sha256,
-)
+from stillroom.backbone import build_backbone, load_checkpoint, read_results, save_checkpoint, weights_sha256
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.sweep import directory_name
 from stillroom.eval_ssl import (
@@ -29,6 +22,7 @@ from stillroom.eval_ssl import (
     evaluate,
     report,
 )
+from stillroom.images import read_labelled
 
 Make = Callable[..., Path]
 

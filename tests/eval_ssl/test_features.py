@@ -14,15 +14,12 @@ from torch import Tensor, distributed, nn
 from stillroom.backbone import (
     Backbone,
     BackboneSpec,
-    EvaluationView,
     InputSpec,
     Normalize,
     Results,
     Run,
     build_backbone,
-    read_labelled,
     read_results,
-    read_unlabelled,
     replace_input,
     weights_sha256,
 )
@@ -38,6 +35,7 @@ from stillroom.eval_ssl import (
     report,
 )
 from stillroom.eval_ssl.features import Extractor
+from stillroom.images import EvaluationView, read_labelled, read_unlabelled
 
 Make = Callable[..., Path]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom.backbone import Run, build_backbone, read_labelled, read_results, replace_input
+from stillroom.backbone import Run, build_backbone, read_results, replace_input
 from stillroom.backbone.configs import config_from_json
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.schedule import Step
@@ -21,6 +21,7 @@ from stillroom.eval_ssl.augmented_probe import state_record
 from stillroom.eval_ssl.cli import main
 from stillroom.eval_ssl.features import Extractor, cache_record
 from stillroom.eval_ssl.protocols import PROTOCOLS
+from stillroom.images import read_labelled
 
 OLD = Path(__file__).parent / "fixtures" / "runs-0.4.2"
 RUNS = sorted(path.name for path in OLD.iterdir() if path.is_dir())

@@ -11,7 +11,7 @@ import pytest
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import ExifTags, Image
 
-from stillroom.backbone import BrokenImageError
+from stillroom.images import BrokenImageError
 from stillroom.seg_transfer import SegmentConfig, finetune, predict
 from stillroom.seg_transfer.data import read_data
 from stillroom.seg_transfer.masks import check_pair, read_labels, read_mask

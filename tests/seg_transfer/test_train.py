@@ -16,15 +16,9 @@ from mmengine.runner import CheckpointLoader
 from PIL import Image
 from safetensors.torch import load_file
 
-from stillroom.backbone import (
-    BrokenImageError,
-    CheckpointError,
-    build_backbone,
-    load_checkpoint,
-    read_results,
-    save_checkpoint,
-)
+from stillroom.backbone import CheckpointError, build_backbone, load_checkpoint, read_results, save_checkpoint
 from stillroom.backbone.run import DivergedError
+from stillroom.images import BrokenImageError
 from stillroom.seg_transfer import SegmentConfig, finetune, predict, resume
 from twins import assert_bit_equal, in_a_process
 

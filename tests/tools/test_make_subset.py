@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom.backbone import read_labelled, read_unlabelled
+from stillroom.images import read_labelled, read_unlabelled
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from make_subset import Subset, select_images

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillroom.backbone import Run, build_backbone, read_labelled, read_results, read_unlabelled, replace_input
+from stillroom.backbone import Run, build_backbone, read_results, replace_input
 from stillroom.backbone.run import seed_everything
 from stillroom.eval_ssl import FeaturesConfig, FeatureSet, evaluate, extract_features, report
+from stillroom.images import read_labelled, read_unlabelled
 
 Make = Callable[..., Path]
 

@@ -7,10 +7,7 @@ import pytest
 import torch
 from evaluations import config_like
 
-from stillroom.backbone import (
-    read_labelled,
-    read_results,
-)
+from stillroom.backbone import read_results
 from stillroom.eval_ssl import (
     FewShotConfig,
     KnnConfig,
@@ -19,6 +16,7 @@ from stillroom.eval_ssl import (
     report,
 )
 from stillroom.eval_ssl.logreg import draw_shots
+from stillroom.images import read_labelled
 
 Make = Callable[..., Path]
 

@@ -9,13 +9,7 @@ import pytest
 from evaluations import small_config
 from sklearn.neighbors import KNeighborsClassifier
 
-from stillroom.backbone import (
-    Run,
-    build_backbone,
-    read_labelled,
-    read_results,
-    replace_input,
-)
+from stillroom.backbone import Run, build_backbone, read_results, replace_input
 from stillroom.backbone.run import seed_everything
 from stillroom.eval_ssl import (
     KnnConfig,
@@ -24,6 +18,7 @@ from stillroom.eval_ssl import (
     knn_classify,
     report,
 )
+from stillroom.images import read_labelled
 
 Make = Callable[..., Path]
 

@@ -13,8 +13,7 @@ from evaluations import config_like
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.backbone import Normalize, Run, build_backbone, read_labelled, read_results, replace_input
-from stillroom.backbone.loaders import ImageDataset
+from stillroom.backbone import Normalize, Run, build_backbone, read_results, replace_input
 from stillroom.backbone.schedule import Step
 from stillroom.eval_ssl import KnnConfig, LegacySimregConfig, LegacySimregKnnConfig, Point, Recipe, evaluate, report
 from stillroom.eval_ssl.augmented_probe import CropView, state_record, train_augmented
@@ -23,6 +22,7 @@ from stillroom.eval_ssl.features import Extractor, extract_features
 from stillroom.eval_ssl.neighbours import nearest_neighbours, round_as_released
 from stillroom.eval_ssl.probe import SgdProbes, batches, linear_probe
 from stillroom.eval_ssl.voting import predict
+from stillroom.images import ImageDataset, read_labelled
 
 POINT = Point(lr=0.01, weight_decay=1e-4, unit=True)
 RECIPE = Recipe(epochs=40, batch_size=64, schedule=Step(every=15, gamma=0.1), as_released=True, drop_last=True)

@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 from evaluations import linear_config, small_config
 
-from stillroom.backbone import (
-    Run,
-    build_backbone,
-    read_labelled,
-    read_results,
-    replace_input,
-)
+from stillroom.backbone import Run, build_backbone, read_results, replace_input
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.schedule import Step
 from stillroom.eval_ssl import (
@@ -26,6 +20,7 @@ from stillroom.eval_ssl import (
     report,
 )
 from stillroom.eval_ssl.presets import simreg
+from stillroom.images import read_labelled
 
 Make = Callable[..., Path]
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from evaluations import config_like
 
-from stillroom.backbone import (
-    read_results,
-)
+from stillroom.backbone import read_results
 from stillroom.eval_ssl import (
     KnnConfig,
     LogregConfig,

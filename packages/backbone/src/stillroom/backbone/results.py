@@ -8,7 +8,6 @@ from typing import Any
 import cattrs
 
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.manifest import MadeBy
 from stillroom.backbone.run_files import from_json, read_inputs, to_json
 
@@ -30,7 +29,7 @@ class DatasetRecord:
     """The images of a measurement: their folder, number and fingerprint, and how many could not be read.
 
     Args:
-        left_out: files of the folder that are not among the images, by reason; see `walk`.
+        left_out: files of the folder that are not among the images, by reason; see `walk` in stillroom-images.
         in_train: images that are training images too, byte for byte; None: not compared.
         content: hash of a sample of the contents, see `ImageFiles.content`; results of older versions have none.
     """
@@ -42,19 +41,6 @@ class DatasetRecord:
     content: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     in_train: int | None = None
-
-    @classmethod
-    def of(cls, files: ImageFiles, broken: int = 0, in_train: int | None = None) -> "DatasetRecord":
-        """The record of image files."""
-        return cls(
-            path=str(files.root),
-            count=len(files),
-            fingerprint=files.fingerprint,
-            broken=broken,
-            content=files.content,
-            left_out=files.left_out,
-            in_train=in_train,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.checks import at_least, within
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.image_files import refuse_missing_folder
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, check_shared, refuse_paths, split
+from stillroom.images.files import refuse_missing_folder
 
 TaskName = Literal["cifar10", "cifar100", "dtd", "caltech256", "cub"]
 Selection = Literal["best", "last", "best-on-test"]

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from stillroom.backbone import ImageFiles, Run, read_labelled
-from stillroom.backbone.image_files import count_shared, shuffled_by_class
+from stillroom.backbone import Run
 from stillroom.backbone.results import DatasetRecord
 from stillroom.cls_transfer.config import ClassifyConfig, check_sources
 from stillroom.cls_transfer.datasets import Source, Splits, read_task
+from stillroom.images import ImageFiles, read_labelled
+from stillroom.images.files import count_shared, shuffled_by_class
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Sets:
     @property
     def records(self) -> dict[str, DatasetRecord]:
         """The records of the sets, by role; how many images are broken is not known yet."""
-        return {role: DatasetRecord.of(files) for role, files in self.by_role.items()}
+        return {role: files.record() for role, files in self.by_role.items()}
 
 
 def compare(sets: Sets) -> Sets:

@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.utils import download_and_extract_archive
 
-from stillroom.backbone import ImageFiles, Run, read_labelled
+from stillroom.backbone import Run
 from stillroom.backbone.atomic import replace_directory
-from stillroom.backbone.image_files import shuffled_by_class, walk
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, warn_once
 from stillroom.cls_transfer.config import TaskName
+from stillroom.images import ImageFiles, read_labelled
+from stillroom.images.files import shuffled_by_class, walk
 
 _SIDE = 32  # px of CIFAR
 _PIXELS = 3 * _SIDE * _SIDE

@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Normalize, Run
+from stillroom.backbone import Normalize, Run
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.cls_transfer.model import Classifier
+from stillroom.images import EvaluationView, ImageDataset, ImageFiles
+from stillroom.images.loaders import EvaluationBatches, build_loader
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.image_files import read_images
 from stillroom.cls_transfer.initial import HEAD
 from stillroom.cls_transfer.metrics import classify
 from stillroom.cls_transfer.model import Classifier
+from stillroom.images.files import read_images
 
 
 def load_classifier(checkpoint: Path) -> tuple[Classifier, tuple[str, ...]]:

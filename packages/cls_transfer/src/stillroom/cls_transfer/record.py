@@ -9,7 +9,7 @@ from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import CheckpointRecord, DatasetRecord, percent, read_results
+from stillroom.backbone.results import CheckpointRecord, percent, read_results
 from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import inherit_licence
 from stillroom.cls_transfer.config import CIFAR100_INPUT, UNIONS, ClassifyConfig, fixed_input
@@ -69,7 +69,7 @@ def finish(
         draw_curves(folder / "curves.png", read_metrics(config.out), title)
     broken = {"train": sorted(state.broken), "test": predictions.broken, "val": state.val_broken}
     datasets = {
-        role: DatasetRecord.of(files, broken=len(broken[role]), in_train=sets.in_train.get(role))
+        role: files.record(broken=len(broken[role]), in_train=sets.in_train.get(role))
         for role, files in sets.by_role.items()
     }
     if sets.val is not None:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
-from stillroom.backbone import ImageDataset, Normalize, Run, RunDirectory
+from stillroom.backbone import Normalize, Run, RunDirectory
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.inputs import names_input
-from stillroom.backbone.loaders import TrainingBatches, build_loader
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DivergedError, seed_everything
@@ -21,6 +20,8 @@ from stillroom.cls_transfer.model import Classifier, head_tensors
 from stillroom.cls_transfer.record import finish
 from stillroom.cls_transfer.state import Best, TrainState
 from stillroom.finetune import lifecycle
+from stillroom.images import ImageDataset
+from stillroom.images.loaders import TrainingBatches, build_loader
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from pycocotools import mask as rle
 
-from stillroom.backbone import BrokenImageError, ImageFiles
-from stillroom.backbone.images import has_exif_orientation, open_image
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
+from stillroom.images import BrokenImageError, ImageFiles
+from stillroom.images.decode import has_exif_orientation, open_image
 
 TOLERANCE = 1.0
 """How far a box may reach beyond its image, pixels, for other tools round. For training it is clipped to the image."""

@@ -9,11 +9,11 @@ from tyro.conf import arg
 from stillroom.backbone.atomic import refuse_existing
 from stillroom.backbone.command import ResumeFlags
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.image_files import refuse_missing_images
 from stillroom.backbone.results import refuse_unfinished
 from stillroom.det_transfer.config import preflight, refuse_untrusted
 from stillroom.det_transfer.presets import PRESETS
 from stillroom.finetune.cli import FineTuneCli
+from stillroom.images.files import refuse_missing_images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from stillroom.backbone import Run, load_checkpoint, read_results
 from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.configs import load_config
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.image_files import png_names, read_images
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import refuse_unfinished
 from stillroom.det_transfer.annotations import read_header, refuse_thin
@@ -19,6 +18,7 @@ from stillroom.det_transfer.figures import draw_overlay
 from stillroom.det_transfer.metrics import IouType, to_coco_annotations
 from stillroom.det_transfer.record import CATEGORY_IDS
 from stillroom.finetune.lifecycle import INITIAL
+from stillroom.images.files import png_names, read_images
 
 
 def predict(

@@ -6,12 +6,12 @@ from pathlib import Path
 from stillroom.backbone import Backbone, Run, load_checkpoint
 from stillroom.backbone.initial import initial_backbone, refuse_size
 from stillroom.backbone.inputs import names_input
-from stillroom.backbone.loaders import TrainingBatches
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.record import finish
 from stillroom.finetune import lifecycle
+from stillroom.images.loaders import TrainingBatches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from stillroom.backbone.image_files import image_suffixes
 from stillroom.det_transfer.annotations import (
     AnnotatedImage,
     Box,
@@ -18,6 +17,7 @@ from stillroom.det_transfer.annotations import (
     refuse_duplicates,
 )
 from stillroom.det_transfer.config import OnBadBox, VocBase
+from stillroom.images.files import image_suffixes
 
 VOC_CLASSES = (
     "aeroplane",

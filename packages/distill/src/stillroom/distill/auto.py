@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from stillroom.backbone import BrokenImageError, ImageFiles, Run, build_backbone, read_unlabelled
-from stillroom.backbone.images import open_image
+from stillroom.backbone import Run, build_backbone
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.run_files import read_metrics
@@ -26,6 +25,8 @@ from stillroom.distill.recipe import Choice, Workload, choose_settings, explain,
 from stillroom.distill.slots import LinearHead, Raw, SvdPts
 from stillroom.distill.train import distill
 from stillroom.distill.views import KdepView
+from stillroom.images import BrokenImageError, ImageFiles, read_unlabelled
+from stillroom.images.decode import open_image
 
 MIN_IMAGES = 16
 _SAMPLE = 200  # images whose size is read

@@ -6,9 +6,8 @@ from typing import Literal
 
 import torch
 
-from stillroom.backbone import ImageDataset, ImageFiles, Run, weights_sha256
+from stillroom.backbone import Run, weights_sha256
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import CacheError, Store, cache_directory, store_bytes, warn_once
 from stillroom.distill.alignment import AlignedTarget
@@ -18,6 +17,8 @@ from stillroom.distill.fit import settings
 from stillroom.distill.slots import Alignment, FixedView, SameView, TeacherView, View
 from stillroom.distill.teacher import CachedTeacher, FrozenTeacher
 from stillroom.distill.views import Views
+from stillroom.images import ImageDataset, ImageFiles
+from stillroom.images.loaders import EvaluationBatches, build_loader
 
 _BATCH_SIZE = 64
 

@@ -12,7 +12,6 @@ from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName, OnBroken
-from stillroom.backbone.image_files import read_labelled, read_unlabelled, refuse_missing_images
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.distill.auto_config import AutoConfig, preflight_auto
@@ -20,6 +19,8 @@ from stillroom.distill.config import DistillConfig, preflight
 from stillroom.distill.nets import Net
 from stillroom.distill.presets import PRESETS
 from stillroom.distill.slots import Alignment, KdepView, Lda, SameView, Svd, SvdPts, View
+from stillroom.images import read_labelled, read_unlabelled
+from stillroom.images.files import refuse_missing_images
 
 KnnMonitor = Callable[..., dict[str, float]]
 """See `stillroom.distill.monitor.KnnMonitor`."""

@@ -7,7 +7,6 @@ from typing import Literal
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
 from stillroom.backbone.flags import DeviceName, OnBroken
-from stillroom.backbone.image_files import refuse_missing_folder, refuse_missing_images
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.schedule import Schedule, Step
 from stillroom.backbone.sweep import refuse_taken
@@ -27,6 +26,7 @@ from stillroom.distill.slots import (
     TeacherView,
     View,
 )
+from stillroom.images.files import refuse_missing_folder, refuse_missing_images
 
 
 @dataclass(frozen=True, kw_only=True)

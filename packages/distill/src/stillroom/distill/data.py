@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.backbone.image_files import ImageFiles, read_labelled, read_unlabelled
+from stillroom.images import ImageFiles, read_labelled, read_unlabelled
 
 MAX_HELD_OUT = 512
 MIN_HELD_OUT = 8

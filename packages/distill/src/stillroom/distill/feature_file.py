@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from stillroom.backbone import ImageDataset, ImageFiles
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.store import Store
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.teacher import FrozenTeacher
+from stillroom.images import ImageDataset, ImageFiles
 
 IMPORT = "import.json"
 """Where a store says which file its rows are from."""

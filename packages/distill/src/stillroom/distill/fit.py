@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.backbone import EvaluationView, ImageDataset, ImageFiles, Run
+from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loaders import EvaluationBatches, build_loader
-from stillroom.backbone.loaders import View as ViewOfImage
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd
@@ -30,6 +28,9 @@ from stillroom.distill.selection import SelectedChannels
 from stillroom.distill.slots import Alignment, Raw
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import TeacherView, View, Views
+from stillroom.images import EvaluationView, ImageDataset, ImageFiles
+from stillroom.images.loaders import EvaluationBatches, build_loader
+from stillroom.images.loaders import View as ViewOfImage
 
 _BATCH_SIZE = 64
 _SAMPLE = 2048  # images whose features set the scale and the std ratio

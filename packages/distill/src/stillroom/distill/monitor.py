@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stillroom.backbone import Backbone, EvaluationView, ImageDataset, ImageFiles, Run
+from stillroom.backbone import Backbone, Run
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.loaders import EvaluationBatches, build_loader
 from stillroom.distill.agreement import describe_agreement, neighbour_agreement
 from stillroom.distill.auto_config import AUTO
 from stillroom.distill.config import DistillConfig, Monitor
@@ -19,6 +18,8 @@ from stillroom.distill.distances import distance
 from stillroom.distill.slots import Distance, SvdPts
 from stillroom.distill.student import StudentModel
 from stillroom.distill.teacher import FrozenTeacher, Supervision, TeacherOutput
+from stillroom.images import EvaluationView, ImageDataset, ImageFiles
+from stillroom.images.loaders import EvaluationBatches, build_loader
 
 KnnMonitor = Callable[[Backbone, Path, Run], dict[str, float]]
 """(student, labelled folder, this process) -> metrics; the first of them selects the best student."""

@@ -16,7 +16,7 @@ from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.manifest import MANIFEST, Head, Manifest, kept_epochs, read_manifest
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import CheckpointRecord, DatasetRecord, read_results
+from stillroom.backbone.results import CheckpointRecord, read_results
 from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import Licence, inherit_licence
 from stillroom.distill.agreement import describe_agreement
@@ -173,9 +173,9 @@ def write_run_results(
         manifests = write_students(config, setup, supervisions, state.eval_models())
     if not setup.run.is_main:
         return
-    datasets = {"train": DatasetRecord.of(setup.images.train, broken=len(broken))}
+    datasets = {"train": setup.images.train.record(broken=len(broken))}
     if setup.images.held_out is not None:
-        datasets["held_out"] = DatasetRecord.of(setup.images.held_out)
+        datasets["held_out"] = setup.images.held_out.record()
     extra = {
         "alignment": [asdict(one.inputs) for one in supervisions],
         "std_ratio_before_after": [[target.std_ratio_ for target in one.targets] for one in supervisions],

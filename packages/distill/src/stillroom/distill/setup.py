@@ -7,11 +7,8 @@ from hashlib import sha256
 
 from stillroom.backbone import Backbone, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.image_files import read_unlabelled
 from stillroom.backbone.inputs import Input, data_inputs, names_input, refuse_changed_inputs
-from stillroom.backbone.loaders import TrainingBatches
 from stillroom.backbone.names import is_checkpoint
-from stillroom.backbone.results import DatasetRecord
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
 from stillroom.distill.cache import CachePass, fill_cache
@@ -23,6 +20,8 @@ from stillroom.distill.fit import FitPass, RandomView, cached_alignment, load_ma
 from stillroom.distill.slots import Lda, Mse
 from stillroom.distill.student import StudentModel, build_student, build_student_backbone
 from stillroom.distill.teacher import FrozenTeacher, Supervision, build_teachers
+from stillroom.images import read_unlabelled
+from stillroom.images.loaders import TrainingBatches
 
 ALIGNMENT = "alignment.safetensors"
 
@@ -77,11 +76,11 @@ def read_run_inputs(config: DistillConfig, setup: RunSetup) -> dict[str, Input]:
 
     A student is hashed with its initial weights, and only where a checkpoint holds them: others follow from the seed.
     """
-    inputs = data_inputs({"images": DatasetRecord.of(setup.images.all)})
+    inputs = data_inputs({"images": setup.images.all.record()})
     if setup.images.all.labels is not None:
         inputs["classes"] = names_input(setup.images.all.classes)
     if config.monitor.knn is not None:
-        inputs |= data_inputs({"monitor.knn": DatasetRecord.of(read_unlabelled(config.monitor.knn))})
+        inputs |= data_inputs({"monitor.knn": read_unlabelled(config.monitor.knn).record()})
     for number, (name, teacher) in enumerate(zip(config.teacher.name, setup.teachers, strict=True), 1):
         given = [asdict(teacher.backbone.spec.input), teacher.backbone.spec.arguments]
         inputs[f"teacher {number}"] = Input(f"the weights of teacher {name}", teacher.sha256)

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from stillroom.backbone import Backbone, ImageDataset, ImageFiles, Run, RunDirectory
+from stillroom.backbone import Backbone, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.inputs import record_inputs, record_moved, refuse_changed_inputs
-from stillroom.backbone.loaders import Batch, TrainingBatches, build_loader
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
@@ -35,6 +34,8 @@ from stillroom.distill.state import Meter, TrainState, refuse_infinite
 from stillroom.distill.student import StudentModel, build_optimizer, wrap_student
 from stillroom.distill.teacher import CachedTeacher, Supervision, TeacherOutput
 from stillroom.distill.views import Views
+from stillroom.images import ImageDataset, ImageFiles
+from stillroom.images.loaders import Batch, TrainingBatches, build_loader
 
 CLOCK_EVERY = 10
 """Steps between two readings of the clock where several processes must agree on it."""

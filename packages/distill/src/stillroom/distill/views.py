@@ -7,9 +7,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from stillroom.backbone import EvaluationView
 from stillroom.backbone.spec import InputSpec
 from stillroom.distill.slots import FixedView, KdepView, SameView, StrongView, TeacherView, View, WeakView
+from stillroom.images import EvaluationView
 
 # Principal components of ImageNet's RGB pixels in [0, 1] (Krizhevsky et al. 2012, section 4.1; values as published
 # with fb.resnet.torch and used ever since).

@@ -12,9 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from stillroom.backbone import ImageDataset, InputSpec, Run, weights_sha256
+from stillroom.backbone import InputSpec, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.loaders import build_loader
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.eval_ssl.config import Point
@@ -28,6 +27,8 @@ from stillroom.eval_ssl.probe import (
     check_converged,
     check_features,
 )
+from stillroom.images import ImageDataset
+from stillroom.images.loaders import build_loader
 
 _SCALE = (0.08, 1.0)  # crop area over image area
 _VERSION = 1  # of the saved state: to be raised when the same run would learn something else

@@ -17,11 +17,12 @@ from stillroom import (  # lazy packages: the quoted types import torch, and onl
 from stillroom.backbone.atomic import refuse_unwritable
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.flags import DeviceName, OnBroken
-from stillroom.backbone.image_files import ImageFiles, read_labelled, refuse_missing_images, shuffled_by_class
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.results import RESULTS, Results
 from stillroom.backbone.spec import FeaturePoint
 from stillroom.backbone.sweep import refuse_twice
+from stillroom.images import ImageFiles, read_labelled
+from stillroom.images.files import refuse_missing_images, shuffled_by_class
 
 Vote = Literal["majority", "weighted"]
 Metric = Literal["cosine", "l2"]

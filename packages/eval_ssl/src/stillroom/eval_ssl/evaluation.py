@@ -7,33 +7,25 @@ from pathlib import Path
 
 from torch import nn
 
-from stillroom.backbone import (
-    ImageFiles,
-    Results,
-    Run,
-    load_backbone,
-    read_results,
-    replace_input,
-    weights_sha256,
-    write_results,
-)
+from stillroom.backbone import Results, Run, load_backbone, read_results, replace_input, weights_sha256, write_results
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.image_files import count_shared
 from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.inputs import Input, data_inputs, refuse_changed_inputs
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import RESULTS, CheckpointRecord, DatasetRecord
+from stillroom.backbone.results import RESULTS, CheckpointRecord
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.schedule import Schedule
 from stillroom.backbone.sweep import directory_name, refuse_other, run_or_resume
 from stillroom.eval_ssl.comparison import write_comparison
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outcome
 from stillroom.eval_ssl.features import FeatureSets, extract_features
+from stillroom.images import ImageFiles
+from stillroom.images.files import count_shared
 
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)
@@ -124,7 +116,7 @@ def refuse_stale(config: EvaluationConfig) -> None:
     results, (name,) = read_results(config.out), config.checkpoint
     refuse_other(config.out, config_to_dict(config, UNIONS), results.made_by.config)
     train, test = config.read_images()
-    records = {role: DatasetRecord.of(files) for role, files in (("train", train), ("test", test)) if files is not None}
+    records = {role: files.record() for role, files in (("train", train), ("test", test)) if files is not None}
     if is_checkpoint(name) and read_manifest(Path(name) / MANIFEST).weights.sha256 != results.checkpoint.sha256:
         raise ValueError(f"{config.out} was measured on other weights than {name} has now: choose another --out")
     inputs, began = data_inputs(records), data_inputs(results.datasets)
@@ -179,9 +171,9 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
         for label, files in (("train", train_files), ("test", test_files))
     )
     assert train is not None, "there is always a TRAIN set"
-    datasets = {"train": DatasetRecord.of(train_files, broken=len(train.broken))}
+    datasets = {"train": train_files.record(broken=len(train.broken))}
     if test_files is not None and test is not None:
-        datasets["test"] = DatasetRecord.of(test_files, broken=len(test.broken), in_train=shared)
+        datasets["test"] = test_files.record(broken=len(test.broken), in_train=shared)
     spec = backbone.spec
     parts = [
         f"feature={spec.feature} size={spec.input.size} crop={spec.input.crop_fraction:g}",

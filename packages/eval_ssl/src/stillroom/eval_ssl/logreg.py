@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from stillroom.backbone.image_files import shuffled_by_class
 from stillroom.eval_ssl.config import check_penalties
 from stillroom.eval_ssl.probe import Standardise, accuracy_of, check_features, split_stratified
+from stillroom.images.files import shuffled_by_class
 
 TOLERANCE = 1e-5
 """Largest entry of the gradient at convergence."""

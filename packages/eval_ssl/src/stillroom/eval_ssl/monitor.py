@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.backbone import Backbone, ImageFiles, Run, read_labelled
+from stillroom.backbone import Backbone, Run
 from stillroom.eval_ssl.features import extract_features, is_constant
 from stillroom.eval_ssl.voting import knn_classify
+from stillroom.images import ImageFiles, read_labelled
 
 K = 20
 _TEST_FRACTION = 0.2  # of a folder that is not split into train/ and val/

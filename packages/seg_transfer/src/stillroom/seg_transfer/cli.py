@@ -9,9 +9,9 @@ from tyro.conf import arg
 from stillroom.backbone.atomic import refuse_existing
 from stillroom.backbone.command import ResumeFlags
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.image_files import refuse_missing_images
 from stillroom.backbone.results import refuse_unfinished
 from stillroom.finetune.cli import FineTuneCli
+from stillroom.images.files import refuse_missing_images
 from stillroom.seg_transfer.config import preflight
 from stillroom.seg_transfer.presets import PRESETS
 

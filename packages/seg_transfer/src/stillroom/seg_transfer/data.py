@@ -13,11 +13,11 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
 
-from stillroom.backbone import ImageFiles
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.errors import keeps_traceback
-from stillroom.backbone.image_files import count_shared, walk
 from stillroom.backbone.results import DatasetRecord
+from stillroom.images import ImageFiles
+from stillroom.images.files import count_shared, walk
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
 from stillroom.seg_transfer.masks import IGNORED, PartMasks, absent_classes, check_classes, check_masks
 

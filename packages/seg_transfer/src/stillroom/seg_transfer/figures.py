@@ -15,7 +15,7 @@ from mmseg.apis import inference_model
 from torch import nn
 
 from stillroom.backbone.figures import escape, save
-from stillroom.backbone.images import load_upright
+from stillroom.images.decode import load_upright
 from stillroom.seg_transfer.data import SegmentationData
 from stillroom.seg_transfer.masks import IGNORED, read_mask
 from stillroom.seg_transfer.transforms import read_bgr

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from stillroom.backbone.images import exif_orientation, open_image, upright
+from stillroom.images.decode import exif_orientation, open_image, upright
 
 IGNORED = 255
 """The label of unlabelled pixels."""

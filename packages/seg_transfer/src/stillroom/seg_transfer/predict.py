@@ -18,10 +18,10 @@ from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import load_config
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.image_files import png_names, read_images
-from stillroom.backbone.images import load_upright
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import refuse_unfinished
+from stillroom.images.decode import load_upright
+from stillroom.images.files import png_names, read_images
 from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names of the config
 from stillroom.seg_transfer.bridge import build_bridge
 from stillroom.seg_transfer.config import SegmentConfig

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from mmcv.transforms import BaseTransform, Resize
 from mmseg.registry import TRANSFORMS
 
-from stillroom.backbone.images import load_upright
+from stillroom.images.decode import load_upright
 from stillroom.seg_transfer.masks import read_mask
 
 LONGEST = 32_766

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stillroom import eval_ssl  # a lazy package: torch is imported when a protocol runs
-from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.results import Results, format_table, percent
 from stillroom.eval_ssl.config import MeasurementConfig, Outcome
+from stillroom.images import ImageFiles
 
 if TYPE_CHECKING:
     import torch

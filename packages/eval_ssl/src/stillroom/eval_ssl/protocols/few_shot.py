@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
 from stillroom.backbone.checks import above, at_least
-from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.results import Results, format_table
 from stillroom.eval_ssl.config import MeasurementConfig, Outcome
+from stillroom.images import ImageFiles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
 from stillroom.backbone.checks import above
-from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.results import Results, format_table, percent
 from stillroom.eval_ssl.config import (
     TEMPERATURE,
@@ -20,6 +19,7 @@ from stillroom.eval_ssl.config import (
     check_temperature,
 )
 from stillroom.eval_ssl.extras import import_umap
+from stillroom.images import ImageFiles
 
 STANDARD_K = (1, 5, 10, 20, 100, 200)
 HEADLINE_K = 20

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
 from stillroom.backbone.checks import at_least
-from stillroom.backbone.image_files import ImageFiles
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.eval_ssl.config import Mode, Outcome, Point, check_grid, check_held_out
 from stillroom.eval_ssl.protocols.classifier import ClassifierConfig, join_settings
+from stillroom.images import ImageFiles
 
 
 @dataclass(frozen=True, kw_only=True)

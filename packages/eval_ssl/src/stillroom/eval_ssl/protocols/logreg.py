@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
 from stillroom.backbone.checks import above, at_least
-from stillroom.backbone.image_files import ImageFiles
 from stillroom.eval_ssl.config import Outcome, check_held_out, check_penalties
 from stillroom.eval_ssl.protocols.classifier import ClassifierConfig, join_settings
+from stillroom.images import ImageFiles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from torch import nn
 from stillroom.backbone import Backbone, BackboneSpec, Run, build_backbone
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.errors import keeps_traceback
-from stillroom.backbone.image_files import from_paths
 from stillroom.backbone.results import DatasetRecord
 from stillroom.convert.bridge import UNUSED, Bridge
 from stillroom.convert.framework_nets import detectron2_rules, native_depth
@@ -38,6 +37,7 @@ from stillroom.det_transfer.backends.detectron2.recipe import initial_file
 from stillroom.det_transfer.backends.detectron2.saved import load_lazy_config
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, refuse_empty
+from stillroom.images.files import from_paths
 
 REQUIRED_KEYS = (
     "model",

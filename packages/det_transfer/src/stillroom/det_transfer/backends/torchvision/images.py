@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from stillroom.backbone import BrokenImageError, InputSpec, Run
-from stillroom.backbone.images import load_image
-from stillroom.backbone.loaders import EvaluationBatches, TrainingBatches
+from stillroom.backbone import InputSpec, Run
 from stillroom.backbone.run import mix_seed
 from stillroom.det_transfer.annotations import AnnotatedImage, Images
+from stillroom.images import BrokenImageError
+from stillroom.images.decode import load_image
+from stillroom.images.loaders import EvaluationBatches, TrainingBatches
 
 Target = dict[str, Tensor]
 Sample = tuple[int, Tensor, Target]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, InputSpec, Run
-from stillroom.backbone.images import load_image
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run_files import STATE
 from stillroom.det_transfer.annotations import Images
@@ -18,6 +17,7 @@ from stillroom.det_transfer.backends.torchvision.nets import build_detector, set
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import refuse_broken
 from stillroom.det_transfer.detections import Detections, encode_binary_mask
+from stillroom.images.decode import load_image
 
 MASK_THRESHOLD = 0.5
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stillroom.backbone.results import DatasetRecord
+
 SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"})
 """Folders that systems fill with copies and thumbnails of a user's images, without hiding them by a dot."""
 SPLITS = frozenset({"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"})
@@ -53,6 +55,18 @@ class ImageFiles:
         """SHA-256 over each file's path, size and modification time, and `content`: for caches on this machine."""
         stats = ((path.resolve(), path.stat()) for path in self.paths)
         return _sha256(chain((f"{p}\0{stat.st_size}\0{stat.st_mtime_ns}" for p, stat in stats), [self.content]))
+
+    def record(self, broken: int = 0, in_train: int | None = None) -> DatasetRecord:
+        """The entry in results.json."""
+        return DatasetRecord(
+            path=str(self.root),
+            count=len(self),
+            fingerprint=self.fingerprint,
+            broken=broken,
+            content=self.content,
+            left_out=self.left_out,
+            in_train=in_train,
+        )
 
     def subset(self, indices: Sequence[int]) -> "ImageFiles":
         """Some of the files, in the order of `indices`."""

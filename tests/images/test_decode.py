@@ -17,18 +17,11 @@ from torch.nn.functional import interpolate
 from torchvision.models import get_model_weights
 from torchvision.transforms.v2 import functional as TF
 
-from stillroom.backbone import (
-    BrokenImageError,
-    EvaluationView,
-    InputSpec,
-    Normalize,
-    build_backbone,
-    read_labelled,
-    read_unlabelled,
-)
-from stillroom.backbone import images as images_module
-from stillroom.backbone.image_files import image_suffixes
-from stillroom.backbone.images import has_exif_orientation, load_image
+from stillroom.backbone import InputSpec, Normalize, build_backbone
+from stillroom.images import BrokenImageError, EvaluationView, read_labelled, read_unlabelled
+from stillroom.images import view as view_module
+from stillroom.images.decode import has_exif_orientation, load_image
+from stillroom.images.files import image_suffixes
 
 CPU = torch.device("cpu")
 
@@ -542,7 +535,7 @@ def test_a_thin_image_is_cropped_before_it_grows(
         grown.append(max(sides))
         return interpolate(pixels, sides, **settings)
 
-    monkeypatch.setattr(images_module, "interpolate", resize)
+    monkeypatch.setattr(view_module, "interpolate", resize)
     tensor = EvaluationView(spec)(Image.new("RGB", size, "teal"))
     assert tensor[:, 0, 0].tolist() == [0, 128, 128] and tuple(tensor.shape) == (3, 224, 224)
     assert max(grown) <= 256 * 34

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stillroom.backbone import BrokenImageError, read_labelled, read_unlabelled
-from stillroom.backbone.image_files import count_shared, image_formats, image_suffixes, walk
-from stillroom.backbone.images import load_image
 from stillroom.backbone.results import DatasetRecord
+from stillroom.images import BrokenImageError, ImageFiles, read_labelled, read_unlabelled
+from stillroom.images.decode import load_image
+from stillroom.images.files import MAX_HASHED, count_shared, image_formats, image_suffixes, walk
 
 
 def put(file: Path, colour: str = "red", size: tuple[int, int] = (4, 4)) -> Path:
@@ -43,7 +43,7 @@ def test_hidden_files_and_folders_are_left_out_at_every_depth_and_counted(
             "dog/1.png",
         ]
         assert files.left_out == {"hidden": 1}
-        assert DatasetRecord.of(files.subset([0])).left_out == {"hidden": 1}
+        assert files.subset([0]).record().left_out == {"hidden": 1}
     first = Path(below, Path(name).parts[0])
     assert capsys.readouterr().err == f"left out of {tmp_path}: 1 hidden ({first})\n", "once a command"
 
@@ -196,3 +196,32 @@ def test_images_that_only_begin_otherwise_are_not_the_same(tmp_path: Path) -> No
         image.save(file)
     assert count_shared([left], [right], tmp_path) == 0
     assert count_shared([left], [left, right], tmp_path) == 1
+
+
+def test_a_byte_that_changes_in_a_file_of_equal_size_changes_the_content_hash_and_the_stamp(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.bmp").write_bytes(b"pixels %d" % index)
+    before = read_unlabelled(tmp_path)
+    hashes = (before.fingerprint, before.content, before.stamp)
+    (tmp_path / "1.bmp").write_bytes(b"Pixels 1")
+    after = read_unlabelled(tmp_path)
+    assert after.fingerprint == hashes[0] and after.content != hashes[1] and after.stamp != hashes[2]
+
+
+def test_at_most_a_thousand_files_are_read_and_images_and_masks_among_them(tmp_path: Path) -> None:
+    for name in "image", "mask":
+        (tmp_path / f"{name}.png").write_bytes(b"x")
+    pairs = (tmp_path / "image.png", tmp_path / "mask.png") * MAX_HASHED
+    before = ImageFiles(tmp_path, pairs).content
+    for name in "image", "mask":
+        (tmp_path / f"{name}.png").write_bytes(b"y")
+        assert ImageFiles(tmp_path, pairs).content != before
+        (tmp_path / f"{name}.png").write_bytes(b"x")
+
+
+def test_a_dataset_is_recorded_by_its_files(unlabelled: Path) -> None:
+    files = read_unlabelled(unlabelled)
+    record = files.record(broken=2)
+    assert record == DatasetRecord(
+        path=str(unlabelled), count=96, fingerprint=files.fingerprint, broken=2, content=files.content
+    )

@@ -14,23 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from stillroom.backbone import (
-    BrokenImageError,
-    EvaluationView,
-    ImageDataset,
-    ImageFiles,
-    InputSpec,
-    Run,
-    read_labelled,
-    read_unlabelled,
-)
-from stillroom.backbone.loaders import (
-    Batch,
-    EvaluationBatches,
-    TrainingBatches,
-    build_loader,
-    collate,
-)
+from stillroom.backbone import InputSpec, Run
+from stillroom.images import BrokenImageError, EvaluationView, ImageDataset, ImageFiles, read_labelled, read_unlabelled
+from stillroom.images.loaders import Batch, EvaluationBatches, TrainingBatches, build_loader, collate
 
 CPU = torch.device("cpu")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.image_files import ImageFiles
-from stillroom.backbone.images import BrokenImageError, load_image
 from stillroom.backbone.run import Run, mix_seed
+from stillroom.images.decode import BrokenImageError, load_image
+from stillroom.images.files import ImageFiles
 
 View = Callable[[Image.Image], Tensor | tuple[Tensor, ...]]
 """PIL image -> uint8 (3, h, w), or several of them."""

@@ -1,4 +1,4 @@
-"""Decoding images, and preprocessing them as an `InputSpec` says."""
+"""Decoding images."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from stillroom.backbone.image_files import image_formats
-from stillroom.backbone.spec import InputSpec
+from stillroom.images.files import image_formats
 
 
 class BrokenImageError(ValueError):
@@ -28,9 +24,6 @@ _TOO_DIM = (
     "it probably holds 10 or 12 bits in a wider type; scale its samples up to white"
 )
 _ROWS = 256
-_THIN = 32  # ratio of the sides above which an image is cropped before it is resized
-
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -169,57 +162,3 @@ def exif_orientation(opened: Image.Image) -> int:
 def has_exif_orientation(opened: Image.Image) -> bool:
     """Whether an EXIF tag rotates or flips an image: some libraries obey it, others do not. Reads the header only."""
     return exif_orientation(opened) != 1
-
-
-class EvaluationView:
-    """Resize and centre crop as an `InputSpec` says: PIL image -> uint8 (3, size, size).
-
-    Equal to torchvision's Resize and CenterCrop (v2) to the bit; torchvision takes longer to import than torch. An
-    image whose sides differ by more than a factor of 32 is first cropped to that: 20,000 x 1 px would grow to 4 GiB.
-    """
-
-    def __init__(self, spec: InputSpec) -> None:
-        self.spec = spec
-
-    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-        spec, size = self.spec, self.spec.size
-        width, height = size, size
-        if spec.resize == "short side":
-            side, short = round(size / spec.crop_fraction), min(image.size)
-            left, top = (max(0, length - _THIN * short) // 2 for length in image.size)
-            if left or top:
-                image = image.crop((left, top, image.width - left, image.height - top))
-            width, height = (int(side * length / short) for length in image.size)
-        # The channels are last in memory, as Pillow has them: torch then resizes without a copy.
-        pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
-        if (width, height) != image.size:
-            pixels = interpolate(
-                pixels, (height, width), mode=spec.interpolation, align_corners=False, antialias=spec.antialias
-            )
-        top, left = round((height - size) / 2), round((width - size) / 2)
-        return pixels[0, :, top : top + size, left : left + size]
-
-
-class Normalize(nn.Module):
-    """Convert uint8 RGB pixels, or floats in [0, 1], to a net's input: channel order, value range, mean and std.
-
-    Applied once, by the caller, on the device.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, spec: InputSpec) -> None:
-        super().__init__()
-        self.flip = spec.channel_order == "bgr"
-        self.low, high = spec.value_range
-        self.span = high - self.low
-        # float32 for any kind of number: NumPy's would make it float64
-        self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        unit = images.float() / 255 if images.dtype == torch.uint8 else images
-        if self.flip:
-            unit = unit.flip(1)
-        return (unit * self.span + self.low - self.mean) / self.std

@@ -1,0 +1,6 @@
+"""The way in for images: lists of files, their pixels, and batches of them; for every package that takes images."""
+
+import lazy_loader
+
+# The names of __init__.pyi, each imported when it is first used, so that a command line starts without torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from .decode import BrokenImageError
+from .files import ImageFiles, read_labelled, read_unlabelled
+from .loaders import ImageDataset
+from .view import EvaluationView
+
+__all__ = [
+    "BrokenImageError",
+    "EvaluationView",
+    "ImageDataset",
+    "ImageFiles",
+    "read_labelled",
+    "read_unlabelled",
+]
