@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from commands import run_main
+from stillroom.backbone import read_results
 from stillroom.seg_transfer import cli, framework
 from stillroom.seg_transfer.presets import PRESETS
 
@@ -34,6 +35,25 @@ def test_a_run_from_the_command_line_ends_with_its_number(
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith(f"{tmp_path / 'run'}: ") and lines[-1].endswith(" % mIoU")
     assert any(line.startswith("| left ") for line in lines)
+
+
+@pytest.mark.slow
+def test_resume_takes_data_from_where_it_was_moved_and_no_other_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, masked: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--data", str(masked), "--out", str(out), "--crop", "32", "--workers", "0", "--device", "cpu"]
+    run_cli(monkeypatch, "smoke", *flags, "--steps", "1")
+    (out / "results.json").unlink()
+    moved = masked.rename(tmp_path / "moved")
+    run_cli(monkeypatch, "resume", str(out), "--data", str(moved))
+    assert read_results(out).extra["moved"] == {"data": str(moved)}
+    (out / "results.json").unlink()
+    mask = next((moved / "labels" / "val").iterdir())
+    mask.write_bytes(mask.read_bytes()[:-1] + b"!")
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(monkeypatch, "resume", str(out), "--data", str(moved))
+    assert stopped.value.code == 2 and "the data in " in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence_and_exit_2(
