@@ -152,7 +152,12 @@ def mask_fault(mask: Any, width: int, height: int) -> str | None:
     if isinstance(mask, list):
         good = all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in mask)
         good = good and all(isinstance(v, int | float) and math.isfinite(v) for part in mask for v in part)
-        return None if good else "is not a list of polygons of at least three points each"
+        if not good:
+            return "is not a list of polygons of at least three points each"
+        sides = ((part[axis::2], side) for part in mask for axis, side in ((0, width), (1, height)))
+        if any(min(values) < -side or max(values) > 2 * side for values, side in sides):
+            return f"reaches beyond its image of {width} x {height} px by more than its size"
+        return None
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list | str | bytes):
         return "is neither a list of polygons nor an RLE"
     if mask.get("size") != [height, width]:

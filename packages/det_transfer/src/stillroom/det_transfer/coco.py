@@ -73,11 +73,6 @@ def read_coco(
     if outside := [path for path in paths if is_outside(path)]:
         raise ValueError(f"{file} lists {len(outside)} images outside of {folder}, the first is {outside[0]}")
     refuse_duplicates(paths, "images", file)
-    labels = {str(category): label for label, category in enumerate(sort_ids(names))}
-    images = {str(image["id"]): image for image in content["images"]}
-    boxes = read_boxes(content["annotations"], images, labels, file, masks)
-    refuse_corners(content["annotations"], file)
-    notes = [] if published else correct_areas(boxes, content["annotations"], images, file)
     strings = any(isinstance(image["id"], str) for image in content["images"])
     rows = [
         AnnotatedImage(
@@ -86,10 +81,16 @@ def read_coco(
             file=folder / path,
             width=image["width"],
             height=image["height"],
-            boxes=tuple(boxes.get(str(image["id"]), {}).values()),
         )
         for number, (image, path) in enumerate(zip(content["images"], paths, strict=True), start=1)
     ]
+    check_files(rows, file)  # first, because masks are decoded at the sizes that the JSON states
+    labels = {str(category): label for label, category in enumerate(sort_ids(names))}
+    images = {str(image["id"]): image for image in content["images"]}
+    boxes = read_boxes(content["annotations"], images, labels, file, masks)
+    refuse_corners(content["annotations"], file)
+    notes = [] if published else correct_areas(boxes, content["annotations"], images, file)
+    rows = [replace(row, boxes=tuple(boxes.get(key, {}).values())) for key, row in zip(images, rows, strict=True)]
     moved = [
         image["file_name"]
         for image, path in zip(content["images"], paths, strict=True)
@@ -100,7 +101,6 @@ def read_coco(
             f"{file} names {len(moved)} of {len(paths)} images by paths that are not below {folder}, such as "
             f"{moved[0]!r}: they were found by their file names"
         )
-    check_files(rows, file)
     notes += check_unit(rows, file)
     kept, left_out = check_boxes(rows, file, on_bad_box, [box_name(number) for number in known])
     return Images(root=folder, rows=tuple(kept), left_out=tuple(left_out), notes=tuple(notes)), names
@@ -143,7 +143,10 @@ def load_coco_json(file: Path) -> Mapping[str, Any]:
     """
     refuse_missing(file)
     try:
-        content = json.loads(file.read_bytes())  # bytes may begin with a byte-order mark
+        # bytes may begin with a byte-order mark; integers beyond all floats become infinite, which is refused below
+        content = json.loads(
+            file.read_bytes(), parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits)
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     required = {
