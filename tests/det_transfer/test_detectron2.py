@@ -686,11 +686,13 @@ def test_a_user_config_is_compared_with_the_checkpoint(
     content = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert content["categories"] == [{"id": 3, "name": "blue"}, {"id": 7, "name": "red"}]
     input_ = "model.pixel_mean, model.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]"
-    file.write_text(f"{own}\nmodel.input_format = dataloader.test.mapper.image_format = 'RGB'\n{input_}\n")
-    cfg = load_user_config(file)
     spec = build_backbone("torchvision/resnet50").spec
-    (only,) = describe_differences(cfg, instantiate(cfg.model), config, spec)
-    assert only == unused
+    for role, differs in (("test", True), ("train", False)):  # the test images are read as the training images
+        file.write_text(f"{own}\nmodel.input_format = dataloader.{role}.mapper.image_format = 'RGB'\n{input_}\n")
+        cfg = load_user_config(file)
+        notes = describe_differences(cfg, instantiate(cfg.model), config, spec)
+        assert notes[-1] == unused and len(notes) == 1 + differs
+        assert not differs or "dataloader.train.mapper.image_format is BGR, the model's input_format RGB" in notes[0]
 
 
 def test_a_net_of_other_layers_is_refused_though_its_tensors_fit(lively: Lively) -> None:
@@ -708,6 +710,16 @@ def test_a_net_of_other_layers_is_refused_though_its_tensors_fit(lively: Lively)
     model.backbone = StillroomBackbone("timm/mobilenetv2_100", {"pad_type": "same"}, ["level2"])
     with pytest.raises(ValueError, match=r"with the arguments {'pad_type': 'same'}, the checkpoint has {}: pass the"):
         adopt_bridge(backbone.spec, model)
+
+
+def test_a_change_in_what_a_user_config_imports_is_a_change_of_the_config(boxed: Path, tmp_path: Path) -> None:
+    file, part = tmp_path / "own.py", tmp_path / "part.py"
+    part.write_text("LR = 0.01\n")
+    file.write_text(f"{OWN.format(root=str(boxed), strides=False)}\nfrom .part import LR\noptimizer.lr = LR\n")
+    first, again = (read_user_data(file).records["framework_config"] for _ in range(2))
+    part.write_text("LR = 0.5\n")
+    changed = read_user_data(file).records["framework_config"]
+    assert first == again and changed.fingerprint == first.fingerprint and changed.content != first.content
 
 
 def test_missing_files_of_a_user_config_are_named(boxed: Path, tmp_path: Path) -> None:

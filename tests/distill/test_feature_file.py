@@ -94,6 +94,10 @@ def test_a_run_with_imported_features_resumes_from_its_cache(config: DistillConf
     (out / "results.json").unlink()
     (out / "state" / "last.pt").unlink()
     assert losses_of(resume(out)) == losses
+    (out / "results.json").unlink()
+    with_file(config, {name: vector + 1 for name, vector in vectors.items()})
+    with pytest.raises(ValueError, match=r"the features in .*features\.pth have changed since .* began"):
+        resume(out)
 
 
 def test_files_of_another_format_images_or_width_are_one_sentence(

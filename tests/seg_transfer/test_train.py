@@ -159,7 +159,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
     torch.manual_seed(4)
     other = build_backbone("cifar/resnet20", feature="before")
     save_checkpoint(small_student, other, method="kdep", package="stillroom-distill")
-    with pytest.raises(ValueError, match=r"began with other weights than .* has now: choose another --out"):
+    with pytest.raises(ValueError, match=r"the weights of .* have changed since .* began: choose another --out"):
         finetune(config)
     (out / row["runs"][0] / "results.json").unlink()
     next((config.data / "labels" / "train").iterdir()).write_bytes(
