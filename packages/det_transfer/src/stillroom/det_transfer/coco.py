@@ -268,11 +268,12 @@ def correct_areas(
         A sentence with their number, if there are any.
     """
     wrong: list[Box] = []
+    box_over_area = 1.0 if share_one_factor(boxes, annotations) else BOX_OVER_AREA
     for image_id, members in boxes.items():
         size = images[image_id]["width"], images[image_id]["height"]
         for index, box in members.items():
             mask = annotations[index].get("segmentation") or None
-            area, below = max(box.width * box.height, 0.0), BOX_OVER_AREA
+            area, below = max(box.width * box.height, 0.0), box_over_area
             if mask and mask_fault(mask, *size) is None:
                 is_rle = isinstance(mask, dict)
                 area = float(rle.area(encode_mask(mask, *size))) if is_rle else sum(map(polygon_area, mask), 0.0)
@@ -287,6 +288,17 @@ def correct_areas(
         f"{len(wrong)} boxes of {file} have an area that contradicts their mask or box, the first is {wrong[0].name} "
         f"with {wrong[0].area:g}: their areas were computed anew"
     ]
+
+
+def share_one_factor(boxes: Mapping[str, dict[int, Box]], annotations: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all areas without a mask are the same small share of their box: those of the images at another size."""
+    bare = [
+        box.area / (box.width * box.height)
+        for members in boxes.values()
+        for index, box in members.items()
+        if not annotations[index].get("segmentation") and min(box.width, box.height, box.area) > 0
+    ]
+    return len(bare) > 1 and max(bare) <= min(1.01 * min(bare), 1 / AREA_FACTOR)
 
 
 def polygon_area(polygon: Sequence[int | float]) -> float:
