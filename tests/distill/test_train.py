@@ -418,7 +418,7 @@ def test_a_run_without_hashes_is_resumed_with_a_line_that_says_so(
     (stopped / "inputs.json").unlink()
     resume(stopped)
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: run has no hash of")]
-    assert note.endswith("teacher 1, teacher 1 input, student 1: whether they changed is unknown")
+    assert note.endswith("teacher 1, teacher 1 input, student 1, student 1 input: whether they changed is unknown")
 
 
 @pytest.mark.parametrize(
