@@ -51,7 +51,7 @@ from stillroom.backbone.run import DivergedError
 from stillroom.det_transfer import DetectConfig, compute_metrics, finetune, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.detectron2 import train as d2_train
-from stillroom.det_transfer.backends.detectron2.detectors import build_model
+from stillroom.det_transfer.backends.detectron2.detectors import build_model, describe_wrapper
 from stillroom.det_transfer.backends.detectron2.hooks import ClipGradients
 from stillroom.det_transfer.backends.detectron2.images import PictureMapper, as_records
 from stillroom.det_transfer.backends.detectron2.nets import ExtraNorm, StillroomBackbone, boxes_in_float32
@@ -739,6 +739,16 @@ def test_no_pickle_of_a_run_directory_is_loaded(make: Make, boxed: Path, tmp_pat
     (out / "last_checkpoint").write_text("evil.pkl")
     with pytest.raises(ValueError, match=r"evil.pkl is not a state of a run, or is damaged"):
         resume(out)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_arguments_in_a_manifest_are_neither_called_nor_filled_in(make: Make, tmp_path: Path) -> None:
+    spec = build_backbone("timm/mobilenetv2_050").spec
+    for value in ({"_target_": "os.mkdir", "path": str(tmp_path / "executed")}, "${oc.create:{_target_:os.getcwd}}"):
+        described = describe_wrapper(replace(spec, arguments={"norm_layer": value}), ["level2"], make(), "BN")
+        assert json.loads(described.arguments) == {"norm_layer": value}
+        with pytest.raises((ValueError, KeyError, AssertionError)):  # timm's, about the value as it stands
+            instantiate(described)
     assert not (tmp_path / "executed").exists()
 
 
