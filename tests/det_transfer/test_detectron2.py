@@ -387,7 +387,8 @@ def test_an_image_that_breaks_during_training_is_named(make: Make, boxed: Path, 
     for file in (boxed / "images" / part).iterdir():
         file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(BrokenImageError, match=r"^/[^\n]*\.png cannot be read as an image: [^\n]*$"):
-        finetune(make(workers=workers, steps=1))
+        finetune(config := make(workers=workers, steps=1))
+    assert config.out.exists() == (part == "val"), "refused in its first step, it leaves nothing"
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])

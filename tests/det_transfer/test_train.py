@@ -385,8 +385,10 @@ def test_a_loss_that_is_nan_or_infinite_stops_the_run(make_config: Make) -> None
 def test_an_image_that_breaks_during_training_is_named(make_config: Make, boxed: Path) -> None:
     for file in (boxed / "images" / "train").iterdir():
         file.write_bytes(file.read_bytes()[:-200])
+    config = make_config()
     with pytest.raises(BrokenImageError, match=r"\.png cannot be read as an image"):
-        finetune(make_config())
+        finetune(config)
+    assert not config.out.exists(), "the command can be repeated"
 
 
 @pytest.mark.parametrize(

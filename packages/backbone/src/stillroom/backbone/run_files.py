@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,19 +83,22 @@ def _change_leaves(value: Any, change: Callable[[str, Any], Any], path: str = ""
 
 
 @contextmanager
-def failing_cleanly(path: Path, *, new: bool) -> Iterator[None]:
+def failing_cleanly(path: Path, *, new: bool, begun: Sequence[str] = ()) -> Iterator[None]:
     """Around a run: a bug leaves its traceback in the run directory; a new run that is refused at once leaves nothing.
 
     Args:
         path: the run directory.
         new: whether the block began the run. If it is refused before its first log line and its first state, the
             directory is removed, so that the command can be repeated.
+        begun: patterns of a framework's own logs and states in the run directory.
     """
     try:
         yield
     except Exception as error:
         if sentence_for(error) is None:
             log_traceback(error, path)
-        elif new and not ((path / STATE).exists() or read_metrics(path) or any(path.glob("error*.log"))):
-            shutil.rmtree(path, ignore_errors=True)
+        elif new:
+            logs = (file for name in (STATE, METRICS, "error*.log", *begun) for file in path.glob(name))
+            if not any(file.stat().st_size for file in logs):
+                shutil.rmtree(path, ignore_errors=True)
         raise
