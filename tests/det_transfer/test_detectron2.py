@@ -738,7 +738,7 @@ def test_no_pickle_of_a_run_directory_is_loaded(make: Make, boxed: Path, tmp_pat
     assert_predicted_as_evaluated(config)
     (out / "results.json").unlink()
     (out / "last_checkpoint").write_text("evil.pkl")
-    with pytest.raises(ValueError, match=r"evil.pkl is not a state of a run, or is damaged"):
+    with pytest.raises(ValueError, match=r"evil.pkl is a pickle that torch.save did not write: copy the run"):
         resume(out)
     assert not (tmp_path / "executed").exists()
 

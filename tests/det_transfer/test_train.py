@@ -23,6 +23,7 @@ from stillroom.backbone import (
     BackboneSpec,
     BrokenImageError,
     InputSpec,
+    Run,
     build_backbone,
     load_checkpoint,
     read_results,
@@ -33,7 +34,7 @@ from stillroom.backbone.run import STATE, DivergedError, read_metrics
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages
 from stillroom.det_transfer.backends.torchvision.nets import autocast, boxes_in_float32, build_detector
-from stillroom.det_transfer.backends.torchvision.predict import predict_image
+from stillroom.det_transfer.backends.torchvision.predict import load_predictor, predict_image
 from stillroom.det_transfer.backends.torchvision.train import build_optimizer
 from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.data import read_data
@@ -375,6 +376,16 @@ def test_a_class_that_is_never_trained_is_never_predicted(make_config: Make) -> 
     torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, 2.0)  # all is found, class 0 too
     found = predict_image(model, config, torch.zeros(3, 48, 64, dtype=torch.uint8), torch.device("cpu"))
     assert {*found.labels.tolist()} == {0, 1}
+
+
+def test_predicting_by_a_damaged_state_is_one_sentence(make_config: Make) -> None:
+    config, backbone = make_config(), build_backbone("cifar/resnet20")
+    file = config.out / STATE
+    file.parent.mkdir(parents=True)
+    for content in ({"step": 1}, {"model": {}}, {"model": 3}, [1], b"", b"PK\x03\x04 torn"):
+        file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+        with pytest.raises(ValueError, match=r"last\.pt .*: copy the run again"):
+            load_predictor(config, backbone, 2, Run(device=torch.device("cpu")))
 
 
 def test_a_loss_that_is_nan_or_infinite_stops_the_run(make_config: Make) -> None:

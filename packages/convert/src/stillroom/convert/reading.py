@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from stillroom.backbone.manifest import CheckpointError
+from stillroom.backbone.tensor_files import TensorFileError, load_tensors
 from stillroom.convert.flags import Weights
 from stillroom.convert.key_rules import EMA_MODULE, WRAPPER
 
@@ -66,18 +66,12 @@ def load_content(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        with torch.serialization.safe_globals([*HARMLESS]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except KeyError as error:  # its text is a bare number, such as 101
-        raise CheckpointError(f"{file} cannot be read: it is not a PyTorch file") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {_one_line(error)}") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile pickle raises
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it names {named[1]}" if named else "it is not a plain pickle of tensors, numbers and words"
-        raise CheckpointError(
-            f"{file} holds more than tensors and is not loaded (weights_only=True): {what}; {_REMEDY}"
-        ) from error
+        return load_tensors(file, advice=f"copy or download it again, or {_REMEDY}", allowed=HARMLESS)
+    except TensorFileError as error:
+        sentence = f"{file} holds more than tensors and is not loaded (weights_only=True): it names {error.named}; "
+        raise CheckpointError(sentence + _REMEDY if error.named else str(error)) from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def read_state(file: Path, weights: Weights | None = None) -> State:
@@ -152,7 +146,3 @@ def _split_ema(state: Mapping[str, Tensor]) -> tuple[State | None, State | None,
     raw = {key: tensor for key, tensor in state.items() if not found[key]}
     names = dict.fromkeys(match[1] for match in found.values() if match)
     return raw or None, ema or None, ", ".join(f"{name}." for name in names)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
