@@ -31,7 +31,18 @@ def read_config(path: Path) -> str:
 
 def read_inputs(path: Path) -> dict[str, Any]:
     """The content of a run's inputs.json, see `stillroom.backbone.inputs`; empty for a run of an older version."""
-    return json.loads((path / INPUTS).read_text(encoding="utf-8")) if (path / INPUTS).exists() else {}
+    file = path / INPUTS
+    if not file.exists():
+        return {}
+    advice = "copy it again, or remove it: whether the inputs have changed is unknown then"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{file} is damaged ({error}): {advice}") from error
+    kinds = {"working_directory": str, "sha256": dict, "moved": dict}
+    if not (isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())):
+        raise ValueError(f"{file} is damaged, expected {', '.join(kinds)}: {advice}")
+    return content
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -41,8 +52,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
-        return [from_json(line) for line in lines]
-    except ValueError as error:
+        rows = [from_json(line) for line in lines]
+        if not all(isinstance(row["step"], int) and isinstance(row.get(NOT_FINITE, {}), dict) for row in rows):
+            raise TypeError("a step is not a whole number")
+        return rows
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it, and the curves begin anew") from error
 
 
