@@ -84,6 +84,6 @@ def load_state(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
         raise ValueError(
             f"{file} holds objects that can run code ({error.named}): pass --trust-run if the run is your own"
         ) from error
-    if not (isinstance(state, dict) and isinstance(meta := state.get("meta"), dict)):
+    if not (isinstance(state, dict) and isinstance(meta := state.get("meta"), dict) and "state_dict" in state):
         raise ValueError(f"{file} is not a state of MMEngine: {advice}")
     return {**state, "meta": {key: value for key, value in meta.items() if key not in ("config", "cfg")}}
