@@ -56,7 +56,14 @@ def test_at_most_a_thousand_files_are_read_and_images_and_masks_among_them(tmp_p
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff", b"[]", b"{}", b'{"working_directory": 3, "sha256": {}, "moved": {}}', b'{"sha256": {}, "moved": {}}'],
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"working_directory": 3, "sha256": {}, "moved": {}}',
+        b'{"sha256": {}, "moved": {}}',
+    ],
 )
 def test_a_damaged_record_of_inputs_is_named(tmp_path: Path, content: bytes) -> None:
     out = began(Config(data=Path("d"), out=tmp_path / "run"))

@@ -142,7 +142,11 @@ def test_the_input_has_the_size_that_an_argument_builds(side: Any) -> None:
         ("timm/vit_tiny_patch16_224", {"img_size": [64, 32]}, r"img_size=\[64, 32\]: images are square here"),
         ("timm/vit_tiny_patch16_224", {"img_size": "big"}, "cannot be built with the arguments {'img_size': 'big'}"),
         ("torchvision/resnet18", {"norm_layer": "a"}, "torchvision/resnet18 cannot be built with the arguments"),
-        ("torchvision/resnet18", {"in_chans": 1}, "no constructor argument 'in_chans': those it takes are block, groups,"),
+        (
+            "torchvision/resnet18",
+            {"in_chans": 1},
+            "no constructor argument 'in_chans': those it takes are block, groups,",
+        ),
         ("cifar/resnet20", {"in_chans": 1}, "cifar/resnet20 has no constructor argument 'in_chans': it takes none"),
         ("byol/resnet50", {"in_chans": 1}, "byol/resnet50 has no constructor argument 'in_chans': those it takes are"),
     ],

@@ -233,7 +233,9 @@ class Hostile:
 
 def test_a_hostile_state_is_not_run(stopped: Path, run: Run, tmp_path: Path) -> None:
     torch.save({"step": 2, "config": Hostile(tmp_path / "was-run")}, stopped / "state" / "last.pt")
-    with pytest.raises(ValueError, match=r"last.pt holds more than tensors .*: remove it, and .* is resumed from its first"):
+    with pytest.raises(
+        ValueError, match=r"last.pt holds more than tensors .*: remove it, and .* is resumed from its first"
+    ):
         RunDirectory.reopen(stopped, run)
     assert not (tmp_path / "was-run").exists()
     assert len(read_metrics(stopped)) == 4  # nothing was cut

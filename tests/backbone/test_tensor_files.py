@@ -32,7 +32,7 @@ def test_a_file_that_torch_did_not_save_is_called_what_it_is(tmp_path: Path, con
 
 def test_an_object_that_could_run_code_is_named_unless_allowed(tmp_path: Path) -> None:
     torch.save({**STATE, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pt")
-    with pytest.raises(TensorFileError, match="more than tensors and plain values, argparse.Namespace: x") as caught:
+    with pytest.raises(TensorFileError, match=r"more than tensors and plain values, argparse\.Namespace: x") as caught:
         load_tensors(tmp_path / "a.pt", advice="x")
     assert caught.value.named == "argparse.Namespace"
     assert load_tensors(tmp_path / "a.pt", advice="x", allowed=[argparse.Namespace])["args"].lr == 1

@@ -304,7 +304,9 @@ def test_a_damaged_file_cannot_be_read(tmp_path: Path, name: str, content: bytes
 
 def test_a_file_that_is_no_pickle_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"junk, 20 bytes of it")
-    with pytest.raises(CheckpointError, match=r"junk\.pth is not a PyTorch file: copy or download it again, or save the"):
+    with pytest.raises(
+        CheckpointError, match=r"junk\.pth is not a PyTorch file: copy or download it again, or save the"
+    ):
         read_state(tmp_path / "junk.pth")
 
 
@@ -318,7 +320,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [[torch.ones(1)], {}, {"model": {}}, {"epoch": 3}, torch.ones(3), {"a": torch.ones(1), "b": 3}],
+    [[torch.ones(1)], {}, {"model": {}}, {"epoch": 3}, torch.ones(3), {"a": torch.ones(1), "b": [3]}],
     ids=["list", "empty", "empty model", "no tensors", "tensor", "mixed"],
 )
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:

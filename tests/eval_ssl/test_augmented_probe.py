@@ -111,7 +111,9 @@ def test_an_interrupted_run_resumes_after_its_last_full_epoch(
     (state,) = (folder.parent / "own" / "live").glob("*.pt")
     kept = state.read_bytes()
     state.write_bytes(kept[:99])
-    with pytest.raises(ValueError, match=r"\.pt is damaged, .*: remove it, and the probe is trained from its first epoch"):
+    with pytest.raises(
+        ValueError, match=r"\.pt is damaged, .*: remove it, and the probe is trained from its first epoch"
+    ):
         live(folder, run)
     state.write_bytes(kept)
     calls.clear()

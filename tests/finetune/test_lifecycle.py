@@ -111,9 +111,7 @@ def test_a_run_keeps_what_it_began_with(toy: Toy, config: ToyConfig) -> None:
         finetune(toy.task, config)
 
 
-def test_a_new_run_that_is_refused_leaves_nothing_unless_its_framework_has_logged(
-    toy: Toy, config: ToyConfig
-) -> None:
+def test_a_new_run_that_is_refused_leaves_nothing_unless_its_framework_has_logged(toy: Toy, config: ToyConfig) -> None:
     def train(config: ToyConfig, run: Run, prepared: Prepared, resume: bool, line: str) -> None:
         (config.out / "logs").mkdir()
         (config.out / "logs" / "scalars.json").write_text(line)

@@ -21,7 +21,7 @@ from stillroom.backbone.spec import UNKNOWN_LICENCE, InputSpec, Licence
 from stillroom.convert import key_rules
 from stillroom.convert.flags import Source, Weights
 from stillroom.convert.keys import rename
-from stillroom.convert.reading import State, choose_weights, load_content
+from stillroom.convert.reading import State, choose_weights, keep_tensors, load_content
 from stillroom.convert.sources import SOURCES, choose_net
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # efficientnet-lite0-57934424.pth
@@ -61,6 +61,7 @@ def import_file(
     name, arguments = choose_net(source, backbone), dict(arguments or {})
     state, notes = choose_weights(load_content(file), weights, str(file))
     label = f"{file} ({notes[0]}; --weights chooses)" if notes else str(file)
+    state, left_out = keep_tensors(state, label)
     built = build_backbone(name, arguments=arguments)
     if source == "efficientnet-lite":
         _refuse_other_file(file)
@@ -91,7 +92,7 @@ def import_file(
         method="import",
         package="stillroom-convert",
         heads={key: (describe_tensors(head, relu_between=key == PROJECTION), head) for key, head in heads.items()},
-        notes=(*conversions, *notes, *remarks),
+        notes=(*conversions, *notes, *left_out, *remarks),
     )
 
 
