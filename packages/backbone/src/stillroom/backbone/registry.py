@@ -64,7 +64,7 @@ def open_net(
         closest = difflib.get_close_matches(name.removeprefix(RANDOM), list_backbones(), n=3, cutoff=0.5)
         raise unknown_backbone(name, closest)
     family = getattr(families, library)
-    # A manifest may be anybody's: some classes pass over what they do not know, and timm would load a `checkpoint_path`.
+    # A manifest may be anybody's; some classes pass over what they do not know, and timm would load a `checkpoint_path`
     allowed = family.argument_names(short)
     if unknown := [key for key in arguments if key not in allowed]:
         names = f"those it takes are {', '.join(sorted(allowed))}" if allowed else "it takes none"
