@@ -83,8 +83,7 @@ def import_file(
     _refuse_channels(state, built, label)
     load_strictly(built, state, source=label)
     if "size" in input_changes:
-        side = built.spec.input.size
-        refuse_size(built, side, side, f"pass another --size, or build the net for it: --arguments img_size={side}")
+        _refuse_size(built)
     built.spec = replace(built.spec, licence=licence or Licence())
     return save_checkpoint(
         out,
@@ -211,6 +210,20 @@ def _note_assumption(built: Backbone, stated: set[str]) -> tuple[str, ...]:
         f"the file does not state its input, so {', '.join(assumed)} are assumed to be what {library} publishes for "
         f"{built.spec.name.partition('/')[2]}: {built.spec.input}; if it was trained with another, pass {flags}",
     )
+
+
+def _refuse_size(built: Backbone) -> None:
+    """Refuse a size that the net does not take; say if one that is built for it would."""
+    side = built.spec.input.size
+    try:
+        refuse_size(built, side, side, "pass another --size")
+    except ValueError as error:
+        arguments = {**built.spec.arguments, "img_size": side}
+        try:
+            refuse_size(build_backbone(built.spec.name, arguments=arguments), side, side, "")
+        except ValueError:
+            raise error from None
+        raise ValueError(f"{error}; or build the net for it: --arguments img_size={side}") from error
 
 
 def _refuse_channels(state: State, built: Backbone, source: str) -> None:
