@@ -51,7 +51,7 @@ from stillroom.backbone.run import DivergedError
 from stillroom.det_transfer import DetectConfig, compute_metrics, finetune, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.detectron2 import train as d2_train
-from stillroom.det_transfer.backends.detectron2.detectors import build_model
+from stillroom.det_transfer.backends.detectron2.detectors import build_model, describe_wrapper
 from stillroom.det_transfer.backends.detectron2.hooks import ClipGradients
 from stillroom.det_transfer.backends.detectron2.images import PictureMapper, as_records
 from stillroom.det_transfer.backends.detectron2.nets import ExtraNorm, StillroomBackbone, boxes_in_float32
@@ -387,7 +387,8 @@ def test_an_image_that_breaks_during_training_is_named(make: Make, boxed: Path, 
     for file in (boxed / "images" / part).iterdir():
         file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(BrokenImageError, match=r"^/[^\n]*\.png cannot be read as an image: [^\n]*$"):
-        finetune(make(workers=workers, steps=1))
+        finetune(config := make(workers=workers, steps=1))
+    assert config.out.exists() == (part == "val"), "refused in its first step, it leaves nothing"
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
@@ -749,8 +750,18 @@ def test_no_pickle_of_a_run_directory_is_loaded(make: Make, boxed: Path, tmp_pat
     assert_predicted_as_evaluated(config)
     (out / "results.json").unlink()
     (out / "last_checkpoint").write_text("evil.pkl")
-    with pytest.raises(ValueError, match=r"evil.pkl is not a state of a run, or is damaged"):
+    with pytest.raises(ValueError, match=r"evil.pkl is a pickle that torch.save did not write: copy the run"):
         resume(out)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_arguments_in_a_manifest_are_neither_called_nor_filled_in(make: Make, tmp_path: Path) -> None:
+    spec = build_backbone("timm/mobilenetv2_050").spec
+    for value in ({"_target_": "os.mkdir", "path": str(tmp_path / "executed")}, "${oc.create:{_target_:os.getcwd}}"):
+        described = describe_wrapper(replace(spec, arguments={"norm_layer": value}), ["level2"], make(), "BN")
+        assert json.loads(described.arguments) == {"norm_layer": value}
+        with pytest.raises((ValueError, KeyError, AssertionError)):  # timm's, about the value as it stands
+            instantiate(described)
     assert not (tmp_path / "executed").exists()
 
 

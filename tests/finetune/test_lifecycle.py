@@ -17,6 +17,7 @@ from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, write_results
+from stillroom.backbone.run import DivergedError
 from stillroom.backbone.run_files import to_json
 from stillroom.finetune import lifecycle, table
 from stillroom.finetune.config import NETS_AND_SEEDS, FineTuneConfig, check_shared, refuse_paths, split
@@ -108,6 +109,19 @@ def test_a_run_keeps_what_it_began_with(toy: Toy, config: ToyConfig) -> None:
     assert json.loads((config.out / "config.json").read_text())["save_every"] == 7
     with pytest.raises(ValueError, match=r"run exists: choose another --out, or resume it with `resume .*run`"):
         finetune(toy.task, config)
+
+
+def test_a_new_run_that_is_refused_leaves_nothing_unless_its_framework_has_logged(toy: Toy, config: ToyConfig) -> None:
+    def train(config: ToyConfig, run: Run, prepared: Prepared, resume: bool, line: str) -> None:
+        (config.out / "logs").mkdir()
+        (config.out / "logs" / "scalars.json").write_text(line)
+        raise DivergedError("the loss is nan")
+
+    for line in ("", "{}"):
+        task = replace(toy.task, train=partial(train, line=line), begun=("*/scalars.json",))
+        with pytest.raises(DivergedError, match="the loss is nan"):
+            finetune(task, config)
+        assert config.out.exists() == bool(line)
 
 
 def test_a_stopped_run_is_resumed_where_only_its_data_are_left(toy: Toy, config: ToyConfig) -> None:

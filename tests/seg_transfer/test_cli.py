@@ -1,12 +1,15 @@
 """The command line, and what it says where MMSegmentation is missing or old."""
 
 import os
+import pwd
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
 import pytest
+from platformdirs import user_cache_path
 
 from commands import run_main
 from stillroom.backbone import read_results
@@ -25,6 +28,23 @@ def test_every_preset_explains_itself(
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     assert "--output-stride" in said and "DIR|NAME" in said
+
+
+def test_without_a_home_mmengines_cache_is_a_folder_of_this_process_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "kept")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # KeyError, as for a user without a passwd entry
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    framework.set_cache_home()
+    assert os.environ["XDG_CACHE_HOME"] == "kept"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(RuntimeError, match="home"):
+        user_cache_path("YAPF")
+    framework.set_cache_home()
+    assert user_cache_path("YAPF").is_relative_to(tmp_path)
+    assert Path(os.environ["XDG_CACHE_HOME"]).stat().st_mode & 0o77 == 0
 
 
 def test_a_run_from_the_command_line_ends_with_its_number(

@@ -55,9 +55,7 @@ def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
         with Image.open(path, formats=image_formats()) as opened:
             yield opened
     except Image.DecompressionBombError as error:
-        raise BrokenImageError(
-            f"{path} cannot be read as an image: {error}; shrink it, or leave it out (most commands: --on-broken skip)"
-        ) from error
+        raise BrokenImageError(f"{path} cannot be read as an image: {error}; shrink it, or leave it out") from error
     except Exception as error:  # damaged bytes let Pillow's decoders raise almost any class
         reason = str(error) or type(error).__name__
         raise BrokenImageError(f"{path} cannot be read as an image: {reason}") from error

@@ -81,6 +81,7 @@ class Task(Generic[C, P]):
         axes: see `split`.
         prepared_axes: those that `prepare` depends on; a sweep tries each combination of them before its first run.
         unions: fields of several variants in the config, for config.json.
+        begun: see `failing_cleanly`.
     """
 
     package: str
@@ -93,6 +94,7 @@ class Task(Generic[C, P]):
     axes: Axes = field(default_factory=lambda: NETS_AND_SEEDS)
     prepared_axes: tuple[str, ...] = ("checkpoint",)
     unions: tuple[Any, ...] = ()
+    begun: tuple[str, ...] = ()
 
 
 def finetune(task: Task[C, P], config: C) -> Path:
@@ -168,7 +170,7 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
             record_inputs(out, {**data_inputs(prepared.records), **prepared.inputs, **checkpoint})
             write_file(out / CONFIG, config_to_json(config, task.unions))
     run.wait()
-    with failing_cleanly(config.out, new=False):
+    with failing_cleanly(config.out, new=True, begun=task.begun):
         task.train(config, run, prepared, False)
 
 
