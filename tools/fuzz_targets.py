@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+import fuzz_run_targets
 from fuzz_files import Target
 from stillroom.backbone import (
     InputSpec,
@@ -245,6 +246,7 @@ def results(folder: Path) -> Target:
 BUILDERS: tuple[Callable[[Path], Target], ...] = (
     *(image, mask, class_names, coco, voc, file_list, class_folder),
     *(manifest, weights, weight_file, pickled_weights, config, state, results),
+    *fuzz_run_targets.BUILDERS,
 )
 TARGETS = {build.__name__: build for build in BUILDERS}
 """Readers by name."""

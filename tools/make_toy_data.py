@@ -33,11 +33,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -59,6 +60,9 @@ from toy_scenes import (
     find_layers,
     render,
 )
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""The signals of Ctrl-C and of termination."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +252,16 @@ def leave_signals_to_parent() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, exit_if_orphaned)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def start_jobs(pool: ProcessPoolExecutor, job: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
+    """`pool.map`; Ctrl-C and termination, which would hang a pool that starts, wait until jobs are there."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        return pool.map(job, arguments, chunksize=32)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def exit_if_orphaned(*_: object) -> None:
@@ -268,11 +282,11 @@ def make_toy_data(settings: Settings) -> None:
     progress = partial(tqdm, unit="image", mininterval=every)
     try:
         write = partial(write_image, unfinished, settings.seed, settings.size)
-        for _ in progress(pool.map(write, jobs, chunksize=32), total=len(jobs)):
+        for _ in progress(start_jobs(pool, write, jobs), total=len(jobs)):
             pass
         for folder, count in scenes.items():
             draw = partial(write_scene, unfinished, settings.seed, settings.scene_size, folder)
-            annotations = list(progress(pool.map(draw, range(count), chunksize=32), total=count))
+            annotations = list(progress(start_jobs(pool, draw, range(count)), total=count))
             boxes = unfinished / "scenes" / "annotations" / f"{Path(folder).name}.json"
             boxes.parent.mkdir(exist_ok=True)
             boxes.write_text(json.dumps(coco(annotations, settings.scene_size)) + "\n")

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,17 @@ def test_a_head_without_its_file_is_refused(tmp_path: Path) -> None:
     edit(path, lambda raw: raw["heads"].update({"classifier": head}))
     with pytest.raises(CheckpointError, match=r"describes the head .classifier. and lacks heads\.safetensors"):
         load_heads(path, "classifier")
+
+
+def test_a_head_file_of_the_right_hash_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
+    path, content = store(tmp_path / "s"), b"PK\x03\x04 a pickle, for instance"
+    (path / "heads.safetensors").write_bytes(content)
+    record = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    head = {"kind": "linear", "in_dim": 2, "out_dim": 3, "classes": []}
+    edit(path, lambda raw: (raw["files"].update({"heads.safetensors": record}), raw["heads"].update({"h": head})))
+    for read in (verify_checkpoint, partial(load_heads, name="h")):
+        with pytest.raises(CheckpointError, match=r"s/heads\.safetensors is not a safetensors file: "):
+            read(path)
 
 
 @pytest.fixture(scope="module")

@@ -164,11 +164,6 @@ def test_a_regnet_with_a_final_convolution_is_refused(name: str) -> None:
         build_backbone(name)
 
 
-def test_a_class_without_a_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"timm/resnet18 is a FeatureListNet, which is not supported: wrap it"):
-        build_backbone("timm/resnet18", arguments={"features_only": True})
-
-
 @pytest.mark.parametrize("name", ["timm/mobilenetv1_100", "timm/test_efficientnet_evos"])
 def test_an_efficientnet_without_a_plain_last_activation_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} has no separate activation after its last convolution"):

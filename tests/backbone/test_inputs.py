@@ -32,6 +32,32 @@ def began(config: Config) -> Path:
     return config.out.absolute()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"working_directory": 3, "sha256": {}, "moved": {}}',
+        b'{"sha256": {}, "moved": {}}',
+    ],
+)
+def test_a_damaged_record_of_inputs_is_named(tmp_path: Path, content: bytes) -> None:
+    out = began(Config(data=Path("d"), out=tmp_path / "run"))
+    (out / "inputs.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run/inputs\.json is damaged.*: copy it again, or remove it"):
+        load_config(out, Config)
+
+
+@pytest.mark.parametrize("name", ["absent.knn", "data.knn", "absent", "part"])
+def test_places_that_do_not_fit_the_config_are_refused(tmp_path: Path, name: str) -> None:
+    out = began(Config(data=Path("d"), out=tmp_path / "run"))
+    record_moved(out, {name: 3})
+    with pytest.raises(ValueError, match=r"the places in .*inputs\.json do not fit the config of the run: "):
+        load_config(out, Config)
+
+
 def test_changed_inputs_are_named_together_and_unknown_ones_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

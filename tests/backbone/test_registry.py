@@ -141,14 +141,46 @@ def test_the_input_has_the_size_that_an_argument_builds(side: Any) -> None:
         ("timm/resnet18", {"in_chans": 1}, "timm/resnet18 with in_chans=1 takes no RGB images: every net here takes 3"),
         ("timm/vit_tiny_patch16_224", {"img_size": [64, 32]}, r"img_size=\[64, 32\]: images are square here"),
         ("timm/vit_tiny_patch16_224", {"img_size": "big"}, "cannot be built with the arguments {'img_size': 'big'}"),
-        ("torchvision/resnet18", {"in_chans": 1}, "torchvision/resnet18 cannot be built with the arguments"),
-        ("cifar/resnet20", {"in_chans": 1}, "cifar/resnet20 takes no constructor arguments, got in_chans"),
-        ("byol/resnet50", {"in_chans": 1}, "byol/resnet50 cannot be built with the arguments"),
+        ("torchvision/resnet18", {"norm_layer": "a"}, "torchvision/resnet18 cannot be built with the arguments"),
+        (
+            "torchvision/resnet18",
+            {"in_chans": 1},
+            "no constructor argument 'in_chans': those it takes are block, groups,",
+        ),
+        ("cifar/resnet20", {"in_chans": 1}, "cifar/resnet20 has no constructor argument 'in_chans': it takes none"),
+        ("byol/resnet50", {"in_chans": 1}, "byol/resnet50 has no constructor argument 'in_chans': those it takes are"),
     ],
 )
 def test_an_argument_that_cannot_be_is_one_sentence(name: str, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build_backbone(name, arguments=arguments)
+
+
+@pytest.mark.parametrize("key", ["_target_", "checkpoint_path", "pretrained_cfg", "weights", "kwargs", "features_only"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar/resnet20",
+        "simclr/resnet50x4",
+        "byol/resnet50",
+        "torchvision/mobilenet_v3_small",
+        "torchvision/convnext_tiny",
+        "torchvision/regnet_y_400mf",
+        "timm/regnety_002",
+        "timm/vit_tiny_patch16_224.augreg_in21k",
+        "timm/efficientnet_b0",
+    ],
+)
+def test_an_argument_that_a_net_does_not_name_is_never_passed_on(name: str, key: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} has no constructor argument '{key}'"):
+        build_backbone(name, arguments={key: "x.pth"})
+
+
+def test_arguments_of_a_library_that_no_class_names_are_taken() -> None:
+    half = build_backbone("torchvision/mobilenet_v3_small", arguments={"width_mult": 0.5, "dilated": True})
+    assert half.spec.dim < build_backbone("torchvision/mobilenet_v3_small").spec.dim
+    eps = build_backbone("timm/mobilenetv3_small_050", arguments={"bn_eps": 0.25}).net.bn1.eps
+    assert eps == 0.25
 
 
 @pytest.mark.parametrize(

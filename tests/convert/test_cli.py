@@ -71,7 +71,7 @@ def test_arguments_are_json_or_plain_words(text: str, value: object) -> None:
         (("--size", "1", "--arguments", "norm_layer=a"), "torchvision/mobilenet_v2 cannot be built with the arguments"),
         (("--value-range", "1", "0"), "input values are (1.0, 0.0): black must be below white"),
         (("--mean", "nan", "0", "0"), "all must be finite"),
-        (("--arguments", "wide=2"), "cannot be built with the arguments {'wide': 2}: "),
+        (("--arguments", "wide=2"), "torchvision/mobilenet_v2 has no constructor argument 'wide': those it takes"),
         (("--weights", "ema"), "in.pth holds no EMA: leave --weights out, or pass --weights raw"),
         (("--backbone", "torchvision/mobilenet_v3"), "there is no backbone named 'torchvision/mobilenet_v3'"),
         (

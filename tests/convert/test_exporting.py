@@ -51,7 +51,15 @@ def test_input_licence_and_provenance_stand_beside_an_export(small: tuple[Path, 
 
 @pytest.mark.parametrize(
     "short",
-    ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"],
+    [
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        pytest.param("resnet152", marks=pytest.mark.slow),
+        "resnext50_32x4d",
+        "wide_resnet50_2",
+    ],
 )
 def test_a_resnet_has_the_same_keys_in_torchvision_and_timm(short: str) -> None:
     with torch.device("meta"):

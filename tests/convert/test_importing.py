@@ -292,13 +292,15 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_cannot_be_read(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{name} cannot be read: "):
+    with pytest.raises(CheckpointError, match=f"{name} (cannot be read: .|is empty: copy|is damaged, or)"):
         read_state(tmp_path / name)
 
 
 def test_a_file_that_is_no_pickle_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"junk, 20 bytes of it")
-    with pytest.raises(CheckpointError, match=r"junk\.pth cannot be read: it is not a PyTorch file$"):
+    with pytest.raises(
+        CheckpointError, match=r"junk\.pth is not a PyTorch file: copy or download it again, or save the"
+    ):
         read_state(tmp_path / "junk.pth")
 
 
@@ -306,13 +308,13 @@ def test_a_file_that_is_no_pickle_is_called_so(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     file = write_pth(tmp_path / "a.pth", torchvision.models.mobilenet_v2(width_mult=0.25).state_dict())
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=r"a\.pth (cannot be read|holds more than tensors)"):
+    with pytest.raises(CheckpointError, match=r"a\.pth is damaged, or holds more than tensors \("):
         read_state(file)
 
 
 @pytest.mark.parametrize(
     "content",
-    [[torch.ones(1)], {}, {"model": {}}, {"epoch": 3}, torch.ones(3), {"a": torch.ones(1), "b": 3}],
+    [[torch.ones(1)], {}, {"model": {}}, {"epoch": 3}, torch.ones(3), {"a": torch.ones(1), "b": [3]}],
     ids=["list", "empty", "empty model", "no tensors", "tensor", "mixed"],
 )
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:

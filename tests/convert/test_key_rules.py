@@ -25,6 +25,11 @@ ONE = torch.ones(1)
         ("module.n_averaged", None),
         ("criterion.weight", None),
         ("model.loss_fn.weight", None),
+        ("student_backbone.conv1.weight", "conv1.weight"),
+        ("train_acc.tp", None),
+        ("val_confusion.confmat", None),
+        ("top1_accuracy.correct", None),
+        ("metrics.total", None),
     ],
 )
 def test_prefixes_are_stripped_in_any_order_and_tensors_of_the_step_are_left_out(key: str, name: str | None) -> None:
@@ -34,10 +39,11 @@ def test_prefixes_are_stripped_in_any_order_and_tensors_of_the_step_are_left_out
 
 
 def test_heads_beside_a_backbone_are_left_out_and_its_own_classifier_is_kept() -> None:
-    state = {"model.backbone.conv1.weight": ONE, "model.backbone.fc.weight": ONE, "model.head.0.weight": ONE}
-    renamed = rename(state, wrapped(PLAIN, state), "f")
+    state = {"model.backbone.conv1.weight": ONE, "model.backbone.fc.weight": ONE}
+    beside = {f"model.{name}.0.weight": ONE for name in ("head", "projection_head_momentum", "momentum_projector")}
+    renamed = rename(state | beside, wrapped(PLAIN, state), "f")
     assert [*renamed.tensors] == ["conv1.weight", "fc.weight"]
-    assert renamed.left_out == ["model.head.0.weight"]
+    assert renamed.left_out == [*beside]
     alone = {"model.conv1.weight": ONE, "model.head.weight": ONE}
     assert [*rename(alone, wrapped(PLAIN, alone), "f").tensors] == ["conv1.weight", "head.weight"]
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stillroom.backbone import CheckpointError
 from stillroom.convert.importing import import_file
-from stillroom.convert.reading import HARMLESS, Placeholder, read_state
+from stillroom.convert.reading import HARMLESS, Placeholder, choose_weights, keep_tensors, read_state
 
 ONE = {"a.weight": torch.ones(2)}
 
@@ -165,6 +165,27 @@ TRAINING_FILES: dict[str, tuple[dict[str, Any], str]] = {
         {"state_dict": _prefixed("net._orig_mod.", RAW) | _prefixed("net_ema._orig_mod.", EMA)},
         "net_ema.",
     ),
+    **{
+        name: ({"state_dict": RAW, name: EMA, "ema_decay": 0.9}, name)
+        for name in ("averaged_model", "swa_model", "teacher_ema", "ema_weights", "model_ema_2")
+    },
+    "BasicSR": ({"params": RAW, "params_ema": EMA}, "params_ema"),
+    "a callback of Lightning": (
+        {"state_dict": RAW, "callbacks": {"Checkpoint": {"best": 1}, "EMA{}": {"ema_state_dict": EMA}}},
+        "callbacks.EMA{}.ema_state_dict",
+    ),
+    "Lightly's MoCo and BYOL": (
+        {"state_dict": _prefixed("backbone.", RAW) | _prefixed("backbone_momentum.", EMA)},
+        "backbone_momentum.",
+    ),
+    "Lightly's DINO": (
+        {"state_dict": _prefixed("student_backbone.", RAW) | _prefixed("teacher_backbone.", EMA)},
+        "teacher_backbone.",
+    ),
+    "solo-learn": (
+        {"state_dict": _prefixed("backbone.", RAW) | _prefixed("momentum_backbone.", EMA)},
+        "momentum_backbone.",
+    ),
     "Lightning's WeightAveraging": (
         {"state_dict": EMA, "current_model_state": RAW, "averaging_state": {"n_averaged": torch.tensor(3)}},
         "state_dict",
@@ -183,6 +204,41 @@ def test_the_ema_is_taken_unless_the_raw_weights_are_asked_for(tmp_path: Path, k
     assert torch.equal(_only(read_state(file)), torch.ones(2))
     assert torch.equal(_only(read_state(file, "ema")), torch.ones(2))
     assert torch.equal(_only(read_state(file, "raw")), torch.zeros(2))
+    notes = choose_weights(TRAINING_FILES[kind][0], None, "f")[1]
+    assert notes == (f"the EMA {TRAINING_FILES[kind][1]} was taken, not the raw weights beside it",)
+
+
+def test_numbers_words_and_none_beside_the_tensors_are_left_out_with_a_note(tmp_path: Path) -> None:
+    state = {"_extra_state": None, **ONE, "epoch": 3, "arch": "resnet"}
+    tensors, notes = keep_tensors(state, "f")
+    assert tensors == ONE and notes == ("3 entries that are not tensors left out: _extra_state, epoch, arch",)
+    assert read_state(write_pth(tmp_path / "in.pth", {"model": state})).keys() == ONE.keys()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about its own old kinds of tensors
+@pytest.mark.parametrize(
+    ("tensor", "sentence"),
+    [
+        (
+            lambda: torch.eye(3).to_sparse(),
+            "a.weight is a tensor that is torch.sparse_coo on cpu, expected a dense one: save",
+        ),
+        (
+            lambda: torch.ones(3, device="meta"),
+            "a.weight is a tensor that is torch.strided on meta, expected a dense one",
+        ),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8), "a.weight is a tensor that is quanti"),
+        (
+            lambda: torch.zeros(1).half().expand(40_000, 40_000),
+            r"states 1,600,000,000 numbers and holds 1: save a.weight\.co",
+        ),
+    ],
+)
+def test_tensors_that_are_not_dense_numbers_are_refused_by_name(
+    tmp_path: Path, tensor: Callable[[], Tensor], sentence: str
+) -> None:
+    with pytest.raises(CheckpointError, match=sentence):
+        read_state(write_pth(tmp_path / "in.pth", {"a.weight": tensor()}))
 
 
 def test_weights_that_a_file_does_not_hold_are_refused(tmp_path: Path) -> None:

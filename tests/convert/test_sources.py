@@ -80,9 +80,17 @@ def test_a_size_that_the_net_does_not_take_is_refused(tmp_path: Path) -> None:
     arguments = {"depth": 1, "num_classes": 0, "dynamic_img_size": False}
     net = timm.create_model("vit_tiny_patch16_224", **arguments)
     file = write_pth(tmp_path / "in.pth", net.state_dict())
-    with pytest.raises(ValueError, match=r"takes no images of 64 x 64 px .*: pass another --size, or build the net"):
+    with pytest.raises(
+        ValueError,
+        match=r"takes no images of 64 x 64 px .*: pass another --size.*; or build the net for it: .* img_size=64$",
+    ):
         import_file(
             file, tmp_path / "a", source="timm", backbone="timm/vit_tiny_patch16_224", arguments=arguments, size=64
+        )
+    flexible = {"depth": 1, "num_classes": 0}  # not at 100 px either, if it is built for that
+    with pytest.raises(ValueError, match=r"pass another --size; the nearest sizes that work are 96 and 112 px$"):
+        import_file(
+            file, tmp_path / "a", source="timm", backbone="timm/vit_tiny_patch16_224", arguments=flexible, size=100
         )
     assert not (tmp_path / "a").exists()
 

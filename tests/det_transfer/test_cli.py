@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands import run_main
+from stillroom.backbone import read_results
 from stillroom.det_transfer import cli
 from stillroom.det_transfer.presets import PRESETS
 
@@ -45,6 +46,24 @@ def test_a_run_from_the_command_line_prints_its_ap_last(
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith(f"{tmp_path / 'run'}: ") and " % AP" in lines[-1]
     assert any(line.startswith("| blue ") for line in lines)
+
+
+@pytest.mark.slow
+def test_resume_takes_data_from_where_it_was_moved_and_no_other_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, boxed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--data", str(boxed), "--out", str(out), "--workers", "0", "--device", "cpu"]
+    run_cli(monkeypatch, "smoke", *flags, "--steps", "1", "--train-sizes", "48", "--test-size", "48")
+    (out / "results.json").unlink()
+    moved = boxed.rename(tmp_path / "moved")
+    run_cli(monkeypatch, "resume", str(out), "--data", str(moved))
+    assert read_results(out).extra["moved"] == {"data": str(moved)}
+    (out / "results.json").unlink()
+    image = moved / "images" / "val" / "00.png"
+    image.write_bytes(image.read_bytes()[:-1] + b"!")
+    capsys.readouterr()
+    assert "the data in " in fault(monkeypatch, capsys, "resume", str(out), "--data", str(moved))
 
 
 def fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> str:

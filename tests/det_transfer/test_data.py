@@ -122,7 +122,7 @@ def first(content: dict) -> dict:
                 entry.update(bbox=[v / side for v, side in zip(entry["bbox"], (64, 48, 64, 48), strict=True)])
                 for entry in c["annotations"]
             ],
-            r"all \d+ boxes of .*train.json lie within 2 px .* first is box 1 of 00.png: .* fractions from 0 to 1",
+            r"in 9 of 9 images of .*train.json all boxes lie within 2 px .* box 1 of 00.png: .* fractions from 0 to 1",
         ),
         (
             lambda c: [
@@ -130,7 +130,17 @@ def first(content: dict) -> dict:
             ],
             r"all \d+ areas of .*train.json are those of boxes given as left, upper, right, lower edge, expected ",
         ),
+        (
+            lambda c: [
+                entry.update(bbox=[0.1, 0.2, 0.5, 0.5]) for entry in c["annotations"] if entry["image_id"] == 101
+            ],
+            r"in 1 of 9 images of .*train.json all boxes lie within 2 px .* of 01.png: they seem to be fractions",
+        ),
         (lambda c: first(c).update(category_id=True), r"entry 0 of its annotations has True as category_id"),
+        (lambda c: c["images"][1].update(width=10**30), r"01.png is 64 x 48 px, .* states 10{30} x 48"),
+        (lambda c: c["images"][1].update(width=-64), r"01.png is 64 x 48 px, .* states -64 x 48"),
+        (lambda c: first(c).update(bbox=[1, 2, 10**400, 9]), r"box 1 of 00.png is not finite"),
+        (lambda c: first(c).update(area=10**400), r"box 1 has an area of inf"),
         (lambda c: c["images"][1].update(id="100"), r"has 1 duplicate image ids, the first is '100'"),
         (lambda c: c["images"][1].update(width=64.5), r"entry 1 of its images has 64.5 as width"),
         (lambda c: first(c).update(bbox=[1, 2, 3]), r"box 1 is \[1, 2, 3\], expected left, upper edge, width, height"),
@@ -181,6 +191,8 @@ def test_the_fingerprint_covers_boxes_and_masks(make_config: Make, change: Chang
         ([[1, 2, 5, 2, 5, 9, 3]], "is not a list of polygons"),
         ([[1, 2, 5, 2, 5, float("nan")]], "is not a list of polygons"),
         ([[1, 2, 5, 2, 5, "9"]], "is not a list of polygons"),
+        ([[1, 2, 5, 2, 5, 1e40]], "reaches beyond its image of 64 x 48 px by more than its size"),
+        ([[1, 2, -65, 2, 5, 9]], "reaches beyond its image of 64 x 48 px by more than its size"),
         ({"counts": [0, 3071], "size": [48, 64]}, "is an RLE whose runs do not fill 64 x 48 px"),
         ({"counts": [-8, 3080], "size": [48, 64]}, "is an RLE whose runs do not fill"),
         ({"counts": [0.5, 3071.5], "size": [48, 64]}, "is an RLE whose runs do not fill"),
@@ -242,6 +254,17 @@ def test_an_area_that_contradicts_its_mask_or_box_is_computed_anew(
     said = capsys.readouterr().err
     assert (f"1 boxes of {data.train.root.parents[1]}" in said) == (area != right) == bool(data.notes)
     assert area == right or f"the first is box 1 with {area}: their areas were computed anew" in said
+
+
+def test_areas_that_are_one_small_share_of_their_boxes_are_of_another_size(make_config: Make, change: Change) -> None:
+    def shrink(content: dict) -> None:
+        for entry in content["annotations"]:
+            entry.update(segmentation=[], area=entry["bbox"][2] * entry["bbox"][3] / 4)
+
+    change(shrink)
+    data = read_data(make_config())
+    assert all(box.area == box.width * box.height for row in data.train.rows for box in row.boxes)
+    assert "their areas were computed anew" in data.notes[0]
 
 
 def test_ids_may_be_strings(make_config: Make, change: Change, boxed: Path) -> None:
@@ -400,7 +423,7 @@ def move(voc: Path, by: float, scale: float = 1) -> None:
 
 def test_voc_boxes_that_are_fractions_are_named(make_config: Make, voc: Path) -> None:
     move(voc, 0, 1 / 64)
-    with pytest.raises(ValueError, match=r"all \d+ boxes of .*train.txt lie within 2 px .* fractions from 0 to 1"):
+    with pytest.raises(ValueError, match=r"images of .*train.txt all boxes lie within 2 px .* fractions from 0 to 1"):
         read_data(make_config(data=voc, layout="voc"))
 
 
@@ -423,6 +446,18 @@ def test_voc_files_that_count_from_0_are_named(
     assert zero.train.rows[2].boxes[0].x == 0 and plain.train.rows[2].boxes[0].x == -1
     with pytest.raises(ValueError, match="--voc-base is about XML files, --layout is coco: leave it out"):
         check(make_config(voc_base=0), world_size=1, on_cpu=True)
+
+
+def test_voc_names_the_file_of_a_size_of_zero_and_reads_difficult_in_words(make_config: Make, voc: Path) -> None:
+    xml = voc / "Annotations" / "002.xml"
+    text = xml.read_text()
+    xml.write_text(re.sub("<difficult>[01]<", "<difficult>True<", text))
+    config = make_config(data=voc, layout="voc")
+    assert all(box.difficult for box in read_data(config).train.rows[2].boxes)
+    xml.write_text(re.sub(r"<width>\d+<", "<width>0<", text))
+    clear_cache()
+    with pytest.raises(ValueError, match=r"002.xml states an image of 0 x \d+ px: write the size of .*002"):
+        read_data(config)
 
 
 @pytest.mark.parametrize("edge", ["xmax", "ymax"])

@@ -49,7 +49,7 @@ from stillroom.backbone.run import DivergedError
 from stillroom.det_transfer import DetectConfig, compute_metrics, finetune, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.detectron2 import train as d2_train
-from stillroom.det_transfer.backends.detectron2.detectors import build_model
+from stillroom.det_transfer.backends.detectron2.detectors import build_model, describe_wrapper
 from stillroom.det_transfer.backends.detectron2.hooks import ClipGradients
 from stillroom.det_transfer.backends.detectron2.images import PictureMapper, as_records
 from stillroom.det_transfer.backends.detectron2.nets import ExtraNorm, StillroomBackbone, boxes_in_float32
@@ -387,7 +387,8 @@ def test_an_image_that_breaks_during_training_is_named(make: Make, boxed: Path, 
     for file in (boxed / "images" / part).iterdir():
         file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(BrokenImageError, match=r"^/[^\n]*\.png cannot be read as an image: [^\n]*$"):
-        finetune(make(workers=workers, steps=1))
+        finetune(config := make(workers=workers, steps=1))
+    assert config.out.exists() == (part == "val"), "refused in its first step, it leaves nothing"
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
@@ -686,11 +687,13 @@ def test_a_user_config_is_compared_with_the_checkpoint(
     content = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert content["categories"] == [{"id": 3, "name": "blue"}, {"id": 7, "name": "red"}]
     input_ = "model.pixel_mean, model.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]"
-    file.write_text(f"{own}\nmodel.input_format = dataloader.test.mapper.image_format = 'RGB'\n{input_}\n")
-    cfg = load_user_config(file)
     spec = build_backbone("torchvision/resnet50").spec
-    (only,) = describe_differences(cfg, instantiate(cfg.model), config, spec)
-    assert only == unused
+    for role, differs in (("test", True), ("train", False)):  # the test images are read as the training images
+        file.write_text(f"{own}\nmodel.input_format = dataloader.{role}.mapper.image_format = 'RGB'\n{input_}\n")
+        cfg = load_user_config(file)
+        notes = describe_differences(cfg, instantiate(cfg.model), config, spec)
+        assert notes[-1] == unused and len(notes) == 1 + differs
+        assert not differs or "dataloader.train.mapper.image_format is BGR, the model's input_format RGB" in notes[0]
 
 
 def test_a_net_of_other_layers_is_refused_though_its_tensors_fit(lively: Lively) -> None:
@@ -708,6 +711,16 @@ def test_a_net_of_other_layers_is_refused_though_its_tensors_fit(lively: Lively)
     model.backbone = StillroomBackbone("timm/mobilenetv2_100", {"pad_type": "same"}, ["level2"])
     with pytest.raises(ValueError, match=r"with the arguments {'pad_type': 'same'}, the checkpoint has {}: pass the"):
         adopt_bridge(backbone.spec, model)
+
+
+def test_a_change_in_what_a_user_config_imports_is_a_change_of_the_config(boxed: Path, tmp_path: Path) -> None:
+    file, part = tmp_path / "own.py", tmp_path / "part.py"
+    part.write_text("LR = 0.01\n")
+    file.write_text(f"{OWN.format(root=str(boxed), strides=False)}\nfrom .part import LR\noptimizer.lr = LR\n")
+    first, again = (read_user_data(file).records["framework_config"] for _ in range(2))
+    part.write_text("LR = 0.5\n")
+    changed = read_user_data(file).records["framework_config"]
+    assert first == again and changed.fingerprint == first.fingerprint and changed.content != first.content
 
 
 def test_missing_files_of_a_user_config_are_named(boxed: Path, tmp_path: Path) -> None:
@@ -737,8 +750,18 @@ def test_no_pickle_of_a_run_directory_is_loaded(make: Make, boxed: Path, tmp_pat
     assert_predicted_as_evaluated(config)
     (out / "results.json").unlink()
     (out / "last_checkpoint").write_text("evil.pkl")
-    with pytest.raises(ValueError, match=r"evil.pkl is not a state of a run, or is damaged"):
+    with pytest.raises(ValueError, match=r"evil.pkl is a pickle that torch.save did not write: copy the run"):
         resume(out)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_arguments_in_a_manifest_are_neither_called_nor_filled_in(make: Make, tmp_path: Path) -> None:
+    spec = build_backbone("timm/mobilenetv2_050").spec
+    for value in ({"_target_": "os.mkdir", "path": str(tmp_path / "executed")}, "${oc.create:{_target_:os.getcwd}}"):
+        described = describe_wrapper(replace(spec, arguments={"norm_layer": value}), ["level2"], make(), "BN")
+        assert json.loads(described.arguments) == {"norm_layer": value}
+        with pytest.raises((ValueError, KeyError, AssertionError)):  # timm's, about the value as it stands
+            instantiate(described)
     assert not (tmp_path / "executed").exists()
 
 

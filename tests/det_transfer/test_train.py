@@ -22,6 +22,7 @@ from stillroom.backbone import (
     Backbone,
     BackboneSpec,
     InputSpec,
+    Run,
     build_backbone,
     load_checkpoint,
     read_results,
@@ -32,7 +33,7 @@ from stillroom.backbone.run import STATE, DivergedError, read_metrics
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages
 from stillroom.det_transfer.backends.torchvision.nets import autocast, boxes_in_float32, build_detector
-from stillroom.det_transfer.backends.torchvision.predict import predict_image
+from stillroom.det_transfer.backends.torchvision.predict import load_predictor, predict_image
 from stillroom.det_transfer.backends.torchvision.train import build_optimizer
 from stillroom.det_transfer.coco import read_coco
 from stillroom.det_transfer.data import read_data
@@ -377,6 +378,16 @@ def test_a_class_that_is_never_trained_is_never_predicted(make_config: Make) -> 
     assert {*found.labels.tolist()} == {0, 1}
 
 
+def test_predicting_by_a_damaged_state_is_one_sentence(make_config: Make) -> None:
+    config, backbone = make_config(), build_backbone("cifar/resnet20")
+    file = config.out / STATE
+    file.parent.mkdir(parents=True)
+    for content in ({"step": 1}, {"model": {}}, {"model": 3}, [1], b"", b"PK\x03\x04 torn"):
+        file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+        with pytest.raises(ValueError, match=r"last\.pt .*: copy the run again"):
+            load_predictor(config, backbone, 2, Run(device=torch.device("cpu")))
+
+
 def test_a_loss_that_is_nan_or_infinite_stops_the_run(make_config: Make) -> None:
     with pytest.raises(DivergedError, match=r"the loss is \w+ at one of the steps \d+ to \d+: lower"):
         finetune(make_config(steps=8, lr=1e20, warmup=0, save_every=1))
@@ -385,8 +396,10 @@ def test_a_loss_that_is_nan_or_infinite_stops_the_run(make_config: Make) -> None
 def test_an_image_that_breaks_during_training_is_named(make_config: Make, boxed: Path) -> None:
     for file in (boxed / "images" / "train").iterdir():
         file.write_bytes(file.read_bytes()[:-200])
+    config = make_config()
     with pytest.raises(BrokenImageError, match=r"\.png cannot be read as an image"):
-        finetune(make_config())
+        finetune(config)
+    assert not config.out.exists(), "the command can be repeated"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import SvdPts, distill, fit_alignment, import_kdep_alignment, load_alignment
-from stillroom.distill.alignment_file import encode_alignments
+from stillroom.distill.alignment_file import FORMAT, encode_alignments
 from stillroom.distill.fit import FitPass, alignment_inputs, cached_alignment, load_matching_alignment
 from stillroom.distill.slots import Svd
 from stillroom.distill.teacher import FrozenTeacher
@@ -109,7 +109,18 @@ def test_a_foreign_file_is_not_an_alignment(tmp_path: Path, content: bytes) -> N
     [
         ("{", "is not an alignment file: Expecting property name"),
         ("{}", "is not an alignment file: it has no record of one"),
+        ("3", "is not an alignment file: it has no record of one"),
         ('{"format": "theirs"}', "has the format theirs, this version reads"),
+        *(
+            (f'{{"format": "{FORMAT}"{more}}}', "is damaged, its record is not that of an alignment: ")
+            for more in (
+                "",
+                ', "alignments": 3',
+                ', "alignments": [3]',
+                ', "alignments": [{}]',
+                ', "alignments": [{"alignment": {"_type": "Svd"}, "feature_dim": "a", "dim": -1}]',
+            )
+        ),
     ],
 )
 def test_a_record_that_is_damaged_or_foreign_is_one_sentence(tmp_path: Path, record: str, sentence: str) -> None:
@@ -147,13 +158,16 @@ def test_kdep_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
     np.save(tmp_path / "short.npy", np.zeros(3, dtype=np.float32))
     (tmp_path / "empty.npy").touch()
+    header = basis.read_bytes()
+    (tmp_path / "torn.npy").write_bytes(header.replace(b"(12, 12)", b"(12, 12"))
+    (tmp_path / "huge.npy").write_bytes(header.replace(b"(12, 12), ", b"(99999999,)"))
     np.save(tmp_path / "skew.npy", np.ones((12, 12), dtype=np.float32))
     np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     for files, sentence in (
         ((basis, tmp_path / "short.npy"), "do not match: expected"),
         ((tmp_path / "skew.npy", mean), "are not orthonormal"),
         ((tmp_path / "pickle.npy", mean), "read with allow_pickle=False"),
-        ((tmp_path / "empty.npy", mean), "is not an .npy array"),
+        *(((tmp_path / f"{name}.npy", mean), "is not an .npy array") for name in ("empty", "torn", "huge")),
         ((tmp_path / "absent.npy", mean), "^there is no .*absent.npy$"),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -246,6 +246,7 @@ def test_a_run_that_0_2_began_is_resumed_and_not_judged(unlabelled: Path, tmp_pa
     assert "neighbour_agreement" in resumed.metrics
 
 
+@pytest.mark.slow
 def test_a_student_that_becomes_its_teacher_is_not_warned_of(
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

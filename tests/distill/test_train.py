@@ -376,6 +376,16 @@ def test_a_net_that_was_made_anew_at_the_same_path_is_refused(stopped: Path, nam
         resume(stopped)
 
 
+def test_a_net_of_the_same_weights_and_another_input_is_refused(stopped: Path) -> None:
+    for name in ("teacher", "student"):
+        manifest = Path(name) / "manifest.json"
+        text = manifest.read_text()
+        manifest.write_text(json.dumps(json.loads(text) | {"input": json.loads(text)["input"] | {"mean": [0, 0, 0]}}))
+        with pytest.raises(ValueError, match=rf"the input settings of {name[:-1]}.* have changed since run began"):
+            resume(stopped)
+        manifest.write_text(text)
+
+
 def test_an_image_of_other_pixels_and_the_same_size_is_refused(stopped: Path) -> None:
     image = next(Path("images").glob("*.png"))
     image.write_bytes(image.read_bytes()[:-1] + b"!")
@@ -398,7 +408,8 @@ def test_a_run_is_resumed_from_another_directory_and_where_its_inputs_were_moved
     extra = read_results(tmp_path / "run").extra
     moved = tmp_path / "elsewhere"
     assert extra["moved"] == {"data": str(moved / "images"), "teacher.name": [str(moved / "teacher")]}
-    assert {"images", "images content", "teacher 1", "teacher 1 input", "student 1"} == extra["inputs"].keys()
+    nets = {"teacher 1", "teacher 1 input", "student 1", "student 1 input"}
+    assert extra["inputs"].keys() == {"images", "images content"} | nets
 
 
 def test_a_run_without_hashes_is_resumed_with_a_line_that_says_so(
@@ -407,7 +418,7 @@ def test_a_run_without_hashes_is_resumed_with_a_line_that_says_so(
     (stopped / "inputs.json").unlink()
     resume(stopped)
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: run has no hash of")]
-    assert note.endswith("teacher 1, teacher 1 input, student 1: whether they changed is unknown")
+    assert note.endswith("teacher 1, teacher 1 input, student 1, student 1 input: whether they changed is unknown")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,14 @@ def test_an_interrupted_run_resumes_after_its_last_full_epoch(
     monkeypatch.setattr(
         Extractor, "forward", lambda self, images: (calls.append(len(images)), forward(self, images))[1]
     )
+    (state,) = (folder.parent / "own" / "live").glob("*.pt")
+    kept = state.read_bytes()
+    state.write_bytes(kept[:99])
+    with pytest.raises(
+        ValueError, match=r"\.pt is damaged, .*: remove it, and the probe is trained from its first epoch"
+    ):
+        live(folder, run)
+    state.write_bytes(kept)
     calls.clear()
     assert torch.equal(live(folder, run), whole)
     assert sum(calls) == 2 * 18  # of three epochs one was done, and the features are kept

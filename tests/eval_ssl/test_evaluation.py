@@ -241,6 +241,10 @@ def test_figures_are_written_beside_the_metrics(config: KnnConfig) -> None:
 def test_what_was_measured_on_other_weights_or_images_is_not_kept(config: KnnConfig, student: Path) -> None:
     several = replace(config, checkpoint=("random:cifar/resnet20", str(student)))
     evaluate(several)
+    content = json.loads((student / "manifest.json").read_text())
+    (student / "manifest.json").write_text(json.dumps(content | {"input": content["input"] | {"std": [1, 1, 1]}}))
+    with pytest.raises(ValueError, match=r"the input settings of .*student have changed since .*student-\w+ began"):
+        evaluate(several)
     torch.manual_seed(4)
     shutil.rmtree(student)
     save_checkpoint(student, build_backbone("cifar/resnet20"), method="kdep", package="stillroom-distill")

@@ -17,6 +17,7 @@ from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.results import CheckpointRecord, DatasetRecord, write_results
+from stillroom.backbone.run import DivergedError
 from stillroom.backbone.run_files import to_json
 from stillroom.finetune import lifecycle, table
 from stillroom.finetune.config import NETS_AND_SEEDS, FineTuneConfig, check_shared, refuse_paths, split
@@ -103,11 +104,24 @@ def test_a_run_keeps_what_it_began_with(toy: Toy, config: ToyConfig) -> None:
     )
     assert torch.equal(initial.net.conv1.weight, student.net.conv1.weight)
     began = json.loads((config.out / "inputs.json").read_text())
-    assert began["sha256"] == {"train": "one", "checkpoint": given.weights.sha256}
+    assert began["sha256"].items() >= {"train": "one", "checkpoint": given.weights.sha256}.items()
     assert read_results(config.out).extra["inputs"] == began["sha256"]
     assert json.loads((config.out / "config.json").read_text())["save_every"] == 7
     with pytest.raises(ValueError, match=r"run exists: choose another --out, or resume it with `resume .*run`"):
         finetune(toy.task, config)
+
+
+def test_a_new_run_that_is_refused_leaves_nothing_unless_its_framework_has_logged(toy: Toy, config: ToyConfig) -> None:
+    def train(config: ToyConfig, run: Run, prepared: Prepared, resume: bool, line: str) -> None:
+        (config.out / "logs").mkdir()
+        (config.out / "logs" / "scalars.json").write_text(line)
+        raise DivergedError("the loss is nan")
+
+    for line in ("", "{}"):
+        task = replace(toy.task, train=partial(train, line=line), begun=("*/scalars.json",))
+        with pytest.raises(DivergedError, match="the loss is nan"):
+            finetune(task, config)
+        assert config.out.exists() == bool(line)
 
 
 def test_a_stopped_run_is_resumed_where_only_its_data_are_left(toy: Toy, config: ToyConfig) -> None:
@@ -195,7 +209,17 @@ def test_a_sweep_does_not_mix_runs_of_a_checkpoint_that_was_overwritten(
         for file in sweep.out.glob("*/results.json"):
             file.unlink()
     overwrite(Path(config.name))
-    with pytest.raises(ValueError, match=r"began with other weights than .* has now: choose another --out"):
+    with pytest.raises(ValueError, match=r"the weights of .* have changed since .* began: choose another --out"):
+        finetune(toy.task, sweep)
+
+
+def test_a_sweep_does_not_mix_runs_of_one_checkpoint_with_two_inputs(toy: Toy, config: ToyConfig) -> None:
+    sweep = replace(config, seeds=(0, 1))
+    finetune(toy.task, sweep)
+    manifest = Path(config.name) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"input": content["input"] | {"std": [1, 1, 1]}}))
+    with pytest.raises(ValueError, match=r"the input settings of .* have changed since .* began: choose another --out"):
         finetune(toy.task, sweep)
 
 

@@ -141,16 +141,28 @@ def test_a_parent_of_train_and_val_is_refused_with_the_folder_to_pass(tmp_path: 
     for part in (train, val):
         put(tmp_path / part / "cat" / "1.png")
     first, second = sorted((train, val))
-    message = f"{tmp_path} holds {first}/ and {second}/: pass {tmp_path / first}$"
-    for classes in (None, ("cat",)):  # the training set's
-        with pytest.raises(ValueError, match=message):
+    for classes, part in ((None, train), (("cat",), val)):  # of the training images, and of others
+        with pytest.raises(ValueError, match=f"{tmp_path} holds {first}/ and {second}/: pass {tmp_path / part}$"):
             read_labelled(tmp_path, classes)
+    put(tmp_path / train / "preview.png")
+    put(tmp_path / val / "preview.png")
+    with pytest.raises(ValueError, match=f"{tmp_path} holds {first}/ and {second}/: pass {tmp_path / train}$"):
+        read_labelled(tmp_path)
+
+
+def test_flat_parts_are_no_classes(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        put(tmp_path / name / "1.png")
+    with pytest.raises(ValueError, match=f"{tmp_path} holds test/ and train/: pass {tmp_path}/train$"):
+        read_labelled(tmp_path)
+    put(tmp_path / "other" / "1.png")  # words such as these may be classes too
+    assert read_labelled(tmp_path).classes == ("other", "test", "train")
 
 
 def test_a_flat_test_folder_beside_train_is_refused_too(tmp_path: Path) -> None:
     put(tmp_path / "train" / "cat" / "1.png")
     put(tmp_path / "test" / "1.png")
-    with pytest.raises(ValueError, match=f"{tmp_path} holds train/: pass {tmp_path}/train$"):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds test/ and train/: pass {tmp_path}/train$"):
         read_labelled(tmp_path)
 
 

@@ -1,14 +1,18 @@
 """The command line, and what it says where MMSegmentation is missing or old."""
 
 import os
+import pwd
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
 import pytest
+from platformdirs import user_cache_path
 
 from commands import run_main
+from stillroom.backbone import read_results
 from stillroom.seg_transfer import cli, framework
 from stillroom.seg_transfer.presets import PRESETS
 
@@ -26,6 +30,23 @@ def test_every_preset_explains_itself(
     assert "--output-stride" in said and "DIR|NAME" in said
 
 
+def test_without_a_home_mmengines_cache_is_a_folder_of_this_process_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "kept")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # KeyError, as for a user without a passwd entry
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    framework.set_cache_home()
+    assert os.environ["XDG_CACHE_HOME"] == "kept"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(RuntimeError, match="home"):
+        user_cache_path("YAPF")
+    framework.set_cache_home()
+    assert user_cache_path("YAPF").is_relative_to(tmp_path)
+    assert Path(os.environ["XDG_CACHE_HOME"]).stat().st_mode & 0o77 == 0
+
+
 def test_a_run_from_the_command_line_ends_with_its_number(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, masked: Path, tmp_path: Path
 ) -> None:
@@ -34,6 +55,25 @@ def test_a_run_from_the_command_line_ends_with_its_number(
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith(f"{tmp_path / 'run'}: ") and lines[-1].endswith(" % mIoU")
     assert any(line.startswith("| left ") for line in lines)
+
+
+@pytest.mark.slow
+def test_resume_takes_data_from_where_it_was_moved_and_no_other_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, masked: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--data", str(masked), "--out", str(out), "--crop", "32", "--workers", "0", "--device", "cpu"]
+    run_cli(monkeypatch, "smoke", *flags, "--steps", "1")
+    (out / "results.json").unlink()
+    moved = masked.rename(tmp_path / "moved")
+    run_cli(monkeypatch, "resume", str(out), "--data", str(moved))
+    assert read_results(out).extra["moved"] == {"data": str(moved)}
+    (out / "results.json").unlink()
+    mask = next((moved / "labels" / "val").iterdir())
+    mask.write_bytes(mask.read_bytes()[:-1] + b"!")
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(monkeypatch, "resume", str(out), "--data", str(moved))
+    assert stopped.value.code == 2 and "the data in " in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence_and_exit_2(

@@ -46,7 +46,7 @@ def test_hidden_files_are_left_out_and_shared_images_counted(make_config: Make, 
     (masked / "images" / "train" / "README").write_text("")
     data = read_data(make_config())
     assert (data.train.record.count, data.val.record.count) == (9, 4)
-    assert data.train.record.left_out == {"hidden": 2, "not an image": 1}
+    assert data.train.record.left_out == {"hidden": 4, "not an image": 1}
     assert (data.train.record.in_train, data.val.record.in_train) == (None, 1)
 
 

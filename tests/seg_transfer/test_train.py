@@ -153,7 +153,7 @@ def test_a_sweep_makes_one_table_and_does_nothing_twice(
     torch.manual_seed(4)
     other = build_backbone("cifar/resnet20", feature="before")
     save_checkpoint(small_student, other, method="kdep", package="stillroom-distill")
-    with pytest.raises(ValueError, match=r"began with other weights than .* has now: choose another --out"):
+    with pytest.raises(ValueError, match=r"the weights of .* have changed since .* began: choose another --out"):
         finetune(config)
     (out / row["runs"][0] / "results.json").unlink()
     next((config.data / "labels" / "train").iterdir()).write_bytes(
@@ -259,7 +259,8 @@ def test_an_image_that_is_cut_short_is_named(make_config: Make, masked: Path, pa
     for file in (masked / "images" / part).iterdir():
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(BrokenImageError, match=rf"^/[^\n]*/{part}/\d\d\.jpg cannot be read as an image: [^\n]*$"):
-        finetune(make_config(workers=workers, steps=1))
+        finetune(config := make_config(workers=workers, steps=1))
+    assert config.out.exists() == (part == "val"), "refused in its first step, it leaves nothing"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(make_config: Make) -> None:

@@ -89,5 +89,5 @@ def test_nothing_callable_is_among_the_harmless_types_but_numpys_rebuilding() ->
 
 def test_a_state_that_is_no_state_is_named(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "iter_1.pth")
-    with pytest.raises(ValueError, match=r"iter_1.pth is damaged, or not a state of MMEngine"):
+    with pytest.raises(ValueError, match=r"iter_1.pth is not a state of MMEngine: remove it, and the state"):
         load_state(str(tmp_path / "iter_1.pth"))

@@ -25,6 +25,7 @@ from stillroom.backbone.manifest import (
     WeightsRecord,
     parse_model,
     read_files,
+    reading_safetensors,
     refuse_non_finite,
 )
 from stillroom.backbone.provenance import made_by
@@ -169,7 +170,8 @@ def load_heads(path: str | Path, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"checkpoint {path} keeps no head named {name!r}; it keeps {sorted(manifest.heads)}")
     if HEADS not in contents:
         raise CheckpointError(f"checkpoint {path} describes the head {name!r} and lacks {HEADS}: copy it again")
-    tensors = load(contents[HEADS])
+    with reading_safetensors(Path(path) / HEADS):
+        tensors = load(contents[HEADS])
     return {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
 
 

@@ -12,7 +12,7 @@ from cattrs.strategies import configure_tagged_union
 
 from stillroom.backbone.checks import flag as to_flag
 from stillroom.backbone.names import is_checkpoint
-from stillroom.backbone.run_files import read_config, read_inputs
+from stillroom.backbone.run_files import INPUTS, read_config, read_inputs
 
 C = TypeVar("C")
 
@@ -63,10 +63,13 @@ def load_config(
         config = _below(config, base)
     if moved := {**inputs.get("moved", {}), **(places or {})}:
         raw = config_to_dict(config, unions)
-        for name, value in moved.items():
-            *parents, field = name.split(".")
-            functools.reduce(dict.__getitem__, parents, raw)[field] = value
-        config = config_from_json(json.dumps(raw), kind, unions)
+        try:
+            for name, value in moved.items():
+                *parents, field = name.split(".")
+                functools.reduce(dict.__getitem__, parents, raw)[field] = value
+            config = config_from_json(json.dumps(raw), kind, unions)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the places in {path / INPUTS} do not fit the config of the run: {error}") from error
     return replace(config, out=path, **{name: value for name, value in changes.items() if value is not None})
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import is_checkpoint
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.run_files import INPUTS, read_inputs
+from stillroom.backbone.spec import BackboneSpec
 
 
 class Input(NamedTuple):
@@ -40,10 +42,18 @@ def names_input(names: Iterable[str]) -> Input:
 
 
 def checkpoint_inputs(name: str, role: str) -> dict[str, Input]:
-    """The input that a checkpoint directory is, by its manifest; empty for the name of a net, or a missing one."""
+    """The inputs that a checkpoint directory is, by its manifest; empty for the name of a net, or a missing one."""
     if not is_checkpoint(name):
         return {}
-    return {role: Input(f"the weights of {name}", read_manifest(Path(name) / MANIFEST).weights.sha256)}
+    manifest = read_manifest(Path(name) / MANIFEST)
+    weights = Input(f"the weights of {name}", manifest.weights.sha256)
+    return {role: weights, f"{role} input": settings_input(manifest.backbone, name)}
+
+
+def settings_input(spec: BackboneSpec, name: str) -> Input:
+    """The input that a net's settings are: how images are preprocessed for it, and its constructor's arguments."""
+    given = json.dumps([asdict(spec.input), spec.arguments])
+    return Input(f"the input settings of {name}", sha256(given.encode()).hexdigest())
 
 
 def record_inputs(out: Path, inputs: Mapping[str, Input]) -> None:

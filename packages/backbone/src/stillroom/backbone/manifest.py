@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -210,12 +211,19 @@ def read_files(path: str | Path, *kept: str) -> tuple[Manifest, dict[str, bytes]
     return manifest, contents
 
 
+@contextmanager
+def reading_safetensors(file: Path) -> Iterator[None]:
+    """Around the parsing of a file: CheckpointError if it is damaged."""
+    try:
+        yield
+    except (SafetensorError, KeyError) as error:  # KeyError: an unknown type of numbers
+        raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
+
+
 def parse_model(path: Path, manifest: Manifest, parse: Callable[[], T]) -> T:
     """Parse model.safetensors to tensors or names; CheckpointError if it is damaged or their number is wrong."""
-    try:
+    with reading_safetensors(path / MODEL):
         tensors = parse()
-    except SafetensorError as error:
-        raise CheckpointError(f"{path / MODEL} is not a safetensors file: {error}") from error
     if len(tensors) != manifest.weights.tensors:
         raise CheckpointError(f"{path / MODEL} has {len(tensors)} tensors, expected {manifest.weights.tensors}")
     return tensors
@@ -230,7 +238,7 @@ def verify_checkpoint(path: str | Path) -> Manifest:
     manifest, _ = read_files(path)
     parse_model(Path(path), manifest, lambda: safe_open(Path(path) / MODEL, "np").keys())
     for name in {MODEL, HEADS} & manifest.files.keys():
-        with safe_open(Path(path) / name, "np") as opened:
+        with reading_safetensors(file := Path(path) / name), safe_open(file, "np") as opened:
             keys = [*opened.keys()]
             floats = [key for key in keys if opened.get_slice(key).get_dtype() in ("F16", "F32", "F64")]
             refuse_non_finite([key for key in floats if not np.isfinite(opened.get_tensor(key)).all()], str(path))

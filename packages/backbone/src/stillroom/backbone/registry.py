@@ -38,8 +38,9 @@ def build_backbone(
         feature: where the pooled feature is read; None means after the last activation.
 
     Raises:
-        ValueError: unknown name (the closest ones are named), unsupported net, arguments that its library refuses, no
-            published weights, or weights that cannot be downloaded (the folders where the file is searched are named).
+        ValueError: unknown name (the closest ones are named), unsupported net, arguments that its constructor does not
+            name or refuses, no published weights, or weights that cannot be downloaded (the folders where the file is
+            searched are named).
     """
     opened, _, input_spec, licence = open_net(name, pretrained=pretrained, arguments=arguments or {})
     spec = BackboneSpec(
@@ -63,6 +64,11 @@ def open_net(
         closest = difflib.get_close_matches(name.removeprefix(RANDOM), list_backbones(), n=3, cutoff=0.5)
         raise unknown_backbone(name, closest)
     family = getattr(families, library)
+    # A manifest may be anybody's; some classes pass over what they do not know, and timm would load a `checkpoint_path`
+    allowed = family.argument_names(short)
+    if unknown := [key for key in arguments if key not in allowed]:
+        names = f"those it takes are {', '.join(sorted(allowed))}" if allowed else "it takes none"
+        raise ValueError(f"{name} has no constructor argument {unknown[0]!r}: {names}")
     try:
         input_spec, licence = family.published(short, arguments)
         opened, classifier = family.build(short, arguments, pretrained)

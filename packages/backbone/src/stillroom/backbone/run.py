@@ -2,7 +2,6 @@
 
 import io
 import os
-import pickle
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics, to_json
+from stillroom.backbone.tensor_files import load_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +124,11 @@ class RunDirectory:
     def reopen(cls, path: Path, run: Run) -> tuple["RunDirectory", dict[str, Any] | None]:
         """Open a run to resume it from its last state, None if none was saved yet; later metrics are removed."""
         file = path / STATE
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
-            step = int(state["step"]) if state is not None else 0
-        except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{file} is damaged: remove it, and {path} is resumed from its first step") from error
+        advice = f"remove it, and {path} is resumed from its first step"
+        state = load_tensors(file, advice=advice) if file.exists() else None
+        step = state.get("step") if isinstance(state, dict) else 0 if state is None else None
+        if not isinstance(step, int):
+            raise ValueError(f"{file} is damaged, it has no step: {advice}")
         if run.is_main:
             kept = [row for row in read_metrics(path) if row["step"] <= step]
             write_file(path / METRICS, "".join(to_json(row) + "\n" for row in kept))

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,18 @@ def read_config(path: Path) -> str:
 
 def read_inputs(path: Path) -> dict[str, Any]:
     """The content of a run's inputs.json, see `stillroom.backbone.inputs`; empty for a run of an older version."""
-    return json.loads((path / INPUTS).read_text(encoding="utf-8")) if (path / INPUTS).exists() else {}
+    file = path / INPUTS
+    if not file.exists():
+        return {}
+    advice = "copy it again, or remove it: whether the inputs have changed is unknown then"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{file} is damaged ({error}): {advice}") from error
+    kinds = {"working_directory": str, "sha256": dict, "moved": dict}
+    if not (isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())):
+        raise ValueError(f"{file} is damaged, expected {', '.join(kinds)}: {advice}")
+    return content
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -41,8 +52,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
-        return [from_json(line) for line in lines]
-    except ValueError as error:
+        rows = [from_json(line) for line in lines]
+        if not all(isinstance(row["step"], int) and isinstance(row.get(NOT_FINITE, {}), dict) for row in rows):
+            raise TypeError("a step is not a whole number")
+        return rows
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it, and the curves begin anew") from error
 
 
@@ -83,19 +97,22 @@ def _change_leaves(value: Any, change: Callable[[str, Any], Any], path: str = ""
 
 
 @contextmanager
-def failing_cleanly(path: Path, *, new: bool) -> Iterator[None]:
+def failing_cleanly(path: Path, *, new: bool, begun: Sequence[str] = ()) -> Iterator[None]:
     """Around a run: a bug leaves its traceback in the run directory; a new run that is refused at once leaves nothing.
 
     Args:
         path: the run directory.
         new: whether the block began the run. If it is refused before its first log line and its first state, the
             directory is removed, so that the command can be repeated.
+        begun: patterns of a framework's own logs and states in the run directory.
     """
     try:
         yield
     except Exception as error:
         if sentence_for(error) is None:
             log_traceback(error, path)
-        elif new and not ((path / STATE).exists() or read_metrics(path) or any(path.glob("error*.log"))):
-            shutil.rmtree(path, ignore_errors=True)
+        elif new:
+            logs = (file for name in (STATE, METRICS, "error*.log", *begun) for file in path.glob(name))
+            if not any(file.stat().st_size for file in logs):
+                shutil.rmtree(path, ignore_errors=True)
         raise

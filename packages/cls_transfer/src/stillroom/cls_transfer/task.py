@@ -1,9 +1,7 @@
 """Start and resume classification runs: what this package fills into the life cycle of fine-tuning."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from stillroom.backbone import Run
@@ -11,7 +9,6 @@ from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import to_places
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.run import DivergedError
-from stillroom.backbone.run_files import failing_cleanly
 from stillroom.cls_transfer.config import AXES, UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.record import DIVERGED, PACKAGE
@@ -22,22 +19,13 @@ from stillroom.finetune.lifecycle import Task
 
 __all__ = ["TASK", "finetune", "report", "resume"]
 
-Train = Callable[[ClassifyConfig, Run, Prepared, bool], None]
-
-
-def train_cleanly(train: Train, config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) -> None:
-    """Train by `train`; a new run that is refused before its first log line leaves no directory."""
-    with failing_cleanly(config.out, new=not resume):
-        train(config, run, prepared, resume)
-
-
 TASK: Task[ClassifyConfig, Prepared] = Task(
     package=PACKAGE,
     config=ClassifyConfig,
     check=lambda config, world_size, on_cpu: check(config),
     read_records=lambda config, run: read_sets(config, run).records,
     prepare=prepare,
-    train=partial(train_cleanly, train),
+    train=train,
     tabulate=tabulate,
     axes=AXES,
     prepared_axes=("tasks", "checkpoint"),
@@ -50,7 +38,7 @@ def finetune(config: ClassifyConfig) -> Path:
 
     Of several learning rates, those that diverge are left out.
     """
-    several = replace(TASK, train=partial(train_cleanly, train_unless_diverged))
+    several = replace(TASK, train=train_unless_diverged)
     return lifecycle.finetune(several if len(config.lrs) > 1 else TASK, config)
 
 

@@ -21,7 +21,7 @@ from stillroom.backbone.spec import UNKNOWN_LICENCE, InputSpec, Licence
 from stillroom.convert import key_rules
 from stillroom.convert.flags import Source, Weights
 from stillroom.convert.keys import rename
-from stillroom.convert.reading import State, choose_weights, load_content
+from stillroom.convert.reading import State, choose_weights, keep_tensors, load_content
 from stillroom.convert.sources import SOURCES, choose_net
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # efficientnet-lite0-57934424.pth
@@ -61,6 +61,7 @@ def import_file(
     name, arguments = choose_net(source, backbone), dict(arguments or {})
     state, notes = choose_weights(load_content(file), weights, str(file))
     label = f"{file} ({notes[0]}; --weights chooses)" if notes else str(file)
+    state, left_out = keep_tensors(state, label)
     built = build_backbone(name, arguments=arguments)
     if source == "efficientnet-lite":
         _refuse_other_file(file)
@@ -82,8 +83,7 @@ def import_file(
     _refuse_channels(state, built, label)
     load_strictly(built, state, source=label)
     if "size" in input_changes:
-        side = built.spec.input.size
-        refuse_size(built, side, side, f"pass another --size, or build the net for it: --arguments img_size={side}")
+        _refuse_size(built)
     built.spec = replace(built.spec, licence=licence or Licence())
     return save_checkpoint(
         out,
@@ -91,7 +91,7 @@ def import_file(
         method="import",
         package="stillroom-convert",
         heads={key: (describe_tensors(head, relu_between=key == PROJECTION), head) for key, head in heads.items()},
-        notes=(*conversions, *notes, *remarks),
+        notes=(*conversions, *notes, *left_out, *remarks),
     )
 
 
@@ -210,6 +210,20 @@ def _note_assumption(built: Backbone, stated: set[str]) -> tuple[str, ...]:
         f"the file does not state its input, so {', '.join(assumed)} are assumed to be what {library} publishes for "
         f"{built.spec.name.partition('/')[2]}: {built.spec.input}; if it was trained with another, pass {flags}",
     )
+
+
+def _refuse_size(built: Backbone) -> None:
+    """Refuse a size that the net does not take; say if one that is built for it would."""
+    side = built.spec.input.size
+    try:
+        refuse_size(built, side, side, "pass another --size")
+    except ValueError as error:
+        arguments = {**built.spec.arguments, "img_size": side}
+        try:
+            refuse_size(build_backbone(built.spec.name, arguments=arguments), side, side, "")
+        except ValueError:
+            raise error from None
+        raise ValueError(f"{error}; or build the net for it: --arguments img_size={side}") from error
 
 
 def _refuse_channels(state: State, built: Backbone, source: str) -> None:

@@ -5,19 +5,24 @@ from collections.abc import Iterable, Sequence
 
 from stillroom.convert.keys import Rule
 
-_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|module|model|backbone|encoder|net"
+_BODIES = "backbone|encoder|student_backbone|student_encoder"
+_WRAPPERS = f"_orig_mod|_fsdp_wrapped_module|module|model|net|{_BODIES}"
 WRAPPER = rf"(?:(?:{_WRAPPERS})\.)*"
 """Prefixes that compilers, parallel wrappers and training scripts put before a net's own names, in any order."""
 
-EMA_MODULE = r"(?:ema|ema_\w+|\w+_ema)(?:\.ema_model)?"
-"""Names of the module that holds an exponential moving average beside the net."""
+EMA_NAME = r"(?:\w+_)?(?:ema|swa)(?:_\w+)?|averaged_model"
+"""Names of a moving average, as a module or as an entry of a file."""
+EMA_MODULE = rf"(?:{EMA_NAME}|(?:momentum|teacher)_(?:backbone|encoder)|(?:backbone|encoder)_momentum)(?:\.ema_model)?"
+"""Names of the module that holds a moving average beside the net."""
 
-# The tensors of a training step rather than of the net: an average's counters, and a loss with its class weights.
-_OF_THE_STEP = r"n_averaged|num_updates|steps?|decay|initted|(?:criterion|loss|loss_fn|criteria)(?:\..*)?"
+# The tensors of a training step rather than of the net: an average's counters, a loss with its class weights, and the
+# counts of torchmetrics.
+_METRICS = r"(?:train|valid|val|test)_\w+\..*|(?:\w+_)?(?:acc|accuracy|metrics?)\d*\..*"
+_OF_THE_STEP = rf"n_averaged|num_updates|steps?|decay|initted|(?:criterion|loss|loss_fn|criteria)(?:\..*)?|{_METRICS}"
 
 # Heads beside a net that a training script calls `backbone` or `encoder`; a classifier of the net itself lies inside.
-_HEADS = r"heads?|\w+_head|fc|classifier|linear|neck|project\w*|predict\w*"
-_BESIDE = Rule(rf"(?!.*\b(?:backbone|encoder)\.){WRAPPER}(?:{_HEADS})\..*", None)
+_HEADS = r"heads?|\w+_head|fc|classifier|linear|neck|project\w*|predict\w*|momentum_\w+|\w+_momentum"
+_BESIDE = Rule(rf"(?!.*\b(?:{_BODIES})\.){WRAPPER}(?:{_HEADS})\..*", None)
 
 PLAIN = (Rule(r"(.*)", r"\1"),)
 """The library's own names."""
@@ -25,7 +30,7 @@ PLAIN = (Rule(r"(.*)", r"\1"),)
 
 def wrapped(rules: Sequence[Rule], keys: Iterable[str]) -> tuple[Rule, ...]:
     """The rules for keys with any prefixes, among them keys of the training step, which are left out."""
-    inside = any(re.match(rf"{WRAPPER}(?:backbone|encoder)\.", key) for key in keys)
+    inside = any(re.match(rf"{WRAPPER}(?:{_BODIES})\.", key) for key in keys)
     beside = (_BESIDE,) if inside and rules == PLAIN else ()
     of_the_step = Rule(f"{WRAPPER}(?:{_OF_THE_STEP})", None)
     return (of_the_step, *beside, *(Rule(WRAPPER + rule.pattern, rule.name) for rule in rules))

@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stillroom.backbone.manifest import CheckpointError
+from stillroom.backbone.tensor_files import TensorFileError, load_tensors
 from stillroom.convert.flags import Weights
-from stillroom.convert.key_rules import EMA_MODULE, WRAPPER
+from stillroom.convert.key_rules import EMA_MODULE, EMA_NAME, WRAPPER
 
 State = dict[str, Tensor]
 
 # Where training scripts put the tensors beside optimizer, epoch, ..., and their moving average beside those.
-_RAW = ("model", "state_dict", "model_state_dict", "net", "module", "shadow")
-_EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+_RAW = ("model", "state_dict", "model_state_dict", "net", "module", "shadow", "params")  # params: BasicSR
+_EXPANDED = 2**20  # numbers of a tensor that repeats what it holds
 _DEPTH = 4  # of entries in entries; a damaged file may hold itself
 _REMEDY = "save the tensors alone where they were trained, torch.save(model.state_dict(), FILE), and import that file"
 
@@ -66,18 +67,12 @@ def load_content(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        with torch.serialization.safe_globals([*HARMLESS]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except KeyError as error:  # its text is a bare number, such as 101
-        raise CheckpointError(f"{file} cannot be read: it is not a PyTorch file") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {_one_line(error)}") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile pickle raises
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it names {named[1]}" if named else "it is not a plain pickle of tensors, numbers and words"
-        raise CheckpointError(
-            f"{file} holds more than tensors and is not loaded (weights_only=True): {what}; {_REMEDY}"
-        ) from error
+        return load_tensors(file, advice=f"copy or download it again, or {_REMEDY}", allowed=HARMLESS)
+    except TensorFileError as error:
+        sentence = f"{file} holds more than tensors and is not loaded (weights_only=True): it names {error.named}; "
+        raise CheckpointError(sentence + _REMEDY if error.named else str(error)) from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def read_state(file: Path, weights: Weights | None = None) -> State:
@@ -90,14 +85,36 @@ def read_state(file: Path, weights: Weights | None = None) -> State:
     Raises:
         CheckpointError: see `load_content`; no tensors in it, or not those of `weights`.
     """
-    return choose_weights(load_content(file), weights, str(file))[0]
+    return keep_tensors(choose_weights(load_content(file), weights, str(file))[0], str(file))[0]
 
 
-def choose_weights(content: Any, weights: Weights | None, source: str) -> tuple[State, tuple[str, ...]]:
-    """Choose among the weights in a file; returns the tensors, and a note if the file holds an EMA beside others.
+def keep_tensors(state: Mapping[str, Any], source: str) -> tuple[State, tuple[str, ...]]:
+    """The tensors of a state dict, and a note of other entries, which `choose_weights` lets pass.
+
+    Raises:
+        CheckpointError: a tensor that is sparse, quantized or not on the CPU, or states more numbers than it holds.
+    """
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+            raise CheckpointError(f"{source}: {key} is a tensor that is {kind}, expected a dense one: {_REMEDY}")
+        held = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if tensor.numel() > max(held, _EXPANDED):
+            raise CheckpointError(
+                f"{source}: {key} states {tensor.numel():,} numbers and holds {held:,}: save {key}.contiguous()"
+            )
+    others = [key for key in state if key not in tensors]
+    listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+    return tensors, (f"{len(others)} entries that are not tensors left out: {listed}",) if others else ()
+
+
+def choose_weights(content: Any, weights: Weights | None, source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Choose among the weights in a file; returns its entry, and a note if the file holds an EMA beside others.
 
     An EMA is an entry of its own (timm's `state_dict_ema`, `model_ema` of torchvision's references, the `teacher`
-    beside the `student` of DINO), or a module beside the net in one state dict (`ema_model.`, `model_ema.`).
+    beside the `student` of DINO, that of a callback of Lightning), or a module beside the net in one state dict
+    (`ema_model.`, `model_ema.`).
     """
     raw, ema, name = _entries(content)
     if raw is None and ema is None:
@@ -117,14 +134,16 @@ def choose_weights(content: Any, weights: Weights | None, source: str) -> tuple[
     return raw, (f"the raw weights were taken, not the EMA {name} beside them{why}",)
 
 
-def _entries(content: Any, depth: int = 0) -> tuple[State | None, State | None, str]:
+def _entries(content: Any, depth: int = 0) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str]:
     """The raw weights and the EMA of a file's content, each None if absent, and the name of the EMA."""
     if not isinstance(content, dict) or depth == _DEPTH:
         return None, None, ""
     if (state := _as_state(content)) is not None:
         return _split_ema(state)
 
-    def inside(*names: str) -> tuple[State | None, State | None, str]:  # an entry may wrap its tensors once more
+    def inside(
+        *names: str,
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str]:  # an entry may wrap its tensors once more
         entry = next((content[name] for name in names if isinstance(content.get(name), dict) and content[name]), None)
         return _entries(entry, depth + 1)
 
@@ -132,27 +151,39 @@ def _entries(content: Any, depth: int = 0) -> tuple[State | None, State | None, 
         return inside("current_model_state")[0], inside("state_dict")[0], "state_dict"
     if "student" in content and "teacher" in content:  # DINO: the teacher is the student's EMA
         return inside("student")[0], inside("teacher")[0], "teacher"
-    if name := next((name for name in _EMA if isinstance(content.get(name), dict) and content[name]), ""):
-        return inside(*_RAW)[0], inside(name)[0], name
+    if averages := _averages(content):
+        states = {name: _entries(entry, depth + 1)[0] for name, entry in averages.items()}
+        name = next((name for name, state in states.items() if state is not None), next(iter(states)))
+        return inside(*_RAW, "student")[0], states[name], name
     return inside(*_RAW, "teacher", "student")
 
 
-def _as_state(content: Any) -> State | None:
-    """A dict of tensors as such, or None."""
-    if not isinstance(content, dict) or not content:
+def _averages(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """The entries of a file, and of Lightning's callbacks in it, that are called moving averages, by name."""
+    callbacks = content.get("callbacks")
+    owners = {"": content}
+    if isinstance(callbacks, dict):
+        owners |= {f"callbacks.{name}.": owner for name, owner in callbacks.items() if isinstance(owner, dict)}
+    return {
+        f"{prefix}{name}": entry
+        for prefix, owner in owners.items()
+        for name, entry in owner.items()
+        if isinstance(entry, dict) and entry and re.fullmatch(EMA_NAME, str(name))
+    }
+
+
+def _as_state(content: Any) -> dict[str, Any] | None:
+    """A dict of tensors by name, which may hold numbers, words and None beside them, as such; or None."""
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         return None
-    named = all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content.items())
-    return dict(content) if named else None
+    plain = all(isinstance(value, Tensor | bool | int | float | str | None) for value in content.values())
+    return dict(content) if plain and all(isinstance(key, str) for key in content) else None
 
 
-def _split_ema(state: Mapping[str, Tensor]) -> tuple[State | None, State | None, str]:
+def _split_ema(state: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str]:
     """Split one state dict by the module that a key lies in: an EMA, or not."""
     found = {key: re.match(rf"{WRAPPER}({EMA_MODULE})\.", key) for key in state}
     ema = {key[match.end() :]: state[key] for key, match in found.items() if match}
     raw = {key: tensor for key, tensor in state.items() if not found[key]}
     names = dict.fromkeys(match[1] for match in found.values() if match)
     return raw or None, ema or None, ", ".join(f"{name}." for name in names)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

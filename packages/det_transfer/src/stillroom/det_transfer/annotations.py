@@ -152,7 +152,12 @@ def mask_fault(mask: Any, width: int, height: int) -> str | None:
     if isinstance(mask, list):
         good = all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in mask)
         good = good and all(isinstance(v, int | float) and math.isfinite(v) for part in mask for v in part)
-        return None if good else "is not a list of polygons of at least three points each"
+        if not good:
+            return "is not a list of polygons of at least three points each"
+        sides = ((part[axis::2], side) for part in mask for axis, side in ((0, width), (1, height)))
+        if any(min(values) < -side or max(values) > 2 * side for values, side in sides):
+            return f"reaches beyond its image of {width} x {height} px by more than its size"
+        return None
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list | str | bytes):
         return "is neither a list of polygons nor an RLE"
     if mask.get("size") != [height, width]:
@@ -261,24 +266,34 @@ def check_unit(rows: Sequence[AnnotatedImage], source: Path) -> list[str]:
         A sentence about boxes that look like percentages, if they do.
 
     Raises:
-        ValueError: all boxes end within `UNIT_REACH` of the corner of larger images.
+        ValueError: all boxes of some larger images end within `UNIT_REACH` of the corner: of every image, or at
+            fractions of a pixel.
     """
+    near = [row for row in rows if _lie_in_the_corner(row)]
+    some = any(not edge.is_integer() for row in near for edge in _edges(row))
+    if near and (some or len(near) == sum(bool(row.boxes) for row in rows)):
+        raise ValueError(
+            f"in {len(near)} of {len(rows)} images of {source} all boxes lie within {UNIT_REACH:g} px of the corner, "
+            f"the first is {near[0].boxes[0].name} of {near[0].file.name}: they seem to be fractions from 0 to 1, "
+            f"expected pixels: multiply them by the image's width and height"
+        )
     boxes = [(box, row) for row in rows for box in row.boxes]
     reach = max((max(box.x + box.width, box.y + box.height) for box, _ in boxes), default=math.nan)
     side = min((min(row.width, row.height) for _, row in boxes), default=0)
-    first = f"{boxes[0][0].name} of {boxes[0][1].file.name}" if boxes else ""
-    if reach <= UNIT_REACH < side / 4:
-        raise ValueError(
-            f"all {len(boxes)} boxes of {source} lie within {UNIT_REACH:g} px of the corner of images of at least "
-            f"{side} px, the first is {first}: they seem to be fractions from 0 to 1, expected pixels: multiply them "
-            f"by the image's width and height"
-        )
     if reach <= PERCENT_REACH < side / 4:
         return [
             f"all {len(boxes)} boxes of {source} lie within {PERCENT_REACH:g} px of the corner of images of at least "
             f"{side} px: if they are percentages, multiply them by a hundredth of the image's width and height"
         ]
     return []
+
+
+def _edges(image: AnnotatedImage) -> list[float]:
+    return [edge for box in image.boxes for edge in (box.x, box.y, box.x + box.width, box.y + box.height)]
+
+
+def _lie_in_the_corner(image: AnnotatedImage) -> bool:
+    return bool(image.boxes) and max(_edges(image)) <= UNIT_REACH < min(image.width, image.height) / 4
 
 
 def check_boxes(

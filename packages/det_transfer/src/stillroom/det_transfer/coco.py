@@ -73,11 +73,6 @@ def read_coco(
     if outside := [path for path in paths if is_outside(path)]:
         raise ValueError(f"{file} lists {len(outside)} images outside of {folder}, the first is {outside[0]}")
     refuse_duplicates(paths, "images", file)
-    labels = {str(category): label for label, category in enumerate(sort_ids(names))}
-    images = {str(image["id"]): image for image in content["images"]}
-    boxes = read_boxes(content["annotations"], images, labels, file, masks)
-    refuse_corners(content["annotations"], file)
-    notes = [] if published else correct_areas(boxes, content["annotations"], images, file)
     strings = any(isinstance(image["id"], str) for image in content["images"])
     rows = [
         AnnotatedImage(
@@ -86,10 +81,16 @@ def read_coco(
             file=folder / path,
             width=image["width"],
             height=image["height"],
-            boxes=tuple(boxes.get(str(image["id"]), {}).values()),
         )
         for number, (image, path) in enumerate(zip(content["images"], paths, strict=True), start=1)
     ]
+    check_files(rows, file)  # first, because masks are decoded at the sizes that the JSON states
+    labels = {str(category): label for label, category in enumerate(sort_ids(names))}
+    images = {str(image["id"]): image for image in content["images"]}
+    boxes = read_boxes(content["annotations"], images, labels, file, masks)
+    refuse_corners(content["annotations"], file)
+    notes = [] if published else correct_areas(boxes, content["annotations"], images, file)
+    rows = [replace(row, boxes=tuple(boxes.get(key, {}).values())) for key, row in zip(images, rows, strict=True)]
     moved = [
         image["file_name"]
         for image, path in zip(content["images"], paths, strict=True)
@@ -100,7 +101,6 @@ def read_coco(
             f"{file} names {len(moved)} of {len(paths)} images by paths that are not below {folder}, such as "
             f"{moved[0]!r}: they were found by their file names"
         )
-    check_files(rows, file)
     notes += check_unit(rows, file)
     kept, left_out = check_boxes(rows, file, on_bad_box, [box_name(number) for number in known])
     return Images(root=folder, rows=tuple(kept), left_out=tuple(left_out), notes=tuple(notes)), names
@@ -143,7 +143,10 @@ def load_coco_json(file: Path) -> Mapping[str, Any]:
     """
     refuse_missing(file)
     try:
-        content = json.loads(file.read_bytes())  # bytes may begin with a byte-order mark
+        # bytes may begin with a byte-order mark; integers beyond all floats become infinite, which is refused below
+        content = json.loads(
+            file.read_bytes(), parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits)
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     required = {
@@ -265,11 +268,12 @@ def correct_areas(
         A sentence with their number, if there are any.
     """
     wrong: list[Box] = []
+    box_over_area = 1.0 if share_one_factor(boxes, annotations) else BOX_OVER_AREA
     for image_id, members in boxes.items():
         size = images[image_id]["width"], images[image_id]["height"]
         for index, box in members.items():
             mask = annotations[index].get("segmentation") or None
-            area, below = max(box.width * box.height, 0.0), BOX_OVER_AREA
+            area, below = max(box.width * box.height, 0.0), box_over_area
             if mask and mask_fault(mask, *size) is None:
                 is_rle = isinstance(mask, dict)
                 area = float(rle.area(encode_mask(mask, *size))) if is_rle else sum(map(polygon_area, mask), 0.0)
@@ -284,6 +288,17 @@ def correct_areas(
         f"{len(wrong)} boxes of {file} have an area that contradicts their mask or box, the first is {wrong[0].name} "
         f"with {wrong[0].area:g}: their areas were computed anew"
     ]
+
+
+def share_one_factor(boxes: Mapping[str, dict[int, Box]], annotations: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all areas without a mask are the same small share of their box: those of the images at another size."""
+    bare = [
+        box.area / (box.width * box.height)
+        for members in boxes.values()
+        for index, box in members.items()
+        if not annotations[index].get("segmentation") and min(box.width, box.height, box.area) > 0
+    ]
+    return len(bare) > 1 and max(bare) <= min(1.01 * min(bare), 1 / AREA_FACTOR)
 
 
 def polygon_area(polygon: Sequence[int | float]) -> float:

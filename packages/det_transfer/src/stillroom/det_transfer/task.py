@@ -22,6 +22,7 @@ TASK: Task[DetectConfig, Prepared] = Task(
     prepare=prepare,
     train=train,
     tabulate=partial(table.tabulate, metric="AP", per_class=PER_CLASS),
+    begun=("metrics.json", "model_*.pth"),  # Detectron2's
 )
 
 report = partial(table.report, summary=summary)

@@ -164,7 +164,7 @@ def read_image(root: Path, name: str, number: int, classes: Sequence[str], base:
                 height=height,
                 label=classes.index(kind),
                 area=width * height,
-                difficult=(entry.findtext("difficult") or "0").strip() == "1",
+                difficult=(entry.findtext("difficult") or "0").strip().lower() in ("1", "true"),
                 name=f"{kind} {object_number}",
             )
         )
@@ -173,6 +173,8 @@ def read_image(root: Path, name: str, number: int, classes: Sequence[str], base:
     candidates = (images / f"{name}{form}" for suffix in suffixes for form in (suffix, suffix.upper()))
     file = next((candidate for candidate in candidates if candidate.is_file()), images / f"{name}.jpg")
     sides = [int(read_number(parsed, f"size/{side}", xml)) for side in ("width", "height")]
+    if min(sides) < 1:
+        raise ValueError(f"{xml} states an image of {sides[0]} x {sides[1]} px: write the size of {file}")
     return AnnotatedImage(id=number, file=file, width=sides[0], height=sides[1], boxes=tuple(boxes))
 
 

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
 import cattrs
 import numpy as np
@@ -117,22 +119,26 @@ def load_alignments(file: Path) -> list[tuple[Alignment, AlignedTarget, Alignmen
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not an alignment file: {error}") from error
-    if "format" not in record:
+    if not isinstance(record, dict) or "format" not in record:
         raise ValueError(f"{file} is not an alignment file: it has no record of one")
     if record["format"] != FORMAT:
         raise ValueError(f"{file} has the format {record['format']}, this version reads {FORMAT}: fit it again")
-    loaded = []
-    for index, entry in enumerate(record["alignments"]):
-        config = config_from_json(json.dumps({"alignment": entry["alignment"]}), _Holder, UNIONS).alignment
-        target = build_alignment(config, entry["feature_dim"], entry["dim"])
-        prefix = f"{index}."
-        try:
-            target.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
-        except RuntimeError as error:
-            raise ValueError(f"{file} is not an alignment file: {' '.join(str(error).split())}") from error
-        target.std_ratio_ = tuple(entry["std_ratio"]) if entry["std_ratio"] else None
-        loaded.append((config, target, cattrs.structure(entry["inputs"], AlignmentInputs)))
-    return loaded
+    try:
+        return [_build(entry, f"{index}.", tensors) for index, entry in enumerate(record["alignments"])]
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, cattrs.BaseValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} is damaged, its record is not that of an alignment: {reason}") from error
+
+
+def _build(
+    entry: dict[str, Any], prefix: str, tensors: dict[str, Tensor]
+) -> tuple[Alignment, AlignedTarget, AlignmentInputs]:
+    """The alignment of one entry of a file's record, whose tensors have a prefix."""
+    config = config_from_json(json.dumps({"alignment": entry["alignment"]}), _Holder, UNIONS).alignment
+    target = build_alignment(config, entry["feature_dim"], entry["dim"])
+    target.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    target.std_ratio_ = tuple(entry["std_ratio"]) if entry["std_ratio"] else None
+    return config, target, cattrs.structure(entry["inputs"], AlignmentInputs)
 
 
 def load_alignment(file: Path) -> tuple[AlignedTarget, AlignmentInputs]:
@@ -195,6 +201,7 @@ def import_kdep_alignment(
 def _load_array(file: Path) -> np.ndarray:
     refuse_missing(file)
     try:
-        return np.load(file, allow_pickle=False).astype(np.float64)  # ValueError: not numbers
-    except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
+        # mapped: a damaged header may state terabytes; ValueError: not numbers
+        return np.load(file, mmap_mode="r", allow_pickle=False).astype(np.float64)
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:  # a header is Python
         raise ValueError(f"{file} is not an .npy array (read with allow_pickle=False): {error}") from error

@@ -121,6 +121,8 @@ class Resume(ResumeFlags):
     """Where the initial checkpoints of all students lie now, if moved. Empty: where the run found them."""
     alignment_file: tuple[Path, ...] = ()
     """Where all alignment files lie now, if moved. Empty: where the run found them."""
+    features: Annotated[Path | None, arg(name="cache.features")] = None
+    """Where the file of --cache.features lies now, if moved. None: where the run found it."""
     knn: Annotated[Path | None, arg(name="monitor.knn")] = None
     """Where the folder of --monitor.knn lies now, if moved. None: where the run found it."""
 
@@ -136,6 +138,7 @@ class Resume(ResumeFlags):
             teacher__name=self.teacher or None,
             student__name=self.student or None,
             alignment_file=self.alignment_file or None,
+            cache__features=self.features,
             monitor__knn=self.knn,
         )
         device, workers, log_every = self.device, self.workers, self.log_every

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import pickle
 import sys
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.store import Store
+from stillroom.backbone.tensor_files import load_tensors
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.images import ImageDataset, ImageFiles
@@ -40,13 +39,7 @@ def read_feature_file(file: Path, files: ImageFiles, dim: int) -> tuple[list[Ten
 
     Reference: SimReg (Navaneet et al., BMVC 2021), released code, which reads the file by the last part of each path.
     """
-    try:
-        features = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{file} is damaged, or holds more than tensors by name ({str(error).splitlines()[0]}): save a dict of "
-            f"image file name -> tensor by torch.save"
-        ) from error
+    features = load_tensors(file, advice="save a dict of image file name -> tensor by torch.save", mmap=True)
     if not isinstance(features, Mapping) or not all(isinstance(value, Tensor) for value in features.values()):
         raise ValueError(f"{file} holds no dict of image file name -> tensor, which SimReg's --teacher_feats is")
     names = [path.name for path in files.paths]

@@ -1,13 +1,12 @@
 """Build what a run consists of: images, teachers, students with their heads, and the alignments between them."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 
 from stillroom.backbone import Backbone, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.inputs import Input, data_inputs, names_input, refuse_changed_inputs
+from stillroom.backbone.inputs import Input, data_inputs, names_input, refuse_changed_inputs, settings_input
 from stillroom.backbone.names import is_checkpoint
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
@@ -15,7 +14,7 @@ from stillroom.distill.cache import CachePass, fill_cache
 from stillroom.distill.config import DistillConfig, check_settings
 from stillroom.distill.data import RunImages, check_knn_folder, read_images
 from stillroom.distill.factors import too_many_discriminants
-from stillroom.distill.feature_file import read_feature_file
+from stillroom.distill.feature_file import file_sha256, read_feature_file
 from stillroom.distill.fit import FitPass, RandomView, cached_alignment, load_matching_alignment
 from stillroom.distill.slots import Lda, Mse
 from stillroom.distill.student import StudentModel, build_student, build_student_backbone
@@ -82,9 +81,8 @@ def read_run_inputs(config: DistillConfig, setup: RunSetup) -> dict[str, Input]:
     if config.monitor.knn is not None:
         inputs |= data_inputs({"monitor.knn": read_unlabelled(config.monitor.knn).record()})
     for number, (name, teacher) in enumerate(zip(config.teacher.name, setup.teachers, strict=True), 1):
-        given = [asdict(teacher.backbone.spec.input), teacher.backbone.spec.arguments]
         inputs[f"teacher {number}"] = Input(f"the weights of teacher {name}", teacher.sha256)
-        inputs[f"teacher {number} input"] = Input(f"the input of teacher {name}", _sha256(json.dumps(given)))
+        inputs[f"teacher {number} input"] = settings_input(teacher.backbone.spec, f"teacher {name}")
         if teacher.head is not None:
             head = Input(f"the head of teacher {name}", weights_sha256(teacher.head))
             inputs[f"teacher {number} head"] = head
@@ -92,14 +90,15 @@ def read_run_inputs(config: DistillConfig, setup: RunSetup) -> dict[str, Input]:
         if is_checkpoint(name):
             weights = weights_sha256(student.backbone.net)
             inputs[f"student {number}"] = Input(f"the initial weights of student {name}", weights)
+            inputs[f"student {number} input"] = settings_input(student.backbone.spec, f"student {name}")
     for number, file in enumerate(config.alignment_file, 1):
         if file.exists():  # a run has its own copy
-            inputs[f"alignment file {number}"] = Input(f"the alignment file {file}", _sha256(file.read_bytes()))
+            content = sha256(file.read_bytes()).hexdigest()
+            inputs[f"alignment file {number}"] = Input(f"the alignment file {file}", content)
+    if config.cache.features is not None:
+        file = config.cache.features
+        inputs["cache.features"] = Input(f"the features in {file}", file_sha256(file))
     return inputs
-
-
-def _sha256(content: str | bytes) -> str:
-    return sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def is_fitted_on_labels(config: DistillConfig) -> bool:

@@ -16,6 +16,7 @@ from stillroom.backbone import InputSpec, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, optional_cache
+from stillroom.backbone.tensor_files import load_tensors
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, FeatureSet, refuse_infinite
 from stillroom.eval_ssl.probe import (
@@ -119,7 +120,8 @@ def train_augmented(
     file = cache_directory("live") / f"{cache_key(state_record(extractor, train, point, recipe, run, batch_size))}.pt"
     first_epoch = 0
     if cache and os.path.exists(file):  # noqa: PTH110  # False, too, where the cache may not be entered
-        state = torch.load(file, map_location=run.device, weights_only=True)
+        advice = "remove it, and the probe is trained from its first epoch"
+        state = load_tensors(file, advice=advice, map_location=run.device)
         first_epoch, probes.state = state["epoch"], state["state"]
     run.wait()  # every process has read it before one writes
 

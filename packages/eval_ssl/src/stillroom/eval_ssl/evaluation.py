@@ -13,7 +13,7 @@ from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.initial import refuse_size
-from stillroom.backbone.inputs import Input, data_inputs, refuse_changed_inputs
+from stillroom.backbone.inputs import Input, checkpoint_inputs, data_inputs, refuse_changed_inputs
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
@@ -30,6 +30,8 @@ from stillroom.images.files import count_shared
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)
 FIGURES = "figures"
+CHECKPOINT = "checkpoint"
+"""The name of the measured weights among the inputs of an evaluation."""
 
 
 def evaluate(config: EvaluationConfig) -> Path:
@@ -122,7 +124,9 @@ def refuse_stale(config: EvaluationConfig) -> None:
     inputs, began = data_inputs(records), data_inputs(results.datasets)
     if any(began.get(name, one).sha256 != one.sha256 for name, one in inputs.items()):
         raise ValueError(f"{config.out} was measured on other images than there are now: choose another --out")
-    hashes = {name: one.sha256 for name, one in began.items()} | results.extra.get("inputs", {})
+    inputs |= checkpoint_inputs(name, CHECKPOINT)
+    hashes = {role: one.sha256 for role, one in began.items()} | {CHECKPOINT: results.checkpoint.sha256}
+    hashes |= results.extra.get("inputs", {})
     if config.head:
         inputs["head"] = Input(f"head {config.head} of {name}", weights_sha256(load_head(name, config.head)))
     refuse_changed_inputs(config.out, inputs, hashes)
@@ -219,6 +223,9 @@ def first_layers(head: nn.Sequential, num_layers: int) -> nn.Sequential:
 def results_of(config: EvaluationConfig, features: FeatureSets, outcome: Outcome, seconds: float) -> Results:
     """The contents of results.json."""
     (name,) = config.checkpoint
+    inputs = {key: one.sha256 for key, one in checkpoint_inputs(name, CHECKPOINT).items()}
+    if features.head is not None:
+        inputs["head"] = weights_sha256(features.head)
     return Results(
         task=config.task,
         protocol=outcome.protocol,
@@ -233,7 +240,7 @@ def results_of(config: EvaluationConfig, features: FeatureSets, outcome: Outcome
         extra={
             "broken": features.broken,
             "classes": list(features.classes),
-            "inputs": {} if features.head is None else {"head": weights_sha256(features.head)},
+            "inputs": inputs,
             **outcome.extra,
         },
     )

@@ -81,6 +81,7 @@ class Task(Generic[C, P]):
         axes: see `split`.
         prepared_axes: those that `prepare` depends on; a sweep tries each combination of them before its first run.
         unions: fields of several variants in the config, for config.json.
+        begun: see `failing_cleanly`.
     """
 
     package: str
@@ -93,6 +94,7 @@ class Task(Generic[C, P]):
     axes: Axes = field(default_factory=lambda: NETS_AND_SEEDS)
     prepared_axes: tuple[str, ...] = ("checkpoint",)
     unions: tuple[Any, ...] = ()
+    begun: tuple[str, ...] = ()
 
 
 def finetune(task: Task[C, P], config: C) -> Path:
@@ -164,10 +166,11 @@ def start(task: Task[C, P], config: C, run: Run) -> None:
         with replace_directory(config.out) as out:  # whole, or not there
             save_checkpoint(out / INITIAL, prepared.backbone, method=method, package=task.package, heads=heads)
             weights = Input(f"the weights of {config.name}", initial_sha256(out) or "")
-            record_inputs(out, {**data_inputs(prepared.records), **prepared.inputs, CHECKPOINT: weights})
+            checkpoint = {**checkpoint_inputs(config.name, CHECKPOINT), CHECKPOINT: weights}
+            record_inputs(out, {**data_inputs(prepared.records), **prepared.inputs, **checkpoint})
             write_file(out / CONFIG, config_to_json(config, task.unions))
     run.wait()
-    with failing_cleanly(config.out, new=False):
+    with failing_cleanly(config.out, new=True, begun=task.begun):
         task.train(config, run, prepared, False)
 
 
@@ -200,14 +203,15 @@ def refuse_other_weights(config: FineTuneConfig) -> None:
     """
     out = config.out
     initial = initial_sha256(out) if (out / CONFIG).exists() else None
-    now = checkpoint_inputs(config.name, CHECKPOINT).get(CHECKPOINT)
-    if initial is not None and now is not None and now.sha256 != initial:
-        raise ValueError(
-            f"{out} began with other weights than {config.name} has now: choose another --out, or move {config.name} "
-            f"away (`resume` needs only the run's own copy)"
-        )
+    began = read_inputs(out).get("sha256", {})
+    for name, now in checkpoint_inputs(config.name, CHECKPOINT).items():
+        if (initial if name == CHECKPOINT else began.get(name)) not in (None, now.sha256):
+            raise ValueError(
+                f"{now.words} have changed since {out} began: choose another --out, or move {config.name} away "
+                f"(`resume` needs only the run's own copy)"
+            )
     kept = Input(f"the weights of {out / INITIAL}", initial or "")
-    if CHECKPOINT in (began := read_inputs(out).get("sha256", {})):
+    if CHECKPOINT in began:
         refuse_changed_inputs(out, {CHECKPOINT: kept}, began)
 
 

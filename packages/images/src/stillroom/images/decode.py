@@ -16,12 +16,13 @@ class BrokenImageError(ValueError):
     """An image file that cannot be decoded."""
 
 
-_BITS, _PHOTOMETRIC, _PLANES, _FORMAT, _BLACK, _WHITE = 258, 262, 284, 339, 340, 341
-# in TIFF 6.0: BitsPerSample, PhotometricInterpretation, PlanarConfiguration, SampleFormat, SMin- and SMaxSampleValue
+_BITS, _PHOTOMETRIC, _LARGEST, _PLANES, _FORMAT, _BLACK, _WHITE = 258, 262, 281, 284, 339, 340, 341
+# in TIFF 6.0: BitsPerSample, PhotometricInterpretation, MaxSampleValue, PlanarConfiguration, SampleFormat,
+# SMinSampleValue and SMaxSampleValue
 _DIM = 16  # an image whose lightest sample is below white / 16 is black to the eye, and to a net
 _TOO_DIM = (
-    "its lightest sample is {high} where white is {white}, so it would be read as black: "
-    "it probably holds 10 or 12 bits in a wider type; scale its samples up to white"
+    "its lightest sample is {high:g} where white is {white:g}, so it would be read as black: "
+    "scale its samples up to white (10 or 12 bits in a wider type?)"
 )
 _ROWS = 256
 _TURNS = {
@@ -47,9 +48,7 @@ def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
         with Image.open(path, formats=image_formats()) as opened:
             yield opened
     except Image.DecompressionBombError as error:
-        raise BrokenImageError(
-            f"{path} cannot be read as an image: {error}; shrink it, or leave it out (most commands: --on-broken skip)"
-        ) from error
+        raise BrokenImageError(f"{path} cannot be read as an image: {error}; shrink it, or leave it out") from error
     except Exception as error:  # damaged bytes let Pillow's decoders raise almost any class
         reason = str(error) or type(error).__name__
         raise BrokenImageError(f"{path} cannot be read as an image: {reason}") from error
@@ -66,7 +65,8 @@ def load_image(path: Path) -> Image.Image:
     """
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be found, not read as grey"
     with open_image(path) as opened:
-        deep = ";16" in str(opened.tile[:1])  # of colours with 16 bits, Pillow keeps the upper 8
+        raw = str(opened.tile[:1]).replace("BGR;16", "")  # which is 5, 6 and 5 bits
+        deep = ";16" in raw  # of colours with 16 bits, Pillow keeps the upper 8
         tags = getattr(opened, "tag_v2", {})
         if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8:
             raise ValueError("its 16-bit channels lie in separate planes, which Pillow misreads: save them interleaved")
@@ -107,13 +107,18 @@ def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
     if stated := _BLACK in tags and _WHITE in tags:
         black, white = (float(np.ravel(tags[tag])[0]) for tag in (_BLACK, _WHITE))
     margin = 1e-6 * (white - black)
+    remedy = "rescale them"
+    if image.format == "TIFF":
+        remedy += ", or state their range in the TIFF tags SMinSampleValue and SMaxSampleValue"
     if not (white > black and black - margin <= low and high <= white + margin):  # not for NaN either
         raise ValueError(
-            f"its samples are {low:g} to {high:g}, expected {black:g} (black) to {white:g} (white): rescale them, or "
-            f"state their range in the TIFF tags SMinSampleValue and SMaxSampleValue"
+            f"its samples are {low:g} to {high:g}, expected {black:g} (black) to {white:g} (white): {remedy}"
         )
-    if not stated and image.mode != "F" and 0 < high < white / _DIM:
-        raise ValueError(_TOO_DIM.format(high=int(high), white=int(white)))
+    largest = int(tags.get(_LARGEST, (white,))[0])
+    if not stated and high <= largest < white and (largest + 1).bit_count() == 1:  # a number of bits, no statistic
+        raise ValueError(f"its MaxSampleValue is {largest} where white is {white:g}: {remedy}")
+    if not stated and 0 < high < white / _DIM:
+        raise ValueError(_TOO_DIM.format(high=high, white=white))
     scaled = np.empty(values.shape, dtype=np.uint8)
     for rows in range(0, len(values), _ROWS):  # float64 of few rows at once
         part = (values[rows : rows + _ROWS] - black) * (255 / (white - black))

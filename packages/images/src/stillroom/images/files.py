@@ -160,10 +160,13 @@ def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> I
     members: dict[str, list[Path]] = {name: [] for name in names}
     for path in paths:
         members[path.parts[depth]].append(path)
-    nested = [name for name in names if members[name] and all(len(path.parts) > depth + 2 for path in members[name])]
-    if splits := [name for name in nested if name.lower() in SPLITS]:
-        raise ValueError(f"{root} holds {' and '.join(f'{name}/' for name in splits)}: pass {root / splits[0]}")
-    if nested:
+    below = {name: [len(path.parts) > depth + 2 for path in members[name]] for name in names}
+    splits = [name for name in names if name.lower() in SPLITS]
+    if any(any(below[name]) for name in splits) or (splits == names and len(names) > 1):
+        of_role = [name for name in splits if name.lower().startswith("train") == (classes is None)]
+        holds = " and ".join(f"{name}/" for name in splits)
+        raise ValueError(f"{root} holds {holds}: pass {root / (of_role or splits)[0]}")
+    if nested := [name for name in names if below[name] and all(below[name])]:
         raise ValueError(
             f"class folder {root / nested[0]} holds only folders: expected {root.name}/<class>/<image>; "
             f"pass the folder of the class folders, or move the images up"

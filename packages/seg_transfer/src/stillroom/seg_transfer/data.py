@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -30,7 +31,7 @@ class MaskedImages:
         config: of the data set, without its pipeline.
         root: folder of the data set.
         pairs: (image, mask) files.
-        left_out: other files of the folder of images, by reason.
+        left_out: other files of the folders of images and masks, by reason.
         in_train: images that are training images too, byte for byte; None: not compared.
     """
 
@@ -264,7 +265,9 @@ def read_folder(root: Path) -> SegmentationData:
             "part": part,
             "metainfo": {"classes": classes},
         }
-        left_out = walk(root / "images" / part)[1]
+        left_out = Counter[str]()
+        for kind in ("images", "labels"):  # what a folder of masks holds beside PNGs is left out too
+            left_out.update(walk(root / kind / part, {".png"} if kind == "labels" else None)[1])
         parts[part] = MaskedImages(config=settings, root=root, pairs=pairs, left_out=left_out)
     notes = check_classes(root, classes, masks)
     return SegmentationData(

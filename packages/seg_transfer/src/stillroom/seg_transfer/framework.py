@@ -1,5 +1,9 @@
 """Check that MMSegmentation, MMEngine and MMCV are installed, in their maintained releases."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from importlib import metadata, util
 
 INSTALL = "pip install onedl-mmsegmentation onedl-mmengine onedl-mmcv"
@@ -29,6 +33,16 @@ def find_framework() -> None:
             )
         if util.find_spec(name) is None:
             raise FrameworkError(f"stillroom.seg_transfer needs {name}, which comes with {distribution}: {INSTALL}")
+
+
+def set_cache_home() -> None:
+    """Give yapf, which MMEngine writes configs with, a cache where there is no home directory for it.
+
+    It is this process's alone: yapf unpickles what it finds there.
+    """
+    if os.path.expanduser("~") == "~" and "XDG_CACHE_HOME" not in os.environ:  # noqa: PTH111  # Path.home() would raise
+        os.environ["XDG_CACHE_HOME"] = folder = tempfile.mkdtemp(prefix="stillroom-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _installed(distribution: str) -> bool:

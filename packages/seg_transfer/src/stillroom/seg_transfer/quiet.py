@@ -4,9 +4,10 @@ import contextlib
 import io
 import warnings
 
-from stillroom.seg_transfer.framework import find_framework
+from stillroom.seg_transfer.framework import find_framework, set_cache_home
 
 find_framework()
+set_cache_home()
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     # They warn of missing compiled operators and advertise a service; segmentation needs neither.
     warnings.simplefilter("ignore")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
+from stillroom.backbone.tensor_files import TensorFileError, load_tensors
 from stillroom.seg_transfer.config import SegmentConfig
 
 SCHEME = "stillroom-state:"
@@ -75,17 +75,15 @@ def load_state(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
     Raises:
         ValueError: it holds other objects, which could run code, or it is damaged.
     """
-    file = filename.removeprefix(SCHEME)
+    file, advice = Path(filename.removeprefix(SCHEME)), "remove it, and the state before it is used"
     try:
-        with torch.serialization.safe_globals([*HARMLESS]):
-            state = torch.load(file, map_location=map_location, weights_only=True)
-        state["meta"] = {key: value for key, value in state["meta"].items() if key not in ("config", "cfg")}
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
+        state = load_tensors(file, advice=advice, map_location=map_location, allowed=HARMLESS)
+    except TensorFileError as error:
+        if error.named is None:
+            raise
         raise ValueError(
-            f"{file} holds objects that can run code ({named[1] if named else 'of an unknown type'}): "
-            "pass --trust-run if the run is your own"
+            f"{file} holds objects that can run code ({error.named}): pass --trust-run if the run is your own"
         ) from error
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged, or not a state of MMEngine: {error}") from error
-    return state
+    if not (isinstance(state, dict) and isinstance(meta := state.get("meta"), dict) and "state_dict" in state):
+        raise ValueError(f"{file} is not a state of MMEngine: {advice}")
+    return {**state, "meta": {key: value for key, value in meta.items() if key not in ("config", "cfg")}}

@@ -26,6 +26,7 @@ TASK: Task[SegmentConfig, Plan] = Task(
     prepare=prepare,
     train=train,
     tabulate=partial(table.tabulate, metric="mIoU", per_class=PER_CLASS),
+    begun=("*/vis_data/scalars.json", "iter_*.pth", "epoch_*.pth"),  # MMEngine's
 )
 
 report = partial(table.report, summary=summary)

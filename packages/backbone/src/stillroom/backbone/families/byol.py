@@ -13,6 +13,7 @@ from timm.layers import Conv2dSame, create_pool2d
 from torch import nn
 from torchvision.models import resnet50
 
+from stillroom.backbone.families import torchvision
 from stillroom.backbone.families.torchvision import open_resnet
 from stillroom.backbone.features import OpenedNet
 from stillroom.backbone.spec import InputSpec, Licence
@@ -21,6 +22,11 @@ from stillroom.backbone.spec import InputSpec, Licence
 def list_names() -> list[str]:
     """The one name."""
     return ["byol/resnet50"]
+
+
+def argument_names(name: str) -> set[str]:
+    """The arguments of torchvision's resnet50."""
+    return torchvision.argument_names(name)
 
 
 def published(name: str, arguments: dict[str, Any]) -> tuple[InputSpec, Licence]:

@@ -50,17 +50,20 @@ def list_names() -> list[str]:
     return [f"cifar/resnet{depth}" for depth in DEPTHS]
 
 
+def argument_names(name: str) -> set[str]:
+    """None."""
+    return set()
+
+
 def published(name: str, arguments: dict[str, Any]) -> tuple[InputSpec, Licence]:
     """The input of every CIFAR ResNet; there are no weights to license."""
     return InputSpec(size=32, crop_fraction=1.0), Licence()
 
 
 def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, None]:
-    """Build and open a CIFAR ResNet with random weights, no classifier; ValueError for `pretrained` or `arguments`."""
+    """Build and open a CIFAR ResNet with random weights, no classifier; ValueError for `pretrained`."""
     if pretrained:
         raise ValueError(f"cifar/{name} has no published weights: pass random:cifar/{name} or a checkpoint directory")
-    if arguments:
-        raise ValueError(f"cifar/{name} takes no constructor arguments, got {', '.join(arguments)}")
     depth = int(name.removeprefix("resnet"))
     net: Any = nn.Sequential()
     net.add_module("conv1", nn.Conv2d(3, 16, 3, 1, 1, bias=False))

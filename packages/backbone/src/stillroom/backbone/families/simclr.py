@@ -21,17 +21,20 @@ def list_names() -> list[str]:
     return [f"simclr/{name}" for name in WIDTHS]
 
 
+def argument_names(name: str) -> set[str]:
+    """None."""
+    return set()
+
+
 def published(name: str, arguments: dict[str, Any]) -> tuple[InputSpec, Licence]:
     """SimCLR's input: pixels in [0, 1] without mean and standard deviation."""
     return InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), Licence()
 
 
 def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, nn.Module]:
-    """Build and open the net with random weights, and its classifier; ValueError for `pretrained` or `arguments`."""
+    """Build and open the net with random weights, and its classifier; ValueError for `pretrained`."""
     if pretrained:
         raise ValueError(f"simclr/{name} is published as a file only: import it, or pass random:simclr/{name}")
-    if arguments:
-        raise ValueError(f"simclr/{name} takes no constructor arguments, got {', '.join(arguments)}")
     width = WIDTHS[name]
     net = resnet50()
     stem = 64 * width

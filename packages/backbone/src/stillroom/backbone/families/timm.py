@@ -1,5 +1,7 @@
 """Nets of timm, opened through its `forward_intermediates` and `forward_head(pre_logits=True)`."""
 
+import inspect
+import sys
 from functools import partial
 from typing import Any
 
@@ -28,16 +30,21 @@ def list_names() -> list[str]:
     return [f"timm/{name}" for module in FAMILIES for name in timm.list_models(module=module)]
 
 
+def argument_names(name: str) -> set[str]:
+    """The arguments of the class that timm's `name` builds, and of its builder; not those that load files."""
+    module = sys.modules[timm.models.model_entrypoint(name.split(".")[0]).__module__]
+    kinds = [getattr(module, FAMILIES[module.__name__.rpartition(".")[2]])]
+    if kinds[0].__name__ == "RegNet":
+        kinds.append(module.RegNetCfg)  # its fields are arguments too
+    return {"bn_eps", "bn_momentum"}.union(*(inspect.signature(kind).parameters for kind in kinds)) - {"kwargs"}
+
+
 def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, nn.Module | None]:
-    """Build and open timm's `name`, and its classifier if any; ValueError if weights or class are not supported."""
+    """Build and open timm's `name`, and its classifier if any; ValueError if they are not supported."""
     arguments = constructor_arguments(name, arguments)
     if pretrained and not timm.get_pretrained_cfg(name).has_weights:
         raise ValueError(f"timm has no published weights for {name}: pass random:timm/{name} or a checkpoint")
     net = timm.create_model(name, pretrained=pretrained, **arguments)
-    if type(net).__name__ not in FAMILIES.values():
-        raise ValueError(
-            f"timm/{name} is a {type(net).__name__}, which is not supported: wrap it with Backbone.from_module"
-        )
     classifier = net.get_classifier()
     net.reset_classifier(0)
     tail = _take_last_activation(net, name)

@@ -1,5 +1,6 @@
 """Nets of torchvision: ResNet, ResNeXt, Wide ResNet, MobileNet-V2 and V3, EfficientNet, RegNet, ConvNeXt."""
 
+import inspect
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.mobilenetv3 import MobileNetV3
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stillroom.backbone.features import OpenedNet, run_modules
@@ -30,6 +32,13 @@ def list_names() -> list[str]:
     """All supported names, prefixed with `torchvision/`."""
     names = torchvision.models.list_models(module=torchvision.models)
     return [f"torchvision/{name}" for name in names if name.startswith(_PREFIXES)]
+
+
+def argument_names(name: str) -> set[str]:
+    """The arguments of the class that torchvision's `name` builds."""
+    kind = torchvision.models.get_model_builder(name).__annotations__["return"]
+    names = {key for key, one in inspect.signature(kind).parameters.items() if one.kind != one.VAR_KEYWORD}
+    return names | {"width_mult", "reduced_tail", "dilated"} if kind is MobileNetV3 else names
 
 
 def build(name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[OpenedNet, nn.Module]:

@@ -1,5 +1,6 @@
 """Detectors on our backbones as LazyConfigs of Detectron2."""
 
+import json
 from typing import Any
 
 from detectron2.config import LazyCall as L
@@ -241,7 +242,8 @@ def describe_wrapper(spec: BackboneSpec, features: list[str], config: DetectConf
     """Describe the wrapper of our net."""
     return L(StillroomBackbone)(
         name=spec.name,
-        arguments=dict(spec.arguments),
+        # Text, in which Detectron2 neither calls a `_target_` nor fills in ${...}.
+        arguments=json.dumps(spec.arguments).replace("$", r"\u0024"),
         out_features=features,
         freeze=frozen_part(config),
         synced=norm == "SyncBN",

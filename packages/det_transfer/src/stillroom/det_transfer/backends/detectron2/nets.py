@@ -1,5 +1,6 @@
 """Our backbones in Detectron2: its own ResNet where the layers are the same, otherwise a wrapper around any net."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ class StillroomBackbone(FreezableModule, Backbone):
 
     Args:
         name: as `build_backbone` takes it.
-        arguments: for the library's constructor.
+        arguments: for the library's constructor; in a config of ours, as JSON.
         out_features: names of the maps to return; level N has stride 2^N, and `patch` is the last map of a ViT.
         freeze: the part that is frozen.
         synced: whether batch norm statistics are over all processes.
@@ -36,13 +37,15 @@ class StillroomBackbone(FreezableModule, Backbone):
     def __init__(
         self,
         name: str,
-        arguments: Mapping[str, Any],
+        arguments: Mapping[str, Any] | str,
         out_features: Sequence[str],
         freeze: FrozenPart = "nothing",
         synced: bool = False,
     ) -> None:
         super().__init__(freeze)
-        self.net = build_backbone(name, arguments=dict(arguments))
+        self.net = build_backbone(
+            name, arguments=json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
+        )
         if synced:
             sync_norms(self.net)
         levels = self.net.spec.levels

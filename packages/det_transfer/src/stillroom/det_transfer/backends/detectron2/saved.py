@@ -5,12 +5,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
-from stillroom.backbone.atomic import refuse_missing
+from stillroom.backbone.tensor_files import load_tensors
 from stillroom.det_transfer.backends.detectron2.renames import import_path, update_config, update_state
 
 CONFIG_YAML = "config.yaml"
@@ -51,11 +50,7 @@ def load_state(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: no such file, or one that is damaged or holds more than tensors and numbers.
     """
-    refuse_missing(file)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{file} is not a state of a run, or is damaged: {str(error).splitlines()[0]}") from error
+    state = load_tensors(file, advice="copy the run again")
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(f"{file} is not a state of a run: it has no model")
     return state

@@ -53,11 +53,10 @@ REQUIRED_KEYS = (
     "train.ddp",
 )
 USED_KEYS = {
-    "": {"model", "dataloader", "optimizer", "lr_multiplier", "train"},
     "dataloader.": {"train", "test"},
     "train.": {"max_iter", "log_period", "checkpointer", "amp", "ddp"},
 }
-"""What of a user's config applies, by section."""
+"""What of a user's config applies, by section; of its variables, those that a run of Detectron2 reads."""
 FEATURE_TOLERANCE, PIXEL_TOLERANCE = 1e-3, 0.1
 """Largest difference that is rounding: of two nets' features, over the largest one; of mean and std, pixel values from
 0 to 255."""
@@ -205,6 +204,10 @@ def describe_differences(
     order, theirs = expected["input_format"], getattr(parts, "input_format", None)
     if theirs != order:
         differ.append(f"input_format is {theirs or 'not known'}, the checkpoint's {order}")
+    for role in ("train", "test"):
+        key = f"dataloader.{role}.mapper.image_format"
+        if (read := OmegaConf.select(cfg, key)) not in (None, theirs):
+            differ.append(f"{key} is {read}, the model's input_format {theirs or 'not known'}")
     for name in ("pixel_mean", "pixel_std"):
         buffer = getattr(parts, name, None)
         found = None if buffer is None else [round(value, 3) for value in buffer.flatten().tolist()]
@@ -214,7 +217,7 @@ def describe_differences(
     notes = []
     if differ:
         notes.append(f"the config does not normalise images as the checkpoint does: {'; '.join(differ)}")
-    sections = {"": cfg, "dataloader.": cfg.dataloader, "train.": cfg.train}
+    sections = {"dataloader.": cfg.dataloader, "train.": cfg.train}
     unused = [
         section + str(key)
         for section, used in USED_KEYS.items()
@@ -245,7 +248,9 @@ def read_user_data(file: Path) -> DetectionData:
         ValueError: missing files, no class names, no boxes.
     """
     cfg, parts = load_user_config(file), {}
-    record = DatasetRecord(path=str(file), count=1, fingerprint=sha256(file.read_bytes()).hexdigest())
+    record = DatasetRecord(
+        path=str(file), count=1, fingerprint=sha256(file.read_bytes()).hexdigest(), content=hash_settings(cfg)
+    )
     for role in ("train", "test"):
         dataset = cfg.dataloader[role].dataset
         try:
@@ -275,6 +280,16 @@ def read_user_data(file: Path) -> DetectionData:
     )
     refuse_empty(data)
     return data
+
+
+def hash_settings(cfg: DictConfig) -> str:
+    """Hash the settings of a config together with those that it imports; functions and objects by their names."""
+
+    def name(value: Any) -> str:
+        return value.__qualname__ if hasattr(value, "__qualname__") else type(value).__qualname__
+
+    settings = OmegaConf.to_container(cfg, resolve=False)
+    return sha256(json.dumps(settings, sort_keys=True, default=name).encode()).hexdigest()
 
 
 def metadata_of(dataset: Mapping[str, Any]) -> list[Metadata]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stillroom.backbone import Backbone, InputSpec, Run
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run_files import STATE
+from stillroom.backbone.tensor_files import load_tensors
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.protocol import Predictor
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages, build_evaluation_loader
@@ -67,7 +68,12 @@ def load_predictor(config: DetectConfig, backbone: Backbone, num_classes: int, r
         run: this process.
     """
     model, _ = build_detector(config, copy.deepcopy(backbone), num_classes)
-    model.load_state_dict(torch.load(config.out / STATE, map_location="cpu", weights_only=True)["model"])
+    state = load_tensors(file := config.out / STATE, advice="copy the run again")
+    try:
+        model.load_state_dict(state["model"])
+    except (LookupError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{file} does not hold the run's detector ({reason}): copy the run again") from error
     model.to(run.device)
     bgr = backbone.spec.input.channel_order == "bgr"
 
