@@ -17,7 +17,8 @@ from stillroom.backbone.atomic import refuse_existing, replace_directory, write_
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
 from stillroom.images import ImageFiles, read_labelled, read_unlabelled
-from stillroom.images.files import from_paths, shuffled_by_class
+from stillroom.images.files import shuffled_by_class
+from stillroom.images.source import from_paths
 
 _CLASSES_SEED = 1234  # SimReg's ImageNet-100
 

@@ -8,7 +8,8 @@ from stillroom.backbone.results import DatasetRecord
 from stillroom.cls_transfer.config import ClassifyConfig, check_sources
 from stillroom.cls_transfer.datasets import Source, Splits, read_task
 from stillroom.images import ImageFiles, read_labelled
-from stillroom.images.files import count_shared, shuffled_by_class
+from stillroom.images.files import shuffled_by_class
+from stillroom.images.source import count_shared
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Sets:
 def compare(sets: Sets) -> Sets:
     """Count the images that are training images too, and warn of them."""
     others = {role: files for role, files in sets.by_role.items() if role != "train"}
-    return replace(sets, in_train={r: count_shared(sets.train.paths, f.paths, f.root) for r, f in others.items()})
+    return replace(sets, in_train={r: count_shared(sets.train, f, f.root) for r, f in others.items()})
 
 
 def read_sets(config: ClassifyConfig, run: Run) -> Sets:

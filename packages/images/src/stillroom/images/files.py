@@ -1,77 +1,27 @@
 """Lists of image files, labelled or not, in a fixed order: one walk for every package. No image is decoded."""
 
 import hashlib
+import heapq
 import os
-import sys
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
-from itertools import chain
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any
 
 import numpy as np
 
-from stillroom.backbone.results import DatasetRecord
+from stillroom.images.listing import INDEXED, Listing, ListingWriter, keep_listing, kept_at, map_listing, sample
+from stillroom.images.source import FileReader, Source, from_paths, label_by_folder, report
 
 SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"})
 """Folders that systems fill with copies and thumbnails of a user's images, without hiding them by a dot."""
-SPLITS = frozenset({"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"})
-MAX_HASHED = 1000
-"""Images of a set whose contents are hashed."""
-HASHED_BYTES = 2**20
-"""Bytes of each that are, from its beginning."""
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files below one folder, in a fixed order; `labels` index `classes`, or are None for unlabelled images.
-
-    `left_out` counts the other files of the folder, by reason; see `walk`.
-    """
-
-    root: Path
-    paths: tuple[Path, ...]
-    labels: tuple[int, ...] | None = None
-    classes: tuple[str, ...] = ()
-    left_out: dict[str, int] = field(default_factory=dict, hash=False)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over each file's relative path and size in bytes, in order: cheap, and the same for a copy."""
-        return _sha256(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}" for path in self.paths)
-
-    @cached_property
-    def content(self) -> str:
-        """SHA-256 over the first MiB of at most 1,000 of the files, spread evenly: what their sizes do not show."""
-        step = -(-len(self) // MAX_HASHED) | 1  # odd: where images and masks alternate, both are in the sample
-        return _sha256(map(_hash_start, self.paths[::step]))
-
-    @cached_property
-    def stamp(self) -> str:
-        """SHA-256 over each file's path, size and modification time, and `content`: for caches on this machine."""
-        stats = ((path.resolve(), path.stat()) for path in self.paths)
-        return _sha256(chain((f"{p}\0{stat.st_size}\0{stat.st_mtime_ns}" for p, stat in stats), [self.content]))
-
-    def record(self, broken: int = 0, in_train: int | None = None) -> DatasetRecord:
-        """The entry in results.json."""
-        return DatasetRecord(
-            path=str(self.root),
-            count=len(self),
-            fingerprint=self.fingerprint,
-            broken=broken,
-            content=self.content,
-            left_out=self.left_out,
-            in_train=in_train,
-        )
-
-    def subset(self, indices: Sequence[int]) -> "ImageFiles":
-        """Some of the files, in the order of `indices`."""
-        labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
-        return ImageFiles(self.root, tuple(self.paths[i] for i in indices), labels, self.classes, self.left_out)
+ImageFiles = Source
+"""The name that a source had while every image was a file."""
+LARGE_LIST = 2**23
+"""Bytes of a file list from which on its listing is kept; 100,000 lines have about as many."""
+_CHECKED = 1000  # images of a kept listing whose size and time of modification are compared
 
 
 def refuse_missing_folder(folder: Path) -> None:
@@ -86,7 +36,7 @@ def refuse_missing_images(source: Path) -> None:
         refuse_missing_folder(source)
 
 
-def read_unlabelled(source: str | Path) -> ImageFiles:
+def read_unlabelled(source: str | Path) -> Source:
     """List every image below a folder, in the order of their paths, or the images of a file list.
 
     A file list is a text file, one path per line, relative to the list's own folder or absolute; `#` begins a comment.
@@ -98,37 +48,19 @@ def read_unlabelled(source: str | Path) -> ImageFiles:
     if root.is_file():
         return _read_list(root)
     refuse_missing_folder(root)
-    paths, left_out = walk(root)
-    if not paths:
+    files = _read_folder(root)
+    if not len(files):
         raise ValueError(f"{root} holds no images, in subfolders neither: expected a format that Pillow decodes")
-    return ImageFiles(root, paths, left_out=left_out)
+    return files
 
 
-def _read_list(file: Path) -> ImageFiles:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a list of images: expected text with one path per line") from error
-    paths = tuple(file.resolve().parent / line for line in lines if line and not line.startswith("#"))
-    if not paths:
-        raise ValueError(f"{file} lists no images")
-    if absent := [path for path in paths if not path.is_file()]:
-        raise ValueError(f"{file} lists {len(absent)} files that do not exist, the first is {absent[0]}")
-    return from_paths(paths)
-
-
-def from_paths(paths: Sequence[Path]) -> ImageFiles:
-    """Image files by their paths; the root, which the fingerprint's paths are relative to, is their common folder."""
-    return ImageFiles(Path(os.path.commonpath([path.parent for path in paths])), tuple(paths))
-
-
-def read_images(images: Path) -> ImageFiles:
+def read_images(images: Path) -> Source:
     """List one image, or those of a folder or of a file list; see `read_unlabelled`."""
     is_image = images.is_file() and images.suffix != ".txt"
     return from_paths([images.resolve()]) if is_image else read_unlabelled(images)
 
 
-def png_names(files: ImageFiles) -> list[Path]:
+def png_names(files: Source) -> list[Path]:
     """The relative path of the PNG that is written for each image; ValueError if two images would share one."""
     names = [file.relative_to(files.root).with_suffix(".png") for file in files.paths]
     if len({*names}) < len(names):
@@ -137,11 +69,11 @@ def png_names(files: ImageFiles) -> list[Path]:
     return names
 
 
-def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> ImageFiles:
-    """List an image folder: one subfolder per class, images in it.
+def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> Source:
+    """List an image folder: one subfolder per class, images in it; or a file list of such images.
 
     Args:
-        folder: the folder of the class folders.
+        folder: the folder of the class folders, or the file list.
         classes: the expected classes (those of the training set), in label order; None: the subfolders, sorted.
 
     Raises:
@@ -149,33 +81,102 @@ def read_labelled(folder: str | Path, classes: Sequence[str] | None = None) -> I
             in subfolders only, classes that differ.
     """
     root = Path(folder)
+    if root.is_file():
+        return label_by_folder(_read_list(root), classes)
     refuse_missing_folder(root)
-    names = sorted(entry.name for entry in root.iterdir() if not _is_hidden(entry.name) and entry.is_dir())
+    names = [entry.name for entry in root.iterdir() if not _is_hidden(entry.name) and entry.is_dir()]
     if not names:
         raise ValueError(f"{root} holds no class folders: expected {root.name}/<class>/<image>")
-    paths, left_out = walk(root)
-    depth = len(root.parts)
-    if loose := [path.name for path in paths if len(path.parts) == depth + 1]:
-        raise ValueError(f"{root} holds {len(loose)} images beside its class folders, the first is {loose[0]}")
-    members: dict[str, list[Path]] = {name: [] for name in names}
-    for path in paths:
-        members[path.parts[depth]].append(path)
-    nested = [name for name in names if members[name] and all(len(path.parts) > depth + 2 for path in members[name])]
-    if splits := [name for name in nested if name.lower() in SPLITS]:
-        raise ValueError(f"{root} holds {' and '.join(f'{name}/' for name in splits)}: pass {root / splits[0]}")
-    if nested:
-        raise ValueError(
-            f"class folder {root / nested[0]} holds only folders: expected {root.name}/<class>/<image>; "
-            f"pass the folder of the class folders, or move the images up"
+    return label_by_folder(_read_folder(root), classes, names)
+
+
+def _read_list(file: Path) -> Source:
+    """List the images that a text file names."""
+    size = file.stat().st_size
+    if size < LARGE_LIST:
+        listing = _write_list(file, ListingWriter())
+    else:
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        place = file.resolve()
+
+        def is_current(kept: Listing) -> bool:
+            return kept.meta["list"] == digest and _is_unchanged(FileReader(Path(kept.meta["root"]), kept))
+
+        listing = keep_listing(
+            kept_at("list", str(place)),
+            str(file),
+            ("sizes", "modified"),
+            lambda writer: _write_list(file, writer, list=digest),
+            is_current,
         )
-    if classes is not None and set(names) != set(classes):
-        lacks, extra = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
-        raise ValueError(f"the classes of {root} differ from the training set's: missing {lacks}, extra {extra}")
-    classes = tuple(classes or names)
-    if empty := [name for name in classes if not members[name]]:
-        raise ValueError(f"class folder {root / empty[0]} holds no images")
-    labels = tuple(label for label, name in enumerate(classes) for _ in members[name])
-    return ImageFiles(root, tuple(chain(*(members[name] for name in classes))), labels, classes, left_out)
+    root = Path(listing.meta["root"])
+    return Source(root, listing, FileReader(root, listing))
+
+
+def _write_list(file: Path, writer: ListingWriter, **meta: str) -> Listing:
+    """Write the paths of a file list, whole, and say how long their common folder is."""
+    folder, common, absent, first_absent = os.path.join(file.resolve().parent, ""), "", 0, ""  # noqa: PTH118
+    with_numbers = bool(meta)
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for line in map(str.strip, lines):
+                if not line or line.startswith("#"):
+                    continue
+                path = line if line.startswith("/") else folder + line
+                if "//" in path or "/./" in path or path.endswith(("/", "/.")):
+                    path = str(Path(path))
+                try:
+                    stat = os.stat(path)  # noqa: PTH116  # of a million files: a Path each would take as long
+                    is_absent = not S_ISREG(stat.st_mode)
+                except (OSError, ValueError):
+                    is_absent = True
+                if is_absent:
+                    absent, first_absent = absent + 1, first_absent or path
+                    continue
+                if not common or not path.startswith(common):
+                    parent = os.path.dirname(path)  # noqa: PTH120
+                    common = os.path.join(os.path.commonpath([common or parent, parent]), "")  # noqa: PTH118
+                writer.add(os.fsencode(path), *((stat.st_size, stat.st_mtime_ns) if with_numbers else ()))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a list of images: expected text with one path per line") from error
+    if absent:
+        raise ValueError(f"{file} lists {absent} files that do not exist, the first is {first_absent}")
+    if not len(writer):
+        raise ValueError(f"{file} lists no images")
+    return writer.finish(root=str(Path(common)), skip=len(os.fsencode(common)), **meta)
+
+
+def _read_folder(root: Path) -> Source:
+    """List the images below a folder; the listing of a large one is kept, and mapped while no folder has changed."""
+    place = kept_at("folder", os.path.realpath(root), sorted(image_suffixes()))
+
+    def is_current(kept: Listing) -> bool:
+        try:
+            folders = {name: (root / name).stat().st_mtime_ns for name in kept.meta["folders"]}
+        except OSError:
+            return False
+        return folders == kept.meta["folders"] and _is_unchanged(FileReader(root, kept))
+
+    if (listing := map_listing(place, is_current)) is None:
+        found = _Walk(root, image_suffixes())
+        if found.count < INDEXED:
+            listing = found.write(ListingWriter())
+        else:
+            listing = keep_listing(place, str(root), ("sizes", "modified"), found.write, is_current)
+    report_left_out(root, listing.meta)
+    return Source(root, listing, FileReader(root, listing), left_out=listing.meta["left_out"])
+
+
+def _is_unchanged(reader: FileReader) -> bool:
+    """Whether some files still have the sizes and times that their listing holds."""
+    rows, columns = np.array(sample(len(reader.listing), _CHECKED)), reader.listing.columns
+    try:
+        stats = [os.stat(reader.where(row)) for row in rows.tolist()]  # noqa: PTH116
+    except OSError:
+        return False
+    now = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    return now == [*zip(columns["sizes"][rows].tolist(), columns["modified"][rows].tolist(), strict=True)]
 
 
 def walk(root: Path, suffixes: Collection[str] | None = None) -> tuple[tuple[Path, ...], dict[str, int]]:
@@ -190,44 +191,103 @@ def walk(root: Path, suffixes: Collection[str] | None = None) -> tuple[tuple[Pat
         root: an existing folder; its own name may be hidden.
         suffixes: of the files to list, in lower case; None: those of images, see `image_suffixes`.
     """
-    suffixes = image_suffixes() if suffixes is None else suffixes
-    paths: list[Path] = []
-    left_out: defaultdict[str, int] = defaultdict(int)
-    examples: dict[str, Path] = {}
-    entered: set[tuple[int, int]] = set()
-    folders: list[Path] = [root]
-    links: list[Path] = []
+    found = _Walk(root, image_suffixes() if suffixes is None else suffixes)
+    report_left_out(root, {"left_out": found.left_out, "examples": found.examples})
+    return tuple(root / name for name in found), dict(found.left_out)
 
-    def leave_out(reason: str, path: Path, count: int = 1) -> None:
-        if count:
-            left_out[reason] += count
-            examples.setdefault(reason, path.relative_to(root))
 
-    while folders or links:
-        folder = (folders or links).pop(0)
-        stat = folder.stat()
-        if (stat.st_dev, stat.st_ino) in entered:
-            leave_out("link to a folder already entered", folder)
-            continue
-        entered.add((stat.st_dev, stat.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                path, is_link = folder / entry.name, entry.is_symlink()
-                target = path if is_link else entry  # a Path answers for links that lead nowhere, or in a circle
-                if _is_hidden(entry.name):
-                    below = not is_link and entry.is_dir()
-                    leave_out("hidden", path, sum(len(n) for _, _, n in os.walk(path)) if below else 1)
-                elif target.is_dir():
-                    (links if is_link else folders).append(path)
-                elif not target.is_file():
-                    leave_out("broken link, or no regular file", path)
-                elif path.suffix.lower() not in suffixes:
-                    leave_out("not an image", path)
+def report_left_out(root: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say on stderr which files of a folder are left out, by reason, each with an example."""
+    if reasons := found["left_out"]:
+        listed = (f"{count} {why} ({found['examples'][why]})" for why, count in reasons.items())
+        report(f"left out of {root}: {', '.join(listed)}")
+
+
+class _Walk:
+    """The files below a folder, see `walk`: the names in each folder as one string, so that millions fit."""
+
+    def __init__(self, root: Path, suffixes: Collection[str]) -> None:
+        self.root, self.suffixes = str(root), suffixes
+        self.left_out: defaultdict[str, int] = defaultdict(int)
+        self.examples: dict[str, str] = {}
+        self.folders: dict[str, int] = {}  # entered, relative, in the order in which they were: time of modification
+        self.count = 0
+        self._names: dict[str, str] = {}
+        self._entered: set[tuple[int, int]] = set()
+        self._folders: deque[str] = deque([""])
+        self._links: deque[str] = deque()
+        while self._folders or self._links:
+            self._enter((self._folders or self._links).popleft())
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the files, in the order of their parts, as paths are sorted."""
+        below: defaultdict[str, list[str]] = defaultdict(list)
+        for folder in self.folders:
+            if folder:
+                parent, _, name = folder.rpartition("/")
+                below[parent].append(name)
+
+        def inside(folder: str) -> Iterator[str]:
+            files = ((name, False) for name in self._names[folder].split("\0") if name)
+            for name, is_folder in heapq.merge(files, ((name, True) for name in sorted(below[folder]))):
+                path = f"{folder}/{name}" if folder else name
+                if is_folder:
+                    yield from inside(path)
                 else:
-                    paths.append(path)
-    if left_out:
-        _report(f"left out of {root}: " + ", ".join(f"{n} {why} ({examples[why]})" for why, n in left_out.items()))
-    return tuple(sorted(paths)), dict(left_out)
+                    yield path
+
+        return inside("")
+
+    def write(self, writer: ListingWriter) -> Listing:
+        """Write the names, with the sizes and times that a kept listing has."""
+        for name in self:
+            numbers: tuple[int, ...] = ()
+            if writer.folder is not None:
+                stat = os.stat(f"{self.root}/{name}")  # noqa: PTH116
+                numbers = (stat.st_size, stat.st_mtime_ns)
+            writer.add(os.fsencode(name), *numbers)
+        return writer.finish(left_out=dict(self.left_out), examples=self.examples, folders=self.folders)
+
+    def _enter(self, folder: str) -> None:
+        place = os.path.join(self.root, folder) if folder else self.root  # noqa: PTH118
+        stat = os.stat(place)  # noqa: PTH116
+        if (stat.st_dev, stat.st_ino) in self._entered:
+            self._leave_out("link to a folder already entered", folder)
+            return
+        self._entered.add((stat.st_dev, stat.st_ino))
+        self.folders[folder] = stat.st_mtime_ns
+        names: list[str] = []
+        with os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                self._sort(entry, f"{folder}/{entry.name}" if folder else entry.name, names)
+        self._names[folder] = "\0".join(names)
+        self.count += len(names)
+
+    def _sort(self, entry: os.DirEntry[str], path: str, names: list[str]) -> None:
+        is_link = entry.is_symlink()
+        target = Path(entry.path) if is_link else entry  # a Path answers for links that lead nowhere, or in a circle
+        if _is_hidden(entry.name):
+            below = not is_link and entry.is_dir()
+            self._leave_out("hidden", path, sum(len(n) for _, _, n in os.walk(entry.path)) if below else 1)
+        elif target.is_dir():
+            (self._links if is_link else self._folders).append(path)
+        elif not target.is_file():
+            self._leave_out("broken link, or no regular file", path)
+        elif _suffix(entry.name) not in self.suffixes:
+            self._leave_out("not an image", path)
+        else:
+            names.append(entry.name)
+
+    def _leave_out(self, reason: str, path: str, count: int = 1) -> None:
+        if count:
+            self.left_out[reason] += count
+            self.examples.setdefault(reason, path)
+
+
+def _suffix(name: str) -> str:
+    """The suffix of a file's name, in lower case, as `Path.suffix` takes it."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 @cache
@@ -253,26 +313,6 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
-def count_shared(train: Sequence[Path], test: Sequence[Path], where: Path) -> int:
-    """Count the test images that are training images too, byte for byte, and say so on stderr.
-
-    Only files of equal size are opened, and only files with equal ends (where compressed images differ) are read whole.
-
-    Args:
-        train, test: the files.
-        where: folder of the test images, for the warning.
-    """
-    keys = (lambda path: path.stat().st_size, partial(_digest, last=4096), partial(_digest, last=sys.maxsize))
-    kept = list(test)
-    for key in keys:
-        of_train, of_test = ({path: key(path) for path in paths} for paths in (train, kept))
-        both = {*of_train.values()} & {*of_test.values()}
-        train, kept = ([path for path in paths if paths[path] in both] for paths in (of_train, of_test))
-    if kept:
-        _report(f"warning: {len(kept)} of {len(test)} images of {where} are training images too, byte for byte")
-    return len(kept)
-
-
 def shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
     """The indices of each class's images, in a random order given by seed and class: any first ones are a sample."""
     indices: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
@@ -283,33 +323,5 @@ def shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
     }
 
 
-def _sha256(lines: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _hash_start(path: Path) -> str:
-    try:
-        with path.open("rb") as opened:
-            return hashlib.sha256(opened.read(HASHED_BYTES)).hexdigest()
-    except OSError:  # named and counted where images are decoded
-        return "unreadable"
-
-
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
-
-
-def _digest(path: Path, last: int) -> bytes:
-    """SHA-256 of the last bytes of a file."""
-    with path.open("rb") as opened:
-        opened.seek(max(0, opened.seek(0, os.SEEK_END) - last))
-        return hashlib.file_digest(opened, "sha256").digest()
-
-
-@cache  # a command lists its images several times
-def _report(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)

@@ -1,0 +1,356 @@
+"""Encoded images in a fixed order, wherever they lie: their names, labels and bytes. No image is decoded."""
+
+import hashlib
+import operator
+import os
+import sys
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from stillroom.backbone.results import DatasetRecord
+from stillroom.images.listing import Listing, ListingWriter, sample
+
+SPLITS = frozenset({"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"})
+MAX_HASHED = 1000
+"""Images of a set whose contents are hashed."""
+HASHED_BYTES = 2**20
+"""Bytes of each that are, from its beginning."""
+
+
+class SourceError(ValueError):
+    """A source that cannot be read any more: what it was when the run began is gone."""
+
+
+class Reader(ABC):
+    """Where the images of a listing lie, by their rows in it."""
+
+    @abstractmethod
+    def read(self, row: int, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes of one image, or those from `start` to `stop`; OSError if it cannot be read."""
+
+    @abstractmethod
+    def where(self, row: int) -> str:
+        """What a message calls one image."""
+
+    @abstractmethod
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Bytes of some images."""
+
+    @abstractmethod
+    def stamps(self, rows: np.ndarray) -> Iterator[str]:
+        """What changes with the bytes of some images, on this machine: their place, size and modification time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Encoded images in a fixed order, of a folder, a file list, a table, an archive or a data set.
+
+    Args:
+        root: folder or file that holds or names the images; their names are relative to it.
+        listing: the names of them all.
+        reader: where their bytes are.
+        rows: which images of the listing these are, in their order; None: all.
+        labels: of these images, as indices of `classes`; None for unlabelled images.
+        classes: names of the classes.
+        left_out: counts the other files of the root, by reason; see `walk` in `stillroom.images.files`.
+    """
+
+    root: Path
+    listing: Listing
+    reader: Reader
+    rows: np.ndarray | None = None
+    labels: Sequence[int] | None = None
+    classes: tuple[str, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.listing) if self.rows is None else len(self.rows)
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of one image; OSError if it cannot be read, SourceError if its source is gone."""
+        return self.reader.read(self._row(index))
+
+    def name(self, index: int) -> str:
+        """The name of one image: its path relative to the root, with slashes."""
+        return os.fsdecode(self.listing.name(self._row(index)))
+
+    def label(self, index: int) -> int | None:
+        """The class of one image, an index of `classes`; None where there are no labels."""
+        return None if self.labels is None else int(self.labels[index])
+
+    def where(self, index: int) -> str:
+        """What a message calls one image: its path, or its archive and its name in it."""
+        return self.reader.where(self._row(index))
+
+    def _row(self, index: int) -> int:
+        return index if self.rows is None else int(self.rows[index])
+
+    def all_rows(self) -> np.ndarray:
+        """The rows of the images in the listing."""
+        return np.arange(len(self)) if self.rows is None else self.rows
+
+    @property
+    def paths(self) -> "Paths":
+        """The root and each image's name, made when asked for; of a folder or list, the path of its file."""
+        return Paths(self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over each image's name and size in bytes, in order: cheap, and the same for a copy."""
+        sizes = self.reader.sizes(self.all_rows()).tolist()
+        names = self.listing.names(self.rows)
+        return _sha256(b"%s\0%d" % both for both in zip(names, sizes, strict=True))
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 over the first MiB of at most 1,000 of the images, spread evenly: what their sizes do not show."""
+        sampled = sample(len(self), MAX_HASHED)
+        return _sha256(self._hash_start(self._row(index)).encode() for index in sampled)
+
+    def _hash_start(self, row: int) -> str:
+        try:
+            return hashlib.sha256(self.reader.read(row, 0, HASHED_BYTES)).hexdigest()
+        except OSError:  # named and counted where images are decoded
+            return "unreadable"
+
+    @cached_property
+    def stamp(self) -> str:
+        """SHA-256 over each image's place, size and modification time, and `content`: for caches on this machine."""
+        stamps = (stamp.encode(errors="surrogateescape") for stamp in self.reader.stamps(self.all_rows()))
+        return _sha256(chain(stamps, [self.content.encode()]))
+
+    def record(self, broken: int = 0, in_train: int | None = None) -> DatasetRecord:
+        """The entry in results.json."""
+        return DatasetRecord(
+            path=str(self.root),
+            count=len(self),
+            fingerprint=self.fingerprint,
+            broken=broken,
+            content=self.content,
+            left_out=self.left_out,
+            in_train=in_train,
+        )
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
+        """Some of the images, in the order of `indices`."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        labels = None if self.labels is None else as_labels(np.asarray(self.labels, dtype=np.int32)[chosen])
+        return replace(self, rows=chosen if self.rows is None else self.rows[chosen], labels=labels)
+
+
+class Paths(Sequence[Path]):
+    """The paths of a source's images; each is made when it is asked for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Path, ...]: ...
+    def __getitem__(self, index: int | slice) -> Path | tuple[Path, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        return self._source.root / self._source.name(range(len(self))[operator.index(index)])
+
+    def __iter__(self) -> Iterator[Path]:
+        root = self._source.root
+        return (root / os.fsdecode(name) for name in self._source.listing.names(self._source.rows))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as lists have none
+
+
+class FileReader(Reader):
+    """Images that are files of this machine, below a folder or anywhere.
+
+    Args:
+        root: that the names are relative to.
+        listing: the names; sizes and times of modification too, where it is kept.
+    """
+
+    def __init__(self, root: Path, listing: Listing) -> None:
+        self.root, self.listing = root, listing
+
+    def read(self, row: int, start: int = 0, stop: int | None = None) -> bytes:
+        with open(self.where(row), "rb") as opened:  # noqa: PTH123  # a Path for each image costs as much as opening it
+            opened.seek(start)
+            return opened.read(-1 if stop is None else stop - start)
+
+    def where(self, row: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.listing.name(row)))  # noqa: PTH118
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        if "sizes" in self.listing.columns:
+            return self.listing.columns["sizes"][rows]
+        return np.fromiter((os.stat(path).st_size for path in self._paths(rows)), np.int64, len(rows))  # noqa: PTH116
+
+    def stamps(self, rows: np.ndarray) -> Iterator[str]:
+        if "sizes" in self.listing.columns:
+            sizes, modified = (self.listing.columns[name][rows].tolist() for name in ("sizes", "modified"))
+        else:
+            stats = [os.stat(path) for path in self._paths(rows)]  # noqa: PTH116
+            sizes, modified = [stat.st_size for stat in stats], [stat.st_mtime_ns for stat in stats]
+        real_folder = cache(os.path.realpath)  # which takes 20 us
+        for path, size, time in zip(self._paths(rows), sizes, modified, strict=True):
+            folder, name = os.path.split(path)
+            real = os.path.join(real_folder(folder), name)  # noqa: PTH118
+            yield f"{os.path.realpath(path) if os.path.islink(path) else real}\0{size}\0{time}"  # noqa: PTH114
+
+    def _paths(self, rows: np.ndarray) -> Iterator[str]:
+        root = os.path.join(self.root, "")  # noqa: PTH118
+        return (f"{root}{os.fsdecode(name)}" for name in self.listing.names(rows))
+
+
+def from_paths(
+    paths: Sequence[Path],
+    *,
+    root: Path | None = None,
+    labels: Sequence[int] | None = None,
+    classes: tuple[str, ...] = (),
+    left_out: dict[str, int] | None = None,
+) -> Source:
+    """Images by their paths, which are below the root.
+
+    Args:
+        paths: of the files, in their order.
+        root: that names and fingerprint are relative to; None: their common folder.
+        labels, classes, left_out: see `Source`.
+    """
+    if root is None:
+        root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+    writer = ListingWriter()
+    for path in paths:
+        writer.add(os.fsencode(path.relative_to(root).as_posix()))
+    listing = writer.finish()
+    return Source(root, listing, FileReader(root, listing), None, labels, classes, left_out or {})
+
+
+def as_labels(labels: np.ndarray) -> array:
+    """Labels as a sequence of 4 bytes each."""
+    return array("i", labels.astype(np.int32).tobytes())
+
+
+def label_by_folder(
+    source: Source, classes: Sequence[str] | None = None, folders: Sequence[str] | None = None
+) -> Source:
+    """Label images by the first folder of their names, `<class>/<image>`, and order them by class.
+
+    Args:
+        source: the images.
+        classes: the expected classes (those of the training set), in label order; None: the folders, sorted.
+        folders: all class folders, those without images too; None: those of the names.
+
+    Raises:
+        ValueError: no class folders, images beside them, a class without images or with images in subfolders only,
+            classes that differ.
+    """
+    root, numbers, found, direct = source.root, array("i"), {name: i for i, name in enumerate(folders or ())}, set()
+    loose: list[str] = []
+    for name in source.listing.names(source.rows):
+        first, slash, rest = os.fsdecode(name).partition("/")
+        if not slash:
+            loose.append(first)
+            continue
+        number = found.setdefault(first, len(found))
+        numbers.append(number)
+        if "/" not in rest:
+            direct.add(number)
+    if loose and not found:
+        raise ValueError(f"{root} holds no class folders: expected {root.name}/<class>/<image>")
+    if loose:
+        raise ValueError(f"{root} holds {len(loose)} images beside its class folders, the first is {loose[0]}")
+    names, counts = sorted(found), np.bincount(np.frombuffer(numbers, np.int32), minlength=len(found))
+    refuse_nested(root, [name for name in names if counts[found[name]] and found[name] not in direct])
+    if classes is not None:
+        refuse_other_classes(root, names, classes)
+    classes = tuple(classes or names)
+    if empty := [name for name in classes if not counts[found[name]]]:
+        raise ValueError(f"class folder {root / empty[0]} holds no images")
+    label_of = np.empty(len(found), np.int32)
+    label_of[[found[name] for name in classes]] = np.arange(len(classes))
+    return by_class(replace(source, labels=as_labels(label_of[np.frombuffer(numbers, np.int32)]), classes=classes))
+
+
+def by_class(source: Source) -> Source:
+    """Labelled images in the order of their classes, and of each class as they were."""
+    labels = np.asarray(source.labels, np.int32)
+    return source if (np.diff(labels) >= 0).all() else source.subset(np.argsort(labels, kind="stable"))
+
+
+def refuse_nested(root: Path, nested: Sequence[str]) -> None:
+    """Raise ValueError for class folders that hold only folders, above all if they are the parts of a data set."""
+    if splits := [name for name in nested if name.lower() in SPLITS]:
+        raise ValueError(f"{root} holds {' and '.join(f'{name}/' for name in splits)}: pass {root / splits[0]}")
+    if nested:
+        raise ValueError(
+            f"class folder {root / nested[0]} holds only folders: expected {root.name}/<class>/<image>; "
+            f"pass the folder of the class folders, or move the images up"
+        )
+
+
+def refuse_other_classes(root: Path, names: Collection[str], classes: Collection[str]) -> None:
+    """Raise ValueError if the classes differ from the training set's."""
+    lacks, extra = sorted({*classes} - {*names}), sorted({*names} - {*classes})
+    if lacks or extra:
+        raise ValueError(f"the classes of {root} differ from the training set's: missing {lacks}, extra {extra}")
+
+
+def count_shared(train: Source | Sequence[Path], test: Source | Sequence[Path], where: Path) -> int:
+    """Count the test images that are training images too, byte for byte, and say so on stderr.
+
+    Only images of equal size are opened, and only those with equal ends (where compressed images differ) are read
+    whole.
+
+    Args:
+        train, test: the images, or their files.
+        where: folder of the test images, for the warning.
+    """
+    sources = [one if isinstance(one, Source) else from_paths(one) for one in (train, test)]
+    kept = [one.all_rows() for one in sources]
+    keys: list[Callable[[Source, np.ndarray], np.ndarray]] = [
+        lambda source, rows: source.reader.sizes(rows),
+        partial(_digests, last=4096),
+        partial(_digests, last=None),
+    ]
+    for key in keys:
+        of_train, of_test = (key(source, rows) for source, rows in zip(sources, kept, strict=True))
+        kept = [kept[0][np.isin(of_train, of_test)], kept[1][np.isin(of_test, of_train)]]
+    if count := len(kept[1]):
+        report(f"warning: {count} of {len(test)} images of {where} are training images too, byte for byte")
+    return count
+
+
+def _digests(source: Source, rows: np.ndarray, last: int | None) -> np.ndarray:
+    """SHA-256 of the last bytes of some images, or of all their bytes."""
+    starts = [0] * len(rows) if last is None else (source.reader.sizes(rows) - last).clip(0).tolist()
+    read = source.reader.read
+    ends = (read(row, start) for row, start in zip(rows.tolist(), starts, strict=True))
+    return np.array([hashlib.sha256(end).digest() for end in ends], dtype="S32")
+
+
+def _sha256(lines: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line + b"\n")
+    return digest.hexdigest()
+
+
+@cache  # a command lists its images several times
+def report(line: str) -> None:
+    """Print a line on stderr, once and in the main process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
