@@ -1,7 +1,5 @@
 """KDEP's comparisons: every other alignment against independent NumPy, scikit-learn or SciPy, and their refusals."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.linalg

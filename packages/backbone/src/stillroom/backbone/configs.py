@@ -15,6 +15,8 @@ from stillroom.backbone.names import is_checkpoint
 from stillroom.backbone.run_files import read_config, read_inputs
 
 C = TypeVar("C")
+ABSENT = "absent"
+"""Key of a field's metadata: what a config.json without the field means, because an older version wrote it."""
 
 
 def _converter(unions: tuple[Any, ...]) -> cattrs.Converter:
@@ -112,7 +114,8 @@ def refuse_ignored(config: Any, flag: str, kept: Collection[str]) -> None:
 def config_from_json(text: str, kind: type[C], unions: tuple[Any, ...] = ()) -> C:
     """Read a config back; ValueError if it does not fit `kind`, because another version wrote it."""
     try:
-        return _converter(unions).structure(json.loads(text), kind)
+        absent = {one.name: one.metadata[ABSENT] for one in fields(kind) if ABSENT in one.metadata}  # type: ignore
+        return _converter(unions).structure({**absent, **json.loads(text)}, kind)
     except (cattrs.BaseValidationError, json.JSONDecodeError) as error:
         reasons = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [str(error)]
         raise ValueError(f"this config does not fit the installed version: {'; '.join(reasons)}") from error

@@ -15,6 +15,7 @@ from stillroom.backbone.run_files import CONFIG, read_config
 
 _FREE = frozenset(
     {"out", "download", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
+    | {"order"}  # a run that is resumed keeps its own
 )
 """Settings that may differ when a run is kept or resumed: they change the last digits at most."""
 

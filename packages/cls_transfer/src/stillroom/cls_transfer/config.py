@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.checks import at_least, within
+from stillroom.backbone.configs import ABSENT
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, check_shared, refuse_paths, split
@@ -81,6 +82,9 @@ class ClassifyConfig(FineTuneConfig):
     """Passes over the training images."""
     batch_size: int = 64
     """Images per step, over all processes."""
+    order: Literal[1, 2] = field(default=2, metadata={ABSENT: 1})
+    """Version of the order of the images in an epoch. 2: a keyed bijection, of which each step computes its part. 1: an
+    array of all images, as in runs of versions before 0.6, which keep it when they are resumed."""
     accumulate: int = 1
     """Micro-batches per step (gradient accumulation)."""
     lrs: Annotated[tuple[float, ...], arg(aliases=("--lr",))] = (1e-3,)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
+from stillroom.backbone.configs import ABSENT
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.schedule import Schedule, Step
@@ -136,6 +137,12 @@ class DistillConfig:
     monitor: Monitor = field(default_factory=Monitor)
     seed: int = 0
     """Seed of initial weights, held-out images, image order and views."""
+    order: Literal[1, 2] = field(default=2, metadata={ABSENT: 1})
+    """Version of the order of the images in an epoch. 2: a keyed bijection, of which each step computes its part. 1: an
+    array of all images, as in runs of versions before 0.6, which keep it when they are resumed."""
+    order: Literal[1, 2] = field(default=2, metadata={ABSENT: 1})
+    """Version of the order of the images in an epoch. 2: a keyed bijection, of which each step computes its part. 1: an
+    array of all images, as in runs of versions before 0.6, which keep it when they are resumed."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
     workers: int = 1

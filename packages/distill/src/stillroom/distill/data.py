@@ -49,8 +49,8 @@ def split_held_out(files: ImageFiles, fraction: float, seed: int) -> tuple[Image
     count = min(MAX_HELD_OUT, round(fraction * len(files)))
     if count < MIN_HELD_OUT:
         return files, None
-    order = np.random.default_rng([seed, len(files)]).permutation(len(files)).tolist()
-    return files.subset(sorted(order[count:])), files.subset(sorted(order[:count]))
+    order = np.random.default_rng([seed, len(files)]).permutation(len(files))
+    return files.subset(np.sort(order[count:])), files.subset(np.sort(order[:count]))
 
 
 def nothing_held_out(num_images: int, fraction: float) -> str:

@@ -131,9 +131,9 @@ def unwrap_worker_errors() -> Iterator[None]:
 class TrainingBatches:
     """Sampler of a training run: the keys of this process for every step, over all epochs.
 
-    Each epoch is a permutation given by (seed, epoch), of which each step computes its own part; each global batch is split into equal parts, one per process, so
-    that any number of processes sees the same images in the same step. The last, incomplete batch of an epoch is
-    dropped.
+    Each epoch is a permutation given by (seed, epoch), of which each step computes its own part. Each global batch is
+    split into equal parts, one per process, so that any number of processes sees the same images in the same step. The
+    last, incomplete batch of an epoch is dropped.
 
     Args:
         num_images: n.
