@@ -117,7 +117,6 @@ def _read_list(file: Path) -> Source:
 def _write_list(file: Path, writer: ListingWriter, **meta: str) -> Listing:
     """Write the paths of a file list, whole, and say how long their common folder is."""
     folder, common, absent, first_absent = os.path.join(file.resolve().parent, ""), "", 0, ""  # noqa: PTH118
-    with_numbers = bool(meta)
     try:
         with file.open(encoding="utf-8-sig") as lines:
             for line in map(str.strip, lines):
@@ -137,7 +136,7 @@ def _write_list(file: Path, writer: ListingWriter, **meta: str) -> Listing:
                 if not common or not path.startswith(common):
                     parent = os.path.dirname(path)  # noqa: PTH120
                     common = os.path.join(os.path.commonpath([common or parent, parent]), "")  # noqa: PTH118
-                writer.add(os.fsencode(path), *((stat.st_size, stat.st_mtime_ns) if with_numbers else ()))
+                writer.add(os.fsencode(path), *((stat.st_size, stat.st_mtime_ns) if writer.columns else ()))
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a list of images: expected text with one path per line") from error
     if absent:
@@ -242,7 +241,7 @@ class _Walk:
         """Write the names, with the sizes and times that a kept listing has."""
         for name in self:
             numbers: tuple[int, ...] = ()
-            if writer.folder is not None:
+            if writer.columns:
                 stat = os.stat(f"{self.root}/{name}")  # noqa: PTH116
                 numbers = (stat.st_size, stat.st_mtime_ns)
             writer.add(os.fsencode(name), *numbers)

@@ -90,7 +90,7 @@ class ListingWriter:
         self.folder = folder
         self._names: BinaryIO = io.BytesIO() if folder is None else (folder / _NAMES).open("wb")
         self._offsets = array("q", [0])
-        self._columns = {name: array("q") for name in columns}
+        self.columns = {name: array("q") for name in columns}
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -99,13 +99,13 @@ class ListingWriter:
         """Append a name and its numbers, one for each column."""
         self._names.write(name)
         self._offsets.append(self._offsets[-1] + len(name))
-        for column, number in zip(self._columns.values(), numbers, strict=True):
+        for column, number in zip(self.columns.values(), numbers, strict=True):
             column.append(number)
 
     def finish(self, **meta: Any) -> Listing:
         """Close the listing; `meta` are JSON values."""
         offsets = np.frombuffer(self._offsets, dtype=np.int64)
-        columns = {name: np.frombuffer(column, dtype=np.int64) for name, column in self._columns.items()}
+        columns = {name: np.frombuffer(column, dtype=np.int64) for name, column in self.columns.items()}
         if self.folder is None:
             assert isinstance(self._names, io.BytesIO)
             return Listing(self._names.getvalue(), offsets, columns, meta)
