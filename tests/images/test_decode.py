@@ -21,7 +21,7 @@ from stillroom.backbone import InputSpec, Normalize, build_backbone
 from stillroom.images import BrokenImageError, EvaluationView, read_labelled, read_unlabelled
 from stillroom.images import view as view_module
 from stillroom.images.decode import has_exif_orientation, load_image
-from stillroom.images.files import image_suffixes
+from stillroom.images.formats import image_suffixes
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,8 @@ from PIL import Image
 from stillroom.backbone.results import DatasetRecord
 from stillroom.images import BrokenImageError, read_labelled, read_unlabelled
 from stillroom.images.decode import load_image
-from stillroom.images.files import image_formats, image_suffixes, walk
+from stillroom.images.folder import walk
+from stillroom.images.formats import image_formats, image_suffixes
 from stillroom.images.source import MAX_HASHED, count_shared, from_paths
 
 

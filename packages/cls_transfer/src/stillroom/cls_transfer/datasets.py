@@ -19,7 +19,8 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, warn_once
 from stillroom.cls_transfer.config import TaskName
 from stillroom.images import ImageFiles, read_labelled
-from stillroom.images.files import shuffled_by_class, walk
+from stillroom.images.files import shuffled_by_class
+from stillroom.images.folder import walk
 from stillroom.images.source import from_paths
 
 _SIDE = 32  # px of CIFAR

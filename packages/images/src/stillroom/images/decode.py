@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile
 
-from stillroom.images.files import image_formats
+from stillroom.images.formats import image_formats
 
 
 class BrokenImageError(ValueError):

@@ -24,7 +24,6 @@ from stillroom.backbone.cache_folder import cache_directory, warn_once
 VERSION = 1
 INDEXED = 100_000
 """Images from which on the listing of a folder or file list is kept; a smaller one is read anew by each command."""
-_BLOCK = 2**16
 _NAMES, _OFFSETS, _META = "names.bin", "offsets.npy", "index.json"
 
 
@@ -58,12 +57,10 @@ class Listing:
         """One name."""
         return self.blob[int(self.offsets[row]) + self.meta.get("skip", 0) : int(self.offsets[row + 1])]
 
-    def names(self, rows: Sequence[int] | np.ndarray | None = None) -> Iterator[bytes]:
+    def names(self, rows: np.ndarray | None = None) -> Iterator[bytes]:
         """The names of some rows, in the order of `rows`; None: of all."""
         blob, skip = self.blob, self.meta.get("skip", 0)
-        for begin in range(0, len(self) if rows is None else len(rows), _BLOCK):
-            part = np.arange(begin, min(begin + _BLOCK, len(self))) if rows is None else rows[begin : begin + _BLOCK]
-            chosen = np.asarray(part, dtype=np.int64)
+        for chosen in blocks(np.arange(len(self)) if rows is None else rows):
             starts, stops = self.offsets[chosen] + skip, self.offsets[chosen + 1]
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
                 yield blob[start:stop]
@@ -102,10 +99,12 @@ class ListingWriter:
         for column, number in zip(self.columns.values(), numbers, strict=True):
             column.append(number)
 
-    def finish(self, **meta: Any) -> Listing:
-        """Close the listing; `meta` are JSON values."""
+    def finish(self, labels: array | None = None, **meta: Any) -> Listing:
+        """Close the listing; `labels` are a column more, `meta` are JSON values."""
         offsets = np.frombuffer(self._offsets, dtype=np.int64)
         columns = {name: np.frombuffer(column, dtype=np.int64) for name, column in self.columns.items()}
+        if labels is not None:
+            columns["labels"] = np.frombuffer(labels, dtype=np.int32)
         if self.folder is None:
             assert isinstance(self._names, io.BytesIO)
             return Listing(self._names.getvalue(), offsets, columns, meta)
@@ -165,6 +164,20 @@ def keep_listing(
         return Listing.load(folder)
 
 
+def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows, a few at once: lists of their names and sizes stay small."""
+    return (rows[begin : begin + 2**14] for begin in range(0, len(rows), 2**14))
+
+
 def sample(num_images: int, count: int) -> range:
     """At most `count` rows, spread evenly by an odd step: where images and masks alternate, both are among them."""
     return range(0, num_images, -(-num_images // count) | 1)
+
+
+def first_twice(listing: Listing, hashes: array) -> tuple[int, int] | None:
+    """The rows of two images of one name, found by the hashes of all names; None if there are none."""
+    values = np.frombuffer(hashes, np.int64)
+    order = np.argsort(values, kind="stable")
+    equal = np.flatnonzero(np.diff(values[order]) == 0)
+    pairs = ((int(order[place]), int(order[place + 1])) for place in equal)
+    return next(((one, two) for one, two in pairs if listing.name(one) == listing.name(two)), None)

@@ -16,7 +16,7 @@ from typing import overload
 import numpy as np
 
 from stillroom.backbone.results import DatasetRecord
-from stillroom.images.listing import Listing, ListingWriter, sample
+from stillroom.images.listing import Listing, ListingWriter, blocks, sample
 
 SPLITS = frozenset({"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"})
 MAX_HASHED = 1000
@@ -105,8 +105,8 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over each image's name and size in bytes, in order: cheap, and the same for a copy."""
-        sizes = self.reader.sizes(self.all_rows()).tolist()
-        names = self.listing.names(self.rows)
+        names, parts = self.listing.names(self.rows), blocks(self.all_rows())
+        sizes = chain.from_iterable(self.reader.sizes(rows).tolist() for rows in parts)
         return _sha256(b"%s\0%d" % both for both in zip(names, sizes, strict=True))
 
     @cached_property
@@ -124,8 +124,8 @@ class Source:
     @cached_property
     def stamp(self) -> str:
         """SHA-256 over each image's place, size and modification time, and `content`: for caches on this machine."""
-        stamps = (stamp.encode(errors="surrogateescape") for stamp in self.reader.stamps(self.all_rows()))
-        return _sha256(chain(stamps, [self.content.encode()]))
+        stamps = chain.from_iterable(self.reader.stamps(rows) for rows in blocks(self.all_rows()))
+        return _sha256(stamp.encode(errors="surrogateescape") for stamp in chain(stamps, [self.content]))
 
     def record(self, broken: int = 0, in_train: int | None = None) -> DatasetRecord:
         """The entry in results.json."""
@@ -199,20 +199,27 @@ class FileReader(Reader):
         return np.fromiter((os.stat(path).st_size for path in self._paths(rows)), np.int64, len(rows))  # noqa: PTH116
 
     def stamps(self, rows: np.ndarray) -> Iterator[str]:
-        if "sizes" in self.listing.columns:
-            sizes, modified = (self.listing.columns[name][rows].tolist() for name in ("sizes", "modified"))
-        else:
-            stats = [os.stat(path) for path in self._paths(rows)]  # noqa: PTH116
-            sizes, modified = [stat.st_size for stat in stats], [stat.st_mtime_ns for stat in stats]
-        real_folder = cache(os.path.realpath)  # which takes 20 us
-        for path, size, time in zip(self._paths(rows), sizes, modified, strict=True):
-            folder, name = os.path.split(path)
-            real = os.path.join(real_folder(folder), name)  # noqa: PTH118
-            yield f"{os.path.realpath(path) if os.path.islink(path) else real}\0{size}\0{time}"  # noqa: PTH114
+        if "sizes" in self.listing.columns:  # of a kept listing, all at once: no file is looked at
+            yield stamp_at_once(os.path.realpath(self.root), self.listing, rows)
+            return
+        real_folder = cache(os.path.realpath)
+        for path in self._paths(rows):
+            stat, (folder, _, name) = os.stat(path), path.rpartition("/")  # noqa: PTH116
+            real = os.path.join(real_folder(folder or "/"), name)  # noqa: PTH118
+            real = os.path.realpath(path) if os.path.islink(path) else real  # noqa: PTH114
+            yield f"{real}\0{stat.st_size}\0{stat.st_mtime_ns}"
 
     def _paths(self, rows: np.ndarray) -> Iterator[str]:
         root = os.path.join(self.root, "")  # noqa: PTH118
         return (f"{root}{os.fsdecode(name)}" for name in self.listing.names(rows))
+
+
+def stamp_at_once(place: str, listing: Listing, rows: np.ndarray) -> str:
+    """One hash for the place, the names and the numbers of some rows of a kept listing."""
+    digest = hashlib.sha256(b"\0".join([os.fsencode(place), *listing.names(rows)]))
+    for column in listing.columns.values():
+        digest.update(column[rows].tobytes())
+    return digest.hexdigest()
 
 
 def from_paths(
@@ -269,7 +276,7 @@ def label_by_folder(
         numbers.append(number)
         if "/" not in rest:
             direct.add(number)
-    if loose and not found:
+    if not found:
         raise ValueError(f"{root} holds no class folders: expected {root.name}/<class>/<image>")
     if loose:
         raise ValueError(f"{root} holds {len(loose)} images beside its class folders, the first is {loose[0]}")
@@ -289,6 +296,22 @@ def by_class(source: Source) -> Source:
     """Labelled images in the order of their classes, and of each class as they were."""
     labels = np.asarray(source.labels, np.int32)
     return source if (np.diff(labels) >= 0).all() else source.subset(np.argsort(labels, kind="stable"))
+
+
+def with_classes(source: Source, classes: Sequence[str] | None) -> Source:
+    """Images with labels of their own, as indices of `classes` (None: of their own), in the order of the labels.
+
+    Raises:
+        ValueError: other classes, or one without images.
+    """
+    counts = np.bincount(np.asarray(source.labels, np.int32), minlength=len(source.classes))
+    if classes is not None:
+        refuse_other_classes(source.root, source.classes, classes)
+    if empty := [name for name, count in zip(source.classes, counts, strict=True) if not count]:
+        raise ValueError(f"{source.root} has no images of class {empty[0]}")
+    classes = tuple(classes or source.classes)
+    label_of = np.array([classes.index(name) for name in source.classes], np.int32)
+    return by_class(replace(source, labels=as_labels(label_of[np.asarray(source.labels)]), classes=classes))
 
 
 def refuse_nested(root: Path, nested: Sequence[str]) -> None:
