@@ -8,10 +8,12 @@ import numpy as np
 from stillroom.images.folder import read_folder
 from stillroom.images.formats import is_hidden, suffix
 from stillroom.images.labels import USUAL, Columns
-from stillroom.images.lists import TABLES, read_list, read_table
+from stillroom.images.lists import TABLES, read_rows
+from stillroom.images.remote import read_remote_folder
 from stillroom.images.source import Source, from_paths, label_by_folder, with_classes
-from stillroom.images.storage import LocalStorage, local_path
+from stillroom.images.storage import LocalStorage, RemoteStorage, Storage, address, local_path, refusing
 from stillroom.images.tars import expand, read_shards, shards_in
+from stillroom.images.zips import read_zip
 
 ImageFiles = Source
 """The name that a source had while every image was a file."""
@@ -24,7 +26,9 @@ def refuse_missing_folder(folder: Path) -> None:
 
 
 def refuse_missing_images(source: Path) -> None:
-    """Raise ValueError if there is no such source of images; its contents are not read."""
+    """Raise ValueError if there is no such source of images; its contents are not read, and no address is asked."""
+    if address(source) is not None:
+        return
     place = local_path(source)
     for path in expand(str(place)):
         if not Path(path).is_file():
@@ -39,38 +43,54 @@ def read_unlabelled(source: str | Path, columns: Columns = USUAL) -> Source:
     - a folder: every image below it, in the order of their paths;
     - a file list: a text file, one path per line, relative to the list's own folder or absolute; `#` begins a comment;
     - a table (.csv, .tsv, .parquet): such paths in a column;
-    - tar shards: a .tar file, a folder of them, or a pattern such as `shards/{000..011}.tar`.
+    - tar shards: a .tar file, a folder of them, or a pattern such as `shards/{000..011}.tar`;
+    - a .zip file: every image in it, in the order of their paths;
+    - a folder that `datasets` of Hugging Face saved (`save_to_disk`), with a column of images.
+
+    Each of them but the last may lie at an address of fsspec, such as s3://bucket/folder.
 
     Raises:
         ValueError: missing or empty source, or listed files that do not exist; see also the readers of each kind.
     """
-    files = _read(Path(source), columns, labelled=False)
+    files = _read(source, columns, labelled=False)
     if not len(files):
         raise ValueError(f"{files.root} holds no images, in subfolders neither: expected a format that Pillow decodes")
     return files
 
 
-def _read(source: Path, columns: Columns, *, labelled: bool) -> Source:
+def _read(source: str | Path, columns: Columns, *, labelled: bool) -> Source:
     """List the images of a source; with the labels that it holds itself, if they are wanted and there are any."""
-    root = local_path(source)
-    if root.is_dir():
-        shards = shards_in(
-            [path.name for path in root.iterdir()], [path.name for path in root.iterdir() if path.is_dir()]
-        )
-        if shards:
-            return read_shards(root, [str(root / name) for name in shards], LocalStorage(), labelled=labelled)
-        return read_folder(root)
-    if suffix(root.name) == ".tar":
-        refuse_missing_images(root)
-        return read_shards(root, expand(str(root)), LocalStorage(), labelled=labelled)
-    if not root.is_file():
+    if (place := address(source)) is None:
+        return _read_from(str(local_path(source)), LocalStorage(), columns, labelled)
+    with refusing(place):
+        return _read_from(place, RemoteStorage(), columns, labelled)
+
+
+def _read_from(place: str, storage: Storage, columns: Columns, labelled: bool) -> Source:
+    root, is_here = Path(place), isinstance(storage, LocalStorage)
+    kind = suffix(root.name)
+    if kind == ".tar" and not (is_here and root.is_dir()):
+        shards = expand(place)
+        if is_here:
+            refuse_missing_images(root)
+        return read_shards(root, shards, storage, labelled=labelled)
+    if kind == ".zip" and storage.exists(place):
+        return read_zip(place, storage)
+    if kind in {".txt", *TABLES} or storage.exists(place):
+        if is_here and not root.is_file():
+            refuse_missing_folder(root)
+        else:
+            return read_rows(place, storage, columns, labelled=labelled)
+    if is_here:
         refuse_missing_folder(root)
-    return read_table(root, columns, labelled=labelled) if suffix(root.name) in TABLES else read_list(root)
+    if shards := shards_in(storage.entries(place)):
+        return read_shards(root, [f"{place.rstrip('/')}/{name}" for name in shards], storage, labelled=labelled)
+    return read_folder(root) if is_here else read_remote_folder(place)
 
 
 def read_images(images: Path, columns: Columns = USUAL) -> Source:
     """List one image, or those of a source; see `read_unlabelled`."""
-    is_image = images.is_file() and suffix(images.name) not in {".txt", ".tar", *TABLES}
+    is_image = images.is_file() and suffix(images.name) not in {".txt", ".tar", ".zip", *TABLES}
     return from_paths([images.resolve()]) if is_image else read_unlabelled(images, columns)
 
 
@@ -95,7 +115,7 @@ def read_labelled(source: str | Path, classes: Sequence[str] | None = None, colu
         ValueError: missing or empty source, no class folders, images beside them, a class without images or with images
             in subfolders only, classes that differ.
     """
-    files = _read(Path(source), columns, labelled=True)
+    files = _read(source, columns, labelled=True)
     if files.labels is not None:
         return with_classes(files, classes)
     folders = None

@@ -4,6 +4,8 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,12 @@ def local_path(path: str | Path) -> Path:
 class Storage(ABC):
     """Files by their paths, read at any place."""
 
+    is_local = False
+
+    @abstractmethod
+    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
+        """The names of all that lies in a folder itself, and whether each is a folder."""
+
     @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
@@ -53,11 +61,17 @@ class Storage(ABC):
 class LocalStorage(Storage):
     """Files of this machine; the last ones stay open. Processes that are forked share them."""
 
+    is_local = True
+
     def __init__(self) -> None:
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LocalStorage, ()
+
+    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
+        with os.scandir(folder) as entries:
+            yield from ((entry.name, entry.is_dir()) for entry in entries)
 
     def exists(self, path: str) -> bool:
         return Path(path).is_file()
@@ -77,3 +91,66 @@ class LocalStorage(Storage):
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(path)
         return os.pread(file, (os.fstat(file).st_size if stop is None else stop) - start, start)
+
+
+class RemoteStorage(Storage):
+    """Files at addresses of fsspec; each process connects by itself.
+
+    The cloud drivers (s3fs, gcsfs, aiohttp for http) are the user's to install.
+    """
+
+    def __init__(self) -> None:
+        self._stats: dict[str, tuple[int, str]] = {}
+
+    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
+        files, inner = connect(folder)
+        for info in files.ls(inner, detail=True):
+            yield info["name"].rstrip("/").rpartition("/")[2], info["type"] == "directory"
+
+    def exists(self, path: str) -> bool:
+        files, inner = connect(path)
+        return bool(files.isfile(inner))
+
+    def stat(self, path: str) -> tuple[int, str]:
+        files, inner = connect(path)
+        size = files.info(inner)["size"]
+        if size is None:
+            raise ValueError(f"{path}: its server does not say how many bytes it has, which random reads need")
+        return int(size), str(files.ukey(inner))
+
+    def stat_again(self, path: str) -> tuple[int, str]:
+        if path not in self._stats:  # once in each process
+            self._stats[path] = self.stat(path)
+        return self._stats[path]
+
+    def open(self, path: str) -> BinaryIO:
+        files, inner = connect(path)
+        return files.open(inner, "rb")
+
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
+        files, inner = connect(path)
+        return files.cat_file(inner, start=start, end=stop)
+
+
+def connect(path: str) -> tuple[Any, str]:
+    """The file system of an address, of which fsspec keeps one for each process, and the path in it."""
+    from fsspec.core import url_to_fs  # noqa: PLC0415  # most commands read files of this machine
+
+    return url_to_fs(path)
+
+
+@contextmanager
+def refusing(path: str) -> Iterator[None]:
+    """Around the first access to an address: what is refused there, or lacks here, becomes a ValueError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {path}: {error}") from error
+    except PermissionError as error:
+        raise ValueError(
+            f"there is no permission to read {path} ({error}): set the credentials of its driver"
+        ) from error
+    except ImportError as error:
+        raise ValueError(f"{path} needs a driver that is not installed: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

@@ -6,7 +6,7 @@ import tarfile
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ from stillroom.images.formats import image_suffixes, is_hidden, suffix
 from stillroom.images.labels import LabelColumn
 from stillroom.images.listing import Listing, ListingWriter, first_twice, keep_listing, kept_at, map_listing
 from stillroom.images.source import Reader, Source, SourceError, as_labels, stamp_at_once
-from stillroom.images.storage import LocalStorage, Storage
+from stillroom.images.storage import Storage
 
 CLASSES = "classes.txt"
 """File beside shards: the name of each class, in the order of the labels."""
@@ -37,17 +37,21 @@ def expand(pattern: str) -> list[str]:
     return paths
 
 
-def shards_in(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+def shards_in(entries: Iterable[tuple[str, bool]]) -> list[str]:
     """The shards of a folder that holds shards: tar files, and neither images nor folders beside them.
 
     Args:
-        names: of all that the folder holds.
-        folders: those that are folders.
+        entries: the name of each thing in the folder, and whether it is a folder; read as far as needed.
     """
-    seen = [name for name in names if not is_hidden(name)]
-    if {*seen} & {*folders} or any(suffix(name) in image_suffixes() for name in seen):
-        return []
-    return sorted(name for name in seen if suffix(name) == ".tar")
+    shards = []
+    for name, is_folder in entries:
+        if is_hidden(name):
+            continue
+        if is_folder or suffix(name) in image_suffixes():
+            return []
+        if suffix(name) == ".tar":
+            shards.append(name)
+    return sorted(shards)
 
 
 def read_shards(root: Path, shards: Sequence[str], storage: Storage, *, labelled: bool) -> Source:
@@ -77,7 +81,7 @@ def read_tars(
         ValueError: no images, two members of one name, a truncated or compressed shard, or labels that are none.
     """
     state = [[shard, *storage.stat(shard)] for shard in shards]
-    places = [os.path.realpath(shard) if isinstance(storage, LocalStorage) else shard for shard in shards]
+    places = [os.path.realpath(shard) if storage.is_local else shard for shard in shards]
     place = kept_at("tar", places, sorted(image_suffixes()), class_names, labelled)
 
     def is_current(kept: Listing) -> bool:
