@@ -7,6 +7,7 @@ import numpy as np
 
 from stillroom.images.folder import read_folder
 from stillroom.images.formats import is_hidden, suffix
+from stillroom.images.hub import FILES, read_dataset
 from stillroom.images.labels import USUAL, Columns
 from stillroom.images.lists import TABLES, read_rows
 from stillroom.images.remote import read_remote_folder
@@ -83,6 +84,8 @@ def _read_from(place: str, storage: Storage, columns: Columns, labelled: bool) -
             return read_rows(place, storage, columns, labelled=labelled)
     if is_here:
         refuse_missing_folder(root)
+    if is_here and any((root / name).is_file() for name in FILES):
+        return read_dataset(root, columns, labelled=labelled)
     if shards := shards_in(storage.entries(place)):
         return read_shards(root, [f"{place.rstrip('/')}/{name}" for name in shards], storage, labelled=labelled)
     return read_folder(root) if is_here else read_remote_folder(place)

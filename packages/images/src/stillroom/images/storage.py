@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _OPEN = 64  # files that are kept open
 
@@ -50,8 +50,8 @@ class Storage(ABC):
         return self.stat(path)
 
     @abstractmethod
-    def open(self, path: str) -> BinaryIO:
-        """Open a file to read it from its beginning."""
+    def open(self, path: str) -> Any:
+        """Open a file to read bytes of it, from its beginning on."""
 
     @abstractmethod
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -80,7 +80,7 @@ class LocalStorage(Storage):
         stat = Path(path).stat()
         return stat.st_size, str(stat.st_mtime_ns)
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> Any:
         return Path(path).open("rb")
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -109,7 +109,10 @@ class RemoteStorage(Storage):
 
     def exists(self, path: str) -> bool:
         files, inner = connect(path)
-        return bool(files.isfile(inner))
+        try:
+            return files.info(inner)["type"] == "file"  # its own `isfile` is False where there is no permission too
+        except FileNotFoundError:
+            return False
 
     def stat(self, path: str) -> tuple[int, str]:
         files, inner = connect(path)
@@ -123,7 +126,7 @@ class RemoteStorage(Storage):
             self._stats[path] = self.stat(path)
         return self._stats[path]
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> Any:
         files, inner = connect(path)
         return files.open(inner, "rb")
 

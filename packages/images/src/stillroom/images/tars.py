@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -169,7 +169,7 @@ class _Scan:
         return str(state[bisect_right(self.firsts, row) - 1][0])
 
 
-def _members(shard: str, opened: BinaryIO, size: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+def _members(shard: str, opened: Any, size: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """The members of a tar file.
 
     Raises:

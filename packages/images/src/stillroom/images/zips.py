@@ -42,7 +42,7 @@ def read_zip(place: str, storage: Storage) -> Source:
             if member.flag_bits & 1 or member.compress_type not in _METHODS:
                 raise ValueError(f"{place}: {member.filename} is encrypted, or not packed by deflate: pack it again")
             name = os.fsencode(member.filename)
-            writer.add(name, member.file_size, member.header_offset, member.compress_size)
+            writer.add(name, member.file_size, member.header_offset, member.compress_size, member.CRC)
             hashes.append(hash(name))
         if not len(writer):
             raise ValueError(f"{place} holds no images: expected members of formats that Pillow decodes")
@@ -53,7 +53,7 @@ def read_zip(place: str, storage: Storage) -> Source:
 
     listing = map_listing(where, is_current)
     if listing is None:
-        listing = keep_listing(where, place, ("sizes", "begins", "packed"), make, is_current)
+        listing = keep_listing(where, place, ("sizes", "begins", "packed", "checks"), make, is_current)
     return Source(Path(place), listing, ZipReader(place, listing, storage), left_out=listing.meta["left_out"])
 
 
@@ -79,7 +79,7 @@ class ZipReader(Reader):
         self.place, self.listing, self.storage = place, listing, storage
 
     def read(self, row: int, start: int = 0, stop: int | None = None) -> bytes:
-        size, begin, packed = (int(self.listing.columns[name][row]) for name in ("sizes", "begins", "packed"))
+        size, begin, packed, check = (int(column[row]) for column in self.listing.columns.values())
         try:
             if [*self.storage.stat_again(self.place)] != self.listing.meta["state"]:
                 raise SourceError(f"{self.place} has changed since its index was made: start again, it is indexed anew")
@@ -95,8 +95,8 @@ class ZipReader(Reader):
                 content = zlib.decompress(content, -zlib.MAX_WBITS)
             except zlib.error as error:
                 raise OSError(f"damaged in its zip file: {error}") from error
-        if len(content) != size:
-            raise OSError(f"damaged in its zip file: it has {len(content)} bytes, expected {size}")
+        if len(content) != size or zlib.crc32(content) != check:
+            raise OSError(f"damaged in its zip file: {len(content)} of {size} bytes, or another checksum")
         return content[start:stop]
 
     def where(self, row: int) -> str:
