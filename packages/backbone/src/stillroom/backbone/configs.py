@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from stillroom.backbone.names import is_checkpoint
 from stillroom.backbone.run_files import read_config, read_inputs
 
 C = TypeVar("C")
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # s3://bucket/folder, of which Path makes one slash
 ABSENT = "absent"
 """Key of a field's metadata: what a config.json without the field means, because an older version wrote it."""
 
@@ -92,6 +94,8 @@ def _below(config: Any, base: Path) -> Any:
 def _place(value: Any, base: Path, *, is_net: bool) -> Any:
     if isinstance(value, tuple):
         return tuple(_place(one, base, is_net=is_net) for one in value)
+    if isinstance(value, Path) and _ADDRESS.match(str(value)):
+        return value
     if isinstance(value, Path) or (is_net and isinstance(value, str) and is_checkpoint(str(base / value))):
         return type(value)(base / value)
     return _below(value, base) if is_dataclass(value) else value

@@ -65,7 +65,7 @@ def read_sets(config: ClassifyConfig, run: Run) -> Sets:
     if config.choose == "best-on-test":
         val = splits.test
     elif config.val is not None:
-        val = read_labelled(config.val, train.classes)
+        val = read_labelled(config.val, train.classes, config.columns)
         words.append("val")
     elif config.held_out:
         train, val = hold_out(train, config)
@@ -95,8 +95,8 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
         )
         return read_task(task, source)
     assert config.train is not None and config.test is not None
-    train = read_labelled(config.train)
-    return Splits(train, read_labelled(config.test, train.classes), "")
+    train = read_labelled(config.train, columns=config.columns)
+    return Splits(train, read_labelled(config.test, train.classes, config.columns), "")
 
 
 def draw(files: ImageFiles, config: ClassifyConfig) -> ImageFiles:

@@ -28,6 +28,7 @@ from stillroom.distill.slots import (
     View,
 )
 from stillroom.images.files import refuse_missing_folder, refuse_missing_images
+from stillroom.images.labels import USUAL, Columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,11 @@ class DistillConfig:
     teacher: Teachers
     student: Students
     data: Path
-    """Folder of images, searched recursively, labels not needed; or a text file with one image path per line."""
+    """Images, labels not needed: a folder, searched with its subfolders, a text file with one path per line, a table of
+    paths (.csv, .parquet), tar shards, a .zip file or a saved data set; or an address of one, s3://bucket/folder."""
     out: Path
     """Run directory to create."""
+    columns: Columns = USUAL
     method: str = "kdep"
     """Name of the method, recorded in the student's checkpoint; by default the preset's name."""
     view: View = field(default_factory=KdepView)

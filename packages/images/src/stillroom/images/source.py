@@ -7,11 +7,13 @@ import sys
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import overload
+from tempfile import TemporaryDirectory
+from typing import Any, overload
 
 import numpy as np
 
@@ -102,6 +104,22 @@ class Source:
         """The root and each image's name, made when asked for; of a folder or list, the path of its file."""
         return Paths(self)
 
+    @property
+    def encoded(self) -> "Encoded":
+        """The bytes of each image, read when asked for."""
+        return Encoded(self)
+
+    @contextmanager
+    def as_file(self, index: int) -> Iterator[Path]:
+        """One image as a file of this machine: its own, or a temporary one."""
+        if isinstance(self.reader, FileReader):
+            yield self.paths[index]
+            return
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / Path(self.name(index)).name
+            file.write_bytes(self.read(index))
+            yield file
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over each image's name and size in bytes, in order: cheap, and the same for a copy."""
@@ -172,6 +190,20 @@ class Paths(Sequence[Path]):
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]  # as lists have none
+
+
+class Encoded(Sequence[bytes]):
+    """The bytes of a source's images; each image is read when it is asked for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = range(len(self))[index]
+        return self._source.read(chosen) if isinstance(chosen, int) else [self._source.read(i) for i in chosen]
 
 
 class FileReader(Reader):
