@@ -25,6 +25,8 @@ from stillroom.images.files import refuse_missing_images
 from stillroom.images.labels import Columns
 from stillroom.images.tars import CLASSES, LABEL
 
+MIB = 2**20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
@@ -46,7 +48,7 @@ class Pack:
         refuse_missing_images(self.data)
         source = read(self)
         with replace_directory(self.out) as folder:
-            shards = write_shards(source, folder, self.shard_mib * 2**20)
+            shards = write_shards(source, folder, self.shard_mib * MIB)
             verify(source, folder, labelled=source.labels is not None)
         count = f"{len(source)} images of {len(source.classes)} classes" if source.classes else f"{len(source)} images"
         print(f"{self.out}: {count} in {shards} shards, read back and equal, fingerprint {source.fingerprint}")
