@@ -82,8 +82,8 @@ def predict(
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", *(name for i in range(1, top + 1) for name in (f"class_{i}", f"probability_{i}"))])
-        columns = (predictions.indices.tolist(), labels.tolist(), probabilities.tolist())
-        for index, row_labels, row_probabilities in zip(*columns, strict=True):
+        rows = (predictions.indices.tolist(), labels.tolist(), probabilities.tolist())
+        for index, row_labels, row_probabilities in zip(*rows, strict=True):
             pairs = zip(row_labels, row_probabilities, strict=True)
             cells = [cell for label, p in pairs for cell in (classes[label], f"{p:.6f}")]
             writer.writerow([files.paths[index], *cells])

@@ -143,9 +143,6 @@ class DistillConfig:
     order: Literal[1, 2] = field(default=2, metadata={ABSENT: 1})
     """Version of the order of the images in an epoch. 2: a keyed bijection, of which each step computes its part. 1: an
     array of all images, as in runs of versions before 0.6, which keep it when they are resumed."""
-    order: Literal[1, 2] = field(default=2, metadata={ABSENT: 1})
-    """Version of the order of the images in an epoch. 2: a keyed bijection, of which each step computes its part. 1: an
-    array of all images, as in runs of versions before 0.6, which keep it when they are resumed."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
     workers: int = 1

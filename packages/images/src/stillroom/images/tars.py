@@ -80,7 +80,7 @@ def read_tars(
     Raises:
         ValueError: no images, two members of one name, a truncated or compressed shard, or labels that are none.
     """
-    state = [[shard, *storage.stat(shard)] for shard in shards]
+    state: list[list[Any]] = [[shard, *storage.stat(shard)] for shard in shards]
     places = [os.path.realpath(shard) if storage.is_local else shard for shard in shards]
     place = kept_at("tar", places, sorted(image_suffixes()), class_names, labelled)
 
