@@ -3,11 +3,13 @@
 import hashlib
 import os
 import pickle
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -185,6 +187,38 @@ def test_a_list_that_changed_is_read_again_and_one_whose_files_are_gone_is_refus
     (folder / "a.png").unlink()
     with pytest.raises(ValueError, match=r"list\.txt lists 1 files that do not exist, the first is .*images/a\.png"):
         read_unlabelled(place)
+
+
+@pytest.mark.parametrize("torn", ["names.bin", "offsets.npy", "sizes.npy", "index.json"])
+@pytest.mark.usefixtures("kept")
+def test_a_listing_that_a_crash_has_torn_is_made_again(folder: Path, torn: str) -> None:
+    kept = read_unlabelled(folder).listing.folder
+    assert kept is not None
+    (kept / torn).write_bytes((kept / torn).read_bytes()[:-5])
+    source = read_unlabelled(folder)
+    assert source.fingerprint == published_fingerprint(source) and source.listing.folder == kept
+
+
+@pytest.mark.usefixtures("kept")
+def test_one_process_makes_a_listing_and_the_others_wait_for_it(
+    folder: Path, in_two_processes: Callable[..., list], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, start = folders._Walk.write, torch.multiprocessing.get_context("fork").Barrier(2)
+    made = torch.multiprocessing.get_context("fork").Value("i", 0)
+
+    def slow(*words: object) -> Listing:
+        with made.get_lock():
+            made.value += 1
+        time.sleep(0.3)
+        return write(*words)
+
+    def read() -> str:
+        start.wait()
+        return read_unlabelled(folder).fingerprint
+
+    monkeypatch.setattr(folders._Walk, "write", slow)
+    one, two = in_two_processes(read)
+    assert one == two and made.value == 1
 
 
 @pytest.mark.usefixtures("kept")

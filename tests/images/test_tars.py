@@ -90,6 +90,14 @@ def test_labels_that_are_none_are_refused_by_name(tmp_path: Path, labels: dict[s
         read_labelled(tmp_path / "t")
 
 
+def test_an_image_in_a_shard_is_a_file_while_a_library_needs_one(tmp_path: Path) -> None:
+    source = read_unlabelled(write_tar(tmp_path / "0.tar", {"a/1.png": b"one"}))
+    with source.as_file(0) as file:
+        assert (file.name, file.read_bytes()) == ("1.png", b"one")
+    assert not file.exists()
+    assert source.encoded[0] == b"one" and len(source.encoded) == 1
+
+
 # --- bad input
 
 

@@ -122,11 +122,13 @@ def kept_at(*identity: object) -> Path:
 
 
 def map_listing(folder: Path, is_current: Callable[[Listing], bool]) -> Listing | None:
-    """Map a listing that was kept; None if there is none, or if it is older than its source."""
-    if not (folder / _META).exists():
+    """Map a listing that was kept; None if there is none, if it is torn, or if it is older than its source."""
+    try:
+        listing = Listing.load(folder)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # also one that is replaced just now
         return None
-    listing = Listing.load(folder)
-    return listing if is_current(listing) else None
+    is_whole = len(listing.blob) == listing.offsets[-1]
+    return listing if is_whole and is_current(listing) else None
 
 
 def keep_listing(
@@ -150,11 +152,11 @@ def keep_listing(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_suffix(".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         warn_once(f"{folder.parent} cannot be written ({error.strerror}); the index of the images is not kept")
         return make(ListingWriter(None, columns))
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         if (listing := map_listing(folder, is_current)) is not None:
             return listing
         if folder.exists():

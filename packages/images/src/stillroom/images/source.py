@@ -19,6 +19,7 @@ import numpy as np
 
 from stillroom.backbone.results import DatasetRecord
 from stillroom.images.listing import Listing, ListingWriter, blocks, sample
+from stillroom.images.storage import address
 
 SPLITS = frozenset({"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"})
 MAX_HASHED = 1000
@@ -148,7 +149,7 @@ class Source:
     def record(self, broken: int = 0, in_train: int | None = None) -> DatasetRecord:
         """The entry in results.json."""
         return DatasetRecord(
-            path=str(self.root),
+            path=address(self.root) or str(self.root),
             count=len(self),
             fingerprint=self.fingerprint,
             broken=broken,
