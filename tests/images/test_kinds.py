@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -329,7 +330,7 @@ def test_an_address_that_cannot_be_read_is_refused_by_name(memory: str, monkeypa
         with pytest.raises(ValueError, match=rf"there is no memory://bucket/{name}"):
             read_unlabelled(Path(f"{memory}/{name}"))
     lacking = {"class": "no_such_driver.FileSystem", "err": "install no-such-driver"}
-    monkeypatch.setitem(fsspec.registry.known_implementations, "lacking", lacking)
+    monkeypatch.setitem(known_implementations, "lacking", lacking)
     with pytest.raises(ValueError, match=r"lacking://b/x needs a driver that is not installed: install no-such-driver"):
         read_unlabelled("lacking://b/x")
     with pytest.raises(ValueError, match="nonsense"):
