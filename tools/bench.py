@@ -10,6 +10,7 @@ python tools/bench.py finetune          fine-tuning against a plain torchvision 
 python tools/bench.py seg               a segmentation step against MMSegmentation with its own config
 python tools/bench.py det               a detection step against Detectron2 with its own loader; needs Detectron2
 python tools/bench.py startup           a command's answer, and a run's first batch, against import torch
+python tools/bench.py listing           a list of a million files, to the first batch, against a tuple of paths
 """
 
 import argparse
@@ -35,6 +36,7 @@ SETTINGS = {
     "seg": config.Seg,
     "det": config.Det,
     "startup": config.Startup,
+    "listing": config.Listing,
 }
 """Benchmark -> its settings; the module bench/<benchmark>.py is imported when it runs."""
 

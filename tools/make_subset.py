@@ -1,4 +1,4 @@
-"""Select a seeded part of an image folder, as a file list for any --data, or as a folder of links.
+"""Select a seeded part of a source of images, as a file list for any --data, or as a folder of links.
 
     python tools/make_subset.py --data imagenet/train --per-class 128 --out imagenet-10.txt
     python tools/make_subset.py --data imagenet/train --classes 100 --out imagenet-100     # SimReg's ImageNet-100
@@ -17,7 +17,9 @@ from stillroom.backbone.atomic import refuse_existing, replace_directory, write_
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
 from stillroom.images import ImageFiles, read_labelled, read_unlabelled
-from stillroom.images.files import from_paths, shuffled_by_class
+from stillroom.images.files import shuffled_by_class
+from stillroom.images.labels import USUAL, Columns
+from stillroom.images.source import FileReader, from_paths
 
 _CLASSES_SEED = 1234  # SimReg's ImageNet-100
 
@@ -27,7 +29,7 @@ class Subset:
     """The part to select."""
 
     data: Path
-    """Image folder; --per-class and --classes need one with class folders."""
+    """Image folder, file list or table of files; --per-class and --classes need classes."""
     out: Path
     """File list to write (.txt), or folder of links to create (any other name)."""
     per_class: int | None = None
@@ -38,6 +40,7 @@ class Subset:
     """Only this many classes: the first of the sorted names permuted with NumPy seed 1234, as SimReg does."""
     seed: int = 0
     """Seed of the random selection."""
+    columns: Columns = USUAL
 
     def run(self) -> None:
         at_least(self, 0, "seed")
@@ -63,7 +66,10 @@ def select_images(subset: Subset) -> ImageFiles:
         raise ValueError(f"--fraction is {subset.fraction}: it must lie in (0, 1]")
     folders = [entry for entry in subset.data.iterdir() if entry.is_dir()] if subset.data.is_dir() else []
     needs_classes = subset.per_class is not None or subset.classes is not None
-    files = read_labelled(subset.data) if folders or needs_classes else read_unlabelled(subset.data)
+    read = read_labelled if folders or needs_classes else read_unlabelled
+    files = read(subset.data, columns=subset.columns)
+    if not isinstance(files.reader, FileReader):
+        raise ValueError(f"the images of {subset.data} are no files of this machine, which a list or links could name")
     kept = range(len(files.classes)) if files.labels else range(1)
     if subset.classes is not None:
         if not 0 < subset.classes <= len(files.classes):
@@ -86,7 +92,9 @@ def select_images(subset: Subset) -> ImageFiles:
 
 def write_list(part: ImageFiles, subset: Subset) -> None:
     """Write one path per line, relative to the list's folder, below comments with settings and fingerprint."""
-    how = ", ".join(f"{name} {value}" for name, value in vars(subset).items() if name not in ("data", "out") and value)
+    how = ", ".join(
+        f"{name} {value}" for name, value in vars(subset).items() if name not in ("data", "out", "columns") and value
+    )
     here = subset.out.resolve().parent
     lines = [os.path.relpath(path, here) for path in part.paths]
     head = [f"# {len(part)} images of {subset.data}: {how or 'all'}", f"# fingerprint {part.fingerprint}"]

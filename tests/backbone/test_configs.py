@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.backbone.configs import config_from_json, config_to_dict, config_to_json, refuse_ignored
+from stillroom.backbone.atomic import write_file
+from stillroom.backbone.configs import (
+    ABSENT,
+    config_from_json,
+    config_to_dict,
+    config_to_json,
+    load_config,
+    refuse_ignored,
+)
+from stillroom.backbone.inputs import record_inputs
+from stillroom.backbone.run_files import CONFIG
 from stillroom.backbone.schedule import Cosine, Schedule, Step
 
 
@@ -60,6 +70,29 @@ def broken(**changes: object) -> str:
 def test_a_config_of_another_version_is_refused_with_the_field(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"this config does not fit the installed version: .*{reason}"):
         config_from_json(text, Config, (Schedule,))
+
+
+def test_a_field_that_an_older_version_did_not_have_means_what_its_metadata_say() -> None:
+    @dataclass(frozen=True)
+    class Newer:
+        order: int = field(default=2, metadata={ABSENT: 1})
+
+    assert config_from_json("{}", Newer) == Newer(order=1)
+    assert config_from_json(config_to_json(Newer()), Newer) == Newer(order=2)
+
+
+def test_addresses_stay_as_they_are_when_a_run_is_resumed_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for config, data in (
+        (Config(data=Path("s3://bucket/x")), "s3:/bucket/x"),
+        (Config(data=Path("x")), f"{tmp_path}/x"),
+    ):
+        write_file(tmp_path / "run" / CONFIG, config_to_json(config, (Schedule,)))
+        monkeypatch.chdir(tmp_path)
+        record_inputs(tmp_path / "run", {})
+        monkeypatch.chdir("/")
+        assert str(load_config(tmp_path / "run", Config, (Schedule,)).data) == data
 
 
 def test_what_would_not_count_is_refused() -> None:

@@ -51,7 +51,7 @@ for line in lines:
             code = stop.code
     print(json.dumps([code, printed.getvalue(), [*sys.modules]]))
 """
-BENCHMARKS = ("projection", "step", "cache", "monitor", "knn", "linear", "finetune", "seg", "det", "startup")
+BENCHMARKS = ("projection", "step", "cache", "monitor", "knn", "linear", "finetune", "seg", "det", "startup", "listing")
 NETS = "--teacher timm/resnet50 --student cifar/resnet20"
 RUN = "--checkpoint CHECKPOINT --out OUT"
 LINES: dict[str, dict[str, str]] = {
@@ -106,6 +106,7 @@ LINES: dict[str, dict[str, str]] = {
         "verify /nowhere": "/nowhere is not a checkpoint: it has no manifest.json",
     },
     "make_subset": {"--nonsense": "", "--per-class 2 --data /nowhere --out OUT": "there is no folder /nowhere"},
+    "pack": {"--nonsense": "", "/nowhere --out OUT": "there is no folder /nowhere"},
     "table": {"--nonsense": "", "student=/nowhere": "/nowhere is not a results file"},
     "make_toy_data": {"--nonsense": ""},
     "study": {"methods --nonsense": ""},

@@ -1,7 +1,5 @@
 """KDEP's comparisons: every other alignment against independent NumPy, scikit-learn or SciPy, and their refusals."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.linalg
@@ -28,7 +26,7 @@ from stillroom.distill.slots import (
     SvdVarianceMatching,
     SvdWhitening,
 )
-from stillroom.images import ImageFiles
+from stillroom.images.source import from_paths
 
 Array = np.ndarray
 
@@ -149,7 +147,7 @@ def test_nmf_refuses_negative_features_few_images_and_several_processes() -> Non
         NmfAlignment(4, 2).partial_fit(torch.ones(1, 4)).finish()
     two = Run(device=torch.device("cpu"), rank=0, world_size=2)
     with pytest.raises(ValueError, match="NMF is fitted in one process"):
-        build_moments(build_alignment(Nmf(), 4, 2), FitPass(files=ImageFiles(Path(), ()), run=two))
+        build_moments(build_alignment(Nmf(), 4, 2), FitPass(files=from_paths([]), run=two))
 
 
 def labelled(classes: int = 5, each: int = 300) -> tuple[Tensor, Tensor]:
@@ -188,7 +186,7 @@ def test_lda_refuses_too_many_discriminants_and_images_without_labels(tmp_path) 
         LdaAlignment(6, 5).fit(scatter)
     one = Run(device=torch.device("cpu"))
     with pytest.raises(ValueError, match="LDA needs labels"):
-        build_moments(build_alignment(Lda(), 6, 3), FitPass(files=ImageFiles(tmp_path, ()), run=one))
+        build_moments(build_alignment(Lda(), 6, 3), FitPass(files=from_paths([]), run=one))
 
 
 @pytest.mark.parametrize("config", [ChannelSelection(), Nmf(), Lda(), Svd()])

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,6 +51,17 @@ def test_a_run_leaves_student_logs_and_results(unlabelled: Path, tmp_path: Path)
     assert {"loss", "lr", "images_per_second", "data_wait_share", "epoch"} <= lines[0].keys()
     assert list((out / "tensorboard").glob("events.*"))
     assert read_results(out).metrics["loss"] == pytest.approx(lines[-1]["loss"])
+
+
+def test_a_run_on_shards_is_that_on_their_folder_to_the_bit(unlabelled: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for file in sorted(unlabelled.iterdir()):
+            tar.add(file, file.name)
+    runs = [
+        distill(small_config(data, tmp_path / name, epochs=1))
+        for name, data in (("folder", unlabelled), ("tar", tmp_path / "images.tar"))
+    ]
+    assert_bit_equal(*(weights_of(run / "student") for run in runs))
 
 
 def test_results_count_what_was_left_out(unlabelled: Path, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from stillroom.backbone.results import DatasetRecord
-from stillroom.images import BrokenImageError, ImageFiles, read_labelled, read_unlabelled
+from stillroom.images import BrokenImageError, read_labelled, read_unlabelled
 from stillroom.images.decode import load_image
-from stillroom.images.files import MAX_HASHED, count_shared, image_formats, image_suffixes, walk
+from stillroom.images.folder import walk
+from stillroom.images.formats import image_formats, image_suffixes
+from stillroom.images.source import MAX_HASHED, count_shared, from_paths
 
 
 def put(file: Path, colour: str = "red", size: tuple[int, int] = (4, 4)) -> Path:
@@ -224,10 +226,10 @@ def test_at_most_a_thousand_files_are_read_and_images_and_masks_among_them(tmp_p
     for name in "image", "mask":
         (tmp_path / f"{name}.png").write_bytes(b"x")
     pairs = (tmp_path / "image.png", tmp_path / "mask.png") * MAX_HASHED
-    before = ImageFiles(tmp_path, pairs).content
+    before = from_paths(pairs, root=tmp_path).content
     for name in "image", "mask":
         (tmp_path / f"{name}.png").write_bytes(b"y")
-        assert ImageFiles(tmp_path, pairs).content != before
+        assert from_paths(pairs, root=tmp_path).content != before
         (tmp_path / f"{name}.png").write_bytes(b"x")
 
 

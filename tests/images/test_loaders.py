@@ -162,6 +162,15 @@ def test_the_order_changes_with_epoch_and_seed() -> None:
     assert len(set(orders)) == 4
 
 
+def test_the_order_of_older_runs_is_numpys_permutation_resumable_at_any_step() -> None:
+    whole = list(TrainingBatches(10, 3, 2, 5, Run(device=CPU), order=1))
+    for epoch in (0, 1):
+        images = [index for step in whole[3 * epoch : 3 * epoch + 3] for _, index in step]
+        assert images == np.random.default_rng([5, epoch]).permutation(10)[:9].tolist()
+    assert list(TrainingBatches(10, 3, 2, 5, Run(device=CPU), start=4, order=1)) == whole[4:]
+    assert list(TrainingBatches(10, 3, 2, 5, Run(device=CPU))) != whole
+
+
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ValueError, match="batch size 9 is larger than the data: 8 images"):
         TrainingBatches(8, 9, 1, 0, Run(device=CPU))

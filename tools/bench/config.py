@@ -176,3 +176,15 @@ class Startup:
     """The checkout whose tools are run, for instance one of an older commit."""
     repeats: int = 3
     """Rounds; each runs all commands in turn."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """From a list of many files to the first batch of a run, against a tuple of paths."""
+
+    num_images: int = 1_000_000
+    """Files in the list, hard links of a few images."""
+    folder: Path | None = None
+    """Where the files are made, and deleted. None: the folder for temporary files."""
+    root: Path = Path(__file__).parents[2]
+    """The checkout whose code is run."""

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from stillroom.backbone.names import is_checkpoint
 from stillroom.backbone.run_files import INPUTS, read_config, read_inputs
 
 C = TypeVar("C")
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # s3://bucket/folder, of which Path makes one slash
+ABSENT = "absent"
+"""Key of a field's metadata: what a config.json without the field means, because an older version wrote it."""
 
 
 def _converter(unions: tuple[Any, ...]) -> cattrs.Converter:
@@ -93,6 +97,8 @@ def _below(config: Any, base: Path) -> Any:
 def _place(value: Any, base: Path, *, is_net: bool) -> Any:
     if isinstance(value, tuple):
         return tuple(_place(one, base, is_net=is_net) for one in value)
+    if isinstance(value, Path) and _ADDRESS.match(str(value)):
+        return value
     if isinstance(value, Path) or (is_net and isinstance(value, str) and is_checkpoint(str(base / value))):
         return type(value)(base / value)
     return _below(value, base) if is_dataclass(value) else value
@@ -115,7 +121,8 @@ def refuse_ignored(config: Any, flag: str, kept: Collection[str]) -> None:
 def config_from_json(text: str, kind: type[C], unions: tuple[Any, ...] = ()) -> C:
     """Read a config back; ValueError if it does not fit `kind`, because another version wrote it."""
     try:
-        return _converter(unions).structure(json.loads(text), kind)
+        absent = {one.name: one.metadata[ABSENT] for one in fields(kind) if ABSENT in one.metadata}  # type: ignore
+        return _converter(unions).structure({**absent, **json.loads(text)}, kind)
     except (cattrs.BaseValidationError, json.JSONDecodeError) as error:
         reasons = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [str(error)]
         raise ValueError(f"this config does not fit the installed version: {'; '.join(reasons)}") from error

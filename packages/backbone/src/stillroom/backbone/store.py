@@ -1,13 +1,10 @@
 """Caches of costly arrays on disk: keyed by their inputs, memory-mapped, filled in any order."""
 
-import functools
 import hashlib
 import json
 import math
 import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillroom.backbone.atomic import replace_directory
+from stillroom.backbone.cache_folder import cache_directory as cache_directory
+from stillroom.backbone.cache_folder import warn_once as warn_once
 from stillroom.backbone.run import Run
 
 RECORD = "record.json"
@@ -30,24 +29,6 @@ _EMPTY, _WRITTEN, _BROKEN = 0, 1, 2
 
 class CacheError(ValueError):
     """A cache that cannot be written: its folder is read-only or full."""
-
-
-def cache_directory(kind: str) -> Path:
-    """`$STILLROOM_CACHE/<kind>`, by default below ~/.cache/stillroom, or below /tmp for a user without a home."""
-    if root := os.environ.get("STILLROOM_CACHE"):
-        return Path(root) / kind
-    home = os.path.expanduser("~")  # noqa: PTH111  # Path.home() raises where there is neither HOME nor a passwd entry
-    if home == "~":
-        root = f"{tempfile.gettempdir()}/stillroom-{os.getuid()}"
-        warn_once(f"there is no home directory, so caches are kept in {root}: set STILLROOM_CACHE to another folder")
-        return Path(root) / kind
-    return Path(home) / ".cache" / "stillroom" / kind
-
-
-@functools.cache
-def warn_once(text: str) -> None:
-    """Print a warning on stderr, once per process."""
-    print(f"warning: {text}", file=sys.stderr)
 
 
 @contextmanager

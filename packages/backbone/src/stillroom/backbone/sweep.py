@@ -15,9 +15,12 @@ from stillroom.backbone.run_files import CONFIG, read_config
 
 _FREE = frozenset(
     {"out", "download", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
+    | {"order"}  # a run that is resumed keeps its own
 )
 """Settings that may differ when a run is kept or resumed: they change the last digits at most."""
 
+_ABSENT = {"columns": {"image": None, "label": None}}
+"""What a config of an older version, which has no such field, means."""
 _READABLE = 60  # characters
 
 
@@ -69,6 +72,7 @@ def refuse_unresumable(path: Path) -> None:
 def refuse_other(out: Path, settings: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Refuse, by a ValueError, a run directory whose stored settings differ in what changes its numbers."""
     settings = json.loads(json.dumps(settings))  # tuples are lists there
+    stored = {**{name: value for name, value in _ABSENT.items() if name in settings}, **stored}
     names = settings.keys() | stored.keys()
     if differ := sorted(k for k in names if k not in _FREE and settings.get(k) != stored.get(k)):
         raise ValueError(f"{out} is a run with other settings ({', '.join(differ)}): choose another --out")

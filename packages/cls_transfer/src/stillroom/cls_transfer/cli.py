@@ -14,6 +14,7 @@ from stillroom.cls_transfer.config import preflight
 from stillroom.cls_transfer.presets import PRESETS
 from stillroom.finetune.cli import FineTuneCli
 from stillroom.images.files import refuse_missing_images
+from stillroom.images.labels import USUAL, Columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,10 @@ class Predict:
     checkpoint: Annotated[Path, arg(metavar="DIR")]
     """Checkpoint directory with a classifier, such as RUN/checkpoint."""
     images: Path
-    """Folder of images, searched with its subfolders, a file list (.txt), or one image."""
+    """Folder of images, searched with its subfolders, one image, or another source: a list, a table, shards, ..."""
     out: Path
     """CSV file to write."""
+    columns: Columns = USUAL
     top: int = 1
     """Classes per image, the likeliest first, each with its probability."""
     batch_size: int = 64
@@ -52,6 +54,7 @@ class Predict:
             device=self.device,
             workers=self.workers,
             on_broken=self.on_broken,
+            columns=self.columns,
         )
         return f"{out}: {len(out.read_text(encoding='utf-8').splitlines()) - 1} images"
 

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.checks import at_least, within
+from stillroom.backbone.configs import ABSENT
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, check_shared, refuse_paths, split
-from stillroom.images.files import refuse_missing_folder
+from stillroom.images.files import refuse_missing_images
+from stillroom.images.labels import USUAL, Columns
 
 TaskName = Literal["cifar10", "cifar100", "dtd", "caltech256", "cub"]
 Selection = Literal["best", "last", "best-on-test"]
@@ -21,11 +23,13 @@ class ClassifyConfig(FineTuneConfig):
     """Train a backbone with a classifier on labelled images. Several checkpoints, tasks, rates or seeds: a sweep."""
 
     train: Path | None = None
-    """Training images: a folder TRAIN/<class>/<image>."""
+    """Training images by class: a folder TRAIN/<class>/<image>, a list of such files, a table with labels, tar shards,
+    a .zip file or a saved data set."""
     test: Path | None = None
-    """Test images: a folder with the same classes. Only the selected weights are tested on it, once."""
+    """Test images of the same classes. Only the selected weights are tested on it, once."""
     val: Path | None = None
-    """Validation images, to select weights by: a folder with the same classes. None: a part of TRAIN is held out."""
+    """Validation images of the same classes, to select weights by. None: a part of TRAIN is held out."""
+    columns: Columns = USUAL
     tasks: tuple[TaskName, ...] = ()
     """Published data sets in DATA, in place of TRAIN and TEST."""
     data: Path | None = None
@@ -81,6 +85,9 @@ class ClassifyConfig(FineTuneConfig):
     """Passes over the training images."""
     batch_size: int = 64
     """Images per step, over all processes."""
+    order: Literal[1, 2] = field(default=2, metadata={ABSENT: 1})
+    """Version of the order of the images in an epoch. 2: a keyed bijection, of which each step computes its part. 1: an
+    array of all images, as in runs of versions before 0.6, which keep it when they are resumed."""
     accumulate: int = 1
     """Micro-batches per step (gradient accumulation)."""
     lrs: Annotated[tuple[float, ...], arg(aliases=("--lr",))] = (1e-3,)
@@ -174,4 +181,4 @@ def preflight(config: ClassifyConfig) -> None:
     refuse_paths(config, alone=split(config, AXES) == [config])
     check_sources(config)
     for folder in filter(None, (config.train, config.test, config.val)):
-        refuse_missing_folder(folder)
+        refuse_missing_images(folder)

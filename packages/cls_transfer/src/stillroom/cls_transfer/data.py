@@ -8,7 +8,8 @@ from stillroom.backbone.results import DatasetRecord
 from stillroom.cls_transfer.config import ClassifyConfig, check_sources
 from stillroom.cls_transfer.datasets import Source, Splits, read_task
 from stillroom.images import ImageFiles, read_labelled
-from stillroom.images.files import count_shared, shuffled_by_class
+from stillroom.images.files import shuffled_by_class
+from stillroom.images.source import count_shared
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Sets:
 def compare(sets: Sets) -> Sets:
     """Count the images that are training images too, and warn of them."""
     others = {role: files for role, files in sets.by_role.items() if role != "train"}
-    return replace(sets, in_train={r: count_shared(sets.train.paths, f.paths, f.root) for r, f in others.items()})
+    return replace(sets, in_train={r: count_shared(sets.train, f, f.root) for r, f in others.items()})
 
 
 def read_sets(config: ClassifyConfig, run: Run) -> Sets:
@@ -64,7 +65,7 @@ def read_sets(config: ClassifyConfig, run: Run) -> Sets:
     if config.choose == "best-on-test":
         val = splits.test
     elif config.val is not None:
-        val = read_labelled(config.val, train.classes)
+        val = read_labelled(config.val, train.classes, config.columns)
         words.append("val")
     elif config.held_out:
         train, val = hold_out(train, config)
@@ -94,8 +95,8 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
         )
         return read_task(task, source)
     assert config.train is not None and config.test is not None
-    train = read_labelled(config.train)
-    return Splits(train, read_labelled(config.test, train.classes), "")
+    train = read_labelled(config.train, columns=config.columns)
+    return Splits(train, read_labelled(config.test, train.classes, config.columns), "")
 
 
 def draw(files: ImageFiles, config: ClassifyConfig) -> ImageFiles:

@@ -19,7 +19,9 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, warn_once
 from stillroom.cls_transfer.config import TaskName
 from stillroom.images import ImageFiles, read_labelled
-from stillroom.images.files import shuffled_by_class, walk
+from stillroom.images.files import shuffled_by_class
+from stillroom.images.folder import walk
+from stillroom.images.source import from_paths
 
 _SIDE = 32  # px of CIFAR
 _PIXELS = 3 * _SIDE * _SIDE
@@ -246,7 +248,7 @@ def _read_caltech(source: Source) -> Splits:
             raise ValueError(f"{root / name} holds {len(members)} images: more than {num_train} are needed")
         paths += members
         labels += [label] * len(members)
-    files = ImageFiles(root, tuple(paths), tuple(labels), classes, left_out)
+    files = from_paths(paths, root=root, labels=tuple(labels), classes=classes, left_out=left_out)
     if source.first:
         by_class = {label: [i for i, each in enumerate(labels) if each == label] for label in range(len(classes))}
     else:
@@ -329,4 +331,4 @@ def _listed(root: Path, names: Iterable[str], classes: Sequence[str], partial: b
     if empty := sorted(set(classes) - {path.parent.name for path in existing}):
         raise ValueError(f"{root}: every listed image of class {empty[0]} is missing")
     labels = tuple(classes.index(path.parent.name) for path in existing)
-    return ImageFiles(root, tuple(existing), labels, tuple(classes))
+    return from_paths(existing, root=root, labels=labels, classes=tuple(classes))

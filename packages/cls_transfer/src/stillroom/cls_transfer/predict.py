@@ -15,6 +15,7 @@ from stillroom.cls_transfer.initial import HEAD
 from stillroom.cls_transfer.metrics import classify
 from stillroom.cls_transfer.model import Classifier
 from stillroom.images.files import read_images
+from stillroom.images.labels import USUAL, Columns
 
 
 def load_classifier(checkpoint: Path) -> tuple[Classifier, tuple[str, ...]]:
@@ -45,16 +46,17 @@ def predict(
     device: DeviceName = "auto",
     workers: int = 1,
     on_broken: OnBroken = "refuse",
+    columns: Columns = USUAL,
 ) -> Path:
     """Write the likeliest classes of every image as CSV: path, then class and probability of the first, second, ...
 
     Args:
         checkpoint: directory of a checkpoint with a classifier.
-        images: a folder, searched with its subfolders, a file list (.txt), or one image.
+        images: a source of images, see `read_unlabelled` in stillroom-images, or one image.
         out: CSV file to write.
         top: classes per image.
         batch_size: images per forward pass.
-        device, workers, on_broken: see `ClassifyConfig`.
+        device, workers, on_broken, columns: see `ClassifyConfig`.
 
     Returns:
         `out`.
@@ -70,7 +72,7 @@ def predict(
     model, classes = load_classifier(checkpoint)
     if not 1 <= top <= len(classes):
         raise ValueError(f"--top is {top}: {checkpoint} predicts {len(classes)} classes")
-    files = read_images(images)
+    files = read_images(images, columns)
     run = Run.start(device)
     predictions = classify(
         model.to(run.device), files, run, batch_size=batch_size, workers=workers, on_broken=on_broken, label="predict"
@@ -80,8 +82,8 @@ def predict(
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", *(name for i in range(1, top + 1) for name in (f"class_{i}", f"probability_{i}"))])
-        columns = (predictions.indices.tolist(), labels.tolist(), probabilities.tolist())
-        for index, row_labels, row_probabilities in zip(*columns, strict=True):
+        rows = (predictions.indices.tolist(), labels.tolist(), probabilities.tolist())
+        for index, row_labels, row_probabilities in zip(*rows, strict=True):
             pairs = zip(row_labels, row_probabilities, strict=True)
             cells = [cell for label, p in pairs for cell in (classes[label], f"{p:.6f}")]
             writer.writerow([files.paths[index], *cells])

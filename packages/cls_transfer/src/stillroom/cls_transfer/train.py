@@ -86,7 +86,8 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
     # 2. The data: which images each step gets depends on the seed and the step alone.
     spec = model.backbone.spec.input
     dataset = ImageDataset(sets.train, build_view(config, spec), seed=config.seed, on_broken=config.on_broken)
-    batches = TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run, start=state.step)
+    passes = (len(sets.train), config.batch_size, config.epochs, config.seed)
+    batches = TrainingBatches(*passes, run, start=state.step, order=config.order)
     loader = build_loader(dataset, batches, config.workers)
     normalize = Normalize(spec).to(run.device)
     mix = build_mixing(config, len(sets.train.classes))

@@ -15,8 +15,9 @@ from pycocotools import mask as rle
 
 from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
-from stillroom.images import BrokenImageError, ImageFiles
+from stillroom.images import BrokenImageError
 from stillroom.images.decode import has_exif_orientation, open_image
+from stillroom.images.source import from_paths
 
 TOLERANCE = 1.0
 """How far a box may reach beyond its image, pixels, for other tools round. For training it is clipped to the image."""
@@ -110,7 +111,7 @@ class Images:
     @cached_property
     def record(self) -> DatasetRecord:
         """The entry in results.json; its fingerprint covers the images and their boxes."""
-        files = ImageFiles(self.root, tuple(row.file for row in self.rows))
+        files = from_paths([row.file for row in self.rows], root=self.root)
         boxes = [
             (row.id, b.label, b.x, b.y, b.width, b.height, b.area, b.crowd, b.difficult, b.mask and b.mask["counts"])
             for row in self.rows

@@ -23,7 +23,7 @@ class Predict:
     run_directory: Annotated[Path, arg(name="run", metavar="RUN")]
     """Directory of a finished run."""
     images: Path
-    """Folder of images, a file list (.txt), or one image."""
+    """Folder of images, one image, or another source: a list, a table, tar shards, a .zip file, ..."""
     out: Path
     """Folder to create, with detections.json and overlays/."""
     score: float = 0.5

@@ -14,7 +14,7 @@ from stillroom.det_transfer.coco import Id, read_coco, sort_ids
 from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox, VocBase, check_source
 from stillroom.det_transfer.voc import VOC_CLASSES, ImageList, read_classes, read_voc
 from stillroom.images import BrokenImageError
-from stillroom.images.files import count_shared
+from stillroom.images.source import count_shared
 
 Sample = TypeVar("Sample")
 

@@ -18,6 +18,7 @@ from stillroom.det_transfer.figures import draw_overlay
 from stillroom.det_transfer.metrics import IouType, to_coco_annotations
 from stillroom.det_transfer.record import CATEGORY_IDS
 from stillroom.finetune.lifecycle import INITIAL
+from stillroom.images import Source
 from stillroom.images.files import png_names, read_images
 
 
@@ -34,7 +35,7 @@ def predict(
 
     Args:
         run_directory: of a finished run.
-        images: a folder, a file list (.txt), or one image.
+        images: a source of images, see `read_unlabelled` in stillroom-images, or one image.
         out: folder to create.
         score: lowest score of a detection that is kept, 0 to 1.
         device: to compute on.
@@ -54,11 +55,11 @@ def predict(
     refuse_untrusted(run_directory, trust_run)
     files = read_images(images)
     names = png_names(files)
-    listing = [coco_entry(number, file, files.root) for number, file in enumerate(files.paths, start=1)]
+    listing = [coco_entry(files, index) for index in range(len(files))]
     config = load_config(run_directory, DetectConfig)
     if config.framework_config is None:
         sizes = ((entry["width"], entry["height"]) for entry in listing)
-        refuse_thin(((file, *size) for file, size in zip(files.paths, sizes, strict=True)), config.max_size)
+        refuse_thin(((Path(files.where(index)), *size) for index, size in enumerate(sizes)), config.max_size)
     extra = read_results(run_directory).extra
     classes = list(extra["classes"])
     category_ids = extra.get(CATEGORY_IDS, [*range(1, len(classes) + 1)])
@@ -70,13 +71,13 @@ def predict(
     rows: list[dict[str, Any]] = []
     progress = Progress(len(files), run, "predict")
     with replace_directory(out) as folder:
-        pairs = zip(listing, names, files.paths, strict=True)
-        for ((entry, name, file),) in progress.over([pair] for pair in pairs):
-            detections = predict_image(file).above(score)
-            rows += detections.to_coco(entry["id"], category_ids)
+        for ((index, name),) in progress.over([pair] for pair in enumerate(names)):
             overlay = folder / "overlays" / name
             overlay.parent.mkdir(parents=True, exist_ok=True)
-            draw_overlay(overlay, file, detections, classes)
+            with files.as_file(index) as file:
+                detections = predict_image(file).above(score)
+                draw_overlay(overlay, file, detections, classes)
+            rows += detections.to_coco(listing[index]["id"], category_ids)
         kind: IouType = "segm" if any("segmentation" in row for row in rows) else "bbox"
         categories = [{"id": number, "name": name} for number, name in zip(category_ids, classes, strict=True)]
         content = {"images": listing, "annotations": to_coco_annotations(rows, kind), "categories": categories}
@@ -85,14 +86,15 @@ def predict(
     return out
 
 
-def coco_entry(number: int, file: Path, root: Path) -> dict[str, Any]:
+def coco_entry(files: Source, index: int) -> dict[str, Any]:
     """Describe an image in COCO's format.
 
     Raises:
         ValueError: it is rotated by its EXIF tag.
         BrokenImageError: it cannot be read.
     """
-    width, height, rotated = read_header(file)
+    with files.as_file(index) as file:
+        width, height, rotated = read_header(file)
     if rotated:
-        raise ValueError(f"{file} is rotated by its EXIF tag: save it upright")
-    return {"id": number, "file_name": file.relative_to(root).as_posix(), "width": width, "height": height}
+        raise ValueError(f"{files.where(index)} is rotated by its EXIF tag: save it upright")
+    return {"id": index + 1, "file_name": files.name(index), "width": width, "height": height}

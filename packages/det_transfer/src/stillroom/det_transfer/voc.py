@@ -17,7 +17,7 @@ from stillroom.det_transfer.annotations import (
     refuse_duplicates,
 )
 from stillroom.det_transfer.config import OnBadBox, VocBase
-from stillroom.images.files import image_suffixes
+from stillroom.images.formats import image_suffixes
 
 VOC_CLASSES = (
     "aeroplane",

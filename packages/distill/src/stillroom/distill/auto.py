@@ -27,6 +27,8 @@ from stillroom.distill.train import distill
 from stillroom.distill.views import KdepView
 from stillroom.images import BrokenImageError, ImageFiles, read_unlabelled
 from stillroom.images.decode import open_image
+from stillroom.images.formats import suffix
+from stillroom.images.source import FileReader
 
 MIN_IMAGES = 16
 _SAMPLE = 200  # images whose size is read
@@ -41,7 +43,7 @@ def plan(config: AutoConfig) -> DistillConfig:
         ValueError: too few images, none that can be read, unknown nets, too few hours.
     """
     run = Run.start(config.device)
-    files = read_unlabelled(config.data)
+    files = read_unlabelled(config.data, config.columns)
     work = run.gather(inspect_workload(config, files, run))[0]  # one decision for all processes
     choices = choose_settings(config, work)
     if config.hours is not None and config.epochs is None:
@@ -88,14 +90,14 @@ def held_out_fraction(num_images: int) -> float:
 def median_short_side(files: ImageFiles) -> int:
     """The median short side, pixels, of 200 images spread over the folder; only their headers are read."""
     sides = []
-    for path in files.paths[:: math.ceil(len(files) / _SAMPLE)]:
+    for index in range(0, len(files), math.ceil(len(files) / _SAMPLE)):
         try:
-            with open_image(path) as image:
+            with files.as_file(index) as file, open_image(file) as image:
                 sides.append(min(image.size))
-        except BrokenImageError:
+        except (BrokenImageError, OSError):
             continue  # the run itself refuses unreadable images, or names and counts them
     if not sides:
-        raise ValueError(f"none of the sampled images of {files.root} can be read, the first is {files.paths[0]}")
+        raise ValueError(f"none of the sampled images of {files.root} can be read, the first is {files.where(0)}")
     return int(statistics.median(sides))
 
 
@@ -129,6 +131,7 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
     value = {name: choice.value for name, choice in choices.items()}
     preset = presets.simreg if config.method == "simreg" else presets.kdep
     base = preset(teacher=config.teacher, student=config.student, data=config.data, out=config.out)
+    base = replace(base, columns=config.columns)
     if config.method == "kdep" and has_svd(work):
         base = replace(base, alignment=SvdPts(zero_fill=True))  # the rank may be lower than the student's width
     elif config.method == "kdep":
@@ -183,15 +186,26 @@ def fit_hours(planned: DistillConfig, files: ImageFiles, hours: float, run: Run)
     return Choice(name="epochs", value=value, reason=reason)
 
 
+def list_some(files: ImageFiles, count: int, folder: Path) -> Path:
+    """A source of the first images: a list of their files, or copies of what lies in archives or elsewhere."""
+    if isinstance(files.reader, FileReader):
+        file_list = folder / "images.txt"
+        file_list.write_text("".join(f"{path.resolve()}\n" for path in files.paths[:count]), encoding="utf-8")
+        return file_list
+    copies = folder / "images"
+    copies.mkdir()
+    for index in range(count):
+        (copies / f"{index:09d}{suffix(files.name(index)) or '.png'}").write_bytes(files.read(index))
+    return copies
+
+
 def trial_speed(planned: DistillConfig, files: ImageFiles) -> float:
     """Images per second of a planned run without a cache, over a few steps in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        file_list = Path(folder) / "images.txt"
         count = min(len(files), 2 * _TRIAL_STEPS * planned.batch_size)
-        file_list.write_text("".join(f"{path.resolve()}\n" for path in files.paths[:count]), encoding="utf-8")
         trial = replace(
             planned,
-            data=file_list,
+            data=list_some(files, count, Path(folder)),
             out=Path(folder) / "run",
             alignment=Raw(),
             head=planned.head if isinstance(planned.alignment, Raw) else LinearHead(),

@@ -11,6 +11,7 @@ from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.schedule import Cosine
 from stillroom.distill.config import Cache, DistillConfig, Monitor, preflight
 from stillroom.distill.nets import Students, Teachers
+from stillroom.images.labels import USUAL, Columns
 
 AUTO = "auto-"
 """Prefix of the method of runs that `auto` makes: `auto-kdep`, `auto-simreg`."""
@@ -29,9 +30,11 @@ class AutoConfig:
     student: Annotated[tuple[str, ...], arg(metavar="NAME|DIR")]
     """Backbone names (random initial weights) or checkpoint directories (their weights)."""
     data: Path
-    """Folder of images, searched recursively, labels not needed; or a text file with one image path per line."""
+    """Images, labels not needed: a folder, searched with its subfolders, a text file with one path per line, a table of
+    paths (.csv, .parquet), tar shards, a .zip file or a saved data set; or an address of one, s3://bucket/folder."""
     out: Path
     """Run directory to create."""
+    columns: Columns = USUAL
     method: Literal["kdep", "simreg"] = "kdep"
     """Method that sets target, head and distance."""
     hours: float | None = None

@@ -21,6 +21,7 @@ from stillroom.distill.presets import PRESETS
 from stillroom.distill.slots import Alignment, KdepView, Lda, SameView, Svd, SvdPts, View
 from stillroom.images import read_labelled, read_unlabelled
 from stillroom.images.files import refuse_missing_images
+from stillroom.images.labels import USUAL, Columns
 
 KnnMonitor = Callable[..., dict[str, float]]
 """See `stillroom.distill.monitor.KnnMonitor`."""
@@ -32,9 +33,11 @@ class FitAlignment:
 
     teacher: Net
     data: Path
-    """Folder of images, searched recursively; one subfolder per class for alignment:lda, else labels are not needed."""
+    """Images, as for a run: a folder, a list, a table, tar shards, ...; by class for alignment:lda, else labels are not
+    needed."""
     out: Path
     """Alignment file to write, .safetensors."""
+    columns: Columns = USUAL
     dim: Annotated[int, arg(metavar="D")]
     """Width of the target: that of the students that will use the alignment."""
     alignment: Alignment = field(default_factory=SvdPts)
@@ -65,7 +68,8 @@ class FitAlignment:
         from stillroom.distill.teacher import build_teacher
 
         run = Run.start(self.device)
-        files = read_labelled(self.data) if isinstance(self.alignment, Lda) else read_unlabelled(self.data)
+        read = read_labelled if isinstance(self.alignment, Lda) else read_unlabelled
+        files = read(self.data, columns=self.columns)
         teacher = build_teacher(self.teacher).to(run.device)
         view = None
         if self.alignment_view == "training":

@@ -6,6 +6,7 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
+from stillroom.backbone.configs import ABSENT
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.schedule import Schedule, Step
@@ -27,6 +28,7 @@ from stillroom.distill.slots import (
     View,
 )
 from stillroom.images.files import refuse_missing_folder, refuse_missing_images
+from stillroom.images.labels import USUAL, Columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +94,11 @@ class DistillConfig:
     teacher: Teachers
     student: Students
     data: Path
-    """Folder of images, searched recursively, labels not needed; or a text file with one image path per line."""
+    """Images, labels not needed: a folder, searched with its subfolders, a text file with one path per line, a table of
+    paths (.csv, .parquet), tar shards, a .zip file or a saved data set; or an address of one, s3://bucket/folder."""
     out: Path
     """Run directory to create."""
+    columns: Columns = USUAL
     method: str = "kdep"
     """Name of the method, recorded in the student's checkpoint; by default the preset's name."""
     view: View = field(default_factory=KdepView)
@@ -136,6 +140,9 @@ class DistillConfig:
     monitor: Monitor = field(default_factory=Monitor)
     seed: int = 0
     """Seed of initial weights, held-out images, image order and views."""
+    order: Literal[1, 2] = field(default=2, metadata={ABSENT: 1})
+    """Version of the order of the images in an epoch. 2: a keyed bijection, of which each step computes its part. 1: an
+    array of all images, as in runs of versions before 0.6, which keep it when they are resumed."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
     workers: int = 1

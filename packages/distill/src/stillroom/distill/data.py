@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.images import ImageFiles, read_labelled, read_unlabelled
+from stillroom.images.labels import USUAL, Columns
 
 MAX_HELD_OUT = 512
 MIN_HELD_OUT = 8
@@ -27,11 +28,12 @@ class RunImages:
     held_out: ImageFiles | None
 
 
-def read_images(data: Path, *, held_out: float, seed: int, labelled: bool) -> RunImages:
+def read_images(data: Path, columns: Columns = USUAL, *, held_out: float, seed: int, labelled: bool) -> RunImages:
     """List the images of a run and split them once.
 
     Args:
-        data: image folder or file list; a folder of class folders where labels are needed.
+        data: a source of images, see `read_unlabelled`; by class where labels are needed.
+        columns: of a table.
         held_out: fraction of the images to hold out, see `split_held_out`.
         seed: of the split.
         labelled: whether an alignment is fitted on labels.
@@ -39,7 +41,7 @@ def read_images(data: Path, *, held_out: float, seed: int, labelled: bool) -> Ru
     Raises:
         ValueError: see `read_labelled` and `read_unlabelled`.
     """
-    files = read_labelled(data) if labelled else read_unlabelled(data)
+    files = read_labelled(data, columns=columns) if labelled else read_unlabelled(data, columns)
     train, rest = split_held_out(files, held_out, seed)
     return RunImages(all=files, train=train, held_out=rest)
 
@@ -49,8 +51,8 @@ def split_held_out(files: ImageFiles, fraction: float, seed: int) -> tuple[Image
     count = min(MAX_HELD_OUT, round(fraction * len(files)))
     if count < MIN_HELD_OUT:
         return files, None
-    order = np.random.default_rng([seed, len(files)]).permutation(len(files)).tolist()
-    return files.subset(sorted(order[count:])), files.subset(sorted(order[:count]))
+    order = np.random.default_rng([seed, len(files)]).permutation(len(files))
+    return files.subset(np.sort(order[count:])), files.subset(np.sort(order[:count]))
 
 
 def nothing_held_out(num_images: int, fraction: float) -> str:

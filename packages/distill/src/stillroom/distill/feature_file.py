@@ -17,7 +17,7 @@ from stillroom.backbone.store import Store
 from stillroom.backbone.tensor_files import load_tensors
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.teacher import FrozenTeacher
-from stillroom.images import ImageDataset, ImageFiles
+from stillroom.images import ImageDataset, ImageFiles, SourceError
 
 IMPORT = "import.json"
 """Where a store says which file its rows are from."""
@@ -91,6 +91,8 @@ def import_features(
     similarities = []
     for index in chosen:
         views = dataset[0, index][1]
+        if isinstance(views, SourceError):
+            raise views
         if isinstance(views, str):
             continue  # a broken image, which training refuses, or names and counts
         live = teacher(views[0][None].to(device)).features[0].cpu()

@@ -57,6 +57,7 @@ def build_setup(config: DistillConfig, teacher: Backbone | Sequence[Backbone] | 
     run = Run.start(config.device)
     images = read_images(
         config.data,
+        config.columns,
         held_out=config.monitor.held_out,
         seed=config.seed,
         labelled=is_fitted_on_labels(config),

@@ -294,7 +294,8 @@ def build_feed(config: DistillConfig, setup: RunSetup, supervisions: Sequence[Su
     views = Views(config.view, config.teacher_view, sizes, live_inputs)
     cycle = len(caches[0].stores) if caches and not isinstance(config.teacher_view, FixedView) else 0
     dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
-    batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, setup.run, start=state.step)
+    passes = (len(files), config.batch_size, config.epochs, config.seed)
+    batches = TrainingBatches(*passes, setup.run, start=state.step, order=config.order)
     last_step = batches.steps_per_epoch * config.epochs
     has_stopped = state.reason_to_stop(config.monitor, last_step) is not None
     loader: Iterable[Batch] = [] if has_stopped else build_loader(dataset, batches, config.workers)

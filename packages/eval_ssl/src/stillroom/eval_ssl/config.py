@@ -23,6 +23,7 @@ from stillroom.backbone.spec import FeaturePoint
 from stillroom.backbone.sweep import refuse_twice
 from stillroom.images import ImageFiles, read_labelled
 from stillroom.images.files import refuse_missing_images, shuffled_by_class
+from stillroom.images.labels import USUAL, Columns
 
 Vote = Literal["majority", "weighted"]
 Metric = Literal["cosine", "l2"]
@@ -69,11 +70,13 @@ class EvaluationConfig(ABC):
     checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
     """Checkpoint directory, a backbone name with its pretrained weights, or random:NAME; several give one table."""
     train: Path
-    """Folder of labelled images to learn from: TRAIN/<class>/<image>."""
+    """Labelled images to learn from: a folder TRAIN/<class>/<image>, a list of such files, a table with labels, tar
+    shards, a .zip file or a saved data set."""
     test: Path
-    """Folder of images to classify, with the same classes."""
+    """Images to classify, of the same classes."""
     out: Path
     """Run directory to create; with several checkpoints it holds one per checkpoint, and finished ones are kept."""
+    columns: Columns = USUAL
     limit: int | None = None
     """Use only this many images per folder, drawn by the seed, for a quick result; it is named in the protocol id."""
     feature: FeaturePoint | None = None
@@ -141,10 +144,10 @@ class EvaluationConfig(ABC):
         Raises:
             ValueError: see `read_labelled`; a single class, which leaves nothing to predict.
         """
-        train = read_labelled(self.train)
+        train = read_labelled(self.train, columns=self.columns)
         if len(train.classes) < 2:
             raise ValueError(f"{self.train} holds one class, {train.classes[0]}: a classifier needs at least two")
-        test = None if self.test is None else read_labelled(self.test, train.classes)
+        test = None if self.test is None else read_labelled(self.test, train.classes, self.columns)
         return self.limited(train), None if test is None else self.limited(test)
 
     def limited(self, files: ImageFiles) -> ImageFiles:

@@ -25,7 +25,7 @@ from stillroom.eval_ssl.comparison import write_comparison
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outcome
 from stillroom.eval_ssl.features import FeatureSets, extract_features
 from stillroom.images import ImageFiles
-from stillroom.images.files import count_shared
+from stillroom.images.source import count_shared
 
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)
@@ -149,7 +149,7 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
     """Load the config's one checkpoint, and extract the features of both image sets."""
     shared: int | None = None
     if test_files is not None and run.is_main:
-        shared = count_shared(train_files.paths, test_files.paths, test_files.root)
+        shared = count_shared(train_files, test_files, test_files.root)
     seed_everything(config.seed)
     (name,) = config.checkpoint
     backbone = load_backbone(name, config.feature)

@@ -284,5 +284,5 @@ def refuse_infinite(indices: list[int], files: ImageFiles) -> None:
         ValueError: with their number and the first image.
     """
     if indices:
-        first = files.paths[indices[0]]
+        first = files.where(indices[0])
         raise ValueError(f"{len(indices)} images give features that are not finite, the first is {first}")

@@ -51,21 +51,21 @@ def draw_knn(
         seed: of the drawn queries and thumbnails.
     """
     train, queries = features.train, features.queries
-    targets, classes, paths = queries.labels, features.classes, queries.files.paths
+    targets, classes, images = queries.labels, features.classes, queries.files.encoded
     draw_confusion(folder / "confusion.png", targets, predicted, classes, f"{k}-NN of {net}")
     same_class = train.labels[indices] == targets[:, None]
     draw_query_sheet(
-        folder / "neighbours.png", paths, train.files.paths, indices, same_class, predicted == targets, seed
+        folder / "neighbours.png", images, train.files.encoded, indices, same_class, predicted == targets, seed
     )
     plane = embed(queries.features, embedding, seed)
     title = f"{embedding.upper()} of {net}"
-    draw_embedding(folder / "embedding.png", plane, paths, targets, classes, title, seed)
+    draw_embedding(folder / "embedding.png", plane, images, targets, classes, title, seed)
 
 
 def draw_query_sheet(
     path: Path,
-    queries: Sequence[Path],
-    train: Sequence[Path],
+    queries: Sequence[Path | bytes],
+    train: Sequence[Path | bytes],
     indices: Int[Tensor, "m k"],
     same_class: Bool[Tensor, "m k"],
     correct: Bool[Tensor, " m"],
@@ -90,8 +90,8 @@ def draw_query_sheet(
 
 def draw_neighbours(
     path: Path,
-    queries: Sequence[Path],
-    neighbours: Sequence[Sequence[Path]],
+    queries: Sequence[Path | bytes],
+    neighbours: Sequence[Sequence[Path | bytes]],
     same_class: Sequence[Sequence[bool]],
     correct: Sequence[bool],
 ) -> None:
@@ -114,9 +114,9 @@ def draw_neighbours(
     sheet.save(path)
 
 
-def framed(path: Path, colour: str) -> Image.Image:
+def framed(image: Path | bytes, colour: str) -> Image.Image:
     """An image as a small square with a coloured frame."""
-    return ImageOps.expand(ImageOps.fit(load_image(path), (_SIDE, _SIDE)), 3, colour)
+    return ImageOps.expand(ImageOps.fit(load_image(image), (_SIDE, _SIDE)), 3, colour)
 
 
 def sample_queries(correct: Bool[Tensor, " m"], seed: int, num_queries: int = _NUM_QUERIES) -> list[int]:
@@ -149,7 +149,7 @@ def embed(features: Float[Tensor, "n d"], method: Embedding, seed: int = 0) -> F
 def draw_embedding(
     path: Path,
     plane: Float[np.ndarray, "n 2"],
-    images: Sequence[Path],
+    images: Sequence[Path | bytes],
     labels: Int[Tensor, " n"],
     classes: Sequence[str],
     title: str,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.run import Run, mix_seed
 from stillroom.images.decode import BrokenImageError, load_image
-from stillroom.images.files import ImageFiles
+from stillroom.images.order import KeyedOrder
+from stillroom.images.source import Source, SourceError
 
 View = Callable[[Image.Image], Tensor | tuple[Tensor, ...]]
 """PIL image -> uint8 (3, h, w), or several of them."""
@@ -29,6 +30,8 @@ class Batch:
     indices: Int[Tensor, " b"]
     broken: list[str] = field(default_factory=list)
     broken_indices: tuple[int, ...] = ()
+    error: SourceError | None = None
+    """Why no image of the source can be read any more."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -46,17 +49,17 @@ class Batch:
 
 @dataclass(eq=False)
 class ImageDataset(Dataset[Any]):
-    """Views of image files; each is a pure function of the seed and a sample's key (epoch, index).
+    """Views of images; each is a pure function of the seed and a sample's key (epoch, index).
 
     Args:
-        files: images to read.
+        files: images to read, of any source.
         view: see `View`; it may draw from torch's random generator, which is seeded per sample.
         seed: of the views.
         on_broken: see `OnBroken`.
         cycle: the views repeat after this many epochs; 0: never.
     """
 
-    files: ImageFiles
+    files: Source
     view: View
     _: KW_ONLY
     seed: int = 0
@@ -66,22 +69,43 @@ class ImageDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor | tuple[Tensor, ...] | str]:
+    def __getitem__(self, key: tuple[int, int]) -> "tuple[int, Sample]":
         epoch, index = key
         if self.cycle:
             epoch %= self.cycle
         try:
-            image = load_image(self.files.paths[index])
+            image = load(self.files, index)
         except BrokenImageError as error:  # raised in the main process, without the worker's traceback in its message
             return index, str(error)
+        except SourceError as error:
+            return index, error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(self.seed, epoch, index))
             return index, self.view(image)
 
 
-def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Batch:
+Sample = Tensor | tuple[Tensor, ...] | str | SourceError
+"""The views of an image; or why it is broken; or why none of its source can be read any more."""
+
+
+def load(files: Source, index: int) -> Image.Image:
+    """Decode one image of a source, see `load_image`.
+
+    Raises:
+        BrokenImageError: it cannot be read, or not be decoded.
+        SourceError: its source is gone.
+    """
+    where = files.where(index)
+    try:
+        encoded = files.read(index)
+    except OSError as error:
+        raise BrokenImageError(f"{where} cannot be read as an image: {error}") from error
+    return load_image(encoded, where)
+
+
+def collate(samples: list[tuple[int, Sample]]) -> Batch:
     """Stack the readable samples, view by view; name the broken ones."""
-    good = [(index, views) for index, views in samples if not isinstance(views, str)]
+    good = [(index, views) for index, views in samples if not isinstance(views, str | SourceError)]
     broken = [(index, why) for index, why in samples if isinstance(why, str)]
     views = [(views,) if isinstance(views, Tensor) else views for _, views in good]
     nothing = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
@@ -90,6 +114,7 @@ def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Bat
         torch.tensor([index for index, _ in good], dtype=torch.long),
         [why for _, why in broken],
         tuple(index for index, _ in broken),
+        next((one for _, one in samples if isinstance(one, SourceError)), None),
     )
 
 
@@ -106,9 +131,9 @@ def unwrap_worker_errors() -> Iterator[None]:
 class TrainingBatches:
     """Sampler of a training run: the keys of this process for every step, over all epochs.
 
-    Each epoch is a permutation given by (seed, epoch); each global batch is split into equal parts, one per process, so
-    that any number of processes sees the same images in the same step. The last, incomplete batch of an epoch is
-    dropped.
+    Each epoch is a permutation given by (seed, epoch), of which each step computes its own part. Each global batch is
+    split into equal parts, one per process, so that any number of processes sees the same images in the same step. The
+    last, incomplete batch of an epoch is dropped.
 
     Args:
         num_images: n.
@@ -117,6 +142,8 @@ class TrainingBatches:
         seed: of the order.
         run: this process.
         start: first step to yield, for resuming.
+        order: version of the permutation: 2: `KeyedOrder`; 1: NumPy's, an array of all images, as in runs of
+            stillroom-images 0.1 and before.
 
     Raises:
         ValueError: batch larger than the data, or not divisible by the number of processes.
@@ -128,6 +155,7 @@ class TrainingBatches:
     seed: int
     run: Run
     start: int = 0
+    order: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
         if self.batch_size > self.num_images:
@@ -145,11 +173,18 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // self.run.world_size
         for epoch in range(self.start // self.steps_per_epoch, self.epochs):
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+            order = self._epoch(epoch)
             begin = self.start % self.steps_per_epoch if epoch == self.start // self.steps_per_epoch else 0
             for step in range(begin, self.steps_per_epoch):
                 first = step * self.batch_size + self.run.rank * share
-                yield [(epoch, int(index)) for index in order[first : first + share]]
+                yield [(epoch, index) for index in order(first, share).tolist()]
+
+    def _epoch(self, epoch: int) -> Callable[[int, int], np.ndarray]:
+        """The images at some places of an epoch's order, by the first place and the number of places."""
+        if self.order == 2:
+            return KeyedOrder(self.num_images, (self.seed, epoch)).take
+        images = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+        return lambda first, count: images[first : first + count]
 
 
 class EvaluationBatches:
@@ -179,12 +214,17 @@ class EvaluationBatches:
 
 
 class ImageLoader(DataLoader):
-    """A loader of `Batch`es of an `ImageDataset`; raises `BrokenImageError` if broken images are refused."""
+    """A loader of `Batch`es of an `ImageDataset`.
+
+    Raises `BrokenImageError` if broken images are refused, and `SourceError` if the images' source is gone.
+    """
 
     dataset: ImageDataset
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():
+            if batch.error is not None:
+                raise SourceError(str(batch.error))
             if batch.broken and self.dataset.on_broken == "refuse":
                 raise BrokenImageError(batch.broken[0])
             yield batch

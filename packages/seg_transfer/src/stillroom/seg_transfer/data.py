@@ -17,8 +17,8 @@ from mmseg.registry import DATASETS
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.results import DatasetRecord
-from stillroom.images import ImageFiles
-from stillroom.images.files import count_shared, walk
+from stillroom.images.folder import walk
+from stillroom.images.source import count_shared, from_paths
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
 from stillroom.seg_transfer.masks import IGNORED, PartMasks, absent_classes, check_classes, check_masks
 
@@ -44,7 +44,7 @@ class MaskedImages:
     @property
     def record(self) -> DatasetRecord:
         """The record for results.json; its fingerprint covers images and masks."""
-        files = ImageFiles(self.root, tuple(file for both in self.pairs for file in both))
+        files = from_paths([file for both in self.pairs for file in both], root=self.root)
         return DatasetRecord(
             path=str(self.root),
             count=len(self.pairs),

@@ -43,7 +43,7 @@ def predict(
 
     Args:
         run_directory: of a finished run.
-        images: a folder, a file list (.txt), or one image.
+        images: a source of images, see `read_unlabelled` in stillroom-images, or one image.
         out: folder to create.
         device: to compute on.
         trust_run: run the code in the run directory, config.py and pickled states; see `load_trusted`.
@@ -66,9 +66,10 @@ def predict(
     progress = Progress(len(files), run, "predict")
     with replace_directory(out) as folder:
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-        for ((name, file),) in progress.over([pair] for pair in zip(names, files.paths, strict=True)):
-            mask = segment(net, resolved, file)
-            pixels = np.asarray(load_upright(file))
+        for ((index, name),) in progress.over([pair] for pair in enumerate(names)):
+            with files.as_file(index) as file:
+                mask = segment(net, resolved, file)
+                pixels = np.asarray(load_upright(file))
             overlay = ((1 - OPACITY) * pixels + OPACITY * colours[mask]).astype(np.uint8)
             for subfolder, pixels_out in (("masks", mask), ("overlays", overlay)):
                 (folder / subfolder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -33,10 +33,11 @@ class FeaturesConfig(EvaluationConfig):
     def read_images(self) -> tuple[ImageFiles, ImageFiles | None]:
         """List the images, labelled or not; a single class is enough."""
         if self.labels:
-            train = read_labelled(self.train)
-            test = None if self.test is None else read_labelled(self.test, train.classes)
+            train = read_labelled(self.train, columns=self.columns)
+            test = None if self.test is None else read_labelled(self.test, train.classes, self.columns)
         else:
-            train, test = read_unlabelled(self.train), None if self.test is None else read_unlabelled(self.test)
+            train = read_unlabelled(self.train, self.columns)
+            test = None if self.test is None else read_unlabelled(self.test, self.columns)
         return self.limited(train), None if test is None else self.limited(test)
 
     def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:

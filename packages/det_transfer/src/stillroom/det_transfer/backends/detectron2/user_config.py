@@ -37,7 +37,7 @@ from stillroom.det_transfer.backends.detectron2.recipe import initial_file
 from stillroom.det_transfer.backends.detectron2.saved import load_lazy_config
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, refuse_empty
-from stillroom.images.files import from_paths
+from stillroom.images.source import from_paths
 
 REQUIRED_KEYS = (
     "model",
