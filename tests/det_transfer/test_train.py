@@ -28,7 +28,8 @@ from stillroom.backbone import (
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.run import STATE, DivergedError, read_metrics
+from stillroom.backbone.run import DivergedError, read_metrics
+from stillroom.backbone.run_files import STATE
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages
 from stillroom.det_transfer.backends.torchvision.nets import autocast, boxes_in_float32, build_detector
