@@ -207,3 +207,18 @@ def test_every_process_of_a_run_is_refused_by_a_claim(
 
     assert all("is being written by process" in text for text in in_two_processes(work))
     first.release()
+
+
+def test_what_a_killed_process_was_writing_is_removed_with_its_claim(out: Path, run: Run) -> None:
+    """And nothing of another run."""
+    for name in (".run.12345678.partial/model", "run/.config.json.12345678.partial", "run/.student.12345678.old/model"):
+        (out.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (out.parent / name).write_text("")
+    for name in (".run2.12345678.partial", "run/config.json"):
+        (out.parent / name).write_text("")
+    with guarded(out, run):
+        assert sorted(file.name for file in out.parent.rglob("*") if file.name != ".run.claim") == [
+            ".run2.12345678.partial",
+            "config.json",
+            "run",
+        ]

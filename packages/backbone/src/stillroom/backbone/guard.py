@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stillroom.backbone.atomic import remove_partials
 from stillroom.backbone.claims import Claim, ClaimedError
 from stillroom.backbone.peers import failing_together
 from stillroom.backbone.run import Run
@@ -35,6 +36,7 @@ def guarded(out: Path, run: Run, *, patient: bool = False) -> Iterator[None]:
         if run.is_main:
             try:
                 claim.take(patient=patient)
+                remove_partials(out)
             except ClaimedError as error:
                 refused = str(error)
         if refused := run.gather(refused)[0]:  # the same in every process

@@ -98,6 +98,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     refuse_lost(path)
     last, new = path / STATE, path / "state" / "new.pt"
     try:
+        new.parent.mkdir(exist_ok=True)
         with new.open("wb") as opened:  # of a fixed name: what a kill leaves of it is written over
             opened.write(buffer.getbuffer())
             opened.flush()
