@@ -101,6 +101,6 @@ TRAINERS = {
 def make_data(folder: Path) -> Path:
     """Draw the toy images of all runs."""
     counts = {"num_unlabelled": 160, "num_train": 32, "num_heldout": 96, "num_val": 16}
-    scenes = {"num_scenes": 16, "num_scenes_val": 4, "scene_size": 48}
+    scenes = {"num_scenes": 16, "num_scenes_val": 8, "scene_size": 48}
     make_toy_data(Settings(out=folder, size=24, num_workers=1, **counts, **scenes))
     return folder

@@ -9,3 +9,6 @@ OnBroken = Literal["refuse", "skip"]
 
 IfExists = Literal["refuse", "resume"]
 """A run directory that exists is refused, or the run in it is kept if it is finished and resumed if it is not."""
+
+ExecutorName = Literal["local", "submitit"]
+"""Where the runs of a sweep are done: one after the other in this process, or each as a job of submitit."""
