@@ -7,6 +7,7 @@ import pytest
 from stillroom.backbone.executor import check_executor, submit_all
 
 
+@pytest.mark.slow
 def test_each_call_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
 

@@ -108,9 +108,7 @@ def finetune(task: Task[C, P], config: C) -> Path:
     with closed_if_refused(run):
         in_jobs = config.executor == "submitit"
         if in_jobs and run.world_size > 1:
-            raise ValueError(
-                f"--executor submitit submits jobs: start it once, and not {run.world_size} times by torchrun"
-            )
+            raise ValueError("--executor submitit submits the jobs itself: start its command without torchrun")
         task.check(config, run.world_size, run.device.type == "cpu" and not in_jobs)  # not where the jobs run
         runs = split(config, task.axes)
         refuse_taken(config.out, alone=runs == [config], if_exists=config.if_exists)
