@@ -66,6 +66,12 @@ def test_a_resumed_run_keeps_the_students_of_an_uninterrupted_one(
         assert_bit_equal(weights_of(resumed / name), weights_of(whole / name))
 
 
+def test_keeping_epochs_changes_nothing_of_the_training(unlabelled: Path, tmp_path: Path) -> None:
+    config = small_config(unlabelled, tmp_path / "kept", keep_every=1, ema=0.5, **SMALL)
+    kept, plain = distill(config), distill(replace(config, out=tmp_path / "plain", keep_every=0))
+    assert_bit_equal(weights_of(kept / "student"), weights_of(plain / "student"))
+
+
 def test_a_run_that_stops_early_has_kept_the_epochs_until_then(unlabelled: Path, tmp_path: Path) -> None:
     monitor = Monitor(held_out=0.25, every=1, patience=1)
     changes = {"lr": 0.0, "epochs": 9, "batch_size": 24, "monitor": monitor, "keep_every": 1}

@@ -216,8 +216,8 @@ def train(
         # Keep the students of every Nth epoch, before a state that would resume after them.
         if config.keep_every and epochs_done.is_integer() and not int(epochs_done) % config.keep_every:
             notes = (f"the student after epoch {int(epochs_done)} of {config.epochs}",)
-            students = state.eval_models()
-            write_students(config, setup, supervisions, students, suffix=f"@{int(epochs_done)}", notes=notes)
+            kept = state.eval_models()
+            write_students(config, setup, supervisions, kept, suffix=f"@{int(epochs_done)}", notes=notes)
 
         # Save the state to resume from; stop early when patience or time is used up.
         stop = state.reason_to_stop(config.monitor, feed.last_step)
