@@ -108,6 +108,7 @@ def chaos(settings: Chaos) -> list[Row]:
 @report_errors
 def main() -> None:
     """Read the command line and disturb; exit code 1 if anything was wrong."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no disk stays mounted
     rows = chaos(tyro.cli(Chaos, description=__doc__))
     if any(row.wrong for row in rows):
         sys.exit(1)

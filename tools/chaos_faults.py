@@ -66,6 +66,7 @@ class Bench:
 
         def run() -> None:
             os.setpgid(0, 0)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             log = os.open(self.folder / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
