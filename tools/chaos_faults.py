@@ -91,6 +91,7 @@ class Bench:
         else:
             row.wrong += [f"{out.name} differs from its twin in {what}" for what in self.differences(out)]
             row.wrong += [f"{out.name} left {name}" for name in litter(out)]
+        row.wrong += orphans([process.pid or 0])
         row.runs += 1
 
     def differences(self, out: Path) -> Iterator[str]:
