@@ -203,17 +203,21 @@ def by_torchrun(bench: Bench, count: int) -> Row:
         row.wrong.append("the undisturbed run under torchrun failed")
     while row.faults < count and not row.wrong:
         out = two.folder / f"torchrun-{row.runs}"
-        agent, killed = start_torchrun(two, out), 0
+        agent, killed, groups = start_torchrun(two, out), 0, []
         while killed < min(PER_RUN, count - row.faults) and wait_for_line(out, agent, bench.rng):
-            os.kill(bench.rng.choice(workers_of(agent.pid)), signal.SIGKILL)
+            workers = workers_of(agent.pid)
+            os.kill(bench.rng.choice(workers), signal.SIGKILL)
+            groups += workers
             killed += 1
         row.faults += killed
         if agent.wait(LONGEST) != 0:
             row.wrong.append(f"{out.name} ended with exit code {agent.returncode}")
             continue
         row.wrong += [f"{out.name} differs from its twin in {what}" for what in two.differences(out)]
-        row.wrong += [f"{out.name} left {name}" for name in litter(out)] + orphans([agent.pid])
+        row.wrong += [f"{out.name} left {name}" for name in litter(out)] + orphans([agent.pid, *groups])
         row.runs += 1
+        if not killed:
+            row.wrong.append(f"{out.name} ended before a process of it could be killed")
     row.seconds = time.monotonic() - began
     return row
 
@@ -239,9 +243,9 @@ def start_torchrun(bench: Bench, out: Path) -> subprocess.Popen[bytes]:
 def wait_for_line(out: Path, agent: subprocess.Popen[bytes], rng: random.Random) -> bool:
     """Wait until a run has logged a random one of the steps that are left; whether it still runs then."""
     now = len(read_metrics(out))
-    target = rng.randint(min(now + 1, EPOCHS * STEPS), EPOCHS * STEPS)
+    target = now + rng.randint(1, max(1, (EPOCHS * STEPS - now) // 2))
     while agent.poll() is None:
-        if len(read_metrics(out)) >= target and len(workers_of(agent.pid)) == 2 and now != target:
+        if len(read_metrics(out)) >= target and len(workers_of(agent.pid)) == 2:
             return not (out / RESULTS).exists()
         time.sleep(0.02)
     return False
@@ -250,8 +254,9 @@ def wait_for_line(out: Path, agent: subprocess.Popen[bytes], rng: random.Random)
 def workers_of(agent: int) -> list[int]:
     """The training processes that torchrun has started."""
     found = []
-    for pid in living(agent):
+    for stat in Path("/proc").glob("[0-9]*/stat"):  # each is in a process group of its own
         with suppress(OSError):  # it has just ended
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1] == str(agent):
-                found.append(pid)
+            state, parent, *_ = stat.read_text().rpartition(") ")[2].split()
+            if parent == str(agent) and state not in "ZX":
+                found.append(int(stat.parent.name))
     return found
