@@ -89,11 +89,16 @@ def test_two_processes_add_up_gather_and_share_one_directory(tmp_path: Path) -> 
     received = sorted(answers.get(timeout=60) for _ in processes)
     for process in processes:
         process.join(60)
-    refused = f"{tmp_path}/run exists: choose another --out, or resume it with `resume {tmp_path}/run`"
+    out = tmp_path / "run"
+    refused = f"{out} exists: choose another --out, or resume it with `resume {out}` or by --if-exists resume"
     everybody = [{"rank": 0}, {"rank": 1}]
     assert received == [[rank, 2, [3.0, 20.0], everybody, refused] for rank in (0, 1)]
     assert read_metrics(tmp_path / "run") == [{"step": 1, "loss": 0.0}]  # the main process alone writes
-    assert torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True) == {"step": 1, "rank": 0}
+    assert torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True) == {
+        "step": 1,
+        "rank": 0,
+        "world_size": 2,
+    }
 
 
 # --- seeds
@@ -249,12 +254,13 @@ def test_a_damaged_state_is_one_sentence(stopped: Path, run: Run) -> None:
     assert len(read_metrics(stopped)) == 4
 
 
-def test_the_last_state_replaces_the_one_before(stopped: Path, run: Run) -> None:
+def test_the_last_two_states_are_kept(stopped: Path, run: Run) -> None:
     directory, _ = RunDirectory.reopen(stopped, run)
     directory.save_state({"step": 3, "weights": {"w": torch.zeros(1)}})
+    directory.save_state({"step": 4, "weights": {"w": torch.zeros(1)}})
     directory.close()
-    assert [f.name for f in (stopped / "state").iterdir()] == ["last.pt"]
-    assert torch.load(stopped / "state" / "last.pt", weights_only=True)["step"] == 3
+    steps = {f.name: torch.load(f, weights_only=True)["step"] for f in (stopped / "state").iterdir()}
+    assert steps == {"last.pt": 4, "previous.pt": 3}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -378,7 +378,7 @@ def test_resume_takes_another_log_interval_and_a_moved_directory(config: Classif
     out = finetune(replace(config, epochs=2))
     (out / "results.json").unlink()
     moved = out.rename(out.with_name("moved"))
-    (moved / "state" / "last.pt").unlink()
+    shutil.rmtree(moved / "state")
     assert resume(moved, log_every=3) == moved
     assert [line["step"] for line in metrics_of(moved)] == [3, 6]
     assert read_results(moved).checkpoint.path == str(moved / "checkpoint")
@@ -822,7 +822,7 @@ def test_a_run_keeps_what_it_began_with_and_resumes_without_its_checkpoint(
     assert hashes["checkpoint"] == manifest.weights.sha256 and {"train content", "classes"} <= hashes.keys()
     (out / "results.json").unlink()
     if not state:
-        (out / "state" / "last.pt").unlink()
+        shutil.rmtree(out / "state")
     shutil.rmtree(tmp_path / "student")
     resume(out)
     assert_bit_equal(before, weights(out))

@@ -1,6 +1,8 @@
 """Detection with torchvision's detectors, from images to checkpoint and results."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,13 +25,16 @@ from stillroom.backbone import (
     BackboneSpec,
     InputSpec,
     Run,
+    RunDirectory,
     build_backbone,
     load_checkpoint,
     read_results,
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.run import STATE, DivergedError, read_metrics
+from stillroom.backbone.run import DivergedError, read_metrics
+from stillroom.backbone.run_files import STATE
+from stillroom.backbone.stopping import Stopped
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages
 from stillroom.det_transfer.backends.torchvision.nets import autocast, boxes_in_float32, build_detector
@@ -186,6 +191,26 @@ def test_two_blocks_are_learned(make_config: Make) -> None:
     results = read_results(finetune(replace(config, train=own, val=own)))
     assert results.metrics["AP50"] > 0.5
     assert min(results.extra["ap_per_class"].values()) > 0.2
+
+
+def test_a_signal_saves_a_state_and_the_same_command_goes_on_to_the_bit(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, whole = make_config(save_every=None, if_exists="resume"), tmp_path / "whole"
+    finetune(replace(config, out=whole))
+    log = RunDirectory.log
+
+    def ask_to_stop(self: RunDirectory, step: int, values: dict) -> None:
+        log(self, step, values)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped, match="75"):
+        patched.setattr(RunDirectory, "log", ask_to_stop)
+        finetune(config)
+    assert torch.load(config.out / STATE, weights_only=True)["step"] == 3
+    finetune(config)
+    assert_bit_equal(weights(whole), weights(config.out))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from distill_runs import small_config, weights_of
 from stillroom.backbone import Backbone, BackboneSpec, Run, read_results
 from stillroom.backbone.manifest import read_manifest
 from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import STATE, read_metrics
+from stillroom.backbone.run_files import STATE, read_metrics
 from stillroom.distill import Students, distill, resume
 from stillroom.distill.cli import command_type
 from stillroom.distill.config import Monitor

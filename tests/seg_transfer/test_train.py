@@ -1,7 +1,9 @@
 """Segmentation with the real Runner, from images to checkpoint and results."""
 
 import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,14 +14,16 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, Runner
 from PIL import Image
 from safetensors.torch import load_file
 
 from stillroom.backbone import CheckpointError, build_backbone, load_checkpoint, read_results, save_checkpoint
 from stillroom.backbone.run import DivergedError
+from stillroom.backbone.stopping import Stopped
 from stillroom.images import BrokenImageError
 from stillroom.seg_transfer import SegmentConfig, finetune, predict, resume
+from stillroom.seg_transfer.reproducible import SeededSteps
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., SegmentConfig]
@@ -102,6 +106,27 @@ def test_heads_and_backbones_train(make_config: Make, name: str, changes: dict) 
         assert not moved, "neither weights nor statistics"
     else:
         assert moved and not moved & aside, "what is kept aside comes back as it was"
+
+
+def test_a_signal_saves_a_state_and_the_same_command_goes_on_to_the_bit(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, whole = make_config(save_every=None, if_exists="resume"), tmp_path / "whole"
+    finetune(replace(config, out=whole))
+    assert [file.name for file in whole.glob("iter_*.pth")] == ["iter_4.pth"]
+    seed = SeededSteps.before_train_iter
+
+    def ask_to_stop(self: SeededSteps, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        seed(self, runner, batch_idx, data_batch)
+        if batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped, match="75"):
+        patched.setattr(SeededSteps, "before_train_iter", ask_to_stop)
+        finetune(config)
+    assert [file.name for file in config.out.glob("iter_*.pth")] == ["iter_3.pth"]
+    finetune(config)
+    assert_bit_equal(trained_model(whole, 4), trained_model(config.out, 4))
 
 
 @pytest.mark.slow

@@ -48,6 +48,16 @@ def replace_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial)
 
 
+def remove_partials(path: Path) -> None:
+    """Remove what killed processes left of files and folders that they were writing at `path`, or in it.
+
+    Only for a process that nobody else writes there with; see `stillroom.backbone.claims`.
+    """
+    for pattern in ("*.partial", "*.old"):
+        for left in [*path.parent.glob(f".{path.name}.{pattern}"), *path.rglob(f".{pattern}")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 def write_file(path: Path, content: bytes | str) -> None:
     """Write a file atomically: a temporary sibling is written and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)

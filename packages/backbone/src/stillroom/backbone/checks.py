@@ -54,6 +54,8 @@ def flag(name: str, prefix: str = "") -> str:
 def _check(config: Any, names: tuple[str, ...], prefix: str, allowed: Callable[[float | int], bool], rule: str) -> None:
     for name in names:
         value = getattr(config, name)
+        if value is None:  # not set
+            continue
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(map(allowed, numbers)):
             state = f"holds {list(value)}" if isinstance(value, tuple) else f"is {value}"

@@ -22,6 +22,8 @@ from stillroom.backbone.atomic import write_file
 from stillroom.backbone.bars import close_bars
 from stillroom.backbone.errors import raised_by_us, sentence_for, unexpected
 from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.launch import adopt_slurm
+from stillroom.backbone.stopping import Stopped
 
 DEBUG = "STILLROOM_DEBUG"
 """1 in the environment is `--debug`: the traceback of every error is printed."""
@@ -102,6 +104,7 @@ def print_on_main(text: str) -> None:
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Run `main`; an error ends in one sentence on stderr: one for people with exit code 2, a bug of ours with 1.
 
+    A run that SIGTERM or SIGUSR1 stopped ends with exit code 75 (`stopping.EXIT_CODE`), interrupted by Ctrl-C with 130.
     See `sentence_for` and `unexpected`; `--debug` on the command line, or STILLROOM_DEBUG=1, prints the traceback too.
     """
 
@@ -110,8 +113,13 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
         if "--debug" in sys.argv:
             sys.argv.remove("--debug")
             os.environ[DEBUG] = "1"
+        adopt_slurm()
         try:
             main()
+        except Stopped as stop:
+            close_bars()
+            print(f"stopped: {stop.reason}", file=sys.stderr)
+            raise
         except Exception as error:  # noqa: BLE001  # the last place that can say anything
             close_bars()
             if os.environ.get(DEBUG) == "1":

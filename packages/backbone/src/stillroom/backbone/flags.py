@@ -6,3 +6,9 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 OnBroken = Literal["refuse", "skip"]
 """An image that cannot be decoded stops the run with its name (`refuse`), or is skipped, named and counted."""
+
+IfExists = Literal["refuse", "resume"]
+"""A run directory that exists is refused, or the run in it is kept if it is finished and resumed if it is not."""
+
+ExecutorName = Literal["local", "submitit"]
+"""Where the runs of a sweep are done: one after the other in this process, or each as a job of submitit."""

@@ -1,10 +1,10 @@
 """One process of a run: its device, its rank, its seeds, its directory."""
 
-import io
 import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,14 @@ from torch import Tensor
 
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.run_files import CONFIG, METRICS, STATE, read_metrics, to_json
-from stillroom.backbone.tensor_files import load_tensors
+from stillroom.backbone.launch import adopt_slurm
+from stillroom.backbone.run_files import CONFIG, METRICS, read_metrics, to_json
+from stillroom.backbone.saving import SaveClock
+from stillroom.backbone.states import StateWriter, drop_damaged, load_last_state, what_is_kept
+from stillroom.backbone.stopping import Stopped
+
+TIMEOUT = timedelta(hours=1)
+"""How long a process waits for the others where one may work alone for long; a failure of one ends all sooner."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,24 +35,26 @@ class Run:
 
     @classmethod
     def start(cls, device: DeviceName = "auto") -> "Run":
-        """Join the process group that torchrun started, or run alone; ValueError if there is no such device."""
+        """Join the processes that torchrun or SLURM started, or run alone; ValueError if there is no such device."""
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         kind = next(name for name in found if found[name]) if device == "auto" else device
         if not found[kind]:
             raise ValueError(f"device {kind} is requested and torch sees none: pass --device cpu, or auto")
+        adopt_slurm()
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls(device=torch.device(kind))
         if lacking := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise ValueError(f"WORLD_SIZE is {world_size}, but {lacking[0]} is not set: use torchrun, or unset both")
-        if kind == "cuda" and int(os.environ["LOCAL_RANK"]) >= (count := torch.cuda.device_count()):
-            raise ValueError(f"there are more processes than GPUs: pass --nproc-per-node {count} to torchrun")
+        device = torch.device(kind)
+        if kind == "cuda":
+            device = torch.device("cuda", local_gpu(torch.cuda.device_count()))
+            torch.cuda.set_device(device)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-        local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
-        if local.type == "cuda":
-            torch.cuda.set_device(local)
-        return cls(device=local, rank=dist.get_rank(), world_size=world_size)
+            gpu = device if kind == "cuda" else None
+            backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT, device_id=gpu)
+        return cls(device=device, rank=dist.get_rank(), world_size=world_size)
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +85,23 @@ class Run:
             dist.destroy_process_group()
 
 
+def local_gpu(count: int) -> int:
+    """The index of this process's GPU among the `count` that it sees: its own, or the only one that SLURM shows it.
+
+    Raises:
+        ValueError: more processes than GPUs.
+    """
+    index = int(os.environ["LOCAL_RANK"])
+    if count == 1 and "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0  # --gpus-per-task=1; two tasks on one GPU are refused by NCCL
+    if index >= count:
+        raise ValueError(
+            f"there are more processes than GPUs: pass --nproc-per-node {count} to torchrun, or --ntasks-per-node "
+            f"{count} to SLURM"
+        )
+    return index
+
+
 def mix_seed(*numbers: int) -> int:
     """One 63-bit seed from several whole numbers, such as (seed, epoch, index); neighbours give unrelated seeds."""
     entropy = (len(numbers), *numbers)  # the length, because NumPy pads with zeros: (1) would equal (1, 0)
@@ -96,44 +121,71 @@ class DivergedError(ValueError):
 
 
 class RunDirectory:
-    """config.json, metrics.jsonl, tensorboard/ and state/ of one run. Only the main process writes."""
+    """config.json, metrics.jsonl, tensorboard/ and state/ of one run. Only the main process writes.
 
-    def __init__(self, path: Path, run: Run, first_step: int = 0) -> None:
+    Args:
+        path: the run directory.
+        run: this process.
+        first_step: the first that is logged.
+        batch_size: images per step over all processes, which states record; None: not recorded.
+    """
+
+    def __init__(self, path: Path, run: Run, first_step: int = 0, batch_size: int | None = None) -> None:
         self.path = path
+        self._run, self._batch_size = run, batch_size
         self._writes = run.is_main
+        self._states = StateWriter(path)
+        self._clock = SaveClock(run.rank, run.world_size)
         if self._writes:
             self._metrics = (path / METRICS).open("a", encoding="utf-8")
             self._board: Any = None  # with the first line: its thread would outlive a run that is refused before
             self._first_step = first_step
 
     @classmethod
-    def create(cls, path: Path, config: str, run: Run) -> "RunDirectory":
+    def create(cls, path: Path, config: str, run: Run, batch_size: int | None = None) -> "RunDirectory":
         """Make a new run directory with `config` (JSON text); ValueError if `path` exists."""
         taken = path.exists()
         run.wait()  # every process has checked before the main one makes it
         if taken:
-            raise ValueError(f"{path} exists: choose another --out, or resume it with `resume {path}`")
+            raise ValueError(
+                f"{path} exists: choose another --out, or resume it with `resume {path}` or by --if-exists resume"
+            )
         if run.is_main:
             with replace_directory(path) as partial:  # whole, or not there
                 (partial / "state").mkdir()
                 write_file(partial / CONFIG, config)
         run.wait()
-        return cls(path, run)
+        return cls(path, run, batch_size=batch_size)
 
     @classmethod
-    def reopen(cls, path: Path, run: Run) -> tuple["RunDirectory", dict[str, Any] | None]:
-        """Open a run to resume it from its last state, None if none was saved yet; later metrics are removed."""
-        file = path / STATE
-        advice = f"remove it, and {path} is resumed from its first step"
-        state = load_tensors(file, advice=advice) if file.exists() else None
-        step = state.get("step") if isinstance(state, dict) else 0 if state is None else None
-        if not isinstance(step, int):
-            raise ValueError(f"{file} is damaged, it has no step: {advice}")
+    def reopen(
+        cls, path: Path, run: Run, batch_size: int | None = None
+    ) -> tuple["RunDirectory", dict[str, Any] | None]:
+        """Open a run to resume it from its last whole state, None if none was saved yet; later metrics are removed.
+
+        Raises:
+            ValueError: no state is whole; the state is of another batch size; the processes see different folders.
+        """
+        StateWriter.finish(path)
+        state = load_last_state(path, says=run.is_main)
+        step = 0 if state is None else int(state["step"])
+        if len(steps := set(run.gather(step))) > 1:
+            raise ValueError(
+                f"the processes see states of the steps {sorted(steps)} in {path}: put the run into a folder that all "
+                f"machines share"
+            )
+        saved = batch_size if state is None else state.get("batch_size", batch_size)
+        if batch_size is not None and saved != batch_size:
+            raise ValueError(
+                f"the last state of {path} is of batch size {saved}, its config.json says {batch_size}: restore "
+                f"{saved} (the number of processes may change, the global batch may not)"
+            )
         if run.is_main:
+            drop_damaged(path, state)
             kept = [row for row in read_metrics(path) if row["step"] <= step]
             write_file(path / METRICS, "".join(to_json(row) + "\n" for row in kept))
         run.wait()
-        return cls(path, run, first_step=step + 1), state
+        return cls(path, run, first_step=step + 1, batch_size=batch_size), state
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line of metrics.jsonl and one point per curve in TensorBoard."""
@@ -154,20 +206,41 @@ class RunDirectory:
     @property
     def kept(self) -> str:
         """The end of a message about a diverged run: whether there is a state to resume from."""
-        return "the last good state is kept" if (self.path / STATE).exists() else "no state had been saved yet"
+        StateWriter.finish(self.path)
+        return what_is_kept(self.path)
+
+    def is_due(self, step: int, every: int | None, minutes: float) -> bool:
+        """Whether a state is to be saved after this step, see `SaveClock.is_due`.
+
+        Raises:
+            OSError: the last state could not be written.
+        """
+        self._states.refuse_failed()
+        return self._clock.is_due(step, every, minutes)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace state/last.pt by tensors and plain values, with a `step`; DivergedError if any is not finite."""
+        """Save tensors and plain values, with a `step`, as state/last.pt; the file is written while training goes on.
+
+        Raises:
+            DivergedError: a tensor is not finite.
+            Stopped: a signal asked for it; the state is on disk then.
+            OSError: the state before could not be written.
+        """
         if not _all_finite(state):
             raise DivergedError(f"the weights are not finite at step {state['step']}: lower --lr; {self.kept}")
-        if not self._writes:
-            return
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        write_file(self.path / STATE, buffer.getvalue())
+        self._clock.restart()
+        if self._writes:
+            recorded = {} if self._batch_size is None else {"batch_size": self._batch_size}
+            self._states.write({**state, "world_size": self._run.world_size, **recorded})
+        if self._clock.stop is not None:
+            self._states.wait()
+            self._run.wait()
+            raise Stopped.at(self._clock.stop, int(state["step"]), self.path)
 
     def close(self) -> None:
-        """Flush the logs."""
+        """Wait for the last state to be on disk, and flush the logs; afterwards a signal ends the run at once."""
+        self._clock.close()
+        self._states.wait()
         if self._writes:
             self._metrics.close()
             if self._board is not None:

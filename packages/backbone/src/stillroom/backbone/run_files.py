@@ -14,6 +14,8 @@ CONFIG = "config.json"
 INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
 STATE = "state/last.pt"
+PREVIOUS = "state/previous.pt"
+"""The state before the last one: what a run goes on from if the last is damaged."""
 NOT_FINITE = "not_finite"
 """Key of a JSON object that says why a value in it is null: the value's path -> the reason."""
 

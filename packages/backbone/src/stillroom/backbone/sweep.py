@@ -10,11 +10,13 @@ from typing import Any
 
 from stillroom.backbone.atomic import refuse_unwritable
 from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.flags import IfExists
 from stillroom.backbone.results import RESULTS, read_results
 from stillroom.backbone.run_files import CONFIG, read_config
 
 _FREE = frozenset(
-    {"out", "download", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every", "save_every"}
+    {"out", "download", "device", "workers", "cache", "figures", "embedding", "memory_gib", "log_every"}
+    | {"save_every", "save_minutes", "if_exists", "executor", "executor_options"}
     | {"order"}  # a run that is resumed keeps its own
 )
 """Settings that may differ when a run is kept or resumed: they change the last digits at most."""
@@ -51,12 +53,18 @@ def run_or_resume(
         start(config)
 
 
-def refuse_taken(out: Path, *, alone: bool) -> None:
+def refuse_taken(out: Path, *, alone: bool, if_exists: IfExists = "refuse") -> None:
     """Refuse, by a ValueError, a directory that exists (a single run's), or that holds a single run (a sweep's),
     or that cannot be created.
+
+    With `if_exists` "resume" a single run may exist; `run_or_resume` then keeps or resumes it.
     """
-    if alone and out.exists():
-        raise ValueError(f"{out} exists: choose another --out, or resume it with `resume {out}`")
+    if alone and out.exists() and not (if_exists == "resume" and (out / CONFIG).exists()):
+        if if_exists == "resume":
+            raise ValueError(f"{out} exists and is not a run directory (it has no {CONFIG}): choose another --out")
+        raise ValueError(
+            f"{out} exists: choose another --out, or resume it with `resume {out}` or by --if-exists resume"
+        )
     if not alone and ((out / CONFIG).exists() or out.is_file()):
         raise ValueError(f"{out} is a single run: choose another --out for a sweep")
     refuse_unwritable(out)

@@ -101,8 +101,6 @@ class ClassifyConfig(FineTuneConfig):
     schedule: Schedule = field(default_factory=Cosine)
     compile: bool = False
     """Compile the net with torch.compile: about a minute at the start, then faster steps."""
-    save_every: int = 200
-    """Steps between two states to resume from."""
     on_broken: OnBroken = "refuse"
     """What to do with an image that cannot be read: stop the run, or skip, name and count it."""
 

@@ -76,7 +76,7 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
     """
     # 1. The run directory, and the state to resume from.
     sets, model = prepared.sets, prepared.model
-    directory, saved = RunDirectory.reopen(config.out, run)
+    directory, saved = RunDirectory.reopen(config.out, run, batch_size=config.batch_size)
     assert resume or saved is None, "a new run has no state"
     state = TrainState(config, model, run)
     if saved is not None:
@@ -130,10 +130,12 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
             if counted % config.val_every == 0 or step == last:
                 validate(config, run, directory, sets, state, progress, epoch)
         # A state to resume from.
-        if step % config.save_every == 0 or step == last:
+        if directory.is_due(step, config.save_every, config.save_minutes) or step == last:
             state.seconds = seconds_before + progress.seconds
             state.broken = {reason for process in run.gather(progress.broken) for reason in process}
             directory.save_state(state.state_dict())
+
+    directory.close()
 
     # 4. The test, once, with the selected weights; then everything that the run leaves.
     selected = select_weights(run, state)
@@ -147,7 +149,6 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
     )
     state.seconds = seconds_before + progress.seconds
     finish(config, run, sets, selected, state, predictions)
-    directory.close()
     run.wait()  # every process finds results.json when this returns
 
 

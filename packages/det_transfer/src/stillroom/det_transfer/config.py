@@ -105,7 +105,7 @@ class DetectConfig(FineTuneConfig):
     """Steps between two lines of metrics.jsonl, or of Detectron2's metrics.json."""
 
 
-BESIDE_FRAMEWORK_CONFIG = ("backend", "like", "seeds", "device", "workers", "data_licence")
+BESIDE_FRAMEWORK_CONFIG = ("backend", "like", "seeds", "device", "workers", "data_licence", "if_exists")
 """Fields that apply beside a user's LazyConfig; `workers` to the evaluation only."""
 
 

@@ -163,6 +163,7 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
         workers=value["workers"],
         on_broken=config.on_broken,
         data_licence=config.data_licence,
+        if_exists=config.if_exists,
     )
 
 

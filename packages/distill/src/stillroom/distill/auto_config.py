@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from stillroom.backbone.checks import above, within
-from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.flags import DeviceName, IfExists, OnBroken
 from stillroom.backbone.schedule import Cosine
 from stillroom.distill.config import Cache, DistillConfig, Monitor, preflight
 from stillroom.distill.nets import Students, Teachers
@@ -78,6 +78,8 @@ class AutoConfig:
     """refuse: an unreadable image stops the run; skip: it is left out, named and counted."""
     data_licence: str | None = None
     """Licence of the images; a restricted one is recorded in the student's manifest."""
+    if_exists: IfExists = "refuse"
+    """refuse: OUT must not exist. resume: a run in it goes on with the settings that were chosen when it began."""
 
 
 def preflight_auto(config: AutoConfig, has_knn: bool) -> None:
@@ -101,6 +103,7 @@ def preflight_auto(config: AutoConfig, has_knn: bool) -> None:
             knn=config.knn, **given(held_out=config.held_out, every=config.every, patience=config.patience)
         ),
         seed=config.seed,
+        if_exists=config.if_exists,
         **given(
             batch_size=config.batch_size,
             epochs=config.epochs,

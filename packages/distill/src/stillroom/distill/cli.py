@@ -13,6 +13,7 @@ from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName, OnBroken
 from stillroom.backbone.names import refuse_missing_checkpoint
+from stillroom.backbone.run_files import CONFIG
 from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.distill.auto_config import AutoConfig, preflight_auto
 from stillroom.distill.config import DistillConfig, preflight
@@ -176,6 +177,8 @@ def run_command(knn: KnnMonitor | None) -> None:
             train(command, knn)
         case AutoConfig():
             preflight_auto(command, has_knn=knn is not None)
+            if command.if_exists == "resume" and (command.out / CONFIG).exists():
+                return Resume(path=command.out).run(knn)
             from stillroom.distill.auto import plan
 
             train(plan(command), knn)

@@ -7,7 +7,7 @@ from typing import Literal
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
 from stillroom.backbone.configs import ABSENT
-from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.flags import DeviceName, IfExists, OnBroken
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.schedule import Schedule, Step
 from stillroom.backbone.sweep import refuse_taken
@@ -149,8 +149,13 @@ class DistillConfig:
     """Processes that decode images; 0: the training process does."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
-    save_every: int = 200
-    """Steps between two saved states to resume from."""
+    save_every: int | None = None
+    """Steps between two saved states to resume from, beside those by the clock; None: by the clock alone."""
+    save_minutes: float = 10.0
+    """Minutes between two saved states; 0: by --save-every alone. The last two are kept, each with its hash."""
+    if_exists: IfExists = "refuse"
+    """refuse: OUT must not exist. resume: a run in it is resumed, or kept if it is finished; start everything that
+    nobody watches this way, so that the same command goes on after a restart."""
     on_broken: OnBroken = "refuse"
     """refuse: an unreadable image stops the run; skip: it is left out, named and counted."""
     data_licence: str | None = None
@@ -173,7 +178,7 @@ def preflight(config: DistillConfig, has_knn: bool) -> None:
         ValueError: with the sentence that the run itself would end with.
     """
     check_settings(config, has_knn)
-    refuse_taken(config.out, alone=True)
+    refuse_taken(config.out, alone=True, if_exists=config.if_exists)
     refuse_missing_images(config.data)
     for name in (*config.teacher.name, *config.student.name):
         refuse_missing_checkpoint(name)
@@ -188,7 +193,7 @@ def check_settings(config: DistillConfig, has_knn: bool) -> None:
         ValueError: with the first problem, in one sentence.
     """
     at_least(config, 1, "epochs", "batch_size", "log_every", "save_every")
-    at_least(config, 0, "lr", "loss_weight", "weight_decay", "workers", "seed", "keep_every")
+    at_least(config, 0, "lr", "loss_weight", "weight_decay", "workers", "seed", "keep_every", "save_minutes")
     at_least(config.dense, 0, "weight", prefix="dense.")
     within(config, 0, 1, "ema", ends="[)")
     if config.keep_every > config.epochs:

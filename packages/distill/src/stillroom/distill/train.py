@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from stillroom.backbone import Backbone, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.guard import guarded
 from stillroom.backbone.inputs import record_inputs, record_moved, refuse_changed_inputs
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import seed_everything
-from stillroom.backbone.run_files import failing_cleanly
+from stillroom.backbone.run_files import CONFIG, failing_cleanly
+from stillroom.backbone.sweep import run_or_resume
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.data import nothing_held_out
 from stillroom.distill.distances import DistillationLoss
@@ -57,18 +60,25 @@ def distill(
     Reference: He et al., "Knowledge Distillation as Efficient Pre-training", CVPR 2022; Navaneet et al., "SimReg",
     BMVC 2021.
     """
+    # 0. A run that exists is resumed, or kept if it is finished, where the config says so.
+    if config.if_exists == "resume" and (config.out / CONFIG).exists():
+        now = {"device": config.device, "workers": config.workers, "log_every": config.log_every}
+        run_or_resume(config, UNIONS, distill, partial(resume, teacher=teacher, knn=knn, **now))
+        return config.out
     # 1. Validate settings, list the images, build teachers and students: nothing is written yet.
     setup = build_setup(config, teacher, has_knn=knn is not None)
     inputs = read_run_inputs(config, setup)
-    # 2. Create the run directory with config.json, and inputs.json: the hashes of what the run begins with.
-    directory = RunDirectory.create(config.out, config_to_json(config, UNIONS), setup.run)
-    with failing_cleanly(config.out, new=True):
-        if setup.run.is_main:
-            record_inputs(config.out, inputs)
-        # 3. Fit or load the alignments, and fill the caches of teacher outputs.
-        supervisions = build_supervisions(config, setup)
-        # 4. Train from the first step.
-        return train(config, setup, supervisions, directory, knn, saved=None)
+    with guarded(config.out, setup.run):
+        # 2. Create the run directory with config.json, and inputs.json: the hashes of what the run begins with.
+        text = config_to_json(config, UNIONS)
+        directory = RunDirectory.create(config.out, text, setup.run, batch_size=config.batch_size)
+        with failing_cleanly(config.out, new=True):
+            if setup.run.is_main:
+                record_inputs(config.out, inputs)
+            # 3. Fit or load the alignments, and fill the caches of teacher outputs.
+            supervisions = build_supervisions(config, setup)
+            # 4. Train from the first step.
+            return train(config, setup, supervisions, directory, knn, saved=None)
 
 
 def resume(
@@ -102,9 +112,9 @@ def resume(
     # 2. Reopen the run directory, and check that its state belongs to these images.
     if setup.run.is_main:
         record_moved(path, places or {})
-    directory, saved = RunDirectory.reopen(path, setup.run)
-    check_state(config, saved, setup.images.train)
-    with failing_cleanly(path, new=False):
+    with guarded(path, setup.run, patient=config.if_exists == "resume"), failing_cleanly(path, new=False):
+        directory, saved = RunDirectory.reopen(path, setup.run, batch_size=config.batch_size)
+        check_state(config, saved, setup.images.train)
         # 3. Load the alignments, and complete the caches of teacher outputs.
         supervisions = build_supervisions(config, setup)
         # 4. Train from the step after the state's.
@@ -213,7 +223,7 @@ def train(
         stop = state.reason_to_stop(config.monitor, feed.last_step)
         if stop and meter.steps:
             log_losses(state, meter, run, progress, directory, epochs_done)
-        if step % config.save_every == 0 or stop:
+        if directory.is_due(step, config.save_every, config.save_minutes) or stop:
             directory.save_state({**state.state_dict(), "data_fingerprint": images.train.fingerprint})
         if stop:
             progress.note(f"stopped at step {step}: {stop}")
@@ -227,11 +237,11 @@ def train(
 
     # Write the students' checkpoints and results.json, then leave the process group.
     progress.close()
+    directory.close()
     broken = sorted({sentence for sentences in run.gather(progress.broken) for sentence in sentences})
     write_run_results(
         config, setup, supervisions, state, metrics, broken, progress.seconds, ends_with_best=ends_with_best
     )
-    directory.close()
     run.wait()  # every process finds results.json when this returns
     run.close()
     return config.out

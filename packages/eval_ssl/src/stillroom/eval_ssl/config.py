@@ -16,7 +16,8 @@ from stillroom import (  # lazy packages: the quoted types import torch, and onl
 )
 from stillroom.backbone.atomic import refuse_unwritable
 from stillroom.backbone.checks import at_least
-from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.executor import check_executor
+from stillroom.backbone.flags import DeviceName, ExecutorName, OnBroken
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.results import RESULTS, Results
 from stillroom.backbone.spec import FeaturePoint
@@ -104,6 +105,10 @@ class EvaluationConfig(ABC):
     """Processes that decode images."""
     on_broken: OnBroken = "refuse"
     """Stop at an image that cannot be read, or skip it: it is then named and counted."""
+    executor: ExecutorName = "local"
+    """local: several checkpoints one after the other, here. submitit: each as a job, under SLURM where there is one."""
+    executor_options: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE [NAME=VALUE ...]")] = ()
+    """Parameters of the jobs, submitit's: timeout_min=600 slurm_partition=gpu gpus_per_node=1 cpus_per_task=8."""
 
     def preflight(self) -> None:
         """Refuse what can be refused before torch is imported: bad flags and missing paths.
@@ -131,6 +136,7 @@ class EvaluationConfig(ABC):
         refuse_unwritable(self.out)
         at_least(self, 0, "seed", "workers")
         at_least(self, 1, "batch_size")
+        check_executor(self.executor, self.executor_options)
         if self.head_layer is not None:
             at_least(self, 1, "head_layer")
             if self.head is None:

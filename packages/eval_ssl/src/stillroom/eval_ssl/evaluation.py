@@ -11,6 +11,8 @@ from stillroom.backbone import Results, Run, load_backbone, read_results, replac
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone.executor import JOBS, submit_all
+from stillroom.backbone.guard import share
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.inputs import Input, checkpoint_inputs, data_inputs, refuse_changed_inputs
@@ -49,18 +51,14 @@ def evaluate(config: EvaluationConfig) -> Path:
     # 2. Join the processes that torchrun started, or be the only one.
     run = Run.start(config.device)
 
-    # 3. Checkpoint by checkpoint: keep a finished evaluation unless its weights or images changed, or do it.
+    # 3. Checkpoint by checkpoint, here or in jobs of their own.
     singles = split(config)
-    for single in singles:
-        refuse_stale(single)
-        try:
-            if lacks_figures(single):
-                evaluate_one(single, run)
-            run_or_resume(single, UNIONS, partial(evaluate_one, run=run))
-        except ValueError as error:
-            if len(singles) > 1:  # the same error, so that it keeps its traceback: a bug must not look like bad input
-                error.args = (f"{single.checkpoint[0]}: {error}",)
-            raise
+    if config.executor == "submitit":
+        jobs = config.out / JOBS if len(singles) > 1 else config.out.with_name(f"{config.out.name}-{JOBS}")
+        calls = {single.out.name: partial(evaluate_alone, single) for single in singles}
+        submit_all(calls, jobs, config.executor_options)
+    else:
+        share(singles, partial(keep_or_evaluate, run=run, several=len(singles) > 1), run)
 
     # 4. Compare several checkpoints in one table.
     if len(singles) > 1 and run.is_main:
@@ -70,6 +68,32 @@ def evaluate(config: EvaluationConfig) -> Path:
     run.wait()
     run.close()
     return config.out
+
+
+def evaluate_alone(config: EvaluationConfig) -> None:
+    """Evaluate one checkpoint of several in a process of its own."""
+    run = Run.start(config.device)
+    share([config], partial(keep_or_evaluate, run=run, several=False), run)
+    run.close()
+
+
+def keep_or_evaluate(config: EvaluationConfig, run: Run, *, several: bool) -> None:
+    """Keep a finished evaluation of one checkpoint unless its weights or images changed, or do it.
+
+    Args:
+        config: of one checkpoint.
+        run: this process.
+        several: whether an error has to name the checkpoint.
+    """
+    refuse_stale(config)
+    try:
+        if lacks_figures(config):
+            evaluate_one(config, run)
+        run_or_resume(config, UNIONS, partial(evaluate_one, run=run))
+    except ValueError as error:
+        if several:  # the same error, so that it keeps its traceback: a bug must not look like bad input
+            error.args = (f"{config.checkpoint[0]}: {error}",)
+        raise
 
 
 def evaluate_one(config: EvaluationConfig, run: Run) -> None:

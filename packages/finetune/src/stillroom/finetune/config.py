@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.checks import at_least
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.executor import check_executor
+from stillroom.backbone.flags import DeviceName, ExecutorName, IfExists
 from stillroom.backbone.names import KEYWORDS, refuse_missing_checkpoint
 from stillroom.backbone.sweep import directory_name, refuse_taken, refuse_twice
 
@@ -36,8 +37,17 @@ class FineTuneConfig:
     """Processes that decode images."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl, or of MMEngine's log."""
-    save_every: int = 1000
-    """Steps between two states to resume from."""
+    save_every: int | None = None
+    """Steps between two states to resume from, beside those by the clock; None: by the clock alone."""
+    save_minutes: float = 10.0
+    """Minutes between two states to resume from; 0: by --save-every alone. The last two states are kept."""
+    if_exists: IfExists = "refuse"
+    """refuse: OUT must not exist. resume: a run in it is resumed, or kept if it is finished; start everything that
+    nobody watches this way, so that the same command goes on after a restart."""
+    executor: ExecutorName = "local"
+    """local: the runs of a sweep one after the other, here. submitit: each as a job, under SLURM where there is one."""
+    executor_options: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE [NAME=VALUE ...]")] = ()
+    """Parameters of the jobs, submitit's: timeout_min=600 slurm_partition=gpu gpus_per_node=1 cpus_per_task=8."""
     data_licence: str | None = None
     """Licence of the images. A restricted one goes into the checkpoint's manifest."""
 
@@ -93,11 +103,12 @@ def split(config: C, axes: Axes = NETS_AND_SEEDS) -> list[C]:
 def check_shared(config: FineTuneConfig) -> None:
     """Refuse, by a ValueError, shared settings that cannot work."""
     at_least(config, 1, "batch_size", "log_every", "save_every")
-    at_least(config, 0, "workers", "seeds")
+    at_least(config, 0, "workers", "seeds", "save_minutes")
+    check_executor(config.executor, config.executor_options)
 
 
 def refuse_paths(config: FineTuneConfig, *, alone: bool) -> None:
     """Refuse, by a ValueError, a run whose directory is taken or whose checkpoints do not exist; see `refuse_taken`."""
-    refuse_taken(config.out, alone=alone)
+    refuse_taken(config.out, alone=alone, if_exists=config.if_exists)
     for name in (*config.checkpoint, *filter(None, [config.like])):
         refuse_missing_checkpoint(name)

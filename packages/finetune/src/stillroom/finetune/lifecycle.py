@@ -7,7 +7,7 @@ initial weights and the hashes of its inputs. So nothing but the images has to b
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,9 @@ from torch import Tensor
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.checkpoint import save_checkpoint
 from stillroom.backbone.configs import config_to_json, load_config
+from stillroom.backbone.executor import JOBS, submit_all
 from stillroom.backbone.features import Backbone
+from stillroom.backbone.guard import guarded, share
 from stillroom.backbone.inputs import (
     Input,
     checkpoint_inputs,
@@ -106,26 +108,39 @@ def finetune(task: Task[C, P], config: C) -> Path:
     # 1. Settings and paths, before anything is read.
     run = Run.start(config.device)
     with closed_if_refused(run):
-        task.check(config, run.world_size, run.device.type == "cpu")
+        in_jobs = config.executor == "submitit"
+        if in_jobs and run.world_size > 1:
+            raise ValueError("--executor submitit submits the jobs itself: start its command without torchrun")
+        task.check(config, run.world_size, run.device.type == "cpu" and not in_jobs)  # not where the jobs run
         runs = split(config, task.axes)
-        refuse_taken(config.out, alone=runs == [config])
+        refuse_taken(config.out, alone=runs == [config], if_exists=config.if_exists)
         # 2. What earlier commands left is kept only if it still is what this one would do.
         for single in runs:
             refuse_stale(task, single, run)
         # 3. What cannot work in a later run stops a sweep before its first: every net on all data is read once.
-        if runs != [config]:
+        if runs != [config] and not in_jobs:
             new = (single for single in runs if not (single.out / CONFIG).exists())
             for single in {tuple(getattr(one, name) for name in task.prepared_axes): one for one in new}.values():
                 task.prepare(single, run, None)
-    # 4. The runs.
-    for single in runs:
-        run_or_resume(single, task.unions, partial(start, task, run=run), partial(resume_one, task, run=run))
+    # 4. The runs; those of a sweep that another process, here or elsewhere, is at are left to it.
+    if in_jobs:
+        cells = [replace(one, executor="local", executor_options=(), if_exists="resume") for one in runs]
+        jobs = config.out / JOBS if runs != [config] else config.out.with_name(f"{config.out.name}-{JOBS}")
+        submit_all({one.out.name: partial(finetune, task, one) for one in cells}, jobs, config.executor_options)
+    else:
+        share(runs, partial(do_one, task, run=run), run, patient=config.if_exists == "resume")
     # 5. The table.
     if runs != [config] and run.is_main:
         write_file(config.out / TABLE, to_json(task.tabulate(config, runs), indent=2) + "\n")
     run.wait()
     run.close()
     return config.out
+
+
+def do_one(task: Task[C, P], config: C, run: Run) -> None:
+    """Start a single run, resume it with the settings that may change, or keep it."""
+    changed = {name: getattr(config, name) for name in ("device", "workers", "log_every", "save_every", "save_minutes")}
+    run_or_resume(config, task.unions, partial(start, task, run=run), partial(resume_one, task, run=run, **changed))
 
 
 def resume(task: Task[C, P], path: Path, places: Mapping[str, Any] | None = None, **changes: Any) -> Path:
@@ -138,7 +153,8 @@ def resume(task: Task[C, P], path: Path, places: Mapping[str, Any] | None = None
     refuse_unresumable(path)
     if not (path / RESULTS).exists():
         run = Run.start(load_config(path, task.config, task.unions, **changes).device)
-        resume_one(task, path, run=run, places=places, **changes)
+        with guarded(path, run):
+            resume_one(task, path, run=run, places=places, **changes)
         run.close()
     return path
 

@@ -14,7 +14,7 @@ from stillroom.seg_transfer.framework import find_framework
 Layout = Literal["folder", "voc2012", "voc2012aug", "cityscapes", "ade20k"]
 HeadName = Literal["psp", "fcn", "deeplabv3plus", "upernet", "linear"]
 
-BESIDE_USER_CONFIG = ("like", "seeds", "device", "data_licence")
+BESIDE_USER_CONFIG = ("like", "seeds", "device", "data_licence", "save_minutes", "if_exists")
 """Fields that count beside a user's config."""
 SMALLEST = 0.1
 """Smallest factor of an image's size; the largest is its inverse."""

@@ -72,6 +72,7 @@ def adopt_config(config: SegmentConfig, resolved: Config, initial: Path, world_s
     resolved.model.pop("pretrained", None)
     resolved.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(initial)}
     hooks = [*resolved.get("custom_hooks", []), {"type": "AssertLoaded", "file": str(initial)}]
+    hooks.append({"type": "SaveByClock", "minutes": config.save_minutes})
     resolved.custom_hooks = hooks
     imports = resolved.get("custom_imports", {}).get("imports", [])
     resolved.custom_imports = {"imports": [*imports, PLUGIN], "allow_failed_imports": False}
@@ -251,7 +252,8 @@ def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
     wrapper: dict[str, Any] = {"type": "OptimWrapper", "optimizer": sgd, "paramwise_cfg": {"custom_keys": heads}}
     if config.amp == "bf16":
         wrapper |= {"type": "AmpOptimWrapper", "dtype": "bfloat16"}
-    save = {"type": "CheckpointHook", "by_epoch": False, "interval": config.save_every, "max_keep_ckpts": 2}
+    interval = config.save_every or -1  # -1: at the last step only
+    save = {"type": "CheckpointHook", "by_epoch": False, "interval": interval, "max_keep_ckpts": 2}
     return {
         "optim_wrapper": wrapper,
         "param_scheduler": [
@@ -271,7 +273,8 @@ def build_schedule(config: SegmentConfig, initial: Path) -> dict[str, Any]:
         "custom_hooks": [
             {"type": "AssertLoaded", "file": str(initial)},
             {"type": "SeededSteps", "seed": config.seed},
-            {"type": "StopDiverged", "every": config.log_every, "save_every": config.save_every},
+            {"type": "StopDiverged", "every": config.log_every, "save_every": interval},
+            {"type": "SaveByClock", "minutes": config.save_minutes},
         ],
         "log_processor": {"by_epoch": False},
         "env_cfg": {"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},

@@ -8,16 +8,20 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.hooks import Hook
+from mmengine.dist import barrier
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 
 from stillroom.backbone.run import DivergedError, mix_seed, seed_everything
+from stillroom.backbone.saving import SaveClock
+from stillroom.backbone.stopping import Stopped
 
 SECONDS = "stillroom_seconds"
 """Key in MMEngine's message hub: seconds of training, those before the last resume included."""
@@ -104,7 +108,7 @@ class StopDiverged(Hook):
 
     Args:
         every: steps between two checks of the loss; it is checked before every saved state too.
-        save_every: steps between two saved states.
+        save_every: steps between two saved states; -1: none by steps.
     """
 
     priority = "VERY_HIGH"
@@ -121,13 +125,65 @@ class StopDiverged(Hook):
             DivergedError: with the step.
         """
         step = batch_idx + 1
-        if step % self.every and step % self.save_every and step != runner.max_iters:
+        saves = (self.save_every > 0 and step % self.save_every == 0) or step == runner.max_iters
+        if step % self.every == 0 or saves:
+            refuse_diverged(runner, step, outputs, saves=saves)
+
+
+def refuse_diverged(runner: Runner, step: int, outputs: dict[str, Any] | None, *, saves: bool) -> None:
+    """Stop a run whose loss is NaN or infinite, or, before a state is saved, a weight.
+
+    Raises:
+        DivergedError: with the step.
+    """
+    loss = float((outputs or {})["loss"].detach())
+    weights_finite = not saves or all(parameter.isfinite().all() for parameter in runner.model.parameters())
+    if not math.isfinite(loss) or not weights_finite:
+        state = find_latest_checkpoint(runner.work_dir)
+        kept = "the last good state is kept" if state else "no state had been saved yet"
+        reason = f"the loss is {loss}" if weights_finite else "weights are not finite"
+        raise DivergedError(f"{reason} at step {step}: lower --lr; {kept}")
+
+
+@HOOKS.register_module()
+class SaveByClock(Hook):
+    """Save a state by the clock, and after SIGTERM or SIGUSR1, which then end the run; see `SaveClock`.
+
+    MMEngine's own CheckpointHook writes it, beside those by steps.
+
+    Args:
+        minutes: minutes between two states; 0: by steps alone.
+    """
+
+    priority = "LOWEST"  # after CheckpointHook
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+
+    def before_train(self, runner: Runner) -> None:
+        """Start the clock."""
+        self.saver = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        self.clock = SaveClock(runner.rank, runner.world_size)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Save a state if one is due.
+
+        Raises:
+            DivergedError: instead of saving weights or after a loss that are NaN or infinite.
+            Stopped: a signal asked for it.
+        """
+        if self.saver is None or self.saver.by_epoch:  # a user's config by epochs, which resumes from whole ones
             return
-        loss = float((outputs or {})["loss"].detach())
-        saves = step % self.save_every == 0 or step == runner.max_iters
-        weights_finite = not saves or all(parameter.isfinite().all() for parameter in runner.model.parameters())
-        if not math.isfinite(loss) or not weights_finite:
-            state = find_latest_checkpoint(runner.work_dir)
-            kept = "the last good state is kept" if state else "no state had been saved yet"
-            reason = f"the loss is {loss}" if weights_finite else "weights are not finite"
-            raise DivergedError(f"{reason} at step {step}: lower --lr; {kept}")
+        if not self.clock.is_due(batch_idx + 1, None, self.minutes):
+            return
+        refuse_diverged(runner, batch_idx + 1, outputs, saves=True)
+        self.saver._save_checkpoint(runner)
+        if self.clock.stop is not None:
+            barrier()
+            raise Stopped.at(self.clock.stop, batch_idx + 1, Path(runner.work_dir))
+
+    def after_train(self, runner: Runner) -> None:
+        """Stop the clock."""
+        self.clock.close()

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def latest_weights(out: Path) -> Path | None:
         (file for file in out.glob("*.pth") if re.fullmatch(r"(iter|epoch)_\d+", file.stem)),
         key=lambda file: int(file.stem.partition("_")[2]),
     )
-    return next((file for file in reversed(states) if zipfile.is_zipfile(file)), None)
+    whole = next((file for file in reversed(states) if zipfile.is_zipfile(file)), None)
+    if states and whole != states[-1]:
+        words = "from the state before" if whole else "from the first step"
+        print(f"warning: {states[-1]} is truncated; {out} goes on {words}", file=sys.stderr)
+    return whole
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)

@@ -18,6 +18,9 @@ from stillroom.det_transfer.backends.detectron2.predict import Collector
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.finetune.lifecycle import INITIAL
 
+SAVE_EVERY = 1000
+"""Steps between two states where no flag sets them: Detectron2 saves by steps, not by the clock."""
+
 
 def build_config(config: DetectConfig, run: Run, backbone: Backbone, num_classes: int) -> tuple[DictConfig, Bridge]:
     """Describe a whole run as a LazyConfig, and build the bridge into its model.
@@ -94,7 +97,7 @@ def describe_training(config: DetectConfig, run: Run) -> dict[str, object]:
         "max_iter": config.steps,
         "amp": {"enabled": config.amp != "none"},
         "ddp": ddp if on_gpu else {**ddp, "device_ids": None},
-        "checkpointer": {"period": config.save_every, "max_to_keep": 2},
+        "checkpointer": {"period": config.save_every or SAVE_EVERY, "max_to_keep": 2},
         "eval_period": 0,
         "log_period": config.log_every,
         "device": run.device.type,

@@ -42,7 +42,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
             loss that is NaN or infinite.
     """
     # 1. Open the run directory, and its last state when the run is resumed.
-    directory, state = RunDirectory.reopen(config.out, run)
+    directory, state = RunDirectory.reopen(config.out, run, batch_size=config.batch_size)
     assert resume or state is None, "a new run has no state"
 
     # 2. Build the detector around a copy of the backbone; the seed fixes its new weights.
@@ -117,7 +117,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
             sums, last_logged = {}, step
 
         # Save a state to resume from; the last one is also what `predict` loads.
-        if step % config.save_every == 0 or step == config.steps:
+        if directory.is_due(step, config.save_every, config.save_minutes) or step == config.steps:
             state_dicts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             directory.save_state({"step": step, "seconds": seconds + progress.seconds, **state_dicts})
 

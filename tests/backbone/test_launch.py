@@ -1,0 +1,88 @@
+"""Start-up under SLURM, with torchrun and without."""
+
+import os
+import socket
+
+import pytest
+import torch
+from torch.multiprocessing import start_processes
+
+from stillroom.backbone import Run
+from stillroom.backbone.launch import adopt_slurm, first_host
+from stillroom.backbone.run import local_gpu
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The sixth task of a job step on two nodes of four tasks each."""
+    for name in [*NAMES, *(name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_")))]:
+        monkeypatch.setenv(name, "")  # restored afterwards, whatever adopt_slurm writes
+        monkeypatch.delenv(name)
+    step = {"PROCID": 5, "NTASKS": 8, "LOCALID": 1, "JOB_ID": 4711, "STEP_ID": 2, "STEP_NODELIST": "gpu-[003-004]"}
+    for name, value in {**step, "STEP_TASKS_PER_NODE": "4(x2)"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    return monkeypatch
+
+
+def test_the_tasks_of_a_step_are_the_processes_of_a_run(slurm: pytest.MonkeyPatch) -> None:
+    adopt_slurm()
+    port = str(10_000 + (4711 * 16 + 2) % 20_000)
+    assert {name: os.environ[name] for name in NAMES} == {
+        "RANK": "5",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "8",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "gpu-003",
+        "MASTER_PORT": port,
+    }
+
+
+def test_torchrun_under_slurm_decides(slurm: pytest.MonkeyPatch) -> None:
+    for name, value in zip(NAMES, ("1", "1", "2", "2", "here", "99"), strict=True):
+        slurm.setenv(name, value)
+    adopt_slurm()
+    assert [os.environ[name] for name in NAMES] == ["1", "1", "2", "2", "here", "99"]
+
+
+def test_one_task_runs_alone(slurm: pytest.MonkeyPatch) -> None:
+    slurm.setenv("SLURM_STEP_NUM_TASKS", "1")  # a step of one task in a job of eight
+    adopt_slurm()
+    assert "WORLD_SIZE" not in os.environ and Run.start("cpu").world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("gpu-[003-010,12],cpu1", "gpu-003"), ("a,b", "a"), ("one", "one"), ("n[01,03]", "n01"), ("r[1-2]n[7-9]", "r1n7")],
+)
+def test_the_first_host_of_a_compressed_list(nodes: str, host: str) -> None:
+    assert first_host(nodes) == host
+
+
+def test_a_task_takes_its_gpu_or_the_only_one_that_slurm_shows_it(slurm: pytest.MonkeyPatch) -> None:
+    adopt_slurm()
+    assert local_gpu(4) == 1 and local_gpu(1) == 0
+    slurm.setenv("LOCAL_RANK", "4")
+    with pytest.raises(ValueError, match="pass --nproc-per-node 2 to torchrun, or --ntasks-per-node 2 to SLURM"):
+        local_gpu(2)
+    slurm.setenv("TORCHELASTIC_RUN_ID", "1")
+    with pytest.raises(ValueError, match="there are more processes than GPUs"):
+        local_gpu(1)
+
+
+def test_two_tasks_start_together_without_torchrun(slurm: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    step = {"NTASKS": 2, "STEP_NODELIST": "localhost", "STEP_TASKS_PER_NODE": 2}
+
+    def task(index: int) -> None:
+        os.environ.update({f"SLURM_{name}": str(value) for name, value in step.items()})
+        os.environ |= {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "MASTER_PORT": str(port)}
+        run = Run.start("cpu")
+        assert (run.rank, run.world_size) == (index, 2)
+        assert run.sum(torch.tensor([index + 1.0])).item() == 3.0
+        run.close()
+
+    start_processes(task, nprocs=2, start_method="fork")
