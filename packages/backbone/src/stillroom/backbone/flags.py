@@ -6,3 +6,9 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 OnBroken = Literal["refuse", "skip"]
 """An image that cannot be decoded stops the run with its name (`refuse`), or is skipped, named and counted."""
+
+Workers = int | Literal["auto"]
+"""Processes that decode images; see `stillroom.backbone.hardware.choose_workers` for `auto`."""
+
+Amp = Literal["auto", "none", "bf16", "fp16"]
+"""Number format of forward passes; see `stillroom.backbone.hardware.choose_amp` for `auto`."""

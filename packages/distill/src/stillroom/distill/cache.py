@@ -2,12 +2,12 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from stillroom.backbone import Run, weights_sha256
-from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.flags import Amp, OnBroken, Workers
+from stillroom.backbone.hardware import autocast, hold_weights
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import CacheError, Store, cache_directory, store_bytes, warn_once
 from stillroom.distill.alignment import AlignedTarget
@@ -46,8 +46,8 @@ class CachePass:
     view: View
     teacher_view: TeacherView
     seed: int
-    amp: Literal["none", "bf16"] = "none"
-    workers: int = 1
+    amp: Amp = "none"
+    workers: Workers = 1
     on_broken: OnBroken = "refuse"
     own: Path
 
@@ -104,7 +104,7 @@ def fill_cache(
             import_features(job.cache.features, stores[0], teacher, align, ImageDataset(files, views), run.device)
         run.wait()
         imported = read_import(stores[0])
-    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=job.amp == "bf16")
+    held = hold_weights(teacher, job.amp, run.device)
     progress = Progress(num_views * len(files), run, "teacher", done=sum(len(s) - s.num_missing for s in stores))
     for view, store in enumerate(stores):
         batches = EvaluationBatches(len(files), _BATCH_SIZE, run, epoch=view, mask=store.missing)
@@ -113,8 +113,8 @@ def fill_cache(
             progress.skip(batch.broken)
             store.mark_broken(torch.tensor(batch.broken_indices, dtype=torch.long))
             if len(batch):
-                with autocast:
-                    features = teacher(batch.images.to(run.device, non_blocking=True)).features
+                with autocast(job.amp, run.device):
+                    features = held(batch.images.to(run.device, non_blocking=True)).features
                 store.write(batch.indices, targets[0](features) if aligned else features)
     progress.close()
     run.wait()

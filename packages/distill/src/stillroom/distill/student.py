@@ -141,13 +141,16 @@ def level_channels(backbone: Backbone, level: int, flag: str) -> int:
 def build_optimizer(
     config: Optimizer, students: Sequence[nn.Module], *, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """One optimiser of all students and their heads."""
+    """One optimiser of all students and their heads; on a CUDA GPU a step of SGD or AdamW is one fused kernel."""
     parameters = [parameter for student in students for parameter in student.parameters()]
+    fused = True if parameters[0].is_cuda else None
     match config:
         case Sgd(momentum=momentum, nesterov=nesterov):
-            return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+            return torch.optim.SGD(
+                parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
+            )
         case AdamW(beta1=beta1, beta2=beta2):
-            return torch.optim.AdamW(parameters, lr, (beta1, beta2), weight_decay=weight_decay)
+            return torch.optim.AdamW(parameters, lr, (beta1, beta2), weight_decay=weight_decay, fused=fused)
         case Lars(momentum=momentum, trust=trust):
             from timm.optim import Lars as TimmLars  # noqa: PLC0415  # no other optimiser needs timm
 

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Features, Normalize, Run, weights_sha256
-from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.flags import OnBroken, Workers
+from stillroom.backbone.hardware import exact_float32
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.store import Store, cache_directory, optional_cache, store_bytes
@@ -141,7 +142,7 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would round convolutions to 10 bits
+        with exact_float32():
             features = self.backbone(self.normalize(images))
         return torch.cat([self._select(features, level) for level in self.levels], dim=1)
 
@@ -158,7 +159,7 @@ def extract_features(
     run: Run,
     *,
     batch_size: int = 64,
-    workers: int = 1,
+    workers: Workers = 1,
     on_broken: OnBroken = "refuse",
     head: nn.Module | None = None,
     levels: Sequence[int | None] = (None,),
