@@ -48,7 +48,7 @@ def replace_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial)
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | memoryview | str) -> None:
     """Write a file atomically: a temporary sibling is written and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
