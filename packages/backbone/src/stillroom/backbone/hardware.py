@@ -53,6 +53,11 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where it has no float64, as an Apple GPU has none."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 def choose_amp(amp: Amp, device: torch.device) -> Literal["none", "bf16", "fp16"]:
     """The number format of forward passes in training.
 
@@ -85,7 +90,8 @@ def hold_weights(net: N, amp: Amp, device: torch.device) -> N:
     held = copy.deepcopy(net)
     for module in held.modules():
         if type(module) in _CAST:
-            module.to(DTYPES[amp])
+            for name, weights in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(weights.detach().to(DTYPES[amp]), requires_grad=False))
     return held
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import OnBroken, Workers
-from stillroom.backbone.hardware import exact_float32
+from stillroom.backbone.hardware import exact_float32, float64_device
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd
@@ -186,7 +186,7 @@ def build_moments(target: AlignedTarget, fit: FitPass) -> Moments | ClassMoments
     Raises:
         ValueError: LDA without labels; NMF in several processes.
     """
-    device = torch.device("cpu") if fit.run.device.type == "mps" else fit.run.device  # Apple's GPUs have no float64
+    device = float64_device(fit.run.device)
     match target.alignment:
         case SelectedChannels(by="random"):
             return None
