@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.configs import config_from_json, config_to_dict, config_to_json, refuse_ignored
+from stillroom.backbone.flags import Workers
 from stillroom.backbone.schedule import Cosine, Schedule, Step
 
 
@@ -69,3 +71,16 @@ def test_what_would_not_count_is_refused() -> None:
         ValueError, match=r"^--mean is \(0.1, 0.2\), set by a flag or the preset, and has no effect beside"
     ):
         refuse_ignored(config, "out", ["names"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    workers: Workers = "auto"
+
+
+@pytest.mark.parametrize("workers", ["auto", 0, 3])
+def test_workers_are_a_number_or_auto_and_an_old_configs_number_stays_one(workers: Workers) -> None:
+    assert config_from_json(json.dumps({"workers": workers}), Decoding) == Decoding(workers=workers)
+    at_least(Decoding(workers=workers), 0, "workers")
+    with pytest.raises(ValueError, match="--workers is -1: it must be at least 0"):
+        at_least(Decoding(workers=-1), 0, "workers")

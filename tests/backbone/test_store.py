@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +25,6 @@ from stillroom.backbone.store import (
     store_bytes,
     warn_once,
 )
-from stillroom.images.loaders import EvaluationBatches
 
 
 @pytest.fixture(autouse=True)
@@ -169,29 +167,6 @@ def test_a_reader_finds_what_another_process_writes_later(tmp_path: Path, run: R
     write(owner, torch.arange(1, 30), 2 * torch.ones(29, 2))
     assert reader.read(torch.tensor([29, 0, 5])).tolist() == [[2.0, 2.0], [1.0, 1.0], [2.0, 2.0]]
     assert reader.values.tolist() == owner.values.tolist()
-
-
-def test_two_processes_that_share_a_store_write_no_file_of_the_other(
-    tmp_path: Path, in_two_processes: Callable[..., list]
-) -> None:
-    def fill() -> list[int]:
-        run = Run.start("cpu")
-        store = Store.open(tmp_path / "cache", {}, 200, 3, run, "float32", batch_size=8)
-        together = store.chunk_rows // 8
-        written = []
-        with store:
-            for batch in EvaluationBatches(200, 8, run, mask=store.missing, together=together):
-                rows = torch.tensor([index for _, index in batch])
-                store.write(rows, rows[:, None].expand(-1, 3).float())
-                written += sorted(set((rows // store.chunk_rows).tolist()))
-        run.wait()
-        assert torch.equal(store.values[:, 0], torch.arange(200).float())
-        assert torch.equal(store.read(torch.tensor([199, 0, 64]))[:, 0], torch.tensor([199.0, 0.0, 64.0]))
-        run.close()
-        return written
-
-    one, two = in_two_processes(fill)
-    assert sorted([*one, *two]) == list(range(25)) and abs(len(one) - len(two)) == 1
 
 
 def test_a_disk_that_fills_up_is_one_sentence_and_leaves_what_was_stored(

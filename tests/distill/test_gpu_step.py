@@ -177,7 +177,9 @@ def claimed_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
 
 
 STRUCTURES = {
-    repr(replace(small(name), lr=0.0, loss_weight=0.0, weight_decay=0.0, method="", schedule=Step(), view=KdepView())): name
+    repr(
+        replace(small(name), lr=0.0, loss_weight=0.0, weight_decay=0.0, method="", schedule=Step(), view=KdepView())
+    ): name
     for name in reversed(PRESETS)
 }
 """Presets by what their step consists of: those that differ in numbers only are run once."""

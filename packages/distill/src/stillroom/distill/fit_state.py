@@ -42,7 +42,7 @@ class FitState:
             return None
         try:
             state = torch.load(self.file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise ValueError(f"{self.file} is damaged: remove it, and the alignment is fitted anew") from error
         return state if state["key"] == self._key else None
 
