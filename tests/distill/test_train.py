@@ -240,7 +240,7 @@ def test_bf16_autocast_trains(unlabelled: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_a_frozen_teacher_is_not_cast_anew_in_every_step(amp: str, unlabelled: Path, tmp_path: Path) -> None:
-    setup, supervision = start(small_config(unlabelled, tmp_path / "run"))
+    setup, _ = start(small_config(unlabelled, tmp_path / "run"))
     held = hold_weights(setup.teachers[0], amp, setup.run.device)
     pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     with autocast(amp, setup.run.device):

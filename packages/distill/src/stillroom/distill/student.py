@@ -163,19 +163,17 @@ def build_optimizer(
             return TimmLars(groups, lr, momentum=momentum, trust_coeff=trust)
 
 
-def wrap_student(student: StudentModel, run: Run, sync_batch_norm: bool = False, compile: bool = False) -> Any:
-    """A student as the training loop calls it: in training mode, its gradients averaged over processes, compiled.
+def wrap_student(student: StudentModel, run: Run, sync_batch_norm: bool = False) -> Any:
+    """A student as the training loop calls it: in training mode, its gradients averaged over processes.
 
     Args:
         student: changed in place by `sync_batch_norm`.
         run: this process.
         sync_batch_norm: compute batch-norm statistics over all processes.
-        compile: by torch.compile.
     """
     student.train()
     if sync_batch_norm:
         from timm.layers import convert_sync_batchnorm  # noqa: PLC0415  # no other run needs timm
 
         convert_sync_batchnorm(student)  # timm's: torch's would drop the activation inside a BatchNormAct2d
-    wrapped = wrap_ddp(student, run)
-    return torch.compile(wrapped) if compile else wrapped
+    return wrap_ddp(student, run)

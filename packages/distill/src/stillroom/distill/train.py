@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stillroom.backbone import Backbone, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, load_config
 from stillroom.backbone.flags import DeviceName, Workers
@@ -17,6 +15,7 @@ from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.run_files import failing_cleanly
+from stillroom.distill.compiling import EAGER_STEPS, CompileTrial, compiled
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.data import nothing_held_out
 from stillroom.distill.distances import DistillationLoss
@@ -145,10 +144,9 @@ def train(
     feed = build_feed(config, setup, supervisions, state)
     monitor = build_monitor(config, setup, supervisions, feed.steps_per_epoch, knn)
 
-    # The nets and the loss as the loop calls them: compiled, averaged over processes.
-    held = [] if feed.caches else [hold_weights(net, config.amp, run.device) for net in setup.teachers]
-    teachers: list[Any] = [torch.compile(net) if config.compile else net for net in held]
-    students: list[Any] = [wrap_student(net, run, config.sync_batch_norm, config.compile) for net in setup.students]
+    # The nets and the loss as the loop calls them: held in the number format, averaged over processes.
+    teachers: list[Any] = [] if feed.caches else [hold_weights(net, config.amp, run.device) for net in setup.teachers]
+    students: list[Any] = [wrap_student(net, run, config.sync_batch_norm) for net in setup.students]
     weights = [one.weight for one in supervisions]
     compute_loss = DistillationLoss(config.distance, config.loss_weight, config.dense, weights)
 
@@ -160,6 +158,7 @@ def train(
     if images.held_out is None and config.monitor.held_out:
         progress.note(nothing_held_out(len(images.train), config.monitor.held_out))
     warn(progress, batch_warnings(config.batch_size, run))
+    trial, is_compiled = CompileTrial(run.device), False
     meter, has_warned, seconds_before = Meter(), False, state.seconds
     clock_every = 1 if run.world_size == 1 else CLOCK_EVERY
     for batch in progress.over(prefetch(feed.loader, run.device)):
@@ -170,6 +169,10 @@ def train(
         # Seed dropout and drop path by the step, so that a resumed run draws what an uninterrupted one draws.
         epoch = (state.step + 0.5) / feed.steps_per_epoch
         seed_everything(config.seed, state.step, run.rank)
+
+        # Compile the nets after the first steps, with which --compile compares the next ones.
+        if config.compile and not is_compiled and state.step >= EAGER_STEPS:
+            teachers, students, is_compiled = compiled(teachers), compiled(students), True
 
         # Forward: teachers, or their cached outputs, and students, each on its own rendering of the images.
         views = [view.to(run.device, non_blocking=True) for view in batch.views]
@@ -188,6 +191,8 @@ def train(
         # Backward: one optimiser step at the schedule's rate.
         state.advance(loss.total, lr=config.lr * config.schedule.factor(epoch, config.epochs))
         meter.add(loss.logged)
+        if config.compile and (text := trial.read(state.step)):
+            progress.note(text)
         step, epochs_done = state.step, state.step / feed.steps_per_epoch
 
         # Warn once of a collapse: features that hardly differ over a batch.
