@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.checks import at_least
 from stillroom.backbone.configs import (
     ABSENT,
     config_from_json,
@@ -15,6 +16,7 @@ from stillroom.backbone.configs import (
     load_config,
     refuse_ignored,
 )
+from stillroom.backbone.flags import Workers
 from stillroom.backbone.inputs import record_inputs
 from stillroom.backbone.run_files import CONFIG
 from stillroom.backbone.schedule import Cosine, Schedule, Step
@@ -102,3 +104,16 @@ def test_what_would_not_count_is_refused() -> None:
         ValueError, match=r"^--mean is \(0.1, 0.2\), set by a flag or the preset, and has no effect beside"
     ):
         refuse_ignored(config, "out", ["names"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    workers: Workers = "auto"
+
+
+@pytest.mark.parametrize("workers", ["auto", 0, 3])
+def test_workers_are_a_number_or_auto_and_an_old_configs_number_stays_one(workers: Workers) -> None:
+    assert config_from_json(json.dumps({"workers": workers}), Decoding) == Decoding(workers=workers)
+    at_least(Decoding(workers=workers), 0, "workers")
+    with pytest.raises(ValueError, match="--workers is -1: it must be at least 0"):
+        at_least(Decoding(workers=-1), 0, "workers")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from stillroom.backbone import Run
+from stillroom.backbone import Run, progress
 from stillroom.backbone.progress import Progress
 
 
@@ -61,3 +61,22 @@ def test_only_the_main_process_shows_a_bar(run: Run, capsys: pytest.CaptureFixtu
         progress.show(loss=0.5)
         list(progress.over([[1], [2]]))
         assert ("counting" in capsys.readouterr().err) is shown
+
+
+def test_much_waiting_for_images_is_warned_of_once_and_not_while_the_workers_start(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SETTLED_SECONDS", 0.05)
+    bar = Progress(8, run, "test")
+
+    def lap(wait: float, work: float) -> str:
+        for _ in bar.over(slow([[0]], wait), close=False):
+            time.sleep(work)
+        bar.lap()
+        return capsys.readouterr().err
+
+    assert "warning" not in lap(0.1, 0.0)  # the first lap, in which processes start
+    assert "warning" not in lap(0.0, 0.04)  # too short to be judged
+    said = lap(0.06, 0.02)
+    assert "of the time goes into waiting for images: pass a larger --workers (auto takes the cores" in said
+    assert "warning" not in lap(0.1, 0.0)

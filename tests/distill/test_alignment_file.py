@@ -11,12 +11,15 @@ from safetensors.torch import save
 
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec, Run
 from stillroom.backbone.store import cache_directory
-from stillroom.distill import SvdPts, distill, fit_alignment, import_kdep_alignment, load_alignment
-from stillroom.distill.alignment_file import FORMAT, encode_alignments
+from stillroom.distill import SvdPts, distill, fit, fit_alignment, fit_state, import_kdep_alignment, load_alignment
+from stillroom.distill.alignment_file import FORMAT, encode_alignments, load_alignments
+from stillroom.distill.data import draw_images
 from stillroom.distill.fit import FitPass, alignment_inputs, cached_alignment, load_matching_alignment
-from stillroom.distill.slots import Svd
+from stillroom.distill.fit_state import FitState
+from stillroom.distill.slots import Lda, Svd
 from stillroom.distill.teacher import FrozenTeacher
-from stillroom.images import read_unlabelled
+from stillroom.images import read_labelled, read_unlabelled
+from twins import assert_bit_equal
 
 
 def tiny_teacher(seed: int = 0, size: int = 16, pre_activation: bool = True) -> FrozenTeacher:
@@ -182,3 +185,59 @@ def test_an_alignment_for_another_width_of_feature_is_refused(tmp_path: Path, ru
     import_kdep_alignment(basis, mean, tmp_path / "a.safetensors", config=SvdPts(), dim=5)
     with pytest.raises(ValueError, match="is for 10-d features, the teacher's is 12-d"):
         load_matching_alignment(tmp_path / "a.safetensors", tiny_teacher(), SvdPts(), 5, run)
+
+
+class Killed(BaseException):
+    """The process ends."""
+
+
+@pytest.mark.parametrize("config", [SvdPts(), Lda(dim=2)], ids=["svd", "lda"])
+def test_a_fit_that_was_stopped_goes_on_where_it_was_and_ends_with_the_same_bits(
+    config: Svd | Lda, labelled, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_state, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(fit, "_BATCH_SIZE", 8)
+    teacher = tiny_teacher()
+    job = FitPass(files=read_labelled(labelled("data", per_class=20)), run=run, workers=0)
+    whole = fit_alignment(teacher, config, 6, job)
+    passes: list[int] = []
+    forward = FrozenTeacher.forward
+
+    def killed_after_three(self: FrozenTeacher, images: torch.Tensor):
+        passes.append(len(images))
+        if len(passes) == 4:
+            raise Killed
+        return forward(self, images)
+
+    monkeypatch.setattr(FrozenTeacher, "forward", killed_after_three)
+    file = tmp_path / "alignment.safetensors"
+    with pytest.raises(Killed):
+        fit_alignment(teacher, config, 6, job, file)
+    assert [path.name for path in tmp_path.glob("alignment*")] == ["alignment.safetensors.fitting-1-of-1"]
+    again = fit_alignment(teacher, config, 6, job, file)
+    assert sum(passes) == 60 + 8  # the batch that was killed, twice
+    assert_bit_equal(again.state_dict(), whole.state_dict())
+    assert list(tmp_path.glob("alignment*")) == []
+
+
+def test_the_state_of_another_fit_is_not_read_and_a_damaged_one_is_one_sentence(tmp_path: Path, run: Run) -> None:
+    file = tmp_path / "a.safetensors"
+    state = FitState(file, "this", run)
+    state.save({"done": 3})
+    assert FitState(file, "another", run).load() is None
+    found = FitState(file, "this", run).load()
+    assert found is not None and found["done"] == 3
+    state.file.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="fitting-1-of-1 is damaged: remove it, and the alignment is fitted anew"):
+        FitState(file, "this", run).load()
+
+
+def test_an_alignment_is_fitted_on_a_seeded_draw_of_so_many_images(unlabelled: Path, run: Run, tmp_path: Path) -> None:
+    files = read_unlabelled(unlabelled)
+    assert draw_images(files, 96, 0) is files
+    drawn = draw_images(files, 20, 0)
+    assert len(drawn) == 20 and list(drawn.paths) == sorted(set(drawn.paths))
+    assert draw_images(files, 20, 0).paths == drawn.paths != draw_images(files, 20, 1).paths
+    config = small_config(unlabelled, tmp_path / "run", alignment_images=70, epochs=1)
+    [(_, _, inputs)] = load_alignments(distill(config) / "alignment.safetensors")
+    assert inputs.count == 70

@@ -51,7 +51,7 @@ def test_on_a_gpu_many_images_get_the_papers_recipe() -> None:
     work = replace(WORK, num_images=128_000, device="cuda", cores=16, student_dim=512)
     values = chosen(work)
     assert (values["batch_size"], values["epochs"], values["lr"], values["loss_weight"]) == (512, 90, 0.3, 3.0)
-    assert (values["min_scale"], values["workers"], values["cache_views"]) == (0.08, 15, 0)
+    assert (values["min_scale"], values["workers"], values["cache_views"]) == (0.08, 16, 0)
 
 
 def test_on_a_gpu_simreg_gets_its_own_papers_recipe_and_not_kdeps() -> None:

@@ -5,14 +5,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from distill_runs import losses_of, small_config
 from torch import Tensor
 
 from stillroom.backbone import read_results
-from stillroom.backbone.store import cache_directory
+from stillroom.backbone.store import Store, cache_directory
 from stillroom.distill import DistillConfig, Teachers, distill, resume
 from stillroom.distill.config import Cache
 from stillroom.distill.slots import CosineDistance, LinearHead, Raw, Svd
@@ -41,7 +40,7 @@ def vectors(config: DistillConfig) -> dict[str, Tensor]:
     """The teacher's own feature of each image, by file name, as a run of ours stores it."""
     distill(replace(config, out=config.out.with_name("own")))
     [store] = cache_directory("teacher-outputs").iterdir()
-    values = torch.from_numpy(np.load(store / "values.npy"))
+    values = Store(store, (96, 64), "float32", 64).values
     return {path.name: row for path, row in zip(read_unlabelled(config.data).paths, values, strict=True)}
 
 

@@ -29,12 +29,14 @@ from stillroom.backbone import (
     save_checkpoint,
 )
 from stillroom.backbone.configs import to_places
+from stillroom.backbone.hardware import autocast, hold_weights
 from stillroom.backbone.run import read_metrics
 from stillroom.backbone.schedule import Step
 from stillroom.backbone.store import cache_directory, warn_once
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
 from stillroom.distill.config import Monitor
-from stillroom.distill.slots import LinearHead, MlpHead, NoHead, Raw
+from stillroom.distill.slots import CosineDistance, LinearHead, MlpHead, NoHead, Raw
+from stillroom.distill.state import TrainState
 from twins import assert_bit_equal, in_a_process
 
 
@@ -246,6 +248,41 @@ def test_one_clock_ends_two_processes_at_the_same_step(
 def test_bf16_autocast_trains(unlabelled: Path, tmp_path: Path) -> None:
     out = distill(small_config(unlabelled, tmp_path / "run", amp="bf16", epochs=1))
     assert all(tensor.dtype != torch.bfloat16 for tensor in weights_of(out / "student").values())
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_a_frozen_teacher_is_not_cast_anew_in_every_step(amp: str, unlabelled: Path, tmp_path: Path) -> None:
+    setup, _ = start(small_config(unlabelled, tmp_path / "run"))
+    held = hold_weights(setup.teachers[0], amp, setup.run.device)
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    with autocast(amp, setup.run.device):
+        expected, found = setup.teachers[0](pixels).features, held(pixels).features
+    assert torch.equal(found, expected) and found.dtype == torch.float32
+    assert setup.teachers[0].sha256 == held.sha256  # the record of the weights it came with
+
+
+def test_a_run_records_the_number_format_that_auto_chose(unlabelled: Path, tmp_path: Path) -> None:
+    out = distill(small_config(unlabelled, tmp_path / "run", epochs=1))
+    assert small_config(unlabelled, out).amp == "auto"
+    assert json.loads((out / "config.json").read_text())["amp"] == "none"
+
+
+def test_a_loss_that_overflows_in_float16_lowers_its_scale_and_changes_no_weight(
+    unlabelled: Path, tmp_path: Path
+) -> None:
+    [student] = start(small_config(unlabelled, tmp_path / "run", alignment=Raw(), distance=CosineDistance()))[
+        0
+    ].students
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    state = TrainState([student], optimizer, 0.0, scales_loss=True)
+    before, scale = [parameter.detach().clone() for parameter in student.parameters()], state.scaler.get_scale()
+    state.advance(1e36 * sum(parameter.sum() for parameter in student.parameters()), lr=0.1)
+    assert all(map(torch.equal, student.parameters(), before)) and state.scaler.get_scale() == scale / 2
+    state.advance(sum(parameter.sum() for parameter in student.parameters()), lr=0.1)
+    torch.testing.assert_close([*map(torch.Tensor.detach, student.parameters())], [each - 0.1 for each in before])
+    again = TrainState([student], optimizer, 0.0, scales_loss=True)
+    again.load_state_dict(state.state_dict())
+    assert again.scaler.get_scale() == scale / 2
 
 
 COMPILED = """

@@ -15,8 +15,18 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from stillroom.backbone import InputSpec, Run
-from stillroom.images import BrokenImageError, EvaluationView, ImageDataset, ImageFiles, read_labelled, read_unlabelled
+from stillroom.backbone.store import Store
+from stillroom.images import (
+    BrokenImageError,
+    EvaluationView,
+    ImageDataset,
+    ImageFiles,
+    loaders,
+    read_labelled,
+    read_unlabelled,
+)
 from stillroom.images.loaders import Batch, EvaluationBatches, TrainingBatches, build_loader, collate
+from stillroom.images.prefetch import prefetch
 
 CPU = torch.device("cpu")
 
@@ -203,3 +213,57 @@ def test_a_loader_gives_batches(labelled: Callable[..., Path]) -> None:
     assert [len(batch) for batch in batches] == [4, 4, 1]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(9))
     assert batches[0].images.shape == (4, 3, 16, 16)
+
+
+@given(n=st.integers(1, 200), batch=st.integers(1, 9), together=st.integers(1, 7), world_size=st.integers(1, 4))
+def test_batches_that_belong_together_go_to_one_process(n: int, batch: int, together: int, world_size: int) -> None:
+    runs = [Run(device=torch.device("cpu"), rank=rank, world_size=world_size) for rank in range(world_size)]
+    owners = {}
+    for run in runs:
+        for keys in EvaluationBatches(n, batch, run, together=together):
+            owners |= {index: run.rank for _, index in keys}
+    assert sorted(owners) == list(range(n))
+    assert all(owners[i] == owners[i // (batch * together) * batch * together] for i in range(n))
+
+
+def test_auto_starts_no_more_workers_than_there_are_batches(six: ImageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "choose_workers", lambda _: 40)
+    dataset = ImageDataset(six, EvaluationView(InputSpec(size=8)))
+    assert build_loader(dataset, [[(0, 1)], [(0, 2)]], "auto").num_workers == 2
+
+
+def test_batches_for_the_cpu_are_yielded_as_they_are() -> None:
+    batches = [Batch((torch.zeros(1, 3, 2, 2, dtype=torch.uint8),), torch.tensor([i])) for i in range(3)]
+    assert all(given is found for given, found in zip(batches, prefetch(batches, torch.device("cpu")), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_for_a_gpu_are_on_it_in_their_order() -> None:
+    made = [torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8) for _ in range(5)]
+    batches = [Batch((pixels.clone(),), torch.arange(4)).pin_memory() for pixels in made]
+    for pixels, batch in zip(made, prefetch(batches, torch.device("cuda")), strict=True):
+        assert batch.images.is_cuda and torch.equal(batch.images.cpu(), pixels)
+
+
+def test_two_processes_that_share_a_store_write_no_file_of_the_other(
+    tmp_path: Path, in_two_processes: Callable[..., list]
+) -> None:
+    def fill() -> list[int]:
+        run = Run.start("cpu")
+        store = Store.open(tmp_path / "cache", {}, 200, 3, run, "float32", batch_size=8)
+        together = store.chunk_rows // 8
+        written = []
+        with store:
+            for batch in EvaluationBatches(200, 8, run, mask=store.missing, together=together):
+                rows = torch.tensor([index for _, index in batch])
+                store.write(rows, rows[:, None].expand(-1, 3).float())
+                written += sorted(set((rows // store.chunk_rows).tolist()))
+        run.wait()
+        assert torch.equal(store.values[:, 0], torch.arange(200).float())
+        assert torch.equal(store.read(torch.tensor([199, 0, 64]))[:, 0], torch.tensor([199.0, 0.0, 64.0]))
+        run.close()
+        return written
+
+    one, two = in_two_processes(fill)
+    assert sorted([*one, *two]) == list(range(25)) and abs(len(one) - len(two)) == 1

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.config import Step
 from stillroom.backbone import Backbone, build_backbone
+from stillroom.backbone.flags import Amp
+from stillroom.backbone.hardware import autocast, hold_weights
 from stillroom.distill import DistillConfig, build_alignment
 from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.nets import Net
@@ -105,7 +107,8 @@ class OurStep:
     def __init__(self, plain: PlainLoop, settings: Step, device: str) -> None:
         nets = {"teacher": ("teacher",), "student": ("student",)}
         config: DistillConfig = simreg(**nets, data=Path(), out=Path())
-        self.device, self.amp = device, settings.amp
+        self.device: torch.device = torch.device(device)
+        self.amp: Amp = "bf16" if settings.amp else "none"
         weights = {key: tensor for key, tensor in plain.teacher.state_dict().items() if not key.startswith("fc.")}
         backbone = build_backbone("torchvision/resnet50")
         backbone.net.load_state_dict(weights)
@@ -121,7 +124,8 @@ class OurStep:
         )
         self.target = build_alignment(Raw(), 2048, 2048)
         self.compute_loss = DistillationLoss(config.distance, config.loss_weight, config.dense, [1.0])
-        self.run_teacher: Any = torch.compile(self.teacher) if settings.compile else self.teacher
+        held = hold_weights(self.teacher, self.amp, torch.device(device))
+        self.run_teacher: Any = torch.compile(held) if settings.compile else held
         self.run_student: Any = torch.compile(self.student) if settings.compile else self.student
 
     def copy(self, plain: PlainLoop) -> None:
@@ -131,7 +135,7 @@ class OurStep:
         self.student.heads[0].load_state_dict(plain.head.state_dict())
 
     def step(self, images: Tensor) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
+        with autocast(self.amp, self.device):
             features, outputs = self.run_teacher(images).features, [self.run_student(images)]
         loss = self.compute_loss(outputs, [[self.target(features)]], [()])
         loss.total.backward()

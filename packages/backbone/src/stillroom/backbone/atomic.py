@@ -58,7 +58,7 @@ def remove_partials(path: Path) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | memoryview | str) -> None:
     """Write a file atomically: a temporary sibling is written and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")

@@ -9,7 +9,7 @@ def at_least(config: Any, low: float | int, *names: str, prefix: str = "") -> No
     """Refuse fields below `low`, and numbers that are not finite.
 
     Args:
-        config: holds the fields; of a tuple every element is checked.
+        config: holds the fields; of a tuple every element is checked, and `auto` is allowed.
         low: the smallest allowed value.
         names: of the fields.
         prefix: of the flags, such as `monitor.` for a nested config.
@@ -54,7 +54,7 @@ def flag(name: str, prefix: str = "") -> str:
 def _check(config: Any, names: tuple[str, ...], prefix: str, allowed: Callable[[float | int], bool], rule: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is None:  # not set
+        if value is None or value == "auto":  # not set, or chosen by the run
             continue
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(map(allowed, numbers)):

@@ -21,7 +21,7 @@ from tyro.conf import Positional, arg, subcommand
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.bars import close_bars
 from stillroom.backbone.errors import raised_by_us, sentence_for, unexpected
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.flags import DeviceName, Workers
 from stillroom.backbone.launch import adopt_slurm
 from stillroom.backbone.stopping import Stopped
 
@@ -44,8 +44,8 @@ class ResumeFlags:
     """Run directory."""
     device: DeviceName | None = None
     """auto, cpu, cuda or mps; None keeps the run's device."""
-    workers: int | None = None
-    """Processes that decode images; None keeps the run's number."""
+    workers: Workers | None = None
+    """Processes that decode images, or auto; None keeps the run's setting."""
     log_every: int | None = None
     """Steps between two lines of metrics.jsonl, or of a framework's own log; None keeps the run's number."""
 

@@ -12,6 +12,7 @@ import cattrs
 from cattrs.strategies import configure_tagged_union
 
 from stillroom.backbone.checks import flag as to_flag
+from stillroom.backbone.flags import Workers
 from stillroom.backbone.names import is_checkpoint
 from stillroom.backbone.run_files import INPUTS, read_config, read_inputs
 
@@ -25,6 +26,7 @@ def _converter(unions: tuple[Any, ...]) -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook(Path, lambda value, _: Path(value))
+    converter.register_structure_hook(Workers, lambda value, _: value if value == "auto" else int(value))
     for union in unions:
         configure_tagged_union(union, converter, tag_name="kind")
     return converter

@@ -11,6 +11,11 @@ from stillroom.backbone.run import Run
 
 B = TypeVar("B", bound=Sized)
 
+MAX_WAIT = 0.1
+"""Share of the time spent waiting for data above which a warning says what to do."""
+SETTLED_SECONDS = 30.0
+"""Time that must have passed since the first lap, in which worker processes start, before that share is judged."""
+
 
 class Progress:
     """Show a bar while a loader is iterated, on the main process only, and measure the rate and the waiting time.
@@ -30,6 +35,8 @@ class Progress:
         self._began = self._marked = time.perf_counter()
         self._waited = 0.0
         self._images = 0
+        self._settled: list[float] | None = None  # seconds, and those waited, since the first lap; None: in that lap
+        self._has_warned = False
         self.broken: set[str] = set()
 
     def over(self, loader: Iterable[B], *, close: bool = True) -> Iterator[B]:
@@ -55,9 +62,23 @@ class Progress:
         """Images per second, and share of time spent waiting for data (0 to 1), since the last lap."""
         now = time.perf_counter()
         spent = max(now - self._marked, 1e-9)
+        self._judge_wait(spent)
         lap = {"images_per_second": self._images / spent, "data_wait_share": min(self._waited / spent, 1.0)}
         self._marked, self._images, self._waited = now, 0, 0.0
         return lap
+
+    def _judge_wait(self, spent: float) -> None:
+        if self._settled is None:
+            self._settled = [0.0, 0.0]
+            return
+        seconds, waited = self._settled = [self._settled[0] + spent, self._settled[1] + self._waited]
+        if not self._has_warned and seconds >= SETTLED_SECONDS and waited > MAX_WAIT * seconds:
+            self._has_warned = True
+            self.note(
+                f"warning: {waited / seconds:.0%} of the time goes into waiting for images: pass a larger --workers "
+                f"(auto takes the cores that are there), give the job more cores, or store the images smaller or on a "
+                f"faster disk"
+            )
 
     def show(self, **values: float) -> None:
         """Show numbers after the bar."""

@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
 from stillroom.backbone.command import ResumeFlags
-from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.flags import DeviceName, OnBroken, Workers
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.cls_transfer.config import preflight
 from stillroom.cls_transfer.presets import PRESETS
@@ -34,8 +34,9 @@ class Predict:
     """Images per forward pass."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
-    workers: int = 1
-    """Processes that decode images."""
+    workers: Workers = "auto"
+    """Processes that decode images; 0: the main process does. auto: one for each core, on a machine without a GPU one
+    less."""
     on_broken: OnBroken = "refuse"
     """What to do with an image that cannot be read: stop, or skip and name it."""
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stillroom.backbone import Normalize, Run
-from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.flags import OnBroken, Workers
 from stillroom.backbone.progress import Progress
 from stillroom.cls_transfer.model import Classifier
 from stillroom.images import EvaluationView, ImageDataset, ImageFiles
@@ -56,7 +56,7 @@ def classify(
     run: Run,
     *,
     batch_size: int = 64,
-    workers: int = 1,
+    workers: Workers = 1,
     on_broken: OnBroken = "refuse",
     label: str = "test",
 ) -> Predictions:

@@ -9,7 +9,7 @@ import torch
 from stillroom.backbone import Run, load_checkpoint
 from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checkpoint import load_heads
-from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.flags import DeviceName, OnBroken, Workers
 from stillroom.backbone.heads import build_head
 from stillroom.cls_transfer.initial import HEAD
 from stillroom.cls_transfer.metrics import classify
@@ -44,7 +44,7 @@ def predict(
     top: int = 1,
     batch_size: int = 64,
     device: DeviceName = "auto",
-    workers: int = 1,
+    workers: Workers = "auto",
     on_broken: OnBroken = "refuse",
     columns: Columns = USUAL,
 ) -> Path:
@@ -67,7 +67,7 @@ def predict(
     refuse_existing(out)
     if batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}: it must be at least 1")
-    if workers < 0:
+    if workers != "auto" and workers < 0:
         raise ValueError(f"--workers is {workers}: it must be at least 0")
     model, classes = load_classifier(checkpoint)
     if not 1 <= top <= len(classes):

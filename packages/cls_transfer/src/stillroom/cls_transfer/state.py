@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from stillroom.backbone import Run, weights_sha256
-from stillroom.backbone.parallel import build_ema, wrap_ddp
+from stillroom.backbone.parallel import build_ema, load_optimizer, wrap_ddp
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.model import Classifier, build_groups
 
@@ -50,6 +50,7 @@ class TrainState:
             config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=run.device.type == "cuda" or None,
         )
         self.average = build_ema(model, config.ema)
         self.initial = weights_sha256(model.backbone.net)
@@ -136,6 +137,6 @@ class TrainState:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.best, self.best_weights = Best(**state["best"]), state["best_weights"]
         self.val_broken = state["val_broken"]

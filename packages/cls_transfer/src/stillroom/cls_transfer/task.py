@@ -7,7 +7,7 @@ from pathlib import Path
 from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.configs import to_places
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.flags import DeviceName, Workers
 from stillroom.backbone.run import DivergedError
 from stillroom.cls_transfer.config import AXES, UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import read_sets
@@ -59,7 +59,7 @@ def resume(
     path: Path,
     *,
     device: DeviceName | None = None,
-    workers: int | None = None,
+    workers: Workers | None = None,
     log_every: int | None = None,
     checkpoint: str | None = None,
     train: Path | None = None,

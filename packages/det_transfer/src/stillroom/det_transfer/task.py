@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from stillroom.backbone.configs import to_places
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.flags import DeviceName, Workers
 from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig, check, refuse_untrusted
@@ -40,7 +40,7 @@ def resume(
     path: Path,
     *,
     device: DeviceName | None = None,
-    workers: int | None = None,
+    workers: Workers | None = None,
     log_every: int | None = None,
     checkpoint: str | None = None,
     data: Path | None = None,

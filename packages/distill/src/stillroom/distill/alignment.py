@@ -239,7 +239,7 @@ class AlignedTarget(nn.Module):
         live = self.alignment.live if isinstance(self.alignment, ScaledSvd) else self.dim
         aligned = self.alignment(sample)[:, :live]
         if unit:
-            self.scale_.copy_(aligned.double().square().mean().sqrt())
+            self.scale_.copy_(aligned.cpu().double().square().mean().sqrt())
         if isinstance(self.alignment, ScaledSvd):
             before, after = self.alignment.svd(sample)[:, :live].std(dim=0), aligned.std(dim=0)
             self.std_ratio_ = (float(before[0] / before[-1]), float(after[0] / after[-1]))

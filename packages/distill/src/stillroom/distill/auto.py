@@ -8,9 +8,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from stillroom.backbone import Run, build_backbone
+from stillroom.backbone.hardware import cores_per_process, has_bf16
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.run_files import read_metrics
@@ -76,7 +75,7 @@ def inspect_workload(config: AutoConfig, files: ImageFiles, run: Run) -> Workloa
         teacher_dim=min(spec.dim for spec in teachers),
         device=run.device.type,
         processes=run.world_size,
-        cores=max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        cores=cores_per_process(),
         bf16=has_bf16(run.device),
         free_bytes=free_bytes(cache_directory("teacher-outputs")),
     )
@@ -108,22 +107,10 @@ def read_spec(name: str) -> BackboneSpec:
     return build_backbone(name.removeprefix(RANDOM)).spec
 
 
-def usable_cores() -> int:
-    """The number of CPU cores that the processes of this machine may use together."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def free_bytes(folder: Path) -> int:
     """The free bytes on the disk of a folder, which need not exist yet."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
     return shutil.disk_usage(nearest).free
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 instructions: on a CPU without them bf16 is many times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice]) -> DistillConfig:

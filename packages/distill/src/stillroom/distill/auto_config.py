@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from stillroom.backbone.checks import above, within
-from stillroom.backbone.flags import DeviceName, IfExists, OnBroken
+from stillroom.backbone.flags import Amp, DeviceName, IfExists, OnBroken, Workers
 from stillroom.backbone.schedule import Cosine
 from stillroom.distill.config import Cache, DistillConfig, Monitor, preflight
 from stillroom.distill.nets import Students, Teachers
@@ -58,8 +58,8 @@ class AutoConfig:
     """Smallest crop, fraction of the image's area, in (0, 1]."""
     warmup_epochs: Annotated[float | None, arg(name="schedule.warmup-epochs")] = None
     """Epochs of linear warm-up before the cosine."""
-    amp: Literal["none", "bf16"] | None = None
-    """bf16: run forward passes in bfloat16 autocast."""
+    amp: Amp | None = None
+    """Number format of forward passes: none (float32), bf16, fp16 with a scaled loss, or auto as for the presets."""
     cache_views: Annotated[int | None, arg(name="cache.views")] = None
     """Views per image whose teacher outputs are stored on disk; 0: no cache."""
     held_out: Annotated[float | None, arg(name="monitor.held-out")] = None
@@ -68,8 +68,8 @@ class AutoConfig:
     """Epochs between two measurements."""
     patience: Annotated[int | None, arg(name="monitor.patience")] = None
     """Stop after this many measurements without a better one; 0: never."""
-    workers: int | None = None
-    """Processes that decode images; 0: the training process does."""
+    workers: Workers | None = None
+    """Processes that decode images, for each training process; 0: that process does."""
     seed: int = 0
     """Seed of initial weights, held-out images, image order and views."""
     device: DeviceName = "auto"

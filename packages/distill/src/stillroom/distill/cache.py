@@ -2,12 +2,12 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from stillroom.backbone import Run, weights_sha256
-from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.flags import Amp, OnBroken, Workers
+from stillroom.backbone.hardware import autocast, hold_weights
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import CacheError, Store, cache_directory, store_bytes, warn_once
 from stillroom.distill.alignment import AlignedTarget
@@ -19,6 +19,7 @@ from stillroom.distill.teacher import CachedTeacher, FrozenTeacher
 from stillroom.distill.views import Views
 from stillroom.images import ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
+from stillroom.images.prefetch import prefetch
 
 _BATCH_SIZE = 64
 
@@ -46,8 +47,8 @@ class CachePass:
     view: View
     teacher_view: TeacherView
     seed: int
-    amp: Literal["none", "bf16"] = "none"
-    workers: int = 1
+    amp: Amp = "none"
+    workers: Workers = 1
     on_broken: OnBroken = "refuse"
     own: Path
 
@@ -85,7 +86,16 @@ def fill_cache(
             size = f"{num_bytes / 2**20:.1f} MiB in {root}"
             print(f"teacher cache: {num_views} views x {len(files)} images x {dim} {dtype} {content} = {size}")
         return tuple(
-            Store.open(root, {**record, "view_number": view}, len(files), dim, run, dtype, num_stores=num_views)
+            Store.open(
+                root,
+                {**record, "view_number": view},
+                len(files),
+                dim,
+                run,
+                dtype,
+                num_stores=num_views,
+                batch_size=_BATCH_SIZE,
+            )
             for view in range(num_views)
         )
 
@@ -104,18 +114,21 @@ def fill_cache(
             import_features(job.cache.features, stores[0], teacher, align, ImageDataset(files, views), run.device)
         run.wait()
         imported = read_import(stores[0])
-    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=job.amp == "bf16")
+    held = hold_weights(teacher, job.amp, run.device)
     progress = Progress(num_views * len(files), run, "teacher", done=sum(len(s) - s.num_missing for s in stores))
     for view, store in enumerate(stores):
-        batches = EvaluationBatches(len(files), _BATCH_SIZE, run, epoch=view, mask=store.missing)
+        together = store.chunk_rows // _BATCH_SIZE  # batches of one file, which one process writes
+        batches = EvaluationBatches(len(files), _BATCH_SIZE, run, epoch=view, mask=store.missing, together=together)
         run.wait()  # every process has read which rows are missing before one of them writes
-        for batch in progress.over(build_loader(dataset, batches, job.workers), close=False):
-            progress.skip(batch.broken)
-            store.mark_broken(torch.tensor(batch.broken_indices, dtype=torch.long))
-            if len(batch):
-                with autocast:
-                    features = teacher(batch.images.to(run.device, non_blocking=True)).features
-                store.write(batch.indices, targets[0](features) if aligned else features)
+        loader = prefetch(build_loader(dataset, batches, job.workers), run.device)
+        with store:
+            for batch in progress.over(loader, close=False):
+                progress.skip(batch.broken)
+                store.mark_broken(torch.tensor(batch.broken_indices, dtype=torch.long))
+                if len(batch):
+                    with autocast(job.amp, run.device):
+                        features = held(batch.images.to(run.device)).features
+                    store.write(batch.indices, targets[0](features) if aligned else features)
     progress.close()
     run.wait()
     return CachedTeacher(stores=stores, aligned=aligned, imported=imported)

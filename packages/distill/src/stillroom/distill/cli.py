@@ -11,7 +11,7 @@ from tyro.conf import arg
 from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
-from stillroom.backbone.flags import DeviceName, OnBroken
+from stillroom.backbone.flags import DeviceName, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.run_files import CONFIG
 from stillroom.backbone.sweep import refuse_unresumable
@@ -46,18 +46,21 @@ class FitAlignment:
     """Fit on the evaluation view of the images, or on random views, as KDEP did."""
     view: View = field(default_factory=KdepView)
     """Random view for --alignment-view training."""
+    alignment_images: int = 500_000
+    """Images to fit on at most: a draw by --seed; of fewer images, all."""
     seed: int = 0
-    """Seed of the random views."""
+    """Seed of the random views, and of the draw of images."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
-    workers: int = 1
-    """Processes that decode images; 0: the main process does."""
+    workers: Workers = "auto"
+    """Processes that decode images; 0: the main process does. auto: one for each core, on a machine without a GPU one
+    less."""
     on_broken: OnBroken = "refuse"
     """refuse: an unreadable image stops the command; skip: it is left out."""
 
     def run(self) -> None:
         """Fit the alignment and write its file."""
-        at_least(self, 1, "dim")
+        at_least(self, 1, "dim", "alignment_images")
         at_least(self, 0, "seed", "workers")
         self.view.check("view.")
         refuse_existing(self.out)
@@ -65,18 +68,20 @@ class FitAlignment:
         refuse_missing_checkpoint(self.teacher.name)
         from stillroom.backbone import Run
         from stillroom.distill.alignment_file import encode_alignments
+        from stillroom.distill.data import draw_images
         from stillroom.distill.fit import FitPass, RandomView, alignment_inputs, describe, fit_alignment
         from stillroom.distill.teacher import build_teacher
 
         run = Run.start(self.device)
         read = read_labelled if isinstance(self.alignment, Lda) else read_unlabelled
         files = read(self.data, columns=self.columns)
+        files = draw_images(files, self.alignment_images, self.seed)
         teacher = build_teacher(self.teacher).to(run.device)
         view = None
         if self.alignment_view == "training":
             view = RandomView.for_teacher(teacher, self.view, SameView(), self.seed)
         fit = FitPass(files=files, run=run, view=view, workers=self.workers, on_broken=self.on_broken)
-        target = fit_alignment(teacher, self.alignment, self.dim, fit)
+        target = fit_alignment(teacher, self.alignment, self.dim, fit, self.out)
         if run.is_main:
             write_file(self.out, encode_alignments([(self.alignment, target, alignment_inputs(teacher, fit))]))
             print(f"{self.out}: {describe(self.alignment, target)}")

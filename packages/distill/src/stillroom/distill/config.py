@@ -7,7 +7,7 @@ from typing import Literal
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
 from stillroom.backbone.configs import ABSENT
-from stillroom.backbone.flags import DeviceName, IfExists, OnBroken
+from stillroom.backbone.flags import Amp, DeviceName, IfExists, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.schedule import Schedule, Step
 from stillroom.backbone.sweep import refuse_taken
@@ -118,7 +118,7 @@ class DistillConfig:
     epochs: int = 90
     """Passes over the images."""
     batch_size: int = 512
-    """Images per step, over all processes."""
+    """Images per step, over all processes; under 32 for each device there is a warning."""
     lr: float = 0.3
     """Base learning rate."""
     weight_decay: float = 5e-4
@@ -130,10 +130,13 @@ class DistillConfig:
     ema: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then what is measured and saved;
     0: none."""
-    amp: Literal["none", "bf16"] = "none"
-    """bf16: run forward passes in bfloat16 autocast."""
+    alignment_images: int = 500_000
+    """Images that an alignment is fitted on at most: a draw by --seed; of fewer images, all."""
+    amp: Amp = "auto"
+    """Number format of forward passes. auto: bf16 on a GPU that has it, fp16 with a scaled loss on an older one, none
+    (float32) on a CPU, where runs are reproducible to the bit; bf16 on a CPU is fast if it has AVX-512 BF16 or AMX."""
     compile: bool = False
-    """Compile all nets with torch.compile."""
+    """Compile all nets with torch.compile after 8 steps, and print after 18 how much faster a step has become."""
     sync_batch_norm: bool = False
     """Compute batch-norm statistics over all processes (GPUs only)."""
     cache: Cache = field(default_factory=Cache)
@@ -145,8 +148,9 @@ class DistillConfig:
     array of all images, as in runs of versions before 0.6, which keep it when they are resumed."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
-    workers: int = 1
-    """Processes that decode images; 0: the training process does."""
+    workers: Workers = "auto"
+    """Processes that decode images, for each training process; 0: that process does. auto: one for each of its cores,
+    on a machine without a GPU one less."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
     save_every: int | None = None
@@ -192,7 +196,7 @@ def check_settings(config: DistillConfig, has_knn: bool) -> None:
     Raises:
         ValueError: with the first problem, in one sentence.
     """
-    at_least(config, 1, "epochs", "batch_size", "log_every", "save_every")
+    at_least(config, 1, "epochs", "batch_size", "log_every", "save_every", "alignment_images")
     at_least(config, 0, "lr", "loss_weight", "weight_decay", "workers", "seed", "keep_every", "save_minutes")
     at_least(config.dense, 0, "weight", prefix="dense.")
     within(config, 0, 1, "ema", ends="[)")

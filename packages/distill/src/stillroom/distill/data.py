@@ -18,7 +18,7 @@ class RunImages:
     """The images of a run.
 
     Args:
-        all: every image; alignments are fitted on them.
+        all: every image; alignments are fitted on them, or on a draw.
         train: the images that the students are trained on.
         held_out: the other images, which only measure the students; None where there are none.
     """
@@ -53,6 +53,14 @@ def split_held_out(files: ImageFiles, fraction: float, seed: int) -> tuple[Image
         return files, None
     order = np.random.default_rng([seed, len(files)]).permutation(len(files))
     return files.subset(np.sort(order[count:])), files.subset(np.sort(order[:count]))
+
+
+def draw_images(files: ImageFiles, limit: int, seed: int) -> ImageFiles:
+    """At most `limit` of the images, drawn by the seed and left in their order; all where there are no more."""
+    if len(files) <= limit:
+        return files
+    drawn = np.random.default_rng([seed, len(files), limit]).choice(len(files), limit, replace=False)
+    return files.subset(sorted(drawn.tolist()))
 
 
 def nothing_held_out(num_images: int, fraction: float) -> str:

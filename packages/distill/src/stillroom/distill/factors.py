@@ -55,7 +55,7 @@ class NmfAlignment(nn.Module):
                 "NMF needs features that are not negative: read them after the last activation (--teacher.feature "
                 "after) of a net whose activation is a ReLU"
             )
-        self._pending.append(features.double().cpu().numpy())
+        self._pending.append(features.cpu().double().numpy())
         if sum(map(len, self._pending)) >= max(_BLOCK_ROWS, 2 * len(self.factors_)):
             self._fit_pending()
         return self

@@ -109,9 +109,10 @@ def import_features(
         "compared": len(similarities),
     }
     write_file(store.path / IMPORT, json.dumps(record, indent=2) + "\n")
-    for block in torch.arange(len(vectors)).split(_BLOCK):
-        rows = torch.stack([vectors[index].float() for index in block.tolist()])
-        store.write(block, rows if align is None else align(rows.to(device)))
+    with store:
+        for block in torch.arange(len(vectors)).split(_BLOCK):
+            rows = torch.stack([vectors[index].float() for index in block.tolist()])
+            store.write(block, rows if align is None else align(rows.to(device)))
     known = "none could be compared" if similarity is None else f"mean cosine {similarity:.4f} on {len(similarities)}"
     print(f"{file}: {len(vectors)} vectors imported, {others} of other images left out; to the teacher: {known}")
     if similarity is not None and similarity < _SIMILAR:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.flags import OnBroken, Workers
+from stillroom.backbone.hardware import exact_float32, float64_device
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd
@@ -23,6 +24,7 @@ from stillroom.distill.alignment_file import (
     load_alignments,
 )
 from stillroom.distill.factors import LdaAlignment, NmfAlignment
+from stillroom.distill.fit_state import FitState
 from stillroom.distill.moments import ClassMoments, Moments
 from stillroom.distill.selection import SelectedChannels
 from stillroom.distill.slots import Alignment, Raw
@@ -31,6 +33,7 @@ from stillroom.distill.views import TeacherView, View, Views
 from stillroom.images import EvaluationView, ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.loaders import View as ViewOfImage
+from stillroom.images.prefetch import prefetch
 
 _BATCH_SIZE = 64
 _SAMPLE = 2048  # images whose features set the scale and the std ratio
@@ -74,22 +77,35 @@ class FitPass:
     run: Run
     view: RandomView | None = None
     unit: bool = True
-    workers: int = 1
+    workers: Workers = 1
     on_broken: OnBroken = "refuse"
 
-    def features(self, teacher: FrozenTeacher, label: str, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the indices and float32 features of batches of 64 images, of every `every`-th image only."""
+    def features(
+        self, teacher: FrozenTeacher, label: str, every: int = 1, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the indices and float32 features of batches of 64 images; none where no image of a batch is readable.
+
+        Args:
+            teacher: on the run's device.
+            label: of the progress bar.
+            every: only every so many-th image.
+            start: batches of this process to leave out.
+        """
         files = self.files if every == 1 else self.files.subset(range(0, len(self.files), every))
         if self.view is None:
             dataset = ImageDataset(files, EvaluationView(teacher.backbone.spec.input), on_broken=self.on_broken)
         else:
             dataset = ImageDataset(files, self.view.transform, seed=self.view.seed, on_broken=self.on_broken)
-        loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), self.workers)
-        progress = Progress(len(files), self.run, label)
-        for batch in progress.over(loader):
-            progress.skip(batch.broken)
-            if len(batch):
-                yield batch.indices * every, teacher(batch.images.to(self.run.device)).features
+        batches = EvaluationBatches(len(files), _BATCH_SIZE, self.run)
+        batches.batches = batches.batches[start:]
+        done = min(start * _BATCH_SIZE * self.run.world_size, len(files))
+        progress = Progress(len(files), self.run, label, done=done)
+        with exact_float32():
+            for batch in progress.over(prefetch(build_loader(dataset, batches, self.workers), self.run.device)):
+                progress.skip(batch.broken)
+                pixels = batch.images.to(self.run.device)
+                features = teacher(pixels).features if len(batch) else pixels.new_zeros(0, teacher.dim).float()
+                yield batch.indices * every, features
 
 
 def alignment_inputs(teacher: FrozenTeacher, fit: FitPass) -> AlignmentInputs:
@@ -106,7 +122,9 @@ def alignment_inputs(teacher: FrozenTeacher, fit: FitPass) -> AlignmentInputs:
 
 
 @torch.no_grad()
-def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitPass) -> AlignedTarget:
+def fit_alignment(
+    teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitPass, file: Path | None = None
+) -> AlignedTarget:
     """Fit an alignment and the scale of its target to the teacher's features, in float32.
 
     Args:
@@ -114,36 +132,52 @@ def fit_alignment(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitP
         config: settings of the alignment.
         dim: the student's width, which the target has where `config` sets none.
         fit: the images.
+        file: that will hold the alignment; the state of the pass is saved beside it, and one that was stopped goes on
+            from there. None: nothing is saved. NMF always starts again.
 
     Raises:
         ValueError: see the alignments' `fit` and `Moments.update`.
     """
-    target = build_alignment(config, teacher.dim, dim).to(fit.run.device)
+    target = build_alignment(config, teacher.dim, dim)  # fitted on the CPU: other devices may have no float64
     alignment: Any = target.alignment
     moments = build_moments(target, fit)
     labels = torch.tensor(fit.files.labels or ())
     every = math.ceil(len(fit.files) / _SAMPLE)
     needs_all = moments is not None or isinstance(alignment, NmfAlignment)  # the others only need the sample
     if not needs_all and not fit.unit:
-        return target
+        return target.to(fit.run.device)
     samples: list[Tensor] = []
-    for indices, features in fit.features(teacher, "alignment", every=1 if needs_all else every):
+    state = None
+    start = 0
+    if file is not None and moments is not None:
+        state = FitState(file, alignment_key(teacher, config, dim, fit), fit.run)
+        if saved := state.load():
+            start, samples = saved["done"], [saved["sample"]]
+            moments.load_state_dict(saved["moments"])
+    passes = fit.features(teacher, "alignment", every=1 if needs_all else every, start=start)
+    for done, (indices, features) in enumerate(passes, start + 1):
         match moments:
             case Moments():
                 moments.update(features)
             case ClassMoments():
                 moments.update(features, labels[indices])
-        if isinstance(alignment, NmfAlignment):
+        if isinstance(alignment, NmfAlignment) and len(features):
             alignment.partial_fit(features)
         samples.append(features[(indices % every == 0).to(features.device)].cpu())
+        if state is not None and moments is not None and state.is_due():
+            samples = [torch.cat(samples)]
+            state.save({"done": done, "sample": samples[0], "moments": moments.state_dict()})
     if isinstance(alignment, NmfAlignment):
         alignment.finish()
     if moments is not None:
         moments.reduce(fit.run)
         alignment.fit(moments)
-        target.to(fit.run.device)
+    target.to(fit.run.device)
     sample = torch.cat([features for gathered in fit.run.gather(samples) for features in gathered]).to(fit.run.device)
-    return target.calibrate(sample, unit=fit.unit)
+    target.calibrate(sample, unit=fit.unit)
+    if state is not None:
+        state.remove()
+    return target
 
 
 def build_moments(target: AlignedTarget, fit: FitPass) -> Moments | ClassMoments | None:
@@ -152,7 +186,7 @@ def build_moments(target: AlignedTarget, fit: FitPass) -> Moments | ClassMoments
     Raises:
         ValueError: LDA without labels; NMF in several processes.
     """
-    device = torch.device("cpu") if fit.run.device.type == "mps" else fit.run.device  # Apple's GPUs have no float64
+    device = float64_device(fit.run.device)
     match target.alignment:
         case SelectedChannels(by="random"):
             return None
@@ -174,12 +208,21 @@ def describe(config: Alignment, target: AlignedTarget) -> str:
     if not isinstance(target.alignment, ScaledSvd):
         return f"{name}: {target.feature_dim}-d feature -> {target.dim}-d target"
     svd = target.alignment.svd
-    explained = float((svd.std_.double() ** 2).sum() / svd.variance_.double().sum())
+    explained = float((svd.std_.cpu().double() ** 2).sum() / svd.variance_.cpu().double().sum())
     before, after = target.std_ratio_ or (float("nan"), float("nan"))
     return (
         f"{name}: {target.feature_dim}-d feature of rank {int(svd.rank_)} -> {target.dim} components, "
         f"{100 * explained:.1f} % of the variance, std ratio {before:.1f} -> {after:.1f}"
     )
+
+
+def alignment_key(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitPass) -> str:
+    """The hash of everything that a fitted alignment depends on."""
+    spec = teacher.backbone.spec
+    net = [spec.name, spec.arguments, asdict(spec.input)]
+    request = [type(config).__name__, asdict(config), dim, fit.unit]
+    inputs = asdict(alignment_inputs(teacher, fit))
+    return cache_key({**inputs, "net": net, "files": fit.files.stamp, "alignment": request})
 
 
 def cached_alignment(
@@ -191,18 +234,14 @@ def cached_alignment(
     inputs and of the alignment's settings, so a change of teacher, feature point, size, images or settings misses it.
     """
     inputs = alignment_inputs(teacher, fit)
-    spec = teacher.backbone.spec
-    net = [spec.name, spec.arguments, asdict(spec.input)]
-    request = [type(config).__name__, asdict(config), dim, fit.unit]
-    key = cache_key({**asdict(inputs), "net": net, "files": fit.files.stamp, "alignment": request})
-    file = cache_directory("alignments") / f"{key}.safetensors"
+    file = cache_directory("alignments") / f"{alignment_key(teacher, config, dim, fit)}.safetensors"
     is_cached = os.path.exists(file)  # noqa: PTH110  # False, too, where the cache may not be entered
     if all(fit.run.gather(is_cached)):  # each node may have its own cache: all of them load, or all fit
         [(_, target, _)] = load_alignments(file)
         if fit.run.is_main:
             print(f"alignment: {describe(config, target)}; reused from {file}")
         return target.to(fit.run.device), inputs
-    target = fit_alignment(teacher, config, dim, fit)
+    target = fit_alignment(teacher, config, dim, fit, file)
     if fit.run.is_main:
         print(f"alignment: {describe(config, target)}")
         with optional_cache(fit.run, file.parent):

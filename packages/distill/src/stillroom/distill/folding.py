@@ -1,6 +1,7 @@
 """Fold the batch norms of a frozen backbone into the convolutions before them."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ def fold_batch_norms(backbone: Backbone, example: Float[Tensor, "b 3 h w"]) -> i
         if not torch.allclose(folded_output, output, rtol=0, atol=_TOLERANCE * float(output.abs().max())):
             backbone.net = original
             return 0
+    backbone._opened = replace(backbone._opened, net=backbone.net)  # lets go of the original's weights
     return len(pairs)
 
 

@@ -1,5 +1,8 @@
 """Mean and covariance of features, streamed: memory O(d^2), whatever the number of images."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,6 +11,7 @@ from stillroom.backbone import Run
 
 BLOCK_ROWS = 512
 """Rows of one float32 matrix product. Longer blocks lose digits, shorter ones lose speed."""
+_STATE = ("_closed", "_shift", "_sum", "_absolute", "_products", "_block", "_filled")
 _NUM_STRIPS = 4  # 10/16 of the whole product, and of its sum in float64
 
 
@@ -79,6 +83,16 @@ class Moments:
         self._closed += self._filled
         self._filled = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, so that a pass goes on from here to the bit."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name in _STATE:
+            value = state[name]
+            setattr(self, name, value.to(self._sum.device) if isinstance(value, Tensor) else value)
+
     def reduce(self, run: Run) -> None:
         """Merge the moments of all processes; afterwards every process has those of all images."""
         self._close_block()
@@ -145,6 +159,16 @@ class ClassMoments:
         labels = labels.to(self._sums.device)
         self._sums.index_add_(0, labels, features.to(self._sums.device).double())
         self._counts += labels.bincount(minlength=len(self._counts))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything; see `Moments.state_dict`."""
+        return {"all": self.all.state_dict(), "sums": self._sums, "counts": self._counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.all.load_state_dict(state["all"])
+        self._sums.copy_(state["sums"])
+        self._counts.copy_(state["counts"])
 
     def reduce(self, run: Run) -> None:
         """Merge the moments of all processes."""

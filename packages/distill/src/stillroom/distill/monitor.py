@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.backbone import Backbone, Run
-from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.flags import Amp, OnBroken, Workers
+from stillroom.backbone.hardware import autocast
 from stillroom.distill.agreement import describe_agreement, neighbour_agreement
 from stillroom.distill.auto_config import AUTO
 from stillroom.distill.config import DistillConfig, Monitor
@@ -134,6 +135,8 @@ class StudentMonitor:
         supervisions: teachers and targets.
         distance: between predictions and targets.
         epochs, steps_per_epoch: of the run.
+        workers: processes that decode images.
+        amp: number format in which the students are measured, that of the run; the teachers are read in float32.
         on_broken: see `OnBroken`.
         knn: see `KnnMonitor`.
     """
@@ -145,6 +148,8 @@ class StudentMonitor:
     distance: Distance
     epochs: int
     steps_per_epoch: int
+    workers: Workers = 0
+    amp: Amp = "none"
     on_broken: OnBroken = "refuse"
     knn: KnnMonitor | None = None
     _teacher_features: list[Tensor] = field(default_factory=list)
@@ -180,7 +185,8 @@ class StudentMonitor:
                 score = measured[AGREEMENT]
             if labelled and self.settings.knn is not None:
                 assert self.knn is not None, "check_settings refuses --monitor.knn without it"
-                accuracies = self.knn(student.backbone, self.settings.knn, self.run)
+                with autocast(self.amp, self.run.device):
+                    accuracies = self.knn(student.backbone, self.settings.knn, self.run)
                 measured |= {f"monitor_{name}": value for name, value in accuracies.items()}
                 score = next(iter(accuracies.values()))
             scores.append(score)
@@ -193,7 +199,8 @@ class StudentMonitor:
         """Compare a student with its teachers on held-out images; several teachers are averaged by weight."""
         if not self._teacher_features:  # computed once
             self._teacher_features = [self._features(files, one.teacher) for one in self.supervisions]
-        pooled = self._features(files, student)
+        with autocast(self.amp, self.run.device):
+            pooled = self._features(files, student)
         loss = agreement = 0.0
         for supervision, features, head in zip(self.supervisions, self._teacher_features, student.heads, strict=True):
             target = supervision.targets[index](features.to(self.run.device))
@@ -210,7 +217,7 @@ class StudentMonitor:
     def _features(self, files: ImageFiles, net: FrozenTeacher | StudentModel) -> Tensor:
         """A net's features of all readable images, in order, in fixed batches divided over all processes."""
         dataset = ImageDataset(files, EvaluationView(net.backbone.spec.input), on_broken=self.on_broken)
-        loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), 0)
+        loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), self.workers)
         batches: list[tuple[Tensor, Tensor]] = []
         for batch in loader:
             if len(batch):

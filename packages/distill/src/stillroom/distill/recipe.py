@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stillroom.backbone.hardware import MAX_CPU_WORKERS, MAX_WORKERS
 from stillroom.backbone.results import format_table
 from stillroom.backbone.store import store_bytes
 from stillroom.distill.auto_config import AutoConfig
@@ -127,8 +128,12 @@ def choose_settings(config: AutoConfig, work: Workload) -> dict[str, Choice]:
     pick("warmup_epochs", 0.0, "the pilots needed none")
     pick("min_scale", recipe.min_scale, "the paper's" if follows_paper(work) else "the pilots'")
     instructions = f"{work.device} {'has' if work.bf16 else 'lacks'} bfloat16 instructions"
-    pick("amp", "bf16" if work.bf16 else "none", instructions)
-    pick("workers", max(1, min(work.cores - 1, 16)), f"{work.cores} cores, one of them for the nets")
+    older = "fp16" if work.device == "cuda" else "none"
+    pick("amp", "bf16" if work.bf16 else older, instructions)
+    if work.device == "cpu":
+        pick("workers", max(1, min(work.cores - 1, MAX_CPU_WORKERS)), f"{work.cores} cores, one of them for the nets")
+    else:
+        pick("workers", min(work.cores, MAX_WORKERS), f"{work.cores} cores")
     views = cached_views(work, epochs)
     pick("cache_views", views, "the teacher runs once per view" if views else no_cache_reason(work, epochs))
     pick("held_out", round(work.held_out, 4), f"{work.num_held_out} images: 2 % of many, a tenth of few, at least 8")

@@ -6,13 +6,14 @@ from hashlib import sha256
 
 from stillroom.backbone import Backbone, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.hardware import choose_amp
 from stillroom.backbone.inputs import Input, data_inputs, names_input, refuse_changed_inputs, settings_input
 from stillroom.backbone.names import is_checkpoint
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
 from stillroom.distill.cache import CachePass, fill_cache
 from stillroom.distill.config import DistillConfig, check_settings
-from stillroom.distill.data import RunImages, check_knn_folder, read_images
+from stillroom.distill.data import RunImages, check_knn_folder, draw_images, read_images
 from stillroom.distill.factors import too_many_discriminants
 from stillroom.distill.feature_file import file_sha256, read_feature_file
 from stillroom.distill.fit import FitPass, RandomView, cached_alignment, load_matching_alignment
@@ -182,7 +183,7 @@ def build_cache_pass(config: DistillConfig, run: Run, images: RunImages) -> Cach
         view=config.view,
         teacher_view=config.teacher_view,
         seed=config.seed,
-        amp=config.amp,
+        amp=choose_amp(config.amp, run.device),
         workers=config.workers,
         on_broken=config.on_broken,
         own=config.out / "cache",
@@ -197,7 +198,7 @@ def student_alignments(
     Args:
         config: the run.
         run: this process.
-        images: of the run; alignments are fitted on all of them.
+        images: of the run; alignments are fitted on all of them, or on a draw of `config.alignment_images`.
         teachers: all teachers of the run.
         index: of the student.
         dim: the student's width.
@@ -220,7 +221,12 @@ def student_alignments(
         if config.alignment_view == "training":
             view = RandomView.for_teacher(teacher, config.view, config.teacher_view, config.seed)
         fit = FitPass(
-            files=images.all, run=run, view=view, unit=unit, workers=config.workers, on_broken=config.on_broken
+            files=draw_images(images.all, config.alignment_images, config.seed),
+            run=run,
+            view=view,
+            unit=unit,
+            workers=config.workers,
+            on_broken=config.on_broken,
         )
         alignments.append(cached_alignment(teacher, config.alignment, dim, fit))
     if run.is_main:

@@ -6,10 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from stillroom.backbone import Run
-from stillroom.backbone.parallel import build_ema
+from stillroom.backbone.parallel import MovingAverage, build_ema, load_optimizer
 from stillroom.backbone.run import DivergedError
 from stillroom.distill.config import Monitor
 from stillroom.distill.monitor import Best
@@ -23,6 +22,7 @@ class TrainState:
         students: on the run's device.
         optimizer: of all their parameters.
         ema: decay per step of the running averages; 0: none.
+        scales_loss: whether the loss is scaled, so that gradients do not vanish in float16.
 
     Attributes:
         step: steps done.
@@ -33,10 +33,14 @@ class TrainState:
         seconds: of training, up to the last reading of the clock, those before a resume included.
     """
 
-    def __init__(self, students: list[StudentModel], optimizer: torch.optim.Optimizer, ema: float) -> None:
+    def __init__(
+        self, students: list[StudentModel], optimizer: torch.optim.Optimizer, ema: float, *, scales_loss: bool = False
+    ) -> None:
         self.students = students
-        self.averages: list[AveragedModel | None] = [build_ema(student, ema) for student in students]
+        self.averages: list[MovingAverage | None] = [build_ema(student, ema) for student in students]
         self.optimizer = optimizer
+        device = optimizer.param_groups[0]["params"][0].device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scales_loss)
         self.step = 0
         self.losses = {"loss": float("nan")}
         self.measured: dict[str, float] = {}
@@ -48,8 +52,9 @@ class TrainState:
         """Do one optimiser step at learning rate `lr` on the gradient of a loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)  # not where a gradient is infinite, which the scale is then lowered for
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         for average, student in zip(self.averages, self.students, strict=True):
             if average is not None:
@@ -79,6 +84,7 @@ class TrainState:
             "learners": [student.state_dict() for student in self.students],  # the key of every version since 0.2.1
             "averages": [mean.state_dict() for mean in self.averages if mean is not None],
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "losses": self.losses,
             "measured": self.measured,
@@ -93,7 +99,9 @@ class TrainState:
             student.load_state_dict(saved)
         for mean, saved in zip([mean for mean in self.averages if mean is not None], state["averages"], strict=True):
             mean.load_state_dict(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        if scaler := state.get("scaler"):  # new in 0.6.0, and empty where nothing is scaled
+            self.scaler.load_state_dict(scaler)
         self.step, self.losses, self.measured = state["step"], state["losses"], state["measured"]
         self.untrained, self.seconds = state.get("untrained", {}), state.get("seconds", 0.0)  # new in 0.3.0
         self.best = Best(**state["best"])

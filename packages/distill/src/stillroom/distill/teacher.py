@@ -104,9 +104,12 @@ class CachedTeacher:
     aligned: bool
     imported: dict[str, Any] | None = None
 
-    def read(self, epoch: int, indices: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """The rows of some images in one epoch, float32."""
-        return self.stores[epoch % len(self.stores)].read(indices)
+    def read(self, epoch: int, indices: Int[Tensor, " b"], device: torch.device | None = None) -> Float[Tensor, "b d"]:
+        """The rows of some images in one epoch, float32, on a device; None: the CPU."""
+        rows = self.stores[epoch % len(self.stores)].read(indices)
+        if device is not None and device.type == "cuda":
+            rows = rows.pin_memory()  # the copy then waits for nothing
+        return rows.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,16 @@
 """The training loop: frozen teachers, aligned targets, and students that regress them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stillroom.backbone import Backbone, Run, RunDirectory
 from stillroom.backbone.configs import config_to_json, load_config
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.flags import DeviceName, Workers
 from stillroom.backbone.guard import guarded
+from stillroom.backbone.hardware import autocast, batch_warnings, choose_amp, fast_float32, hold_weights
 from stillroom.backbone.inputs import record_inputs, record_moved, refuse_changed_inputs
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
@@ -19,6 +18,7 @@ from stillroom.backbone.results import RESULTS
 from stillroom.backbone.run import seed_everything
 from stillroom.backbone.run_files import CONFIG, failing_cleanly
 from stillroom.backbone.sweep import run_or_resume
+from stillroom.distill.compiling import EAGER_STEPS, CompileTrial, compiled
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.data import nothing_held_out
 from stillroom.distill.distances import DistillationLoss
@@ -39,6 +39,7 @@ from stillroom.distill.teacher import CachedTeacher, Supervision, TeacherOutput
 from stillroom.distill.views import Views
 from stillroom.images import ImageDataset, ImageFiles
 from stillroom.images.loaders import Batch, TrainingBatches, build_loader
+from stillroom.images.prefetch import prefetch
 
 CLOCK_EVERY = 10
 """Steps between two readings of the clock where several processes must agree on it."""
@@ -68,11 +69,12 @@ def distill(
     # 1. Validate settings, list the images, build teachers and students: nothing is written yet.
     setup = build_setup(config, teacher, has_knn=knn is not None)
     inputs = read_run_inputs(config, setup)
+    config = replace(config, amp=choose_amp(config.amp, setup.run.device))  # recorded: a run keeps its number format
     with guarded(config.out, setup.run):
         # 2. Create the run directory with config.json, and inputs.json: the hashes of what the run begins with.
         text = config_to_json(config, UNIONS)
         directory = RunDirectory.create(config.out, text, setup.run, batch_size=config.batch_size)
-        with failing_cleanly(config.out, new=True):
+        with failing_cleanly(config.out, new=True), fast_float32(setup.run.device):
             if setup.run.is_main:
                 record_inputs(config.out, inputs)
             # 3. Fit or load the alignments, and fill the caches of teacher outputs.
@@ -87,7 +89,7 @@ def resume(
     knn: KnnMonitor | None = None,
     *,
     device: DeviceName | None = None,
-    workers: int | None = None,
+    workers: Workers | None = None,
     log_every: int | None = None,
     places: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -112,7 +114,8 @@ def resume(
     # 2. Reopen the run directory, and check that its state belongs to these images.
     if setup.run.is_main:
         record_moved(path, places or {})
-    with guarded(path, setup.run, patient=config.if_exists == "resume"), failing_cleanly(path, new=False):
+    cleanly, fast = failing_cleanly(path, new=False), fast_float32(setup.run.device)
+    with guarded(path, setup.run, patient=config.if_exists == "resume"), cleanly, fast:
         directory, saved = RunDirectory.reopen(path, setup.run, batch_size=config.batch_size)
         check_state(config, saved, setup.images.train)
         # 3. Load the alignments, and complete the caches of teacher outputs.
@@ -152,12 +155,11 @@ def train(
     feed = build_feed(config, setup, supervisions, state)
     monitor = build_monitor(config, setup, supervisions, feed.steps_per_epoch, knn)
 
-    # The nets and the loss as the loop calls them: compiled, averaged over processes.
-    teachers: list[Any] = [torch.compile(net) if config.compile else net for net in setup.teachers]
-    students: list[Any] = [wrap_student(net, run, config.sync_batch_norm, config.compile) for net in setup.students]
+    # The nets and the loss as the loop calls them: held in the number format, averaged over processes.
+    teachers: list[Any] = [] if feed.caches else [hold_weights(net, config.amp, run.device) for net in setup.teachers]
+    students: list[Any] = [wrap_student(net, run, config.sync_batch_norm) for net in setup.students]
     weights = [one.weight for one in supervisions]
     compute_loss = DistillationLoss(config.distance, config.loss_weight, config.dense, weights)
-    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=config.amp == "bf16")
 
     # Measure the untrained students, to judge later what was learned.
     if saved is None and images.held_out is not None:
@@ -166,9 +168,11 @@ def train(
     progress = Progress(len(images.train) * config.epochs, run, config.method, done=state.step * config.batch_size)
     if images.held_out is None and config.monitor.held_out:
         progress.note(nothing_held_out(len(images.train), config.monitor.held_out))
+    warn(progress, batch_warnings(config.batch_size, run))
+    trial, is_compiled = CompileTrial(run.device), False
     meter, has_warned, seconds_before = Meter(), False, state.seconds
     clock_every = 1 if run.world_size == 1 else CLOCK_EVERY
-    for batch in progress.over(feed.loader):
+    for batch in progress.over(prefetch(feed.loader, run.device)):
         # Name the unreadable images; of each batch some must be readable.
         progress.skip(batch.broken)
         refuse_short_batch(batch, setup.students)
@@ -177,12 +181,16 @@ def train(
         epoch = (state.step + 0.5) / feed.steps_per_epoch
         seed_everything(config.seed, state.step, run.rank)
 
+        # Compile the nets after the first steps, with which --compile compares the next ones.
+        if config.compile and not is_compiled and state.step >= EAGER_STEPS:
+            teachers, students, is_compiled = compiled(teachers), compiled(students), True
+
         # Forward: teachers, or their cached outputs, and students, each on its own rendering of the images.
         views = [view.to(run.device, non_blocking=True) for view in batch.views]
-        with autocast:
+        with autocast(config.amp, run.device):
             if feed.caches:
-                rows = [cache.read(int(epoch), batch.indices) for cache in feed.caches]
-                teacher_outputs = [TeacherOutput(features.to(run.device)) for features in rows]
+                rows = [cache.read(int(epoch), batch.indices, run.device) for cache in feed.caches]
+                teacher_outputs = [TeacherOutput(features) for features in rows]
             else:
                 teacher_outputs = [net(views[i]) for net, i in zip(teachers, feed.views.of_teachers, strict=True)]
             student_outputs = [net(views[i]) for net, i in zip(students, feed.views.of_students, strict=True)]
@@ -194,6 +202,8 @@ def train(
         # Backward: one optimiser step at the schedule's rate.
         state.advance(loss.total, lr=config.lr * config.schedule.factor(epoch, config.epochs))
         meter.add(loss.logged)
+        if config.compile and (text := trial.read(state.step)):
+            progress.note(text)
         step, epochs_done = state.step, state.step / feed.steps_per_epoch
 
         # Warn once of a collapse: features that hardly differ over a batch.
@@ -204,9 +214,10 @@ def train(
         if step % config.log_every == 0 or epochs_done == config.epochs:
             log_losses(state, meter, run, progress, directory, epochs_done)
 
-        # Read the clock that --monitor.hours goes by: one for all processes.
+        # Read the clock; the one that --monitor.hours goes by is one for all processes, and its reading waits for them.
         if step % clock_every == 0 or epochs_done == config.epochs:
-            state.seconds = run.gather(seconds_before + progress.seconds)[0]
+            seconds = seconds_before + progress.seconds
+            state.seconds = run.gather(seconds)[0] if config.monitor.hours else seconds
 
         # Measure the students at the end of some epochs, and save the best ones.
         is_due = epochs_done.is_integer() and monitor.is_due(int(epochs_done))
@@ -270,7 +281,9 @@ def refuse_short_batch(batch: Batch, students: Sequence[StudentModel]) -> None:
 def build_state(config: DistillConfig, setup: RunSetup, saved: Mapping[str, Any] | None) -> TrainState:
     """The state of training, as it was saved, or at the first step."""
     optimizer = build_optimizer(config.optimizer, setup.students, lr=config.lr, weight_decay=config.weight_decay)
-    state = TrainState(setup.students, optimizer, config.ema)
+    state = TrainState(
+        setup.students, optimizer, config.ema, scales_loss=choose_amp(config.amp, setup.run.device) == "fp16"
+    )
     if saved is not None:
         state.load_state_dict(saved)
     return state
@@ -328,6 +341,8 @@ def build_monitor(
         distance=config.distance,
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
+        workers=config.workers,
+        amp=config.amp,
         on_broken=config.on_broken,
         knn=knn,
     )

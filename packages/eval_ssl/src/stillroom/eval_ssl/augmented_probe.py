@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stillroom.backbone import InputSpec, Run, weights_sha256
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.flags import Workers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.backbone.tensor_files import load_tensors
@@ -81,7 +82,7 @@ def train_augmented(
     run: Run,
     *,
     batch_size: int = 64,
-    workers: int = 1,
+    workers: Workers = 1,
     cache: bool = True,
 ) -> tuple[Float[Tensor, "m c"], Callable[[], None]]:
     """Train a linear classifier on random crops of the training images, and classify the test images.

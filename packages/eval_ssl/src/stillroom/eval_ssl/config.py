@@ -17,7 +17,7 @@ from stillroom import (  # lazy packages: the quoted types import torch, and onl
 from stillroom.backbone.atomic import refuse_unwritable
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.executor import check_executor
-from stillroom.backbone.flags import DeviceName, ExecutorName, OnBroken
+from stillroom.backbone.flags import DeviceName, ExecutorName, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.results import RESULTS, Results
 from stillroom.backbone.spec import FeaturePoint
@@ -101,8 +101,9 @@ class EvaluationConfig(ABC):
     """Seed of the weights of random:NAME and of every random draw."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
-    workers: int = 1
-    """Processes that decode images."""
+    workers: Workers = "auto"
+    """Processes that decode images; 0: the main process does. auto: one for each core, on a machine without a GPU one
+    less."""
     on_broken: OnBroken = "refuse"
     """Stop at an image that cannot be read, or skip it: it is then named and counted."""
     executor: ExecutorName = "local"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,12 +11,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Features, Normalize, Run, weights_sha256
-from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.flags import OnBroken, Workers
+from stillroom.backbone.hardware import exact_float32
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.store import Store, cache_directory, optional_cache, store_bytes
 from stillroom.images import EvaluationView, ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
+from stillroom.images.prefetch import prefetch
 
 _VERSION = 1  # of the cache: to be raised when the same net would see other pixels or give other features
 _SAME = 1e-5  # relative to a feature's largest entry; batches of unequal size differ by 4e-6
@@ -141,7 +144,7 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would round convolutions to 10 bits
+        with exact_float32():
             features = self.backbone(self.normalize(images))
         return torch.cat([self._select(features, level) for level in self.levels], dim=1)
 
@@ -158,7 +161,7 @@ def extract_features(
     run: Run,
     *,
     batch_size: int = 64,
-    workers: int = 1,
+    workers: Workers = 1,
     on_broken: OnBroken = "refuse",
     head: nn.Module | None = None,
     levels: Sequence[int | None] = (None,),
@@ -196,27 +199,30 @@ def extract_features(
         with optional_cache(run, cache_directory("features")):
             store = open_store(extractor, files, run, batch_size)
     missing = None if store is None else store.missing
+    together = 1 if store is None else store.chunk_rows // batch_size  # batches of one file, which one process writes
     run.wait()  # every process reads which rows are missing before one of them writes
     dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=on_broken)
-    loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run, mask=missing), workers)
+    batches = EvaluationBatches(len(files), batch_size, run, mask=missing, together=together)
+    loader = prefetch(build_loader(dataset, batches, workers), run.device)
     progress = Progress(len(files), run, label, done=0 if store is None else len(files) - store.num_missing)
 
     # The pass: finite features go into the cache, or into memory.
     parts: list[tuple[Tensor, Tensor]] = []
     unread: list[int] = []
     infinite: list[int] = []
-    for batch in progress.over(loader):
-        progress.skip(batch.broken)
-        unread += batch.broken_indices
-        if not len(batch):
-            continue
-        features = extractor(batch.images.to(run.device)).cpu()
-        finite = torch.isfinite(features).all(dim=1)
-        infinite += batch.indices[~finite].tolist()
-        if store is None:
-            parts.append((batch.indices, features))
-        else:
-            store.write(batch.indices[finite], features[finite])
+    with nullcontext() if store is None else store:
+        for batch in progress.over(loader):
+            progress.skip(batch.broken)
+            unread += batch.broken_indices
+            if not len(batch):
+                continue
+            features = extractor(batch.images.to(run.device)).cpu()
+            finite = torch.isfinite(features).all(dim=1)
+            infinite += batch.indices[~finite].tolist()
+            if store is None:
+                parts.append((batch.indices, features))
+            else:
+                store.write(batch.indices[finite], features[finite])
 
     # What went wrong in any process.
     broken = sorted({sentence for one in run.gather(progress.broken) for sentence in one})
@@ -242,7 +248,7 @@ def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: in
     """Open the cache of these features of these files, or create it empty."""
     root = cache_directory("features")
     record = cache_record(extractor, files, run, batch_size)
-    store = Store.open(root, record, len(files), extractor.dim, run, "float32")
+    store = Store.open(root, record, len(files), extractor.dim, run, "float32", batch_size=batch_size)
     if run.is_main and store.num_missing == len(files):
         size = store_bytes(len(files), extractor.dim, "float32") / 2**20
         print(f"features: {len(files)} images x {extractor.dim} float32 = {size:.1f} MiB in {root}", file=sys.stderr)

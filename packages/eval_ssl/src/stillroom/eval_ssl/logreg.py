@@ -167,11 +167,6 @@ def logistic_regression(
     return LogregResult(chosen, tuple(accuracies), logits, tuple((fit.max_gradient, fit.iterations) for fit in fits))
 
 
-def float64_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU where it has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
 def draw_shots(labels: Int[Tensor, " n"], shots: int, seed: int, classes: Sequence[str] = ()) -> Int[Tensor, " k"]:
     """Draw `shots` rows of each class; a smaller draw with the same seed is part of a larger one.
 

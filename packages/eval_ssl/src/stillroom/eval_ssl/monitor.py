@@ -29,8 +29,8 @@ def monitor_knn(backbone: Backbone, folder: Path, run: Run) -> dict[str, float]:
     """
     train, test = split_folder(folder)
     k = min(K, len(train))
-    train_set = extract_features(backbone, train, run, label="k-NN train", workers=0, cache=False)
-    test_set = extract_features(backbone, test, run, label="k-NN test", workers=0, cache=False)
+    train_set = extract_features(backbone, train, run, label="k-NN train", workers="auto", cache=False)
+    test_set = extract_features(backbone, test, run, label="k-NN test", workers="auto", cache=False)
     if is_constant(train_set.features):  # a collapsed student is at chance, and not an error
         return {f"knn{K}": 1 / len(train.classes), "knn1": 1 / len(train.classes)}
     tensors = (train_set.features, train_set.labels, test_set.features)

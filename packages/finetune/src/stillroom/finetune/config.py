@@ -10,7 +10,7 @@ from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.executor import check_executor
-from stillroom.backbone.flags import DeviceName, ExecutorName, IfExists
+from stillroom.backbone.flags import DeviceName, ExecutorName, IfExists, Workers
 from stillroom.backbone.names import KEYWORDS, refuse_missing_checkpoint
 from stillroom.backbone.sweep import directory_name, refuse_taken, refuse_twice
 
@@ -33,8 +33,9 @@ class FineTuneConfig:
     """Seeds of random weights and of everything that is drawn: the order of the images, their augmentations."""
     device: DeviceName = "auto"
     """auto: a CUDA GPU, else an Apple GPU, else the CPU."""
-    workers: int = 1
-    """Processes that decode images."""
+    workers: Workers = "auto"
+    """Processes that decode images, for each training process; 0: that process does. auto: one for each of its cores,
+    on a machine without a GPU one less."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl, or of MMEngine's log."""
     save_every: int | None = None

@@ -1,9 +1,9 @@
 """Batches of images: samplers for training and evaluation on any number of processes, and the loader."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stillroom.backbone.flags import OnBroken
+from stillroom.backbone.flags import OnBroken, Workers
+from stillroom.backbone.hardware import choose_workers
 from stillroom.backbone.run import Run, mix_seed
 from stillroom.images.decode import BrokenImageError, load_image
 from stillroom.images.order import KeyedOrder
@@ -20,6 +21,11 @@ from stillroom.images.source import Source, SourceError
 
 View = Callable[[Image.Image], Tensor | tuple[Tensor, ...]]
 """PIL image -> uint8 (3, h, w), or several of them."""
+
+
+@runtime_checkable
+class Keys(Sized, Iterable[list[tuple[int, int]]], Protocol):
+    """The (epoch, index) keys of each batch; a sampler, or a list."""
 
 
 @dataclass
@@ -196,13 +202,21 @@ class EvaluationBatches:
         epoch: of the keys; seeds a random view.
         mask: (num_images,) the images that are needed. A batch without any is skipped, and every other batch stays
             complete, because results of batch sizes 1 and 64 differ in the last digits. None: all.
+        together: number of neighbouring batches that go to the same process, such as those of one chunk of a store.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, run: Run, *, epoch: int = 0, mask: Bool[Tensor, " n"] | None = None
+        self,
+        num_images: int,
+        batch_size: int,
+        run: Run,
+        *,
+        epoch: int = 0,
+        mask: Bool[Tensor, " n"] | None = None,
+        together: int = 1,
     ) -> None:
-        starts = range(0, num_images, batch_size)
-        batches = [range(s, min(s + batch_size, num_images)) for s in starts][run.rank :: run.world_size]
+        batches = [range(s, min(s + batch_size, num_images)) for s in range(0, num_images, batch_size)]
+        batches = [b for i, b in enumerate(batches) if i // together % run.world_size == run.rank]
         self.epoch = epoch
         self.batches = [b for b in batches if mask is None or bool(mask[b.start : b.stop].any())]
 
@@ -230,12 +244,18 @@ class ImageLoader(DataLoader):
             yield batch
 
 
-def build_loader(dataset: ImageDataset, batches: Iterable[list[tuple[int, int]]], num_workers: int) -> ImageLoader:
-    """Build a loader of `Batch`es from the (epoch, index) keys of each step; the global random state is not used."""
+def build_loader(dataset: ImageDataset, batches: Keys, num_workers: Workers) -> ImageLoader:
+    """Build a loader of `Batch`es from the (epoch, index) keys of each step; the global random state is not used.
+
+    Args:
+        dataset: the images.
+        batches: keys of each step.
+        num_workers: processes that decode; `auto` starts no more of them than there are batches.
+    """
     return ImageLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=num_workers,
+        num_workers=min(choose_workers("auto"), len(batches)) if num_workers == "auto" else num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from stillroom.backbone import InputSpec
+from stillroom.backbone.hardware import choose_workers
 from stillroom.convert.framework_nets import pixel_statistics
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
@@ -195,7 +196,8 @@ def build_loaders(config: SegmentConfig, data: SegmentationData, share: int) -> 
     ]
     test = [{"type": "LoadPicture"}, {"type": "LoadMask"}, {"type": "PackSegInputs"}]
     dataset = with_pipeline(data.train.config, train)
-    workers = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
+    num_workers = choose_workers(config.workers)
+    workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     evaluate: dict[str, Any] = {
         "batch_size": 1,
         **workers,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from stillroom.backbone.configs import load_config, to_places
-from stillroom.backbone.flags import DeviceName
+from stillroom.backbone.flags import DeviceName, Workers
 from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.finetune import lifecycle, table
 from stillroom.finetune.lifecycle import Task
@@ -45,7 +45,7 @@ def resume(
     path: Path,
     *,
     device: DeviceName | None = None,
-    workers: int | None = None,
+    workers: Workers | None = None,
     log_every: int | None = None,
     checkpoint: str | None = None,
     data: Path | None = None,

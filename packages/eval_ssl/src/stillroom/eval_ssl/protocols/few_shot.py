@@ -44,7 +44,8 @@ class FewShotConfig(MeasurementConfig):
 
     def evaluate(self, features: "eval_ssl.FeatureSets", run: "backbone.Run") -> Outcome:
         """Fit a classifier to every draw; mean and standard deviation of top-1 per number of shots."""
-        from stillroom.eval_ssl.logreg import FEW_SHOT_TOLERANCE, few_shot, float64_device
+        from stillroom.backbone.hardware import float64_device
+        from stillroom.eval_ssl.logreg import FEW_SHOT_TOLERANCE, few_shot
         from stillroom.eval_ssl.probe import accuracy_of
 
         # Top-1 of every draw.

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from stillroom.backbone import Run
+from stillroom.backbone.hardware import choose_workers
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.detectron2.images import as_records, read_run
 from stillroom.det_transfer.backends.detectron2.saved import load_state
@@ -59,7 +60,9 @@ class Collector(DatasetEvaluator):
 def predict_all(net: nn.Module, config: DetectConfig, cfg: DictConfig, images: Images) -> list[Detections]:
     """Predict every image in Detectron2's evaluation loop; each process gets all the predictions."""
     loader = build_detection_test_loader(
-        dataset=as_records(images), mapper=instantiate(cfg.dataloader.test.mapper), num_workers=config.workers
+        dataset=as_records(images),
+        mapper=instantiate(cfg.dataloader.test.mapper),
+        num_workers=choose_workers(config.workers),
     )
     collector = Collector()
     with unwrap_worker_errors():

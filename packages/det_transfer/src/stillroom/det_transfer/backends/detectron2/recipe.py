@@ -10,6 +10,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from omegaconf import DictConfig, OmegaConf
 
 from stillroom.backbone import Backbone, Run
+from stillroom.backbone.hardware import choose_workers
 from stillroom.convert.bridge import Bridge
 from stillroom.det_transfer.backends.detectron2.detectors import build_model
 from stillroom.det_transfer.backends.detectron2.hooks import LearningRateSchedule
@@ -77,12 +78,12 @@ def describe_data(config: DetectConfig, channel_order: str) -> dict[str, DictCon
         total_batch_size=config.batch_size,
         steps=config.steps,
         seed=config.seed,
-        num_workers=config.workers,
+        num_workers=choose_workers(config.workers),
     )
     test = L(build_detection_test_loader)(
         dataset=L(read_records)(run=out, part="val"),
         mapper=L(PictureMapper)(is_train=False, augmentations=resize, image_format=channel_order),
-        num_workers=config.workers,
+        num_workers=choose_workers(config.workers),
     )
     return {"train": train, "test": test, "evaluator": L(Collector)(run=out)}
 

@@ -10,6 +10,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from stillroom.backbone import InputSpec, Run
+from stillroom.backbone.flags import Workers
+from stillroom.backbone.hardware import choose_workers
 from stillroom.backbone.run import mix_seed
 from stillroom.det_transfer.annotations import AnnotatedImage, Images
 from stillroom.images import BrokenImageError
@@ -68,7 +70,7 @@ def target_of(row: AnnotatedImage, masks: bool) -> dict[str, Any]:
 
 
 def build_train_loader(
-    images: BoxedImages, batch_size: int, steps: int, seed: int, run: Run, start: int, workers: int
+    images: BoxedImages, batch_size: int, steps: int, seed: int, run: Run, start: int, workers: Workers
 ) -> DataLoader:
     """Build the loader of the batches from step `start` to `steps`, each a list of samples.
 
@@ -90,17 +92,17 @@ def build_train_loader(
     return build_loader(images, batches, workers)
 
 
-def build_evaluation_loader(images: BoxedImages, run: Run, workers: int) -> DataLoader:
+def build_evaluation_loader(images: BoxedImages, run: Run, workers: Workers) -> DataLoader:
     """Build the loader of every image once, in batches of one, split over the processes."""
     return build_loader(images, EvaluationBatches(len(images), 1, run), workers)
 
 
-def build_loader(images: BoxedImages, batches: Any, workers: int) -> DataLoader:
+def build_loader(images: BoxedImages, batches: Any, workers: Workers) -> DataLoader:
     """Build a loader of lists of samples; it does not draw from the global random generator."""
     return DataLoader(
         images,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=choose_workers(workers),
         collate_fn=list,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
