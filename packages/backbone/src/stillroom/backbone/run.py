@@ -46,15 +46,15 @@ class Run:
             return cls(device=torch.device(kind))
         if lacking := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise ValueError(f"WORLD_SIZE is {world_size}, but {lacking[0]} is not set: use torchrun, or unset both")
-        device = torch.device(kind)
+        place = torch.device(kind)
         if kind == "cuda":
-            device = torch.device("cuda", local_gpu(torch.cuda.device_count()))
-            torch.cuda.set_device(device)
+            place = torch.device("cuda", local_gpu(torch.cuda.device_count()))
+            torch.cuda.set_device(place)
         if not dist.is_initialized():
-            gpu = device if kind == "cuda" else None
+            gpu = place if kind == "cuda" else None
             backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT, device_id=gpu)
-        return cls(device=device, rank=dist.get_rank(), world_size=world_size)
+        return cls(device=place, rank=dist.get_rank(), world_size=world_size)
 
     @property
     def is_main(self) -> bool:

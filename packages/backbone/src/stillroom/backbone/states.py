@@ -176,8 +176,8 @@ def load_last_state(path: Path, *, says: bool) -> dict[str, Any] | None:
             print(f"warning: {damaged[1]}; {words}", file=sys.stderr)
         return state
     if damaged:
-        file, error = damaged
-        raise ValueError(f"{file} is damaged: remove it, and {path} is resumed from its first step") from error
+        file, first = damaged
+        raise ValueError(f"{file} is damaged: remove it, and {path} is resumed from its first step") from first
     return None
 
 

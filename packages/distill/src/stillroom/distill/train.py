@@ -63,8 +63,8 @@ def distill(
     """
     # 0. A run that exists is resumed, or kept if it is finished, where the config says so.
     if config.if_exists == "resume" and (config.out / CONFIG).exists():
-        now = {"device": config.device, "workers": config.workers, "log_every": config.log_every}
-        run_or_resume(config, UNIONS, distill, partial(resume, teacher=teacher, knn=knn, **now))
+        again = partial(resume, teacher=teacher, knn=knn, device=config.device, workers=config.workers)
+        run_or_resume(config, UNIONS, distill, partial(again, log_every=config.log_every))
         return config.out
     # 1. Validate settings, list the images, build teachers and students: nothing is written yet.
     setup = build_setup(config, teacher, has_knn=knn is not None)
