@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -37,52 +38,60 @@ _TURNS = {
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
+def open_image(image: Path | bytes, name: str | None = None) -> Iterator[ImageFile.ImageFile]:
     """Open an image: its header now, its pixels by `load`; both may raise.
+
+    Args:
+        image: a file, or the bytes of one.
+        name: what an error calls it; None: the path.
 
     Raises:
         BrokenImageError: damaged, not an image, or larger than Pillow's decompression limit.
     """
+    name = str(image) if name is None else name
     try:
-        with Image.open(path, formats=image_formats()) as opened:
+        with Image.open(BytesIO(image) if isinstance(image, bytes) else image, formats=image_formats()) as opened:
             yield opened
     except Image.DecompressionBombError as error:
         raise BrokenImageError(
-            f"{path} cannot be read as an image: {error}; shrink it, or leave it out (most commands: --on-broken skip)"
+            f"{name} cannot be read as an image: {error}; shrink it, or leave it out (most commands: --on-broken skip)"
         ) from error
     except Exception as error:  # damaged bytes let Pillow's decoders raise almost any class
         reason = str(error) or type(error).__name__
-        raise BrokenImageError(f"{path} cannot be read as an image: {reason}") from error
+        raise BrokenImageError(f"{name} cannot be read as an image: {reason}") from error
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(image: Path | bytes, name: str | None = None) -> Image.Image:
     """Decode one image (the first of several in a file) as 8-bit RGB from any mode: grey, palette, CMYK, Lab, ...
 
     What is transparent, wholly or in part, is put on white. Deeper samples are scaled by the range that their file
     states, see `_scaled`.
 
+    Args:
+        image, name: see `open_image`.
+
     Raises:
         BrokenImageError: see `open_image`; samples whose range is not known, or that would be read as black.
     """
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be found, not read as grey"
-    with open_image(path) as opened:
+    with open_image(image, name) as opened:
         deep = ";16" in str(opened.tile[:1])  # of colours with 16 bits, Pillow keeps the upper 8
         tags = getattr(opened, "tag_v2", {})
         if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8:
             raise ValueError("its 16-bit channels lie in separate planes, which Pillow misreads: save them interleaved")
         opened.load()
-        image: Image.Image = opened
-        if image.mode in ("I", "F") or image.mode.startswith("I;16") or _is_signed(tags):
+        pixels: Image.Image = opened
+        if pixels.mode in ("I", "F") or pixels.mode.startswith("I;16") or _is_signed(tags):
             return Image.fromarray(_scaled(opened)).convert("RGB")
-        if deep and 0 < (high := int(np.asarray(image.convert("RGB")).max())) < 256 // _DIM:
+        if deep and 0 < (high := int(np.asarray(pixels.convert("RGB")).max())) < 256 // _DIM:
             raise ValueError(_TOO_DIM.format(high=high << 8, white=65535))
-        if image.mode in ("La", "RGBa"):  # multiplied by alpha
-            image = image.convert(image.mode.upper())
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            ground = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(ground, image).convert("RGB")
-        return image.convert("RGB")
+        if pixels.mode in ("La", "RGBa"):  # multiplied by alpha
+            pixels = pixels.convert(pixels.mode.upper())
+        if pixels.mode in ("RGBA", "LA", "PA") or "transparency" in pixels.info:
+            pixels = pixels.convert("RGBA")
+            ground = Image.new("RGBA", pixels.size, "white")
+            return Image.alpha_composite(ground, pixels).convert("RGB")
+        return pixels.convert("RGB")
 
 
 def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
@@ -130,15 +139,15 @@ def _is_signed(tags: Mapping[int, Any]) -> bool:
     return tags.get(_FORMAT, (1,))[0] == 2
 
 
-def load_upright(path: Path) -> Image.Image:
+def load_upright(image: Path | bytes, name: str | None = None) -> Image.Image:
     """Decode one image as `load_image` does, and turn it as its EXIF tag says: as viewers and labelling tools show it.
 
     Raises:
         BrokenImageError: see `load_image`.
     """
-    image = load_image(path)
-    with open_image(path) as opened:
-        return upright(image, exif_orientation(opened))
+    pixels = load_image(image, name)
+    with open_image(image, name) as opened:
+        return upright(pixels, exif_orientation(opened))
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
