@@ -50,7 +50,7 @@ def test_cached_targets_are_those_of_the_live_teacher_on_the_same_view(
     views = Views(config.view, config.teacher_view, [16], [teacher.backbone.spec.input])
     dataset = ImageDataset(setup.images.train, views, seed=config.seed, cycle=2)
     for epoch in range(4):
-        pixels = torch.stack([dataset[(epoch, index)][1][views.of_teachers[0]] for index in range(20)])
+        pixels = torch.stack([dataset[(epoch, index)][1].pixels[views.of_teachers[0]] for index in range(20)])
         features = teacher(pixels).features
         live = supervision.targets[0](features) if aligned else features
         stored = cached.read(epoch, torch.arange(20))
@@ -72,8 +72,8 @@ def test_at_ten_saved_states_cached_and_live_losses_agree(unlabelled: Path, tmp_
     for state in range(10):
         indices = torch.arange(32) + 6 * state
         rendered = [dataset[(state, int(index))][1] for index in indices]
-        student_pixels = torch.stack([of_image[views.of_students[0]] for of_image in rendered])
-        teacher_pixels = torch.stack([of_image[views.of_teachers[0]] for of_image in rendered])
+        student_pixels = torch.stack([of_image.pixels[views.of_students[0]] for of_image in rendered])
+        teacher_pixels = torch.stack([of_image.pixels[views.of_teachers[0]] for of_image in rendered])
         outputs = [student(student_pixels)]
         live_loss = compute_loss(outputs, [live.align(teacher(teacher_pixels).features)], [()])
         cached_loss = compute_loss(outputs, [cached.align(cached.cache.read(0, indices))], [()])

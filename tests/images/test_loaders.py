@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from stillroom.backbone import InputSpec, Run
 from stillroom.images import BrokenImageError, EvaluationView, ImageDataset, ImageFiles, read_labelled, read_unlabelled
 from stillroom.images.loaders import Batch, EvaluationBatches, TrainingBatches, build_loader, collate
+from stillroom.images.picture import Picture
 
 CPU = torch.device("cpu")
 
@@ -30,9 +30,10 @@ def put(file: Path, size: tuple[int, int] = (4, 4), colour: str = "red") -> Path
 # --- views
 
 
-def noisy_view(image: Image.Image) -> Tensor:
-    """A view that draws from torch's generator."""
-    return v2.functional.pil_to_tensor(image)[:, :2, :2] + torch.randint(0, 100, (3, 2, 2), dtype=torch.uint8)
+def noisy_view(picture: Picture, generator: torch.Generator) -> Tensor:
+    """A view that draws from its generator."""
+    pixels = torch.from_numpy(picture.pixels()).permute(2, 0, 1)
+    return pixels[:, :2, :2] + torch.randint(0, 100, (3, 2, 2), dtype=torch.uint8, generator=generator)
 
 
 @pytest.fixture

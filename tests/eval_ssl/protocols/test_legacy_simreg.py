@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy
 from stillroom.backbone import Normalize, Run, build_backbone, read_results, replace_input
 from stillroom.backbone.schedule import Step
 from stillroom.eval_ssl import KnnConfig, LegacySimregConfig, LegacySimregKnnConfig, Point, Recipe, evaluate, report
-from stillroom.eval_ssl.augmented_probe import CropView, state_record, train_augmented
+from stillroom.eval_ssl.augmented_probe import state_record, train_augmented
 from stillroom.eval_ssl.evaluation import split
 from stillroom.eval_ssl.features import Extractor, extract_features
 from stillroom.eval_ssl.neighbours import nearest_neighbours, round_as_released
 from stillroom.eval_ssl.probe import SgdProbes, batches, linear_probe
 from stillroom.eval_ssl.voting import predict
 from stillroom.images import ImageDataset, read_labelled
+from stillroom.images.view import CropView
 
 POINT = Point(lr=0.01, weight_decay=1e-4, unit=True)
 RECIPE = Recipe(epochs=40, batch_size=64, schedule=Step(every=15, gamma=0.1), as_released=True, drop_last=True)
@@ -86,7 +87,7 @@ def test_live_mode_is_the_released_loop_which_keeps_the_last_partial_batch(
     net = replace_input(build_backbone("cifar/resnet20"), size=16).eval()
     train = extract_features(net, files, run, workers=0, batch_size=4)
     released = Released(train.features.double(), first_layer(64, 3, recipe))
-    crops, labels = ImageDataset(files, CropView(net.spec.input), seed=recipe.seed), torch.tensor(files.labels)
+    crops, labels = ImageDataset(files, CropView(net.spec.input, 0.08), seed=recipe.seed), torch.tensor(files.labels)
     for epoch in range(2):
         steps = []
         for step in list(batches(18, recipe))[3 * epoch : 3 * epoch + 3]:

@@ -16,7 +16,7 @@ from stillroom.distill.feature_file import file_sha256, import_features, read_im
 from stillroom.distill.fit import settings
 from stillroom.distill.slots import Alignment, FixedView, SameView, TeacherView, View
 from stillroom.distill.teacher import CachedTeacher, FrozenTeacher
-from stillroom.distill.views import Views
+from stillroom.distill.views import Views, colours_on
 from stillroom.images import ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
 
@@ -95,7 +95,8 @@ def fill_cache(
         if run.is_main:
             warn_once(f"{error}; the run keeps its own copy")
         stores = open_stores(job.own)
-    views = Views(job.view, job.teacher_view, [], [teacher.backbone.spec.input])
+    inputs = [teacher.backbone.spec.input]
+    views = Views(job.view, job.teacher_view, [], inputs, colours=colours_on(run.device))
     dataset = ImageDataset(files, views, seed=job.seed, on_broken=job.on_broken)
     imported = None
     if job.cache.features is not None:
@@ -114,7 +115,7 @@ def fill_cache(
             store.mark_broken(torch.tensor(batch.broken_indices, dtype=torch.long))
             if len(batch):
                 with autocast:
-                    features = teacher(batch.images.to(run.device, non_blocking=True)).features
+                    features = teacher(batch.on(run.device)[0]).features
                 store.write(batch.indices, targets[0](features) if aligned else features)
     progress.close()
     run.wait()

@@ -100,7 +100,7 @@ def import_features(
         views = dataset[0, index][1]
         if isinstance(views, str):
             continue  # a broken image, which training refuses, or names and counts
-        live = teacher(views[0][None].to(device)).features[0].cpu()
+        live = teacher(views.pixels[0][None].to(device)).features[0].cpu()
         similarities.append(float(cosine_similarity(live, vectors[index].float(), dim=0)))
     similarity = sum(similarities) / len(similarities) if similarities else None
 

@@ -33,7 +33,7 @@ from stillroom.distill.slots import FixedView
 from stillroom.distill.state import Meter, TrainState, refuse_infinite
 from stillroom.distill.student import StudentModel, build_optimizer, wrap_student
 from stillroom.distill.teacher import CachedTeacher, Supervision, TeacherOutput
-from stillroom.distill.views import Views
+from stillroom.distill.views import Views, colours_on
 from stillroom.images import ImageDataset, ImageFiles
 from stillroom.images.loaders import Batch, TrainingBatches, build_loader
 
@@ -168,7 +168,7 @@ def train(
         seed_everything(config.seed, state.step, run.rank)
 
         # Forward: teachers, or their cached outputs, and students, each on its own rendering of the images.
-        views = [view.to(run.device, non_blocking=True) for view in batch.views]
+        views = batch.on(run.device)
         with autocast:
             if feed.caches:
                 rows = [cache.read(int(epoch), batch.indices) for cache in feed.caches]
@@ -291,7 +291,7 @@ def build_feed(config: DistillConfig, setup: RunSetup, supervisions: Sequence[Su
     caches = [one.cache for one in supervisions if one.cache is not None]
     live_inputs = [] if caches else [net.backbone.spec.input for net in setup.teachers]
     sizes = [student.backbone.spec.input.size for student in setup.students]
-    views = Views(config.view, config.teacher_view, sizes, live_inputs)
+    views = Views(config.view, config.teacher_view, sizes, live_inputs, colours=colours_on(setup.run.device))
     cycle = len(caches[0].stores) if caches and not isinstance(config.teacher_view, FixedView) else 0
     dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
     batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, setup.run, start=state.step)

@@ -3,40 +3,69 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from stillroom.backbone.flags import OnBroken
 from stillroom.backbone.run import Run, mix_seed
-from stillroom.images.decode import BrokenImageError, load_image
+from stillroom.images.colour import Colour, apply_colours
+from stillroom.images.decode import BrokenImageError
 from stillroom.images.files import ImageFiles
+from stillroom.images.picture import Picture, open_picture
 
-View = Callable[[Image.Image], Tensor | tuple[Tensor, ...]]
-"""PIL image -> uint8 (3, h, w), or several of them."""
+
+@dataclass(frozen=True)
+class Rendered:
+    """The views of one image.
+
+    Args:
+        pixels: of each view.
+        colours: for each view, the `Colour` that is still to be applied to it, packed; None: it has its colours.
+    """
+
+    pixels: tuple[UInt8[Tensor, "3 _ _"], ...]
+    colours: tuple[Float[Tensor, " 13"] | None, ...]
+
+
+View = Callable[[Picture, Generator], Tensor | Rendered]
+"""(image, random generator of its own) -> uint8 (3, h, w), or several of them."""
 
 
 @dataclass
 class Batch:
-    """Decoded images of one step: each view's pixels, their indices in the file list, and the broken images."""
+    """Decoded images of one step: each view's pixels, their indices in the file list, and the broken images.
+
+    `colours` are those that are still to be applied to each view, see `on`.
+    """
 
     views: tuple[UInt8[Tensor, "b 3 _ _"], ...]
     indices: Int[Tensor, " b"]
     broken: list[str] = field(default_factory=list)
     broken_indices: tuple[int, ...] = ()
+    colours: tuple[Float[Tensor, "b 13"] | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def images(self) -> UInt8[Tensor, "b 3 h w"]:
-        """The pixels of the first view."""
+        """The pixels of the first view, as they were loaded."""
         return self.views[0]
+
+    def on(self, device: torch.device) -> tuple[UInt8[Tensor, "b 3 _ _"], ...]:
+        """Each view on a device, with its colours."""
+        views = [view.to(device, non_blocking=True) for view in self.views]
+        colours = self.colours or [None] * len(views)
+        return tuple(
+            view if rows is None else apply_colours(view, [Colour.unpack(row) for row in rows.tolist()])
+            for view, rows in zip(views, colours, strict=True)
+        )
 
     def pin_memory(self) -> "Batch":
         """Pin the pixels; called by the loader if there is a GPU."""
@@ -50,10 +79,11 @@ class ImageDataset(Dataset[Any]):
 
     Args:
         files: images to read.
-        view: see `View`; it may draw from torch's random generator, which is seeded per sample.
+        view: see `View`.
         seed: of the views.
         on_broken: see `OnBroken`.
         cycle: the views repeat after this many epochs; 0: never.
+        as_stored: images are not turned as their EXIF tags say.
     """
 
     files: ImageFiles
@@ -62,34 +92,44 @@ class ImageDataset(Dataset[Any]):
     seed: int = 0
     on_broken: OnBroken = "refuse"
     cycle: int = 0
+    as_stored: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor | tuple[Tensor, ...] | str]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor | Rendered | str]:
         epoch, index = key
         if self.cycle:
             epoch %= self.cycle
+        generator = Generator().manual_seed(mix_seed(self.seed, epoch, index))
         try:
-            image = load_image(self.files.paths[index])
+            return index, self.view(self._read(self.files.paths[index]), generator)
         except BrokenImageError as error:  # raised in the main process, without the worker's traceback in its message
             return index, str(error)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seed(self.seed, epoch, index))
-            return index, self.view(image)
+
+    def _read(self, file: Path) -> Picture:
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise BrokenImageError(f"{file} cannot be read as an image: {error}") from error
+        return open_picture(data, str(file), as_stored=self.as_stored)
 
 
-def collate(samples: list[tuple[int, Tensor | tuple[Tensor, ...] | str]]) -> Batch:
+def collate(samples: list[tuple[int, Tensor | Rendered | str]]) -> Batch:
     """Stack the readable samples, view by view; name the broken ones."""
     good = [(index, views) for index, views in samples if not isinstance(views, str)]
     broken = [(index, why) for index, why in samples if isinstance(why, str)]
-    views = [(views,) if isinstance(views, Tensor) else views for _, views in good]
+    rendered = [Rendered((views,), (None,)) if isinstance(views, Tensor) else views for _, views in good]
     nothing = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    return Batch(
-        tuple(torch.stack(view) for view in zip(*views, strict=True)) if good else (nothing,),
+    return Batch(  # default_collate stacks into the memory that a worker shares with the main process
+        tuple(map(default_collate, zip(*(one.pixels for one in rendered), strict=True))) if good else (nothing,),
         torch.tensor([index for index, _ in good], dtype=torch.long),
         [why for _, why in broken],
         tuple(index for index, _ in broken),
+        tuple(
+            None if rows[0] is None else torch.stack(rows)
+            for rows in zip(*(one.colours for one in rendered), strict=True)
+        ),
     )
 
 
