@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from stillroom.images.view import uniform
 
@@ -102,40 +102,39 @@ def apply_colours(images: UInt8[Tensor, "b 3 h w"], colours: Sequence[Colour]) -
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
     for position in range(4):
         for number, change in enumerate((_brightness, _contrast, _saturation, _hue)):
-            factors = {
+            values = {
                 index: colour.jitter[number]
                 for index, colour in enumerate(colours)
                 if colour.order[position] == number and colour.jitter[number] != _NEUTRAL[number]
             }
-            _change(pixels, factors, change)
+            _change(pixels, values, change)
     _change(pixels, {index: 0.0 for index, colour in enumerate(colours) if colour.grey}, _saturation)
     side = max(images.shape[2:])
     _change(pixels, {index: colour.blur * side for index, colour in enumerate(colours) if colour.blur}, _blur)
     if any(any(colour.lighting) for colour in colours):
         lighting = _on(pixels.device, [colour.lighting for colour in colours])
         pixels.add_(lighting[:, :, None, None]).clamp_(0, 255)
-    return pixels.add_(0.5).to(torch.uint8)  # to the nearest level
-
-
-Factors = float | Float[Tensor, "b 1 1 1"]
+    return pixels.add_(0.5).to(torch.int16).to(torch.uint8)  # the nearest level; without int16 it takes thrice as long
 
 
 def _change(
     pixels: Float[Tensor, "b 3 h w"],
     values: dict[int, float],
-    change: Callable[[Float[Tensor, "n 3 h w"], Shaped[Tensor, "n 1 1 1"], float], None],
+    change: Callable[[Float[Tensor, "n 3 h w"], list[float]], None],
 ) -> None:
-    """Change some images of a batch in place, each by its own value; `change` also gets the largest of them."""
-    if not values:
-        return
-    factors = _on(pixels.device, list(values.values())).view(-1, 1, 1, 1)
+    """Change some images of a batch in place, each by its own value."""
     if len(values) == len(pixels):
-        change(pixels, factors, max(values.values()))
-    else:
+        change(pixels, list(values.values()))
+    elif values:
         index = _on(pixels.device, list(values))
         part = pixels[index]
-        change(part, factors, max(values.values()))
+        change(part, list(values.values()))
         pixels[index] = part
+
+
+def _factor(pixels: Tensor, values: list[float]) -> float | Float[Tensor, "b 1 1 1"]:
+    """What to multiply the images with, each with its own value; a number is faster than a tensor of one."""
+    return values[0] if len(values) == 1 else _on(pixels.device, values).view(-1, 1, 1, 1)
 
 
 def _on(device: torch.device, values: Sequence[object]) -> Tensor:
@@ -144,23 +143,23 @@ def _on(device: torch.device, values: Sequence[object]) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _brightness(pixels: Tensor, factor: Tensor, largest: float) -> None:
-    pixels.mul_(factor)
-    if largest > 1:
+def _brightness(pixels: Tensor, values: list[float]) -> None:
+    pixels.mul_(_factor(pixels, values))
+    if max(values) > 1:
         pixels.clamp_(max=255)
 
 
-def _contrast(pixels: Tensor, factor: Tensor, largest: float) -> None:
-    _blend(pixels, _grey(pixels).mean(dim=(1, 2, 3), keepdim=True), factor, largest)
+def _contrast(pixels: Tensor, values: list[float]) -> None:
+    factor = _factor(pixels, values)
+    mean = _grey(pixels).mean(dim=(1, 2, 3), keepdim=True)
+    pixels.mul_(factor).add_(mean * (1 - factor))
+    if max(values) > 1:
+        pixels.clamp_(0, 255)
 
 
-def _saturation(pixels: Tensor, factor: Tensor, largest: float) -> None:
-    _blend(pixels, _grey(pixels), factor, largest)
-
-
-def _blend(pixels: Tensor, ground: Tensor, factor: Tensor, largest: float) -> None:
-    torch.lerp(ground, pixels, factor, out=pixels)
-    if largest > 1:
+def _saturation(pixels: Tensor, values: list[float]) -> None:
+    torch.lerp(_grey(pixels), pixels, _factor(pixels, values), out=pixels)
+    if max(values) > 1:
         pixels.clamp_(0, 255)
 
 
@@ -169,30 +168,47 @@ def _grey(pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     return (red * _GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
 
 
-def _hue(pixels: Tensor, shift: Tensor, largest: float) -> None:
-    """Turn the colour circle; value and saturation of HSV stay. A channel is value - chroma * clamp(2 - |angle|)."""
+def _hue(pixels: Tensor, values: list[float]) -> None:
+    """Turn the colour circle, by which value and chroma stay.
+
+    No selection by masks, which takes ten times as long as arithmetic on a CPU: which channel is the largest is a
+    number, 0 or 1. Where two are equal, the hue from either is the same.
+    """
     red, green, blue = pixels.split(1, dim=1)
     value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    is_red, is_green = value == red, value == green
-    difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
-    sector = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))
-    hue = difference.div_(chroma.clamp(min=1e-6)).add_(sector).add_(6 * shift)  # in sixths of the circle
-    for channel, opposite in ((0, 3.0), (1, 5.0), (2, 1.0)):
-        angle = hue - opposite  # from the hue where the channel is at its lowest
-        angle.sub_(torch.round(angle / 6), alpha=6)
-        share = angle.abs_().neg_().add_(2).clamp_(0, 1)
-        torch.addcmul(value, chroma, share, value=-1, out=pixels[:, channel : channel + 1])
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    other_than_red, other_than_green = (value - red).sign_(), value.sub_(green).sign_()
+    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(lowest)
+    hue = (blue - red).add_(chroma, alpha=2)
+    hue.lerp_((red - green).add_(chroma, alpha=4), other_than_green)
+    hue = torch.lerp(torch.sub(green, blue, out=value), hue, other_than_red)
+    hue.div_(torch.clamp(chroma, min=1e-6, out=value)).add_(_factor(pixels, [6 * shift for shift in values]))
+    hue.sub_(torch.div(hue, 6, out=value).floor_(), alpha=6)  # sixths of the circle: 0 red, 2 green, 4 blue
+    for channel, (centre, sign) in enumerate(((3, 1), (2, -1), (4, -1))):
+        share = torch.sub(hue, centre, out=value).abs_().mul_(sign).sub_(1.5 * sign - 0.5).clamp_(0, 1)
+        torch.addcmul(lowest, chroma, share, out=pixels[:, channel : channel + 1])
 
 
-def _blur(pixels: Tensor, std: Tensor, largest: float) -> None:
-    """Blur by a Gaussian, reflecting at the edges, columns and then rows."""
-    radius = math.ceil(_SIDES * largest)
-    offsets = torch.arange(-radius, radius + 1, device=pixels.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / std).square())
-    kernel = kernel * (offsets.abs() < _SIDES * std + 1)
-    kernel = (kernel / kernel.sum(dim=-1, keepdim=True)).repeat_interleave(3, dim=0)  # (3 b, 1, 1, 2 radius + 1)
-    channels = pixels.flatten(0, 1)[None]
-    blurred = conv2d(pad(channels, (0, 0, radius, radius), mode="reflect"), kernel.mT, groups=len(kernel))
-    blurred = conv2d(pad(blurred, (radius, radius, 0, 0), mode="reflect"), kernel, groups=len(kernel))
-    pixels.copy_(blurred.view_as(pixels))
+def _blur(pixels: Tensor, values: list[float]) -> None:
+    """Blur by a Gaussian, reflecting at the edges, columns and then rows.
+
+    By sums of shifted images, which take a fifth of a convolution's time on a CPU.
+    """
+    radius = min(math.ceil(_SIDES * max(values)), min(pixels.shape[2:]) - 1)
+    kernels = [
+        [math.exp(-0.5 * (x / std) ** 2) if x < _SIDES * std + 1 else 0.0 for x in range(radius + 1)] for std in values
+    ]
+    totals = [kernel[0] + 2 * sum(kernel[1:]) for kernel in kernels]
+    for axis, edges in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        padded = pad(pixels, edges, mode="reflect")
+        parts = [padded.narrow(axis, offset, pixels.shape[axis]) for offset in range(2 * radius + 1)]
+        for x in range(radius + 1):
+            weight = _factor(pixels, [kernel[x] / total for kernel, total in zip(kernels, totals, strict=True)])
+            if x == 0:
+                torch.mul(parts[radius], weight, out=pixels)
+                continue
+            for part in (parts[radius - x], parts[radius + x]):
+                if isinstance(weight, float):
+                    pixels.add_(part, alpha=weight)
+                else:
+                    pixels.addcmul_(part, weight)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -10,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
 from stillroom.backbone.spec import InputSpec
-from stillroom.images.picture import Picture
+from stillroom.images.picture import Picture, Pixels
 
 _THIN = 32  # ratio of the sides above which an image is cropped before it is resized
 _RATIOS = (3 / 4, 4 / 3)
@@ -40,14 +41,9 @@ class EvaluationView:
             left, top = (max(0, length - _THIN * short) // 2 for length in picture.size)
             array = array[top : picture.size[1] - top, left : picture.size[0] - left]
             width, height = (int(side * length / short) for length in array.shape[1::-1])
-        # The channels are last in memory: torch then resizes without a copy.
-        pixels = torch.from_numpy(array)[None].permute(0, 3, 1, 2)
-        if (height, width) != array.shape[:2]:
-            pixels = interpolate(
-                pixels, (height, width), mode=spec.interpolation, align_corners=False, antialias=spec.antialias
-            )
+        pixels = resize(array, (height, width), spec.interpolation, antialias=spec.antialias)
         top, left = round((height - size) / 2), round((width - size) / 2)
-        return pixels[0, :, top : top + size, left : left + size]
+        return pixels[:, top : top + size, left : left + size]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +94,8 @@ class Crop:
         y, x = array.shape[0] / picture.size[1], array.shape[1] / picture.size[0]
         rows = slice(round(self.top * y), round((self.top + self.height) * y))
         columns = slice(round(self.left * x), round((self.left + self.width) * x))
-        pixels = torch.from_numpy(array[rows, columns])[None].permute(0, 3, 1, 2)
-        if pixels.shape[2:] != (size, size):
-            pixels = interpolate(pixels, (size, size), mode=interpolation, align_corners=False, antialias=antialias)
-        return pixels[0].flip(2) if self.mirrored else pixels[0]
+        pixels = resize(array[rows, columns], (size, size), interpolation, antialias=antialias)
+        return pixels.flip(2) if self.mirrored else pixels
 
     def _reduce(self, size: int) -> int:
         return max(
@@ -119,6 +113,16 @@ class CropView:
         picture, spec = Picture.of(image), self.spec
         crop = Crop.draw(picture.size, self.min_scale, generator)
         return crop.render(picture, spec.size, spec.interpolation, antialias=spec.antialias)
+
+
+def resize(array: Pixels, size: tuple[int, int], interpolation: str, *, antialias: bool) -> UInt8[Tensor, "3 _ _"]:
+    """Resize as torchvision does, to the bit: height and width."""
+    if array.shape[:2] == size:
+        return torch.from_numpy(array).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    # A batch of one with the stride of one image: the form of channels-last pixels that torch resizes fastest.
+    batch = pixels.as_strided((1, *pixels.shape), (pixels.numel(), *pixels.stride()))
+    return interpolate(batch, size, mode=interpolation, align_corners=False, antialias=antialias)[0]
 
 
 def uniform(low: float, high: float, generator: Generator) -> float:
