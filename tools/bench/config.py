@@ -50,7 +50,7 @@ class Loader:
     """
 
     images: Path | None = None
-    """Folder of JPEG files; None: 256 crops of 500 x 375 px from the two photographs that scikit-learn ships."""
+    """Folder of JPEG files; None: 512 crops of 500 x 375 px from the two photographs that scikit-learn ships."""
     size: int = 224
     """Side of every view, pixels."""
     batch: int = 32
