@@ -198,3 +198,13 @@ def test_the_decoder_is_told_with_its_version(library: str) -> None:
     assert name == library and version[0].isdigit()
     decoder.cache_clear()
     assert callable(simplejpeg)
+
+
+@pytest.mark.parametrize(("as_stored", "shape"), [(False, (100, 70, 3)), (True, (70, 100, 3))])
+def test_a_dataset_turns_its_images_unless_told_not_to(
+    tmp_path: Path, as_stored: bool, shape: tuple[int, int, int]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(turned(6, scene()))
+    view = lambda image, _: torch.from_numpy(image.pixels()).permute(2, 0, 1)  # noqa: E731
+    pixels = ImageDataset(read_unlabelled(tmp_path), view, as_stored=as_stored)[0, 0][1]
+    assert tuple(pixels.permute(1, 2, 0).shape) == shape

@@ -85,7 +85,8 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
         state.load_state_dict(saved)
     # 2. The data: which images each step gets depends on the seed and the step alone.
     spec = model.backbone.spec.input
-    dataset = ImageDataset(sets.train, TrainingView(config, spec), seed=config.seed, on_broken=config.on_broken)
+    how = {"on_broken": config.on_broken, "as_stored": config.as_stored}
+    dataset = ImageDataset(sets.train, TrainingView(config, spec), seed=config.seed, **how)
     batches = TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run, start=state.step)
     loader = build_loader(dataset, batches, config.workers)
     normalize = Normalize(spec).to(run.device)
@@ -143,6 +144,7 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
         batch_size=config.batch_size,
         workers=config.workers,
         on_broken=config.on_broken,
+        as_stored=config.as_stored,
     )
     state.seconds = seconds_before + progress.seconds
     finish(config, run, sets, selected, state, predictions)
@@ -170,6 +172,7 @@ def validate(
         batch_size=config.batch_size,
         workers=config.workers,
         on_broken=config.on_broken,
+        as_stored=config.as_stored,
         label="held out",
     )
     metrics, state.val_broken = predictions.metrics(), predictions.broken

@@ -19,6 +19,8 @@ from stillroom.distill.teacher import CachedTeacher, FrozenTeacher
 from stillroom.distill.views import Views, colours_on
 from stillroom.images import ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
+from stillroom.images.loaders import View as ViewOfImage
+from stillroom.images.picture import describe_decoding
 
 _BATCH_SIZE = 64
 
@@ -38,6 +40,7 @@ class CachePass:
         workers: processes that decode images.
         on_broken: see `OnBroken`.
         own: the run's own folder for them, where the cache cannot be written.
+        as_stored: see `DistillConfig`.
     """
 
     files: ImageFiles
@@ -50,6 +53,11 @@ class CachePass:
     workers: int = 1
     on_broken: OnBroken = "refuse"
     own: Path
+    as_stored: bool = False
+
+    def dataset(self, views: ViewOfImage) -> ImageDataset:
+        """The images in these views."""
+        return ImageDataset(self.files, views, seed=self.seed, on_broken=self.on_broken, as_stored=self.as_stored)
 
 
 @torch.no_grad()
@@ -97,12 +105,12 @@ def fill_cache(
         stores = open_stores(job.own)
     inputs = [teacher.backbone.spec.input]
     views = Views(job.view, job.teacher_view, [], inputs, colours=colours_on(run.device))
-    dataset = ImageDataset(files, views, seed=job.seed, on_broken=job.on_broken)
+    dataset = job.dataset(views)
     imported = None
     if job.cache.features is not None:
         align = targets[0] if aligned else None
         if run.is_main and stores[0].num_missing:
-            import_features(job.cache.features, stores[0], teacher, align, ImageDataset(files, views), run.device)
+            import_features(job.cache.features, stores[0], teacher, align, dataset, run.device)
         run.wait()
         imported = read_import(stores[0])
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=job.amp == "bf16")
@@ -138,6 +146,7 @@ def cache_record(
         "shared": isinstance(job.teacher_view, SameView),
         "seed": None if isinstance(job.teacher_view, FixedView) else job.seed,
         "data": job.files.stamp,
+        **describe_decoding(as_stored=job.as_stored),
         "amp": job.amp,
         "alignment": None if target is None else [*settings(alignment), weights_sha256(target)],
         **({} if job.cache.features is None else {"features": file_sha256(job.cache.features)}),

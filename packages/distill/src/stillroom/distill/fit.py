@@ -31,6 +31,7 @@ from stillroom.distill.views import TeacherView, View, Views
 from stillroom.images import EvaluationView, ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.loaders import View as ViewOfImage
+from stillroom.images.picture import describe_decoding
 
 _BATCH_SIZE = 64
 _SAMPLE = 2048  # images whose features set the scale and the std ratio
@@ -68,6 +69,7 @@ class FitPass:
         unit: whether the target is scaled to a mean square of 1.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
+        as_stored: see `DistillConfig`.
     """
 
     files: ImageFiles
@@ -76,14 +78,16 @@ class FitPass:
     unit: bool = True
     workers: int = 1
     on_broken: OnBroken = "refuse"
+    as_stored: bool = False
 
     def features(self, teacher: FrozenTeacher, label: str, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the indices and float32 features of batches of 64 images, of every `every`-th image only."""
         files = self.files if every == 1 else self.files.subset(range(0, len(self.files), every))
         if self.view is None:
-            dataset = ImageDataset(files, EvaluationView(teacher.backbone.spec.input), on_broken=self.on_broken)
+            view, seed = EvaluationView(teacher.backbone.spec.input), 0
         else:
-            dataset = ImageDataset(files, self.view.transform, seed=self.view.seed, on_broken=self.on_broken)
+            view, seed = self.view.transform, self.view.seed
+        dataset = ImageDataset(files, view, seed=seed, on_broken=self.on_broken, as_stored=self.as_stored)
         loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), self.workers)
         progress = Progress(len(files), self.run, label)
         for batch in progress.over(loader):
@@ -194,7 +198,8 @@ def cached_alignment(
     spec = teacher.backbone.spec
     net = [spec.name, spec.arguments, asdict(spec.input)]
     request = [type(config).__name__, asdict(config), dim, fit.unit]
-    key = cache_key({**asdict(inputs), "net": net, "files": fit.files.stamp, "alignment": request})
+    read = {"files": fit.files.stamp, **describe_decoding(as_stored=fit.as_stored)}
+    key = cache_key({**asdict(inputs), "net": net, "alignment": request, **read})
     file = cache_directory("alignments") / f"{key}.safetensors"
     is_cached = os.path.exists(file)  # noqa: PTH110  # False, too, where the cache may not be entered
     if all(fit.run.gather(is_cached)):  # each node may have its own cache: all of them load, or all fit

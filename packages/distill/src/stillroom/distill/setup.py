@@ -186,6 +186,7 @@ def build_cache_pass(config: DistillConfig, run: Run, images: RunImages) -> Cach
         workers=config.workers,
         on_broken=config.on_broken,
         own=config.out / "cache",
+        as_stored=config.as_stored,
     )
 
 
@@ -220,7 +221,13 @@ def student_alignments(
         if config.alignment_view == "training":
             view = RandomView.for_teacher(teacher, config.view, config.teacher_view, config.seed)
         fit = FitPass(
-            files=images.all, run=run, view=view, unit=unit, workers=config.workers, on_broken=config.on_broken
+            files=images.all,
+            run=run,
+            view=view,
+            unit=unit,
+            workers=config.workers,
+            on_broken=config.on_broken,
+            as_stored=config.as_stored,
         )
         alignments.append(cached_alignment(teacher, config.alignment, dim, fit))
     if run.is_main:

@@ -28,6 +28,7 @@ from stillroom.eval_ssl.probe import (
 )
 from stillroom.images import ImageDataset
 from stillroom.images.loaders import build_loader
+from stillroom.images.picture import describe_decoding
 from stillroom.images.view import CropView
 
 _MIN_SCALE = 0.08  # crop area over image area
@@ -99,7 +100,8 @@ def train_augmented(
     scale = Standardise.fit(train.features.to(run.device), unit=point.unit, unbiased=recipe.as_released)
     labels, num_classes = train.labels, len(train.files.classes)
     probes = SgdProbes(extractor.dim, num_classes, [point], recipe, run.device)
-    dataset = ImageDataset(train.files, CropView(extractor.backbone.spec.input, _MIN_SCALE), seed=recipe.seed)
+    view = CropView(extractor.backbone.spec.input, _MIN_SCALE)
+    dataset = ImageDataset(train.files, view, seed=recipe.seed, as_stored=recipe.as_released)
 
     # The state of an interrupted run with the same settings, if there is one.
     file = cache_directory("live") / f"{cache_key(state_record(extractor, train, point, recipe, run, batch_size))}.pt"
@@ -160,5 +162,6 @@ def state_record(
         "files": train.files.stamp,
         "recipe": f"({point_text}, {recipe!r}, {batch_size!r})",
         "device": run.device.type,
+        **describe_decoding(as_stored=recipe.as_released),
         **({"as_released": True} if recipe.as_released else {}),
     }

@@ -26,6 +26,7 @@ from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outco
 from stillroom.eval_ssl.features import FeatureSets, extract_features
 from stillroom.images import ImageFiles
 from stillroom.images.files import count_shared
+from stillroom.images.picture import describe_decoding
 
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)
@@ -166,6 +167,7 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
             head=head,
             levels=config.levels,
             cache=config.cache,
+            as_stored=config.as_released,
             label=label,
         )
         for label, files in (("train", train_files), ("test", test_files))
@@ -233,6 +235,7 @@ def results_of(config: EvaluationConfig, features: FeatureSets, outcome: Outcome
         extra={
             "broken": features.broken,
             "classes": list(features.classes),
+            "images": describe_decoding(as_stored=config.as_released),
             "inputs": {} if features.head is None else {"head": weights_sha256(features.head)},
             **outcome.extra,
         },

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from stillroom.images.decode import exif_orientation, load_image, open_image, upright
-from stillroom.images.jpeg import decode_jpeg, has_exif, jpeg_size
+from stillroom.images.jpeg import decode_jpeg, decoder, has_exif, jpeg_size
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -39,6 +39,11 @@ class Picture:
     def of(cls, image: "Picture | Image.Image") -> "Picture":
         """The picture itself, or that of a decoded RGB image."""
         return image if isinstance(image, Picture) else cls(image.size, lambda _: np.array(image))
+
+
+def describe_decoding(*, as_stored: bool = False) -> dict[str, str]:
+    """How images become pixels here, for cache keys and results: the decoder of JPEGs, and whether EXIF is obeyed."""
+    return {"decoder": decoder(), "exif": "ignored" if as_stored else "obeyed"}
 
 
 def open_picture(data: bytes, name: str, *, as_stored: bool = False) -> Picture:
