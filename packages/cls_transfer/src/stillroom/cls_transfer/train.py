@@ -85,8 +85,8 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
         state.load_state_dict(saved)
     # 2. The data: which images each step gets depends on the seed and the step alone.
     spec = model.backbone.spec.input
-    how = {"on_broken": config.on_broken, "as_stored": config.as_stored}
-    dataset = ImageDataset(sets.train, TrainingView(config, spec), seed=config.seed, **how)
+    view = TrainingView(config, spec)
+    dataset = ImageDataset(sets.train, view, seed=config.seed, on_broken=config.on_broken, as_stored=config.as_stored)
     batches = TrainingBatches(len(sets.train), config.batch_size, config.epochs, config.seed, run, start=state.step)
     loader = build_loader(dataset, batches, config.workers)
     normalize = Normalize(spec).to(run.device)

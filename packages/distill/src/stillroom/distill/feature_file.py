@@ -19,6 +19,7 @@ from stillroom.backbone.store import Store
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.images import ImageDataset, ImageFiles
+from stillroom.images.loaders import Rendered
 
 IMPORT = "import.json"
 """Where a store says which file its rows are from."""
@@ -100,6 +101,7 @@ def import_features(
         views = dataset[0, index][1]
         if isinstance(views, str):
             continue  # a broken image, which training refuses, or names and counts
+        assert isinstance(views, Rendered), "`dataset` has `Views`"
         live = teacher(views.pixels[0][None].to(device)).features[0].cpu()
         similarities.append(float(cosine_similarity(live, vectors[index].float(), dim=0)))
     similarity = sum(similarities) / len(similarities) if similarities else None

@@ -84,7 +84,8 @@ class FitPass:
         """Yield the indices and float32 features of batches of 64 images, of every `every`-th image only."""
         files = self.files if every == 1 else self.files.subset(range(0, len(self.files), every))
         if self.view is None:
-            view, seed = EvaluationView(teacher.backbone.spec.input), 0
+            view: ViewOfImage = EvaluationView(teacher.backbone.spec.input)
+            seed = 0
         else:
             view, seed = self.view.transform, self.view.seed
         dataset = ImageDataset(files, view, seed=seed, on_broken=self.on_broken, as_stored=self.as_stored)

@@ -293,8 +293,9 @@ def build_feed(config: DistillConfig, setup: RunSetup, supervisions: Sequence[Su
     sizes = [student.backbone.spec.input.size for student in setup.students]
     views = Views(config.view, config.teacher_view, sizes, live_inputs, colours=colours_on(setup.run.device))
     cycle = len(caches[0].stores) if caches and not isinstance(config.teacher_view, FixedView) else 0
-    how = {"on_broken": config.on_broken, "as_stored": config.as_stored}
-    dataset = ImageDataset(files, views, seed=config.seed, cycle=cycle, **how)
+    dataset = ImageDataset(
+        files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle, as_stored=config.as_stored
+    )
     batches = TrainingBatches(len(files), config.batch_size, config.epochs, config.seed, setup.run, start=state.step)
     last_step = batches.steps_per_epoch * config.epochs
     has_stopped = state.reason_to_stop(config.monitor, last_step) is not None
