@@ -1,7 +1,8 @@
 """The loader's batches against those of torchvision's ImageFolder and v1 transforms."""
 
+import multiprocessing
+import os
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -80,16 +81,21 @@ def compare(name: str, root: Path, settings: Loader) -> dict[str, Any]:
 
 
 def one_pass(batches: Iterable[Any], batch_size: int) -> tuple[float, float]:
-    """Seconds an image from the first batch to the last one, and the worker's processor seconds an image in all."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    count = 0
+    """Seconds an image from the first batch to the last one, by the clock and of the worker's processor time."""
+    count, marks = 0, []
     for count, _ in enumerate(batches):
-        if count == 0:
-            began = time.perf_counter()
-    seconds = time.perf_counter() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the worker has ended
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds / (count * batch_size), spent / ((count + 1) * batch_size)
+        for worker in multiprocessing.active_children():  # none, once the last batches wait in the queue
+            marks.append((count, time.perf_counter(), processor_seconds(worker.pid)))
+    ended = time.perf_counter()
+    (first, began, before), (last, _, after) = marks[0], marks[-1]
+    assert first == 0, "the worker runs when its first batch arrives"
+    return (ended - began) / (count * batch_size), (after - before) / (last * batch_size)
+
+
+def processor_seconds(pid: int | None) -> float:
+    """Processor seconds, user and system, of a running process; as Linux counts them."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ours(name: str, files: ImageFiles, settings: Loader, colours: str) -> Iterable[list[Tensor]]:

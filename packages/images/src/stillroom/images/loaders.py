@@ -121,9 +121,9 @@ def collate(samples: list[tuple[int, Tensor | Rendered | str]]) -> Batch:
     broken = [(index, why) for index, why in samples if isinstance(why, str)]
     rendered = [Rendered((views,), (None,)) if isinstance(views, Tensor) else views for _, views in good]
     nothing = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    views = zip(*(one.pixels for one in rendered), strict=True)
     return Batch(  # default_collate stacks into the memory that a worker shares with the main process
-        tuple(default_collate(list(view)) for view in zip(*(one.pixels for one in rendered), strict=True))
-        or (nothing,),
+        tuple(default_collate(list(view)) for view in views) or (nothing,),
         torch.tensor([index for index, _ in good], dtype=torch.long),
         [why for _, why in broken],
         tuple(index for index, _ in broken),
