@@ -773,6 +773,11 @@ def test_training_crops_use_the_checkpoints_interpolation(labelled: Make) -> Non
     assert not torch.equal(crops["bilinear"], crops["bicubic"])
 
 
+def test_only_kdeps_released_recipe_reads_images_as_they_are_stored() -> None:
+    stored = {name: preset(checkpoint=("a",), out=Path("b")).as_stored for name, preset in PRESETS.items()}
+    assert stored == {name: name == "legacy-kdep" for name in PRESETS}
+
+
 def test_with_mixup_and_cutmix_each_batch_takes_one_of_the_two() -> None:
     mix = build_mixing(small_config(Path(), Path(), Path(), mixup=1.0, cutmix=1.0), 4)
     images = torch.stack([torch.full((3, 16, 16), float(value)) for value in range(4)])

@@ -134,6 +134,7 @@ def test_linear_protocol_names_what_differs_and_counts_what_is_left_out(config: 
         "schedule=step(every=15,gamma=0.1,warmup_epochs=0.0) epochs=2 batch=16 lrs=0.01 weight-decays=0.0001"
     )
     assert results.extra["left_out_each_epoch"] == 36 % 16
+    assert results.extra["images"]["exif"] == "ignored"
     live = evaluate(replace(cached, mode="live", out=config.out.with_name("live")))
     assert "mode=live" in report(live) and "dropped" not in report(live)
     assert "left_out_each_epoch" not in read_results(live).extra
@@ -191,4 +192,5 @@ def test_knn_protocol_names_what_differs(config: KnnConfig) -> None:
         "resize=short-side dtype=float32"
     )
     assert results.metrics["top1_k1"] > 0.9
+    assert results.extra["images"]["exif"] == "ignored"
     assert report(config.out).splitlines()[-1].endswith("% top-1 at k = 20")
