@@ -112,7 +112,10 @@ class World:
         self.teachers = build_teachers(config.teacher.nets())
         [student] = [build_student_backbone(net, config.seed) for net in config.student.nets()]
         drawn, centre = Views(config.view, config.teacher_view, [SIZE], []), EvaluationView(student.spec.input)
-        self.views = [self.read(self.trained, lambda image: drawn(image)[0], epoch) for epoch in range(NUM_VIEWS)]
+        self.views = [
+            self.read(self.trained, lambda image, generator: drawn(image, generator).pixels[0], epoch)
+            for epoch in range(NUM_VIEWS)
+        ]
         self.pixels, self.test_pixels = self.read(self.fit, centre), self.read(self.test, centre)
         self.held_out_pixels = self.read(held_out, centre)
         seen = self.read(held_out, EvaluationView(self.teachers[0].backbone.spec.input))

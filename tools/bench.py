@@ -2,6 +2,7 @@
 
 python tools/bench.py projection        Moments + eigh against the thin SVD of the gathered features
 python tools/bench.py step              distill's step against a plain loop
+python tools/bench.py loader            the loader with one worker against ImageFolder and v1 transforms
 python tools/bench.py cache             an epoch with cached teacher outputs against a live one
 python tools/bench.py monitor           a run with the monitors at their defaults against one without
 python tools/bench.py knn               exact neighbours against faiss and scikit-learn
@@ -28,6 +29,7 @@ from stillroom.backbone.command import report_errors
 SETTINGS = {
     "projection": config.Projection,
     "step": config.Step,
+    "loader": config.Loader,
     "cache": config.Cache,
     "monitor": config.Monitor,
     "knn": config.Knn,

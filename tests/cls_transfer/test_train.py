@@ -34,7 +34,7 @@ from stillroom.backbone import (
 )
 from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train
-from stillroom.cls_transfer.augment import build_mixing, build_view
+from stillroom.cls_transfer.augment import TrainingView, build_mixing
 from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.initial import build_model
 from stillroom.cls_transfer.metrics import Predictions
@@ -765,13 +765,17 @@ def test_training_crops_use_the_checkpoints_interpolation(labelled: Make) -> Non
     picture = Image.open(next((labelled("train", 1) / "red").iterdir())).resize((9, 9))
     crops = {}
     for interpolation in ("bilinear", "bicubic"):
-        view = build_view(small_config(Path(), Path(), Path()), InputSpec(size=24, interpolation=interpolation))
-        torch.manual_seed(0)
-        crops[interpolation] = view(picture)
+        view = TrainingView(small_config(Path(), Path(), Path()), InputSpec(size=24, interpolation=interpolation))
+        crops[interpolation] = view(picture, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     expected = v2.RandomResizedCrop(24, scale=(0.35, 1.0), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
     assert torch.equal(crops["bilinear"], v2.RandomHorizontalFlip()(expected(v2.functional.pil_to_tensor(picture))))
     assert not torch.equal(crops["bilinear"], crops["bicubic"])
+
+
+def test_only_kdeps_released_recipe_reads_images_as_they_are_stored() -> None:
+    stored = {name: preset(checkpoint=("a",), out=Path("b")).as_stored for name, preset in PRESETS.items()}
+    assert stored == {name: name == "legacy-kdep" for name in PRESETS}
 
 
 def test_with_mixup_and_cutmix_each_batch_takes_one_of_the_two() -> None:
@@ -888,7 +892,7 @@ def test_results_count_what_was_left_out_and_images_in_both_sets(labelled: Make,
 def test_a_thin_image_is_cropped_before_it_grows(tmp_path: Path) -> None:
     config = small_config(tmp_path, tmp_path, tmp_path, randaugment=9)
     for size in ((20_000, 1), (1, 20_000)):
-        pixels = build_view(config, InputSpec(size=32))(Image.new("RGB", size, "teal"))
+        pixels = TrainingView(config, InputSpec(size=32))(Image.new("RGB", size, "teal"), torch.Generator())
         assert tuple(pixels.shape) == (3, 32, 32)
 
 

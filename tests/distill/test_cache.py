@@ -8,9 +8,10 @@ import torch
 from distill_runs import losses_of, small_config, start
 from torch.nn.functional import cosine_similarity
 
+from stillroom.backbone import read_results
 from stillroom.backbone.store import cache_directory
 from stillroom.distill import Students, Teachers, cache, distill
-from stillroom.distill.config import Cache, Dense
+from stillroom.distill.config import Cache, Dense, Monitor
 from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.slots import CosineDistance, KdepView, LinearHead, Raw
 from stillroom.distill.student import build_optimizer
@@ -50,7 +51,7 @@ def test_cached_targets_are_those_of_the_live_teacher_on_the_same_view(
     views = Views(config.view, config.teacher_view, [16], [teacher.backbone.spec.input])
     dataset = ImageDataset(setup.images.train, views, seed=config.seed, cycle=2)
     for epoch in range(4):
-        pixels = torch.stack([dataset[(epoch, index)][1][views.of_teachers[0]] for index in range(20)])
+        pixels = torch.stack([dataset[(epoch, index)][1].pixels[views.of_teachers[0]] for index in range(20)])
         features = teacher(pixels).features
         live = supervision.targets[0](features) if aligned else features
         stored = cached.read(epoch, torch.arange(20))
@@ -72,8 +73,8 @@ def test_at_ten_saved_states_cached_and_live_losses_agree(unlabelled: Path, tmp_
     for state in range(10):
         indices = torch.arange(32) + 6 * state
         rendered = [dataset[(state, int(index))][1] for index in indices]
-        student_pixels = torch.stack([of_image[views.of_students[0]] for of_image in rendered])
-        teacher_pixels = torch.stack([of_image[views.of_teachers[0]] for of_image in rendered])
+        student_pixels = torch.stack([of_image.pixels[views.of_students[0]] for of_image in rendered])
+        teacher_pixels = torch.stack([of_image.pixels[views.of_teachers[0]] for of_image in rendered])
         outputs = [student(student_pixels)]
         live_loss = compute_loss(outputs, [live.align(teacher(teacher_pixels).features)], [()])
         cached_loss = compute_loss(outputs, [cached.align(cached.cache.read(0, indices))], [()])
@@ -154,3 +155,34 @@ def test_images_that_cannot_be_read_are_skipped_in_cache_and_training(unlabelled
     config = small_config(unlabelled, tmp_path / "run", cache=Cache(views=1), on_broken="skip", epochs=1)
     assert (distill(config) / "student").exists()
     assert len(list(cache_directory("teacher-outputs").iterdir())) == 1
+
+
+def test_a_legacy_run_reads_images_as_they_are_stored_and_has_caches_of_its_own(
+    unlabelled: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[bool] = []
+    read = ImageDataset._read
+
+    def note(self: ImageDataset, file: Path) -> object:
+        stored.append(self.as_stored)
+        return read(self, file)
+
+    monkeypatch.setattr(ImageDataset, "_read", note)
+    changes = {"alignment": Raw(), "head": LinearHead(), "distance": CosineDistance(), "epochs": 1}
+    changes |= {"cache": Cache(views=1), "monitor": Monitor(held_out=0.0)}
+    for method, as_stored in (("simreg", False), ("legacy-simreg", True)):
+        stored.clear()
+        results = read_results(distill(small_config(unlabelled, tmp_path / method, method=method, **changes)))
+        assert set(stored) == {as_stored} and len(passes) == (4 if as_stored else 2)
+        assert results.extra["images"]["exif"] == ("ignored" if as_stored else "obeyed")
+
+
+def test_another_decoder_is_another_cache(
+    unlabelled: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"alignment": Raw(), "head": LinearHead(), "distance": CosineDistance(), "epochs": 1}
+    config = small_config(unlabelled, tmp_path / "first", cache=Cache(views=1), **changes)
+    distill(config)
+    monkeypatch.setattr("stillroom.images.picture.decoder", lambda: "another 1.0")
+    results = read_results(distill(replace(config, out=tmp_path / "second")))
+    assert sum(passes) == 2 * 96 and results.extra["images"]["decoder"] == "another 1.0"

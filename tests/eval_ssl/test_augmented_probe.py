@@ -15,11 +15,12 @@ from torch.nn.functional import cross_entropy, normalize
 from stillroom.backbone import Normalize, Run, build_backbone, replace_input
 from stillroom.backbone.schedule import Step
 from stillroom.backbone.store import warn_once
-from stillroom.eval_ssl.augmented_probe import CropView, train_augmented
+from stillroom.eval_ssl.augmented_probe import train_augmented
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, extract_features
 from stillroom.eval_ssl.probe import Recipe, batches
 from stillroom.images import ImageDataset, read_labelled
+from stillroom.images.view import CropView
 
 Make = Callable[..., Path]
 RECIPE = Recipe(epochs=3, batch_size=8, schedule=Step(every=1, gamma=0.5))
@@ -44,7 +45,7 @@ def test_two_epochs_are_what_a_plain_loop_gives(labelled: Make, run: Run) -> Non
     files, spec = read_labelled(folder), net.spec.input
     centre = normalize(extract_features(net, files, run, workers=0, batch_size=4).features.double(), dim=1)
     mean, std = centre.mean(dim=0), (centre.var(dim=0, correction=0) + 1e-5).sqrt()
-    crops = ImageDataset(files, CropView(spec), seed=recipe.seed)
+    crops = ImageDataset(files, CropView(spec, 0.08), seed=recipe.seed)
     layer = nn.Linear(64, 3).double()
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -68,7 +69,7 @@ def test_two_epochs_are_what_a_plain_loop_gives(labelled: Make, run: Run) -> Non
 def test_crops_depend_on_image_and_epoch_alone(labelled: Make) -> None:
     files = read_labelled(labelled("train", per_class=2))
     spec = replace_input(build_backbone("cifar/resnet20"), size=16).spec.input
-    crops = ImageDataset(files, CropView(spec))
+    crops = ImageDataset(files, CropView(spec, 0.08))
     first, again, later = crops[0, 1][1], crops[0, 1][1], crops[1, 1][1]
     assert first.shape == (3, 16, 16) and torch.equal(first, again) and not torch.equal(first, later)
 
@@ -77,10 +78,10 @@ def test_crops_are_of_8_to_100_percent_and_half_of_them_flipped() -> None:
     spec = replace_input(build_backbone("cifar/resnet20"), size=16).spec.input
     ramp = torch.arange(256, dtype=torch.uint8)[None].repeat(256, 1).numpy()
     image = Image.merge("RGB", [Image.fromarray(ramp)] * 3)
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     spans = [
         (view[0, :, -1].float() - view[0, :, 0].float()).mean().item()
-        for view in (CropView(spec)(image) for _ in range(300))
+        for view in (CropView(spec, 0.08)(image, generator) for _ in range(300))
     ]
     widths = torch.tensor(spans).abs() / 255
     assert 0.15 < widths.min() < 0.4 and widths.max() > 0.85
@@ -161,7 +162,9 @@ def test_the_state_of_another_nets_run_is_not_resumed(
 
 def test_a_thin_image_is_cropped_before_it_grows() -> None:
     for size in ((20_000, 1), (1, 20_000)):
-        pixels = CropView(build_backbone("cifar/resnet20").spec.input)(Image.new("RGB", size, "teal"))
+        pixels = CropView(build_backbone("cifar/resnet20").spec.input, 0.08)(
+            Image.new("RGB", size, "teal"), torch.Generator()
+        )
         assert tuple(pixels.shape) == (3, 32, 32)
 
 

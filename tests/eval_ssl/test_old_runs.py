@@ -99,8 +99,8 @@ def test_a_grid_of_an_old_run_is_printed_in_words() -> None:
     assert "chosen: learning rate 0.1, weight decay 0.0, feature source " in text
 
 
-def test_caches_of_old_runs_are_found(old_runs: Path) -> None:
-    """What their names are hashes of is the same, but for the weights and the files themselves."""
+def test_caches_are_named_as_by_old_runs_but_for_how_images_are_decoded(old_runs: Path) -> None:
+    """Also but for the weights and the files themselves."""
     old = json.loads((OLD / "cache_records.json").read_text())
     run = Run(device=torch.device("cpu"))
     seed_everything(0)
@@ -116,6 +116,7 @@ def test_caches_of_old_runs_are_found(old_runs: Path) -> None:
     }
     for kind, record in records.items():
         assert record["files"] == files.stamp
-        here = {"weights", "files"}
+        here = {"weights", "files", "decoder", "exif"}
+        assert record["exif"] == "obeyed" and record["decoder"].startswith(("simplejpeg ", "pillow "))
         new = {key: value for key, value in json.loads(json.dumps(record)).items() if key not in here}
         assert new == {key: value for key, value in old[kind].items() if key not in here}

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from stillroom.backbone import InputSpec, Run
 from stillroom.backbone.store import Store
@@ -26,6 +25,7 @@ from stillroom.images import (
     read_unlabelled,
 )
 from stillroom.images.loaders import Batch, EvaluationBatches, TrainingBatches, build_loader, collate
+from stillroom.images.picture import Picture
 from stillroom.images.prefetch import prefetch
 
 CPU = torch.device("cpu")
@@ -40,9 +40,10 @@ def put(file: Path, size: tuple[int, int] = (4, 4), colour: str = "red") -> Path
 # --- views
 
 
-def noisy_view(image: Image.Image) -> Tensor:
-    """A view that draws from torch's generator."""
-    return v2.functional.pil_to_tensor(image)[:, :2, :2] + torch.randint(0, 100, (3, 2, 2), dtype=torch.uint8)
+def noisy_view(picture: Picture, generator: torch.Generator) -> Tensor:
+    """A view that draws from its generator."""
+    pixels = torch.from_numpy(picture.pixels()).permute(2, 0, 1)
+    return pixels[:, :2, :2] + torch.randint(0, 100, (3, 2, 2), dtype=torch.uint8, generator=generator)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 from stillroom.backbone import InputSpec, Run
 from stillroom.images import BrokenImageError, EvaluationView, ImageDataset, SourceError, read_labelled, read_unlabelled
-from stillroom.images.loaders import EvaluationBatches, build_loader, load
+from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.tars import expand
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -179,7 +179,7 @@ def test_a_shard_that_vanishes_stops_a_run_even_if_broken_images_are_skipped(
     with pytest.raises(SourceError, match=sentence):
         list(build_loader(dataset, EvaluationBatches(2, 2, run), workers))
     with pytest.raises(SourceError, match=sentence):
-        load(source, 1)
+        source.read(1)
 
 
 # --- the same samples

@@ -43,6 +43,25 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Loader:
+    """The loader with one worker, to normalised float batches, against torchvision's ImageFolder with v1 transforms.
+
+    KDEP's view, and SimReg's pair: the strong view for the student, the weak one for the teacher.
+    """
+
+    images: Path | None = None
+    """Folder of JPEG files; None: 512 crops of 500 x 375 px from the two photographs that scikit-learn ships."""
+    size: int = 224
+    """Side of every view, pixels."""
+    batch: int = 32
+    """Images per batch."""
+    pil_blur: bool = False
+    """The reference blurs by Pillow's three box filters, as SimReg's code does, not by torchvision's GaussianBlur."""
+    repeats: int = 5
+    """Passes over the images, interleaved."""
+
+
+@dataclass(frozen=True)
 class Cache:
     """An epoch with a filled cache against a live one, ResNet-50 -> ResNet-18, through the whole trainer."""
 

@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy
 from stillroom.backbone import Normalize, Run, build_backbone, read_results, replace_input
 from stillroom.backbone.schedule import Step
 from stillroom.eval_ssl import KnnConfig, LegacySimregConfig, LegacySimregKnnConfig, Point, Recipe, evaluate, report
-from stillroom.eval_ssl.augmented_probe import CropView, state_record, train_augmented
+from stillroom.eval_ssl.augmented_probe import state_record, train_augmented
 from stillroom.eval_ssl.evaluation import split
 from stillroom.eval_ssl.features import Extractor, extract_features
 from stillroom.eval_ssl.neighbours import nearest_neighbours, round_as_released
 from stillroom.eval_ssl.probe import SgdProbes, batches, linear_probe
 from stillroom.eval_ssl.voting import predict
 from stillroom.images import ImageDataset, read_labelled
+from stillroom.images.view import CropView
 
 POINT = Point(lr=0.01, weight_decay=1e-4, unit=True)
 RECIPE = Recipe(epochs=40, batch_size=64, schedule=Step(every=15, gamma=0.1), as_released=True, drop_last=True)
@@ -86,7 +87,7 @@ def test_live_mode_is_the_released_loop_which_keeps_the_last_partial_batch(
     net = replace_input(build_backbone("cifar/resnet20"), size=16).eval()
     train = extract_features(net, files, run, workers=0, batch_size=4)
     released = Released(train.features.double(), first_layer(64, 3, recipe))
-    crops, labels = ImageDataset(files, CropView(net.spec.input), seed=recipe.seed), torch.tensor(files.labels)
+    crops, labels = ImageDataset(files, CropView(net.spec.input, 0.08), seed=recipe.seed), torch.tensor(files.labels)
     for epoch in range(2):
         steps = []
         for step in list(batches(18, recipe))[3 * epoch : 3 * epoch + 3]:
@@ -133,6 +134,7 @@ def test_linear_protocol_names_what_differs_and_counts_what_is_left_out(config: 
         "schedule=step(every=15,gamma=0.1,warmup_epochs=0.0) epochs=2 batch=16 lrs=0.01 weight-decays=0.0001"
     )
     assert results.extra["left_out_each_epoch"] == 36 % 16
+    assert results.extra["images"]["exif"] == "ignored"
     live = evaluate(replace(cached, mode="live", out=config.out.with_name("live")))
     assert "mode=live" in report(live) and "dropped" not in report(live)
     assert "left_out_each_epoch" not in read_results(live).extra
@@ -190,4 +192,5 @@ def test_knn_protocol_names_what_differs(config: KnnConfig) -> None:
         "resize=short-side dtype=float32"
     )
     assert results.metrics["top1_k1"] > 0.9
+    assert results.extra["images"]["exif"] == "ignored"
     assert report(config.out).splitlines()[-1].endswith("% top-1 at k = 20")

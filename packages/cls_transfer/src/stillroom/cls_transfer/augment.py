@@ -3,11 +3,14 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Generator, Tensor
 from torchvision.transforms import v2
 
 from stillroom.backbone import InputSpec
 from stillroom.cls_transfer.config import ClassifyConfig
+from stillroom.images.picture import Picture
+from stillroom.images.view import CropView
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(images (b, 3, h, w), labels (b,)) -> (images, labels or class probabilities (b, k))"""
@@ -15,19 +18,20 @@ Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _OPERATIONS = 2  # of RandAugment
 
 
-def build_view(config: ClassifyConfig, spec: InputSpec) -> v2.Compose:
-    """Build the training view: PIL image -> uint8 (3, size, size)."""
-    interpolation = v2.InterpolationMode(spec.interpolation)
-    steps = [
-        v2.PILToTensor(),
-        v2.RandomResizedCrop(
-            spec.size, scale=(config.min_scale, 1.0), interpolation=interpolation, antialias=spec.antialias
-        ),
-        v2.RandomHorizontalFlip(),
-    ]
-    if config.randaugment:
-        steps.append(v2.RandAugment(_OPERATIONS, config.randaugment))
-    return v2.Compose(steps)
+class TrainingView:
+    """A random crop and flip, then RandAugment if the config asks for it: image -> uint8 (3, size, size)."""
+
+    def __init__(self, config: ClassifyConfig, spec: InputSpec) -> None:
+        self._crop = CropView(spec, config.min_scale)
+        self._augment = v2.RandAugment(_OPERATIONS, config.randaugment) if config.randaugment else None
+
+    def __call__(self, image: Picture | Image.Image, generator: Generator) -> Tensor:
+        pixels = self._crop(image, generator)
+        if self._augment is None:
+            return pixels
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+            torch.set_rng_state(generator.get_state())
+            return self._augment(pixels)
 
 
 def build_mixing(config: ClassifyConfig, num_classes: int) -> Mixing:

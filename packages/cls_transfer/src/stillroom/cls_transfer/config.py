@@ -105,6 +105,14 @@ class ClassifyConfig(FineTuneConfig):
     """What to do with an image that cannot be read: stop the run, or skip, name and count it."""
 
     @property
+    def as_stored(self) -> bool:
+        """Whether images are read as they are stored, not turned as their EXIF tags say: as KDEP's released code does.
+
+        Its mark, in the protocol id too, is that weights are selected by the test images.
+        """
+        return self.choose == "best-on-test"
+
+    @property
     def lr(self) -> float:
         """The base learning rate of a single run."""
         (lr,) = self.lrs

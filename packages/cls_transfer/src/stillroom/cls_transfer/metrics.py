@@ -58,6 +58,7 @@ def classify(
     batch_size: int = 64,
     workers: Workers = 1,
     on_broken: OnBroken = "refuse",
+    as_stored: bool = False,
     label: str = "test",
 ) -> Predictions:
     """Classify images in the evaluation view, in float32, shared among the processes; the model's mode is restored.
@@ -69,6 +70,7 @@ def classify(
         batch_size: images per forward pass.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
+        as_stored: read images as they are stored, not turned as their EXIF tags say.
         label: text of the progress bar.
 
     Raises:
@@ -77,7 +79,7 @@ def classify(
     mode = model.training
     model.eval()
     spec = model.backbone.spec.input
-    dataset = ImageDataset(files, EvaluationView(spec), on_broken=on_broken)
+    dataset = ImageDataset(files, EvaluationView(spec), on_broken=on_broken, as_stored=as_stored)
     loader = build_loader(dataset, EvaluationBatches(len(files), batch_size, run), workers)
     normalize = Normalize(spec).to(run.device)
     progress = Progress(len(files), run, label)

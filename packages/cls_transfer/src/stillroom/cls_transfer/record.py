@@ -18,6 +18,7 @@ from stillroom.cls_transfer.initial import HEAD
 from stillroom.cls_transfer.metrics import Predictions
 from stillroom.cls_transfer.model import Classifier, head_tensors
 from stillroom.cls_transfer.state import TrainState
+from stillroom.images.picture import describe_decoding
 
 PACKAGE = "stillroom-cls-transfer"
 PROTOCOL = "classification/v2"
@@ -88,6 +89,7 @@ def finish(
             seconds=state.seconds,
             made_by=made_by(PACKAGE, settings),
             extra={
+                "images": describe_decoding(as_stored=config.as_stored),
                 "broken": [*broken["train"], *broken["val"], *broken["test"]],
                 "best": asdict(state.best) if sets.val is not None else None,
                 "initial_sha256": state.initial,

@@ -11,7 +11,7 @@ from stillroom.backbone.inputs import names_input
 from stillroom.backbone.parallel import broadcast_buffers
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.run import DivergedError, seed_everything
-from stillroom.cls_transfer.augment import build_mixing, build_view
+from stillroom.cls_transfer.augment import TrainingView, build_mixing
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.data import Sets, compare, read_sets
 from stillroom.cls_transfer.initial import HEAD, build_model, load_model
@@ -85,7 +85,8 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
         state.load_state_dict(saved)
     # 2. The data: which images each step gets depends on the seed and the step alone.
     spec = model.backbone.spec.input
-    dataset = ImageDataset(sets.train, build_view(config, spec), seed=config.seed, on_broken=config.on_broken)
+    view = TrainingView(config, spec)
+    dataset = ImageDataset(sets.train, view, seed=config.seed, on_broken=config.on_broken, as_stored=config.as_stored)
     passes = (len(sets.train), config.batch_size, config.epochs, config.seed)
     batches = TrainingBatches(*passes, run, start=state.step, order=config.order)
     loader = build_loader(dataset, batches, config.workers)
@@ -146,6 +147,7 @@ def train(config: ClassifyConfig, run: Run, prepared: Prepared, resume: bool) ->
         batch_size=config.batch_size,
         workers=config.workers,
         on_broken=config.on_broken,
+        as_stored=config.as_stored,
     )
     state.seconds = seconds_before + progress.seconds
     finish(config, run, sets, selected, state, predictions)
@@ -172,6 +174,7 @@ def validate(
         batch_size=config.batch_size,
         workers=config.workers,
         on_broken=config.on_broken,
+        as_stored=config.as_stored,
         label="held out",
     )
     metrics, state.val_broken = predictions.metrics(), predictions.broken

@@ -16,9 +16,11 @@ from stillroom.distill.feature_file import file_sha256, import_features, read_im
 from stillroom.distill.fit import settings
 from stillroom.distill.slots import Alignment, FixedView, SameView, TeacherView, View
 from stillroom.distill.teacher import CachedTeacher, FrozenTeacher
-from stillroom.distill.views import Views
+from stillroom.distill.views import Views, colours_on
 from stillroom.images import ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
+from stillroom.images.loaders import View as ViewOfImage
+from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
 
 _BATCH_SIZE = 64
@@ -39,6 +41,7 @@ class CachePass:
         workers: processes that decode images.
         on_broken: see `OnBroken`.
         own: the run's own folder for them, where the cache cannot be written.
+        as_stored: see `DistillConfig`.
     """
 
     files: ImageFiles
@@ -51,6 +54,11 @@ class CachePass:
     workers: Workers = 1
     on_broken: OnBroken = "refuse"
     own: Path
+    as_stored: bool = False
+
+    def dataset(self, views: ViewOfImage) -> ImageDataset:
+        """The images in these views."""
+        return ImageDataset(self.files, views, seed=self.seed, on_broken=self.on_broken, as_stored=self.as_stored)
 
 
 @torch.no_grad()
@@ -105,13 +113,14 @@ def fill_cache(
         if run.is_main:
             warn_once(f"{error}; the run keeps its own copy")
         stores = open_stores(job.own)
-    views = Views(job.view, job.teacher_view, [], [teacher.backbone.spec.input])
-    dataset = ImageDataset(files, views, seed=job.seed, on_broken=job.on_broken)
+    inputs = [teacher.backbone.spec.input]
+    views = Views(job.view, job.teacher_view, [], inputs, colours=colours_on(run.device))
+    dataset = job.dataset(views)
     imported = None
     if job.cache.features is not None:
         align = targets[0] if aligned else None
         if run.is_main and stores[0].num_missing:
-            import_features(job.cache.features, stores[0], teacher, align, ImageDataset(files, views), run.device)
+            import_features(job.cache.features, stores[0], teacher, align, dataset, run.device)
         run.wait()
         imported = read_import(stores[0])
     held = hold_weights(teacher, job.amp, run.device)
@@ -127,7 +136,7 @@ def fill_cache(
                 store.mark_broken(torch.tensor(batch.broken_indices, dtype=torch.long))
                 if len(batch):
                     with autocast(job.amp, run.device):
-                        features = held(batch.images.to(run.device)).features
+                        features = held(batch.on(run.device)[0]).features
                     store.write(batch.indices, targets[0](features) if aligned else features)
     progress.close()
     run.wait()
@@ -150,6 +159,7 @@ def cache_record(
         "shared": isinstance(job.teacher_view, SameView),
         "seed": None if isinstance(job.teacher_view, FixedView) else job.seed,
         "data": job.files.stamp,
+        **describe_decoding(as_stored=job.as_stored),
         "amp": job.amp,
         "alignment": None if target is None else [*settings(alignment), weights_sha256(target)],
         **({} if job.cache.features is None else {"features": file_sha256(job.cache.features)}),

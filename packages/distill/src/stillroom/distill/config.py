@@ -165,6 +165,11 @@ class DistillConfig:
     data_licence: str | None = None
     """Licence of the images; a restricted one is recorded in the student's manifest."""
 
+    @property
+    def as_stored(self) -> bool:
+        """Whether images are read as they are stored, as released code did, not turned as their EXIF tags say."""
+        return self.method.startswith("legacy-")
+
     def __post_init__(self) -> None:
         self.view.check("view.")
         if not isinstance(self.teacher_view, SameView | FixedView):

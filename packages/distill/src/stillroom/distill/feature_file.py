@@ -18,6 +18,7 @@ from stillroom.backbone.tensor_files import load_tensors
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.images import ImageDataset, ImageFiles, SourceError
+from stillroom.images.loaders import Rendered
 
 IMPORT = "import.json"
 """Where a store says which file its rows are from."""
@@ -95,7 +96,8 @@ def import_features(
             raise views
         if isinstance(views, str):
             continue  # a broken image, which training refuses, or names and counts
-        live = teacher(views[0][None].to(device)).features[0].cpu()
+        assert isinstance(views, Rendered), "`dataset` has `Views`"
+        live = teacher(views.pixels[0][None].to(device)).features[0].cpu()
         similarities.append(float(cosine_similarity(live, vectors[index].float(), dim=0)))
     similarity = sum(similarities) / len(similarities) if similarities else None
 

@@ -33,6 +33,7 @@ from stillroom.distill.views import TeacherView, View, Views
 from stillroom.images import EvaluationView, ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.loaders import View as ViewOfImage
+from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
 
 _BATCH_SIZE = 64
@@ -71,6 +72,7 @@ class FitPass:
         unit: whether the target is scaled to a mean square of 1.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
+        as_stored: see `DistillConfig`.
     """
 
     files: ImageFiles
@@ -79,6 +81,7 @@ class FitPass:
     unit: bool = True
     workers: Workers = 1
     on_broken: OnBroken = "refuse"
+    as_stored: bool = False
 
     def features(
         self, teacher: FrozenTeacher, label: str, every: int = 1, start: int = 0
@@ -93,9 +96,11 @@ class FitPass:
         """
         files = self.files if every == 1 else self.files.subset(range(0, len(self.files), every))
         if self.view is None:
-            dataset = ImageDataset(files, EvaluationView(teacher.backbone.spec.input), on_broken=self.on_broken)
+            view: ViewOfImage = EvaluationView(teacher.backbone.spec.input)
+            seed = 0
         else:
-            dataset = ImageDataset(files, self.view.transform, seed=self.view.seed, on_broken=self.on_broken)
+            view, seed = self.view.transform, self.view.seed
+        dataset = ImageDataset(files, view, seed=seed, on_broken=self.on_broken, as_stored=self.as_stored)
         batches = EvaluationBatches(len(files), _BATCH_SIZE, self.run)
         batches.batches = batches.batches[start:]
         done = min(start * _BATCH_SIZE * self.run.world_size, len(files))
@@ -222,7 +227,8 @@ def alignment_key(teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitP
     net = [spec.name, spec.arguments, asdict(spec.input)]
     request = [type(config).__name__, asdict(config), dim, fit.unit]
     inputs = asdict(alignment_inputs(teacher, fit))
-    return cache_key({**inputs, "net": net, "files": fit.files.stamp, "alignment": request})
+    read = {"files": fit.files.stamp, **describe_decoding(as_stored=fit.as_stored)}
+    return cache_key({**inputs, "net": net, "alignment": request, **read})
 
 
 def cached_alignment(

@@ -28,6 +28,7 @@ from stillroom.distill.setup import RunSetup
 from stillroom.distill.state import TrainState
 from stillroom.distill.student import StudentModel
 from stillroom.distill.teacher import FrozenTeacher, Supervision
+from stillroom.images.picture import describe_decoding
 
 PACKAGE = "stillroom-distill"
 STUDENT = "student"
@@ -188,6 +189,7 @@ def write_run_results(
         "students": [manifest.weights.sha256 for manifest in manifests],
         "kept_epochs": kept_epochs(config.out / student_name(config, 0)),
         "broken": broken,
+        "images": describe_decoding(as_stored=config.as_stored),
         "imported_features": [one.cache.imported if one.cache is not None else None for one in supervisions],
     }
     write_results(

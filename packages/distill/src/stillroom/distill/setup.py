@@ -187,6 +187,7 @@ def build_cache_pass(config: DistillConfig, run: Run, images: RunImages) -> Cach
         workers=config.workers,
         on_broken=config.on_broken,
         own=config.out / "cache",
+        as_stored=config.as_stored,
     )
 
 
@@ -227,6 +228,7 @@ def student_alignments(
             unit=unit,
             workers=config.workers,
             on_broken=config.on_broken,
+            as_stored=config.as_stored,
         )
         alignments.append(cached_alignment(teacher, config.alignment, dim, fit))
     if run.is_main:

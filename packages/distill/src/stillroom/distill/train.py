@@ -36,7 +36,7 @@ from stillroom.distill.slots import FixedView
 from stillroom.distill.state import Meter, TrainState, refuse_infinite
 from stillroom.distill.student import StudentModel, build_optimizer, wrap_student
 from stillroom.distill.teacher import CachedTeacher, Supervision, TeacherOutput
-from stillroom.distill.views import Views
+from stillroom.distill.views import Views, colours_on
 from stillroom.images import ImageDataset, ImageFiles
 from stillroom.images.loaders import Batch, TrainingBatches, build_loader
 from stillroom.images.prefetch import prefetch
@@ -186,7 +186,7 @@ def train(
             teachers, students, is_compiled = compiled(teachers), compiled(students), True
 
         # Forward: teachers, or their cached outputs, and students, each on its own rendering of the images.
-        views = [view.to(run.device, non_blocking=True) for view in batch.views]
+        views = batch.on(run.device)
         with autocast(config.amp, run.device):
             if feed.caches:
                 rows = [cache.read(int(epoch), batch.indices, run.device) for cache in feed.caches]
@@ -314,9 +314,11 @@ def build_feed(config: DistillConfig, setup: RunSetup, supervisions: Sequence[Su
     caches = [one.cache for one in supervisions if one.cache is not None]
     live_inputs = [] if caches else [net.backbone.spec.input for net in setup.teachers]
     sizes = [student.backbone.spec.input.size for student in setup.students]
-    views = Views(config.view, config.teacher_view, sizes, live_inputs)
+    views = Views(config.view, config.teacher_view, sizes, live_inputs, colours=colours_on(setup.run.device))
     cycle = len(caches[0].stores) if caches and not isinstance(config.teacher_view, FixedView) else 0
-    dataset = ImageDataset(files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle)
+    dataset = ImageDataset(
+        files, views, seed=config.seed, on_broken=config.on_broken, cycle=cycle, as_stored=config.as_stored
+    )
     passes = (len(files), config.batch_size, config.epochs, config.seed)
     batches = TrainingBatches(*passes, setup.run, start=state.step, order=config.order)
     last_step = batches.steps_per_epoch * config.epochs

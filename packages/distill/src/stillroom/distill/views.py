@@ -1,114 +1,127 @@
-"""Training views: random transforms, drawn for each image and epoch, rendered at each net's input size."""
+"""Training views: random crops and colours, drawn for each image and epoch, rendered at each net's input size."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor, nn
+from torch import Generator
 
 from stillroom.backbone.spec import InputSpec
 from stillroom.distill.slots import FixedView, KdepView, SameView, StrongView, TeacherView, View, WeakView
 from stillroom.images import EvaluationView
+from stillroom.images.colour import Colour, apply_colours, draw_jitter, draw_lighting
+from stillroom.images.loaders import Rendered
+from stillroom.images.picture import Picture
+from stillroom.images.view import Crop, happens, uniform
 
-# Principal components of ImageNet's RGB pixels in [0, 1] (Krizhevsky et al. 2012, section 4.1; values as published
-# with fb.resnet.torch and used ever since).
-_EIGENVALUES = (0.2175, 0.0188, 0.0045)
-_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
-_BLUR_SIZE = 224  # pixels at which SimReg's blur is 0.1 to 2 pixels wide
+_BLUR = (0.1 / 224, 2.0 / 224)
+"""Smallest and largest standard deviation of SimReg's blur, fractions of the image's side."""
 
 
-def build_view(view: View, size: int) -> nn.Module:
-    """Build the transform of a view: PIL image -> uint8 (3, size, size). It draws from torch's generator.
+def draw_view(view: View, size: tuple[int, int], generator: Generator) -> tuple[Crop, Colour | None]:
+    """Draw a view of an image, for nets of any input size: its crop, and its colours, None where they stay.
 
-    The draws do not depend on `size`: from the same state of the generator it renders the same view at any size.
+    The numbers are those that the same state of torch's generator gives torchvision's transforms (v2).
+
+    Args:
+        view: what is drawn.
+        size: width and height of the image, pixels.
+        generator: on the CPU.
     """
-    from torchvision.transforms import v2  # noqa: PLC0415  # slower to import than torch, and not every run needs it
-
-    # PIL's pixels shrink to a tensor first, so that crop and resize are one antialiased step on uint8
-    crop = [v2.PILToTensor(), v2.RandomResizedCrop(size, scale=(view.min_scale, 1.0), antialias=True)]
+    crop = Crop.draw(size, view.min_scale, generator)
     match view:
-        case KdepView():
-            colour: list[nn.Module] = [
-                v2.ColorJitter(view.jitter, view.jitter, view.jitter),
-                Lighting(view.lighting),
-            ]
         case WeakView():
-            colour = []
+            return crop, None
+        case KdepView():
+            order, jitter = draw_jitter((view.jitter, view.jitter, view.jitter, 0.0), generator)
+            return crop, Colour(order=order, jitter=jitter, lighting=draw_lighting(view.lighting, generator))
         case StrongView():
-            width = size / _BLUR_SIZE
-            kernel = 2 * max(1, round(3 * 2.0 * width)) + 1  # three standard deviations to each side
-            colour = [
-                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], view.jitter),
-                v2.RandomGrayscale(view.grayscale),
-                v2.RandomApply([v2.GaussianBlur(kernel, (0.1 * width, 2.0 * width))], view.blur),
-            ]
-    return v2.Compose([*crop, v2.RandomHorizontalFlip(), *colour])
+            drawn: dict[str, Any] = {}
+            if happens(view.jitter, generator):
+                drawn["order"], drawn["jitter"] = draw_jitter((0.4, 0.4, 0.4, 0.1), generator)
+            grey = happens(view.grayscale, generator)
+            blur = uniform(*_BLUR, generator) if happens(view.blur, generator) else 0.0
+            return crop, Colour(**drawn, grey=grey, blur=blur)
+
+
+def colours_on(device: torch.device) -> Literal["here", "later"]:
+    """Where colours are applied fastest: in the workers if the nets are on the CPU, else by the device itself."""
+    return "here" if device.type == "cpu" else "later"
+
+
+Rendering = tuple[Literal["view", "teacher view"], int] | InputSpec
+"""A random view at a size, or an evaluation view."""
 
 
 class Views:
-    """The views of one image for all nets of a run: PIL image -> one uint8 (3, s, s) per distinct size and view.
+    """The views of one image for all nets of a run, one rendering per distinct size and view.
+
+    The image is decoded once, and the students' rendering does not depend on who else sees it.
 
     Args:
         view: the students' view.
         teacher_view: the teachers' view.
         students: the students' input sizes, pixels.
         teachers: the teachers' input specifications; empty where their outputs are cached.
+        colours: apply them `here`, to each image, or `later`, to a batch on a GPU, see `Batch.on`.
 
     Attributes:
         of_students, of_teachers: for each net, the index of its rendering.
     """
 
     def __init__(
-        self, view: View, teacher_view: TeacherView, students: Sequence[int], teachers: Sequence[InputSpec]
+        self,
+        view: View,
+        teacher_view: TeacherView,
+        students: Sequence[int],
+        teachers: Sequence[InputSpec],
+        *,
+        colours: Literal["here", "later"] = "here",
     ) -> None:
-        self._renderings: list[tuple[nn.Module | EvaluationView, bool]] = []  # transform, drawn for teachers only?
-        indices: dict[object, int] = {}
+        self._view, self._teacher_view, self._colours = view, teacher_view, colours
+        self._renderings: list[Rendering] = []
 
-        def add(key: object, transform: nn.Module | EvaluationView, independent: bool) -> int:
-            if key not in indices:
-                indices[key] = len(self._renderings)
-                self._renderings.append((transform, independent))
-            return indices[key]
+        def add(rendering: Rendering) -> int:
+            if rendering not in self._renderings:
+                self._renderings.append(rendering)
+            return self._renderings.index(rendering)
 
-        self.of_students = [add(size, build_view(view, size), False) for size in students]
+        self.of_students = [add(("view", size)) for size in students]
         self.of_teachers: list[int] = []
         for spec in teachers:
             match teacher_view:
                 case SameView():
-                    self.of_teachers.append(add(spec.size, build_view(view, spec.size), False))
+                    self.of_teachers.append(add(("view", spec.size)))
                 case FixedView():
-                    self.of_teachers.append(add(spec, EvaluationView(spec), True))
-                case random_view:
-                    self.of_teachers.append(add((random_view, spec.size), build_view(random_view, spec.size), True))
+                    self.of_teachers.append(add(spec))
+                case _:
+                    self.of_teachers.append(add(("teacher view", spec.size)))
 
-    def __call__(self, image: Image.Image) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
-        shared_state = torch.get_rng_state()
-        independent_seed = int(torch.randint(2**62, ()))
-        rendered = []
-        for transform, independent in self._renderings:
-            if independent:
-                torch.manual_seed(independent_seed)
+    def __call__(self, image: Picture | Image.Image, generator: Generator) -> Rendered:
+        picture = Picture.of(image)
+        drawn = self._draw(picture.size, generator)
+        pixels, colours = [], []
+        for rendering in self._renderings:
+            row = None
+            if isinstance(rendering, InputSpec):
+                view = EvaluationView(rendering)(picture)
             else:
-                torch.set_rng_state(shared_state)
-            rendered.append(transform(image))
-        return tuple(rendered)
+                crop, colour = drawn[rendering[0]]
+                view = crop.render(picture, rendering[1])
+                if colour is not None and self._colours == "here":
+                    view = apply_colours(view[None], [colour])[0]
+                elif colour is not None:
+                    row = colour.pack()
+            pixels.append(view)
+            colours.append(row)
+        return Rendered(tuple(pixels), tuple(colours))
 
-
-class Lighting(nn.Module):
-    """Add a random colour along the principal components of ImageNet's pixels.
-
-    Args:
-        std: standard deviation of the three coefficients.
-
-    Reference: Krizhevsky et al., "ImageNet classification with deep CNNs", NeurIPS 2012, section 4.1.
-    """
-
-    def __init__(self, std: float) -> None:
-        super().__init__()
-        self.std = std
-        self.components = torch.tensor(_EIGENVECTORS) * torch.tensor(_EIGENVALUES)
-
-    def forward(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
-        colour = self.components @ (torch.randn(3) * self.std)
-        return (image + 255 * colour.view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)
+    def _draw(self, size: tuple[int, int], generator: Generator) -> dict[str, tuple[Crop, Colour | None]]:
+        """Draw the students' view and, where the teachers have one of their own, theirs, independently of it."""
+        if isinstance(self._teacher_view, SameView | FixedView):
+            return {"view": draw_view(self._view, size, generator)}
+        state = generator.get_state()
+        seed = int(torch.randint(2**62, (), generator=generator))
+        of_teachers = draw_view(self._teacher_view, size, Generator().manual_seed(seed))
+        return {"view": draw_view(self._view, size, generator.set_state(state)), "teacher view": of_teachers}

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from stillroom.backbone import InputSpec, Run, weights_sha256
+from stillroom.backbone import Run, weights_sha256
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import Workers
 from stillroom.backbone.progress import Progress
@@ -31,23 +30,11 @@ from stillroom.eval_ssl.probe import (
 )
 from stillroom.images import ImageDataset
 from stillroom.images.loaders import build_loader
+from stillroom.images.picture import describe_decoding
+from stillroom.images.view import CropView
 
-_SCALE = (0.08, 1.0)  # crop area over image area
+_MIN_SCALE = 0.08  # crop area over image area
 _VERSION = 1  # of the saved state: to be raised when the same run would learn something else
-
-
-class CropView:
-    """A random crop of 8 to 100 % of the image, resized, and a flip: PIL image -> uint8 (3, size, size)."""
-
-    def __init__(self, spec: InputSpec) -> None:
-        from torchvision.transforms import v2  # noqa: PLC0415  # no other evaluation needs torchvision
-
-        interpolation = v2.InterpolationMode(spec.interpolation)
-        crop = v2.RandomResizedCrop(spec.size, _SCALE, interpolation=interpolation, antialias=spec.antialias)
-        self.transform = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(image)
 
 
 @dataclass(frozen=True)
@@ -115,7 +102,8 @@ def train_augmented(
     scale = Standardise.fit(train.features.to(run.device), unit=point.unit, unbiased=recipe.as_released)
     labels, num_classes = train.labels, len(train.files.classes)
     probes = SgdProbes(extractor.dim, num_classes, [point], recipe, run.device)
-    dataset = ImageDataset(train.files, CropView(extractor.backbone.spec.input), seed=recipe.seed)
+    view = CropView(extractor.backbone.spec.input, _MIN_SCALE)
+    dataset = ImageDataset(train.files, view, seed=recipe.seed, as_stored=recipe.as_released)
 
     # The state of an interrupted run with the same settings, if there is one.
     file = cache_directory("live") / f"{cache_key(state_record(extractor, train, point, recipe, run, batch_size))}.pt"
@@ -177,5 +165,6 @@ def state_record(
         "files": train.files.stamp,
         "recipe": f"({point_text}, {recipe!r}, {batch_size!r})",
         "device": run.device.type,
+        **describe_decoding(as_stored=recipe.as_released),
         **({"as_released": True} if recipe.as_released else {}),
     }

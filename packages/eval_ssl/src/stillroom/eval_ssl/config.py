@@ -67,6 +67,8 @@ class EvaluationConfig(ABC):
 
     task: ClassVar[str]
     """`task` of results.json: knn, linear, logreg, few-shot or features."""
+    as_released: ClassVar[bool] = False
+    """Whether to repeat what released code measured; see `stillroom.eval_ssl.protocols.legacy_simreg`."""
 
     checkpoint: Annotated[tuple[str, ...], arg(metavar="DIR|NAME [DIR|NAME ...]")]
     """Checkpoint directory, a backbone name with its pretrained weights, or random:NAME; several give one table."""

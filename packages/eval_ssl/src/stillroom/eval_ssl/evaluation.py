@@ -27,6 +27,7 @@ from stillroom.eval_ssl.comparison import write_comparison
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outcome
 from stillroom.eval_ssl.features import FeatureSets, extract_features
 from stillroom.images import ImageFiles
+from stillroom.images.picture import describe_decoding
 from stillroom.images.source import count_shared
 
 PACKAGE = "stillroom-eval-ssl"
@@ -194,6 +195,7 @@ def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_fi
             head=head,
             levels=config.levels,
             cache=config.cache,
+            as_stored=config.as_released,
             label=label,
         )
         for label, files in (("train", train_files), ("test", test_files))
@@ -264,6 +266,7 @@ def results_of(config: EvaluationConfig, features: FeatureSets, outcome: Outcome
         extra={
             "broken": features.broken,
             "classes": list(features.classes),
+            "images": describe_decoding(as_stored=config.as_released),
             "inputs": inputs,
             **outcome.extra,
         },

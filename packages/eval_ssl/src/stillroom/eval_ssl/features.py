@@ -18,6 +18,7 @@ from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.store import Store, cache_directory, optional_cache, store_bytes
 from stillroom.images import EvaluationView, ImageDataset, ImageFiles
 from stillroom.images.loaders import EvaluationBatches, build_loader
+from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
 
 _VERSION = 1  # of the cache: to be raised when the same net would see other pixels or give other features
@@ -166,6 +167,7 @@ def extract_features(
     head: nn.Module | None = None,
     levels: Sequence[int | None] = (None,),
     cache: bool = True,
+    as_stored: bool = False,
     label: str = "features",
 ) -> FeatureSet:
     """Extract features with a backbone in its own input specification, float32, in eval mode.
@@ -184,6 +186,7 @@ def extract_features(
         head, levels: see `Extractor`; the head on the run's device.
         cache: use `$STILLROOM_CACHE/features`, by default below ~/.cache/stillroom. A user's own module, whose code has
             no hash, is never cached; nor is anything where that folder cannot be written.
+        as_stored: read images as they are stored, not turned as their EXIF tags say.
         label: of the progress bar.
 
     Raises:
@@ -197,11 +200,11 @@ def extract_features(
     store = None
     if cache and not backbone.spec.name.startswith("module/"):
         with optional_cache(run, cache_directory("features")):
-            store = open_store(extractor, files, run, batch_size)
+            store = open_store(extractor, files, run, batch_size, as_stored)
     missing = None if store is None else store.missing
     together = 1 if store is None else store.chunk_rows // batch_size  # batches of one file, which one process writes
     run.wait()  # every process reads which rows are missing before one of them writes
-    dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=on_broken)
+    dataset = ImageDataset(files, EvaluationView(backbone.spec.input), on_broken=on_broken, as_stored=as_stored)
     batches = EvaluationBatches(len(files), batch_size, run, mask=missing, together=together)
     loader = prefetch(build_loader(dataset, batches, workers), run.device)
     progress = Progress(len(files), run, label, done=0 if store is None else len(files) - store.num_missing)
@@ -244,10 +247,10 @@ def extract_features(
     return FeatureSet(values, files, tuple(broken), extractor.feature_sources)
 
 
-def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: int) -> Store:
+def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: int, as_stored: bool) -> Store:
     """Open the cache of these features of these files, or create it empty."""
     root = cache_directory("features")
-    record = cache_record(extractor, files, run, batch_size)
+    record = cache_record(extractor, files, run, batch_size, as_stored)
     store = Store.open(root, record, len(files), extractor.dim, run, "float32", batch_size=batch_size)
     if run.is_main and store.num_missing == len(files):
         size = store_bytes(len(files), extractor.dim, "float32") / 2**20
@@ -255,7 +258,9 @@ def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: in
     return store
 
 
-def cache_record(extractor: Extractor, files: ImageFiles, run: Run, batch_size: int) -> dict[str, Any]:
+def cache_record(
+    extractor: Extractor, files: ImageFiles, run: Run, batch_size: int, as_stored: bool = False
+) -> dict[str, Any]:
     """What cached features depend on. Its hash names the cache, so names and values here stay as they are."""
     spec, head = extractor.backbone.spec, extractor.head
     return {
@@ -269,6 +274,7 @@ def cache_record(extractor: Extractor, files: ImageFiles, run: Run, batch_size: 
         "files": files.stamp,
         "batch_size": batch_size,  # batch 1 and batch 64 differ in the last digits, and so do devices
         "device": run.device.type,
+        **describe_decoding(as_stored=as_stored),
     }
 
 

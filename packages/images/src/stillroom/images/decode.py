@@ -60,11 +60,18 @@ def open_image(image: Path | bytes, name: str | None = None) -> Iterator[ImageFi
         raise BrokenImageError(f"{name} cannot be read as an image: {reason}") from error
 
 
-def load_image(image: Path | bytes, name: str | None = None) -> Image.Image:
+def load_image(
+    image: Path | bytes, name: str | None = None, reduce: int = 1, *, as_stored: bool = False
+) -> Image.Image:
     """Decode one image (the first of several in a file) as 8-bit RGB from any mode: grey, palette, CMYK, Lab, ...
 
-    What is transparent, wholly or in part, is put on white. Deeper samples are scaled by the range that their file
-    states, see `_scaled`.
+    It is turned as its EXIF tag says, as viewers and labelling tools show it. What is transparent, wholly or in part,
+    is put on white. Deeper samples are scaled by the range that their file states, see `_scaled`.
+
+    Args:
+        image, name: see `open_image`.
+        reduce: decode a JPEG to 1/2, 1/4 or 1/8 of its size, rounded up; other formats are decoded whole.
+        as_stored: do not obey the EXIF tag, as in published protocols.
 
     Args:
         image, name: see `open_image`.
@@ -74,24 +81,32 @@ def load_image(image: Path | bytes, name: str | None = None) -> Image.Image:
     """
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be found, not read as grey"
     with open_image(image, name) as opened:
-        raw = str(opened.tile[:1]).replace("BGR;16", "")  # which is 5, 6 and 5 bits
-        deep = ";16" in raw  # of colours with 16 bits, Pillow keeps the upper 8
-        tags = getattr(opened, "tag_v2", {})
-        if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8:
-            raise ValueError("its 16-bit channels lie in separate planes, which Pillow misreads: save them interleaved")
-        opened.load()
-        pixels: Image.Image = opened
-        if pixels.mode in ("I", "F") or pixels.mode.startswith("I;16") or _is_signed(tags):
-            return Image.fromarray(_scaled(opened)).convert("RGB")
-        if deep and 0 < (high := int(np.asarray(pixels.convert("RGB")).max())) < 256 // _DIM:
-            raise ValueError(_TOO_DIM.format(high=high << 8, white=65535))
-        if pixels.mode in ("La", "RGBa"):  # multiplied by alpha
-            pixels = pixels.convert(pixels.mode.upper())
-        if pixels.mode in ("RGBA", "LA", "PA") or "transparency" in pixels.info:
-            pixels = pixels.convert("RGBA")
-            ground = Image.new("RGBA", pixels.size, "white")
-            return Image.alpha_composite(ground, pixels).convert("RGB")
-        return pixels.convert("RGB")
+        orientation = 1 if as_stored else exif_orientation(opened)
+        if reduce > 1 and opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L"):
+            opened.draft(None, (opened.width // reduce, opened.height // reduce))
+        return upright(_as_rgb(opened), orientation)
+
+
+def _as_rgb(opened: ImageFile.ImageFile) -> Image.Image:
+    """The pixels of an opened image as 8-bit RGB; see `load_image`."""
+    raw = str(opened.tile[:1]).replace("BGR;16", "")  # which is 5, 6 and 5 bits
+    deep = ";16" in raw  # of colours with 16 bits, Pillow keeps the upper 8
+    tags = getattr(opened, "tag_v2", {})
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8:
+        raise ValueError("its 16-bit channels lie in separate planes, which Pillow misreads: save them interleaved")
+    opened.load()
+    image: Image.Image = opened
+    if image.mode in ("I", "F") or image.mode.startswith("I;16") or _is_signed(tags):
+        return Image.fromarray(_scaled(opened)).convert("RGB")
+    if deep and 0 < (high := int(np.asarray(image.convert("RGB")).max())) < 256 // _DIM:
+        raise ValueError(_TOO_DIM.format(high=high << 8, white=65535))
+    if image.mode in ("La", "RGBa"):  # multiplied by alpha
+        image = image.convert(image.mode.upper())
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
@@ -142,17 +157,6 @@ def _scaled(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w"]:
 def _is_signed(tags: Mapping[int, Any]) -> bool:
     """Whether TIFF tags say that samples are signed integers."""
     return tags.get(_FORMAT, (1,))[0] == 2
-
-
-def load_upright(image: Path | bytes, name: str | None = None) -> Image.Image:
-    """Decode one image as `load_image` does, and turn it as its EXIF tag says: as viewers and labelling tools show it.
-
-    Raises:
-        BrokenImageError: see `load_image`.
-    """
-    pixels = load_image(image, name)
-    with open_image(image, name) as opened:
-        return upright(pixels, exif_orientation(opened))
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -7,20 +7,35 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from stillroom.backbone.flags import OnBroken, Workers
 from stillroom.backbone.hardware import choose_workers
 from stillroom.backbone.run import Run, mix_seed
-from stillroom.images.decode import BrokenImageError, load_image
+from stillroom.images.colour import Colour, apply_colours
+from stillroom.images.decode import BrokenImageError
 from stillroom.images.order import KeyedOrder
+from stillroom.images.picture import Picture, open_picture
 from stillroom.images.source import Source, SourceError
 
-View = Callable[[Image.Image], Tensor | tuple[Tensor, ...]]
-"""PIL image -> uint8 (3, h, w), or several of them."""
+
+@dataclass(frozen=True)
+class Rendered:
+    """The views of one image.
+
+    Args:
+        pixels: of each view.
+        colours: for each view, the `Colour` that is still to be applied to it, packed; None: it has its colours.
+    """
+
+    pixels: tuple[UInt8[Tensor, "3 _ _"], ...]
+    colours: tuple[Float[Tensor, " 13"] | None, ...]
+
+
+View = Callable[[Picture, Generator], Tensor | Rendered]
+"""(image, random generator of its own) -> uint8 (3, h, w), or several of them."""
 
 
 @runtime_checkable
@@ -30,12 +45,16 @@ class Keys(Sized, Iterable[list[tuple[int, int]]], Protocol):
 
 @dataclass
 class Batch:
-    """Decoded images of one step: each view's pixels, their indices in the file list, and the broken images."""
+    """Decoded images of one step: each view's pixels, their indices in the file list, and the broken images.
+
+    `colours` are those that are still to be applied to each view, see `on`.
+    """
 
     views: tuple[UInt8[Tensor, "b 3 _ _"], ...]
     indices: Int[Tensor, " b"]
     broken: list[str] = field(default_factory=list)
     broken_indices: tuple[int, ...] = ()
+    colours: tuple[Float[Tensor, "b 13"] | None, ...] = ()
     error: SourceError | None = None
     """Why no image of the source can be read any more."""
 
@@ -44,8 +63,17 @@ class Batch:
 
     @property
     def images(self) -> UInt8[Tensor, "b 3 h w"]:
-        """The pixels of the first view."""
+        """The pixels of the first view, as they were loaded."""
         return self.views[0]
+
+    def on(self, device: torch.device) -> tuple[UInt8[Tensor, "b 3 _ _"], ...]:
+        """Each view on a device, with its colours."""
+        views = [view.to(device, non_blocking=True) for view in self.views]
+        colours = self.colours or [None] * len(views)
+        return tuple(
+            view if rows is None else apply_colours(view, [Colour.unpack(row) for row in rows.tolist()])
+            for view, rows in zip(views, colours, strict=True)
+        )
 
     def pin_memory(self) -> "Batch":
         """Pin the pixels; called by the loader if there is a GPU."""
@@ -59,10 +87,11 @@ class ImageDataset(Dataset[Any]):
 
     Args:
         files: images to read, of any source.
-        view: see `View`; it may draw from torch's random generator, which is seeded per sample.
+        view: see `View`.
         seed: of the views.
         on_broken: see `OnBroken`.
         cycle: the views repeat after this many epochs; 0: never.
+        as_stored: images are not turned as their EXIF tags say.
     """
 
     files: Source
@@ -71,6 +100,7 @@ class ImageDataset(Dataset[Any]):
     seed: int = 0
     on_broken: OnBroken = "refuse"
     cycle: int = 0
+    as_stored: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,47 +109,43 @@ class ImageDataset(Dataset[Any]):
         epoch, index = key
         if self.cycle:
             epoch %= self.cycle
+        generator = Generator().manual_seed(mix_seed(self.seed, epoch, index))
         try:
-            image = load(self.files, index)
+            return index, self.view(self._read(index), generator)
         except BrokenImageError as error:  # raised in the main process, without the worker's traceback in its message
             return index, str(error)
         except SourceError as error:
             return index, error
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seed(self.seed, epoch, index))
-            return index, self.view(image)
+
+    def _read(self, index: int) -> Picture:
+        where = self.files.where(index)
+        try:
+            data = self.files.read(index)
+        except OSError as error:
+            raise BrokenImageError(f"{where} cannot be read as an image: {error}") from error
+        return open_picture(data, where, as_stored=self.as_stored)
 
 
-Sample = Tensor | tuple[Tensor, ...] | str | SourceError
+Sample = Tensor | Rendered | str | SourceError
 """The views of an image; or why it is broken; or why none of its source can be read any more."""
-
-
-def load(files: Source, index: int) -> Image.Image:
-    """Decode one image of a source, see `load_image`.
-
-    Raises:
-        BrokenImageError: it cannot be read, or not be decoded.
-        SourceError: its source is gone.
-    """
-    where = files.where(index)
-    try:
-        encoded = files.read(index)
-    except OSError as error:
-        raise BrokenImageError(f"{where} cannot be read as an image: {error}") from error
-    return load_image(encoded, where)
 
 
 def collate(samples: list[tuple[int, Sample]]) -> Batch:
     """Stack the readable samples, view by view; name the broken ones."""
     good = [(index, views) for index, views in samples if not isinstance(views, str | SourceError)]
     broken = [(index, why) for index, why in samples if isinstance(why, str)]
-    views = [(views,) if isinstance(views, Tensor) else views for _, views in good]
+    rendered = [Rendered((views,), (None,)) if isinstance(views, Tensor) else views for _, views in good]
     nothing = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    return Batch(
-        tuple(torch.stack(view) for view in zip(*views, strict=True)) if good else (nothing,),
+    views = zip(*(one.pixels for one in rendered), strict=True)
+    return Batch(  # default_collate stacks into the memory that a worker shares with the main process
+        tuple(default_collate(list(view)) for view in views) or (nothing,),
         torch.tensor([index for index, _ in good], dtype=torch.long),
         [why for _, why in broken],
         tuple(index for index, _ in broken),
+        tuple(
+            None if rows[0] is None else torch.stack(rows)
+            for rows in zip(*(one.colours for one in rendered), strict=True)
+        ),
         next((one for _, one in samples if isinstance(one, SourceError)), None),
     )
 

@@ -15,7 +15,7 @@ from mmseg.apis import inference_model
 from torch import nn
 
 from stillroom.backbone.figures import escape, save
-from stillroom.images.decode import load_upright
+from stillroom.images.decode import load_image
 from stillroom.seg_transfer.data import SegmentationData
 from stillroom.seg_transfer.masks import IGNORED, read_mask
 from stillroom.seg_transfer.transforms import read_bgr
@@ -69,7 +69,7 @@ def draw_sheet(path: Path, net: nn.Module, resolved: Config, data: SegmentationD
         image, file = data.val.pairs[index]
         truth = read_mask(file, zero_ignored=data.zero_ignored)
         prediction = segment(net, resolved, image)
-        pixels = np.asarray(load_upright(image))
+        pixels = np.asarray(load_image(image))
         wrong = (truth != prediction) & (truth != IGNORED)
         error = (0.35 * pixels).astype(np.uint8)
         error[wrong] = (230, 30, 30)

@@ -20,7 +20,7 @@ from stillroom.backbone.configs import load_config
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import refuse_unfinished
-from stillroom.images.decode import load_upright
+from stillroom.images.decode import load_image
 from stillroom.images.files import png_names, read_images
 from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names of the config
 from stillroom.seg_transfer.bridge import build_bridge
@@ -69,7 +69,7 @@ def predict(
         for ((index, name),) in progress.over([pair] for pair in enumerate(names)):
             with files.as_file(index) as file:
                 mask = segment(net, resolved, file)
-                pixels = np.asarray(load_upright(file))
+                pixels = np.asarray(load_image(file))
             overlay = ((1 - OPACITY) * pixels + OPACITY * colours[mask]).astype(np.uint8)
             for subfolder, pixels_out in (("masks", mask), ("overlays", overlay)):
                 (folder / subfolder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from mmcv.transforms import BaseTransform, Resize
 from mmseg.registry import TRANSFORMS
 
-from stillroom.images.decode import load_upright
+from stillroom.images.decode import load_image
 from stillroom.seg_transfer.masks import read_mask
 
 LONGEST = 32_766
@@ -21,7 +21,7 @@ def read_bgr(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         BrokenImageError: the image cannot be read, or is truncated.
     """
-    return cv2.cvtColor(np.asarray(load_upright(file)), cv2.COLOR_RGB2BGR)
+    return cv2.cvtColor(np.asarray(load_image(file)), cv2.COLOR_RGB2BGR)
 
 
 @TRANSFORMS.register_module()
