@@ -239,3 +239,9 @@ def test_a_dataset_is_recorded_by_its_files(unlabelled: Path) -> None:
     assert record == DatasetRecord(
         path=str(unlabelled), count=96, fingerprint=files.fingerprint, broken=2, content=files.content
     )
+
+
+def test_callers_of_older_versions_find_the_readers_in_backbone() -> None:
+    from stillroom import backbone
+
+    assert backbone.read_unlabelled is read_unlabelled and backbone.ImageFiles is ImageFiles
