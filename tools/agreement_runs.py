@@ -29,7 +29,7 @@ from stillroom.distill.teacher import build_teachers
 from stillroom.distill.views import KdepView, Views
 from stillroom.eval_ssl import knn_classify
 from stillroom.eval_ssl.probe import split_stratified
-from stillroom.images import EvaluationView, ImageDataset, ImageFiles, read_labelled
+from stillroom.images import EvaluationView, ImageDataset, Source, read_labelled
 from stillroom.images.loaders import EvaluationBatches, TrainingBatches, View, build_loader
 from study import photographs
 
@@ -142,7 +142,7 @@ class World:
             monitor=Monitor(held_out=0.05),
         )
 
-    def read(self, files: ImageFiles, view: View, epoch: int = 0) -> Tensor:
+    def read(self, files: Source, view: View, epoch: int = 0) -> Tensor:
         """One view of every image: uint8 (n, 3, h, w)."""
         batches = EvaluationBatches(len(files), 64, self.run, epoch=epoch)
         return torch.cat([batch.images for batch in build_loader(ImageDataset(files, view, seed=SEED), batches, 1)])

@@ -16,7 +16,7 @@ import tyro
 from stillroom.backbone.atomic import refuse_existing, replace_directory, write_file
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
-from stillroom.images import ImageFiles, read_labelled, read_unlabelled
+from stillroom.images import Source, read_labelled, read_unlabelled
 from stillroom.images.files import shuffled_by_class
 from stillroom.images.labels import USUAL, Columns
 from stillroom.images.source import FileReader, from_paths
@@ -54,7 +54,7 @@ class Subset:
         print(f"{self.out}: {len(part)} images, fingerprint {part.fingerprint}")
 
 
-def select_images(subset: Subset) -> ImageFiles:
+def select_images(subset: Subset) -> Source:
     """Select images by the settings; returns them in the order of their paths.
 
     Raises:
@@ -90,7 +90,7 @@ def select_images(subset: Subset) -> ImageFiles:
     return files.subset(sorted(chosen))
 
 
-def write_list(part: ImageFiles, subset: Subset) -> None:
+def write_list(part: Source, subset: Subset) -> None:
     """Write one path per line, relative to the list's folder, below comments with settings and fingerprint."""
     how = ", ".join(
         f"{name} {value}" for name, value in vars(subset).items() if name not in ("data", "out", "columns") and value
@@ -101,7 +101,7 @@ def write_list(part: ImageFiles, subset: Subset) -> None:
     write_file(subset.out, "\n".join([*head, *lines]) + "\n")
 
 
-def link(part: ImageFiles, out: Path) -> None:
+def link(part: Source, out: Path) -> None:
     """Create a folder of links with the same subfolders."""
     with replace_directory(out) as temporary:
         for path in part.paths:

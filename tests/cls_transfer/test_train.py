@@ -42,7 +42,7 @@ from stillroom.cls_transfer.model import parameters_by_level
 from stillroom.cls_transfer.presets import PRESETS
 from stillroom.cls_transfer.record import protocol, summary
 from stillroom.cls_transfer.state import TrainState
-from stillroom.images import EvaluationView, ImageFiles, read_labelled
+from stillroom.images import EvaluationView, Source, read_labelled
 from stillroom.images.loaders import EvaluationBatches, TrainingBatches
 from twins import assert_bit_equal, in_a_process
 
@@ -543,7 +543,7 @@ def test_two_processes_see_what_one_sees_and_agree(
         time.sleep(1)
         write(directory, results)
 
-    def watch(model: Classifier, files: ImageFiles, run: Run, **options: object) -> Predictions:
+    def watch(model: Classifier, files: Source, run: Run, **options: object) -> Predictions:
         torch.save(model.state_dict(), tmp_path / f"tested-{run.rank}.pt")
         return classify(model, files, run, **options)
 

@@ -15,7 +15,7 @@ from stillroom.distill.fit import FitPass, describe, fit_alignment
 from stillroom.distill.nets import Net
 from stillroom.distill.slots import Alignment, ChannelSelection, Lda, Nmf, SvdVarianceMatching
 from stillroom.distill.teacher import build_teacher
-from stillroom.images import ImageFiles, read_labelled
+from stillroom.images import Source, read_labelled
 
 APPLE = torch.device("meta")  # mps itself cannot be claimed by a build without it
 
@@ -75,7 +75,7 @@ def apple() -> Iterator[Run]:
 
 
 @pytest.fixture
-def files(labelled) -> ImageFiles:
+def files(labelled) -> Source:
     return read_labelled(labelled("train", per_class=8))
 
 
@@ -94,7 +94,7 @@ def test_the_stand_in_refuses_float64_and_mixed_devices(apple: Run) -> None:
 
 
 @pytest.mark.parametrize("config", ALIGNMENTS, ids=lambda config: type(config).__name__)
-def test_every_alignment_is_fitted_on_an_apple_gpu_to_what_the_cpu_gives(config: Alignment, files: ImageFiles) -> None:
+def test_every_alignment_is_fitted_on_an_apple_gpu_to_what_the_cpu_gives(config: Alignment, files: Source) -> None:
     """On the whole way: moments, fit, scale, and the line that describes it."""
     net = Net(name="random:cifar/resnet20", size=16, feature="after")
     here = fit_alignment(

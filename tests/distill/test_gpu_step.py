@@ -29,7 +29,7 @@ from stillroom.distill.presets import PRESETS
 from stillroom.distill.setup import RunSetup, build_students
 from stillroom.distill.slots import AdamW, FixedView, KdepView, Lars
 from stillroom.distill.teacher import CachedTeacher, Supervision, build_teachers
-from stillroom.images import ImageFiles
+from stillroom.images import Source
 from stillroom.images.loaders import Batch
 
 CUDA = torch.device("cuda", 0)
@@ -101,7 +101,7 @@ def run_steps(
     device: torch.device = CUDA,
 ) -> None:
     """Run the real loop of `train` for some steps, on a device that may only be claimed by the modes."""
-    files = ImageFiles(Path("d"), tuple(Path(f"d/{i}.png") for i in range(64)))
+    files = Source(Path("d"), tuple(Path(f"d/{i}.png") for i in range(64)))
     images = RunImages(all=files, train=files, held_out=None)
     teachers = build_teachers(config.teacher.nets())
     students = build_students(config, Run(device=torch.device("cpu")), images, teachers)

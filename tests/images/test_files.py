@@ -244,4 +244,4 @@ def test_a_dataset_is_recorded_by_its_files(unlabelled: Path) -> None:
 def test_callers_of_older_versions_find_the_readers_in_backbone() -> None:
     from stillroom import backbone
 
-    assert backbone.read_unlabelled is read_unlabelled and backbone.ImageFiles is ImageFiles
+    assert backbone.read_unlabelled is read_unlabelled

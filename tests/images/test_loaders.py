@@ -19,7 +19,7 @@ from stillroom.images import (
     BrokenImageError,
     EvaluationView,
     ImageDataset,
-    ImageFiles,
+    Source,
     loaders,
     read_labelled,
     read_unlabelled,
@@ -47,13 +47,13 @@ def noisy_view(picture: Picture, generator: torch.Generator) -> Tensor:
 
 
 @pytest.fixture
-def six(tmp_path: Path) -> ImageFiles:
+def six(tmp_path: Path) -> Source:
     for i in range(6):
         put(tmp_path / "six" / f"{i}.png", colour=f"rgb({i}, {i}, {i})")
     return read_unlabelled(tmp_path / "six")
 
 
-def test_a_view_is_a_function_of_seed_epoch_and_index_alone(six: ImageFiles) -> None:
+def test_a_view_is_a_function_of_seed_epoch_and_index_alone(six: Source) -> None:
     keys = [(epoch, index) for epoch in range(3) for index in range(6)]
     dataset = ImageDataset(six, noisy_view, seed=1)
     first = {key: dataset[key][1] for key in keys}
@@ -68,7 +68,7 @@ def test_a_view_is_a_function_of_seed_epoch_and_index_alone(six: ImageFiles) -> 
     assert len(set(views)) == 18  # no two draws are alike
 
 
-def test_a_view_leaves_the_global_generators_alone(six: ImageFiles) -> None:
+def test_a_view_leaves_the_global_generators_alone(six: Source) -> None:
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
@@ -80,7 +80,7 @@ def test_a_view_leaves_the_global_generators_alone(six: ImageFiles) -> None:
     assert np.random.get_state()[1].tolist() == before
 
 
-def test_workers_change_nothing(six: ImageFiles) -> None:
+def test_workers_change_nothing(six: Source) -> None:
     dataset = ImageDataset(six, noisy_view, seed=3)
     batches = TrainingBatches(6, 2, epochs=1, seed=0, run=Run(device=CPU))
     alone, helped = (list(build_loader(dataset, batches, num_workers=n)) for n in (0, 2))
@@ -89,16 +89,14 @@ def test_workers_change_nothing(six: ImageFiles) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_stops_the_run_with_its_name_and_nothing_of_a_workers_words(
-    six: ImageFiles, workers: int
-) -> None:
+def test_a_broken_image_stops_the_run_with_its_name_and_nothing_of_a_workers_words(six: Source, workers: int) -> None:
     six.paths[2].write_bytes(b"")
     loader = build_loader(ImageDataset(six, noisy_view), EvaluationBatches(6, 6, Run(device=CPU)), workers)
     with pytest.raises(BrokenImageError, match=r"^\S*2\.png cannot be read as an image: [^\n]*$"):
         list(loader)
 
 
-def test_skipped_images_are_named_and_the_rest_keep_their_index(six: ImageFiles) -> None:
+def test_skipped_images_are_named_and_the_rest_keep_their_index(six: Source) -> None:
     six.paths[2].write_bytes(b"")
     dataset = ImageDataset(six, noisy_view, on_broken="skip")
     assert len(dataset) == 6
@@ -227,7 +225,7 @@ def test_batches_that_belong_together_go_to_one_process(n: int, batch: int, toge
     assert all(owners[i] == owners[i // (batch * together) * batch * together] for i in range(n))
 
 
-def test_auto_starts_no_more_workers_than_there_are_batches(six: ImageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_starts_no_more_workers_than_there_are_batches(six: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "choose_workers", lambda _: 40)
     dataset = ImageDataset(six, EvaluationView(InputSpec(size=8)))
     assert build_loader(dataset, [[(0, 1)], [(0, 2)]], "auto").num_workers == 2

@@ -24,7 +24,7 @@ from stillroom.backbone import InputSpec, Normalize, Run
 from stillroom.distill import KdepView, StrongView, WeakView
 from stillroom.distill.slots import SameView
 from stillroom.distill.views import Views
-from stillroom.images import ImageDataset, ImageFiles, read_unlabelled
+from stillroom.images import ImageDataset, Source, read_unlabelled
 from stillroom.images.colour import draw_lighting
 from stillroom.images.jpeg import decoder
 from stillroom.images.loaders import TrainingBatches, build_loader
@@ -98,7 +98,7 @@ def processor_seconds(pid: int | None) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def ours(name: str, files: ImageFiles, settings: Loader, colours: str) -> Iterable[list[Tensor]]:
+def ours(name: str, files: Source, settings: Loader, colours: str) -> Iterable[list[Tensor]]:
     """Our batches, normalised in this process, as the nets do it."""
     spec = InputSpec(size=settings.size)
     normalize = Normalize(spec)

@@ -8,7 +8,7 @@ import lazy_loader
 # The names of __init__.pyi, each imported when it is first used, so that a command line starts without torch.
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-_IN_IMAGES = ("BrokenImageError", "EvaluationView", "ImageDataset", "ImageFiles", "read_labelled", "read_unlabelled")
+_IN_IMAGES = ("BrokenImageError", "EvaluationView", "ImageDataset", "read_labelled", "read_unlabelled")
 
 
 def __getattr__(name: str) -> Any:

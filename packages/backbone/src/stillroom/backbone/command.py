@@ -41,7 +41,9 @@ class ResumeFlags:
     """Resume a run that was stopped, from its last state."""
 
     path: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Run directory."""
+    """Run directory. Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the
+    weights of nets and the other files must have the hashes of its inputs.json. Relative paths are those of the
+    directory that it was started in."""
     device: DeviceName | None = None
     """auto, cpu, cuda or mps; None keeps the run's device."""
     workers: Workers | None = None

@@ -1,6 +1,6 @@
 """inputs.json: the hashes of everything that a run began with, and where it lies. Imports no torch.
 
-Policy: names, sizes and labels of all images, the contents of at most 1,000 of them (see `ImageFiles.content` in
+Policy: names, sizes and labels of all images, the contents of at most 1,000 of them (see `Source.content` in
 stillroom-images); nets by the hash of their weights; other files by their content. A run is not resumed with inputs of
 other hashes.
 """

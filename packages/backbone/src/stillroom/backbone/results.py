@@ -31,7 +31,7 @@ class DatasetRecord:
     Args:
         left_out: files of the folder that are not among the images, by reason; see `walk` in stillroom-images.
         in_train: images that are training images too, byte for byte; None: not compared.
-        content: hash of a sample of the contents, see `ImageFiles.content`; results of older versions have none.
+        content: hash of a sample of the contents, see `Source.content`; results of older versions have none.
     """
 
     path: str

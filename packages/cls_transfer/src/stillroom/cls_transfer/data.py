@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from stillroom.backbone import Run
 from stillroom.backbone.results import DatasetRecord
 from stillroom.cls_transfer.config import ClassifyConfig, check_sources
-from stillroom.cls_transfer.datasets import Source, Splits, read_task
-from stillroom.images import ImageFiles, read_labelled
+from stillroom.cls_transfer.datasets import Splits, TaskSource, read_task
+from stillroom.images import Source, read_labelled
 from stillroom.images.files import shuffled_by_class
 from stillroom.images.source import count_shared
 
@@ -24,14 +24,14 @@ class Sets:
         in_train: by role, how many of the other images are training images too, byte for byte; empty: not compared.
     """
 
-    train: ImageFiles
-    val: ImageFiles | None
-    test: ImageFiles
+    train: Source
+    val: Source | None
+    test: Source
     words: str
     in_train: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def by_role(self) -> dict[str, ImageFiles]:
+    def by_role(self) -> dict[str, Source]:
         """The sets that a run has, by role."""
         return {"train": self.train, "test": self.test} | ({} if self.val is None else {"val": self.val})
 
@@ -61,7 +61,7 @@ def read_sets(config: ClassifyConfig, run: Run) -> Sets:
     if config.fraction is not None or config.shots is not None:
         train = draw(train, config)
         words.append(f"fraction={config.fraction:g}" if config.fraction is not None else f"shots={config.shots}")
-    val: ImageFiles | None = None
+    val: Source | None = None
     if config.choose == "best-on-test":
         val = splits.test
     elif config.val is not None:
@@ -83,7 +83,7 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
     if config.tasks:
         (task,) = config.tasks
         assert config.data is not None
-        source = Source(
+        source = TaskSource(
             data=config.data,
             run=run,
             seed=config.seed,
@@ -99,7 +99,7 @@ def read_splits(config: ClassifyConfig, run: Run) -> Splits:
     return Splits(train, read_labelled(config.test, train.classes, config.columns), "")
 
 
-def draw(files: ImageFiles, config: ClassifyConfig) -> ImageFiles:
+def draw(files: Source, config: ClassifyConfig) -> Source:
     """Draw a part of each class by the seed; a smaller part is contained in a larger one.
 
     Raises:
@@ -122,7 +122,7 @@ def draw(files: ImageFiles, config: ClassifyConfig) -> ImageFiles:
     return files.subset(sorted(drawn))
 
 
-def hold_out(files: ImageFiles, config: ClassifyConfig) -> tuple[ImageFiles, ImageFiles]:
+def hold_out(files: Source, config: ClassifyConfig) -> tuple[Source, Source]:
     """Split off a fraction of each class to select weights by, with at least one image of the class on either side.
 
     Raises:

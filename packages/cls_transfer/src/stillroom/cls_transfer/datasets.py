@@ -18,7 +18,7 @@ from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.store import cache_directory, cache_key, warn_once
 from stillroom.cls_transfer.config import TaskName
-from stillroom.images import ImageFiles, read_labelled
+from stillroom.images import Source, read_labelled
 from stillroom.images.files import shuffled_by_class
 from stillroom.images.folder import walk
 from stillroom.images.source import from_paths
@@ -36,8 +36,8 @@ class Splits:
         words: the data set and its part, for the protocol id.
     """
 
-    train: ImageFiles
-    test: ImageFiles
+    train: Source
+    test: Source
     words: str
 
 
@@ -51,7 +51,7 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class TaskSource:
     """Where a data set is read from.
 
     Args:
@@ -75,14 +75,14 @@ class Source:
     download: bool = False
 
 
-def read_task(name: TaskName, source: Source) -> Splits:
+def read_task(name: TaskName, source: TaskSource) -> Splits:
     """Read one of the data sets.
 
     Raises:
         ValueError: a folder or file that is missing, damaged, or incomplete (without `partial`).
     """
     num_train = 257 * source.per_class
-    readers: dict[str, tuple[Callable[[Source], Splits], Counts]] = {
+    readers: dict[str, tuple[Callable[[TaskSource], Splits], Counts]] = {
         "cifar10": (lambda source: _read_cifar(source, CIFAR10), Counts(classes=10, train=50_000, test=10_000)),
         "cifar100": (lambda source: _read_cifar(source, CIFAR100), Counts(classes=100, train=50_000, test=10_000)),
         "dtd": (_read_dtd, Counts(classes=47, train=3_760, test=1_880)),
@@ -138,7 +138,7 @@ _ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.
 _SITE = "https://www.cs.toronto.edu/~kriz"
 
 
-def _read_cifar(source: Source, cifar: Cifar) -> Splits:
+def _read_cifar(source: TaskSource, cifar: Cifar) -> Splits:
     """Read CIFAR from its binary records, unpacked once into image folders in the cache; or from image folders."""
     folder, plain = source.data / cifar.folder, source.data / cifar.name
     if not folder.is_dir() and (plain / "train").is_dir():
@@ -212,7 +212,7 @@ def _unpack(file: Path, labels: int, names: Sequence[str], out: Path, run: Run) 
         Image.fromarray(pixels).save(folder / f"{file.stem}-{index:05d}.png", compress_level=1)
 
 
-def _read_dtd(source: Source) -> Splits:
+def _read_dtd(source: TaskSource) -> Splits:
     """Read Describable Textures (Cimpoi et al., CVPR 2014): train and val of a split against its test."""
     root, split = source.data / "dtd", source.dtd_split
     if not 1 <= split <= 10:
@@ -224,7 +224,7 @@ def _read_dtd(source: Source) -> Splits:
     return Splits(files[0], files[1], f"dtd split={split}")
 
 
-def _read_caltech(source: Source) -> Splits:
+def _read_caltech(source: TaskSource) -> Splits:
     """Read Caltech-256 (Griffin et al. 2007): train on some images of each of its 257 folders, test on the others."""
     num_train = source.per_class
     if num_train < 1:
@@ -259,7 +259,7 @@ def _read_caltech(source: Source) -> Splits:
     return Splits(files.subset(train), files.subset(test), words)
 
 
-def _read_cub(source: Source) -> Splits:
+def _read_cub(source: TaskSource) -> Splits:
     """Read Caltech-UCSD Birds 200-2011 (Wah et al. 2011) in its published split."""
     root = source.data / "CUB_200_2011"
     images, labels, training, names = (
@@ -313,7 +313,7 @@ def _lines(file: Path) -> list[str]:
         raise ValueError(f"{file} cannot be read ({error.strerror}): the published folder holds it") from error
 
 
-def _listed(root: Path, names: Iterable[str], classes: Sequence[str], partial: bool) -> ImageFiles:
+def _listed(root: Path, names: Iterable[str], classes: Sequence[str], partial: bool) -> Source:
     """Find the listed images `<class>/<image>` below a folder.
 
     Raises:

@@ -10,7 +10,7 @@ from stillroom.backbone import Normalize, Run
 from stillroom.backbone.flags import OnBroken, Workers
 from stillroom.backbone.progress import Progress
 from stillroom.cls_transfer.model import Classifier
-from stillroom.images import EvaluationView, ImageDataset, ImageFiles
+from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
 
 
@@ -52,7 +52,7 @@ class Predictions:
 @torch.no_grad()
 def classify(
     model: Classifier,
-    files: ImageFiles,
+    files: Source,
     run: Run,
     *,
     batch_size: int = 64,

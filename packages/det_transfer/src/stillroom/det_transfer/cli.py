@@ -7,12 +7,11 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
-from stillroom.backbone.command import ResumeFlags
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.results import refuse_unfinished
 from stillroom.det_transfer.config import preflight, refuse_untrusted
 from stillroom.det_transfer.presets import PRESETS
-from stillroom.finetune.cli import FineTuneCli
+from stillroom.finetune.cli import FineTuneCli, ResumeFineTuning
 from stillroom.images.files import refuse_missing_images
 
 
@@ -53,15 +52,9 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume(ResumeFlags):
-    """Resume a run that was stopped, from its last state, with what it began with.
+class Resume(ResumeFineTuning):
+    """Resume a run that was stopped, from its last state, with what it began with."""
 
-    Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
-    other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
-    """
-
-    checkpoint: Annotated[str | None, arg(metavar="DIR")] = None
-    """Where the initial checkpoint lies now, if it was moved; the run has a copy of its weights, and needs no other."""
     data: Path | None = None
     """Where the data set lies now, if moved. None: where the run found it."""
     train: tuple[Path, Path] | None = None

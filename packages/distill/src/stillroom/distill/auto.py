@@ -24,7 +24,7 @@ from stillroom.distill.recipe import Choice, Workload, choose_settings, explain,
 from stillroom.distill.slots import LinearHead, Raw, SvdPts
 from stillroom.distill.train import distill
 from stillroom.distill.views import KdepView
-from stillroom.images import BrokenImageError, ImageFiles, read_unlabelled
+from stillroom.images import BrokenImageError, Source, read_unlabelled
 from stillroom.images.decode import open_image
 from stillroom.images.formats import suffix
 from stillroom.images.source import FileReader
@@ -53,7 +53,7 @@ def plan(config: AutoConfig) -> DistillConfig:
     return build_config(config, work, choices)
 
 
-def inspect_workload(config: AutoConfig, files: ImageFiles, run: Run) -> Workload:
+def inspect_workload(config: AutoConfig, files: Source, run: Run) -> Workload:
     """Read what the table needs to know of the images, the nets and the device.
 
     Raises:
@@ -86,7 +86,7 @@ def held_out_fraction(num_images: int) -> float:
     return min(max(0.02, 64 / num_images), max(0.1, MIN_HELD_OUT / num_images))
 
 
-def median_short_side(files: ImageFiles) -> int:
+def median_short_side(files: Source) -> int:
     """The median short side, pixels, of 200 images spread over the folder; only their headers are read."""
     sides = []
     for index in range(0, len(files), math.ceil(len(files) / _SAMPLE)):
@@ -154,7 +154,7 @@ def build_config(config: AutoConfig, work: Workload, choices: dict[str, Choice])
     )
 
 
-def fit_hours(planned: DistillConfig, files: ImageFiles, hours: float, run: Run) -> Choice:
+def fit_hours(planned: DistillConfig, files: Source, hours: float, run: Run) -> Choice:
     """Choose the epochs of a planned run that fit into some hours, by the measured speed of a few steps.
 
     Raises:
@@ -174,7 +174,7 @@ def fit_hours(planned: DistillConfig, files: ImageFiles, hours: float, run: Run)
     return Choice(name="epochs", value=value, reason=reason)
 
 
-def list_some(files: ImageFiles, count: int, folder: Path) -> Path:
+def list_some(files: Source, count: int, folder: Path) -> Path:
     """A source of the first images: a list of their files, or copies of what lies in archives or elsewhere."""
     if isinstance(files.reader, FileReader):
         file_list = folder / "images.txt"
@@ -187,7 +187,7 @@ def list_some(files: ImageFiles, count: int, folder: Path) -> Path:
     return copies
 
 
-def trial_speed(planned: DistillConfig, files: ImageFiles) -> float:
+def trial_speed(planned: DistillConfig, files: Source) -> float:
     """Images per second of a planned run without a cache, over a few steps in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         count = min(len(files), 2 * _TRIAL_STEPS * planned.batch_size)

@@ -17,7 +17,7 @@ from stillroom.distill.fit import settings
 from stillroom.distill.slots import Alignment, FixedView, SameView, TeacherView, View
 from stillroom.distill.teacher import CachedTeacher, FrozenTeacher
 from stillroom.distill.views import Views, colours_on
-from stillroom.images import ImageDataset, ImageFiles
+from stillroom.images import ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.loaders import View as ViewOfImage
 from stillroom.images.picture import describe_decoding
@@ -44,7 +44,7 @@ class CachePass:
         as_stored: see `DistillConfig`.
     """
 
-    files: ImageFiles
+    files: Source
     run: Run
     cache: Cache
     view: View

@@ -117,11 +117,7 @@ class ImportAlignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(ResumeFlags):
-    """Resume a run that was stopped, from its last state, with what it began with.
-
-    Names, sizes and labels of all images, the contents of up to 1,000 of them (first MiB), the weights of nets and the
-    other files must have the hashes of inputs.json. Relative paths are those of the directory it was started in.
-    """
+    """Resume a run that was stopped, from its last state, with what it began with."""
 
     data: Path | None = None
     """Where the images lie now, if moved; the same ones. None: where the run found them."""

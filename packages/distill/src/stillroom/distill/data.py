@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.images import ImageFiles, read_labelled, read_unlabelled
+from stillroom.images import Source, read_labelled, read_unlabelled
 from stillroom.images.labels import USUAL, Columns
 
 MAX_HELD_OUT = 512
@@ -23,9 +23,9 @@ class RunImages:
         held_out: the other images, which only measure the students; None where there are none.
     """
 
-    all: ImageFiles
-    train: ImageFiles
-    held_out: ImageFiles | None
+    all: Source
+    train: Source
+    held_out: Source | None
 
 
 def read_images(data: Path, columns: Columns = USUAL, *, held_out: float, seed: int, labelled: bool) -> RunImages:
@@ -46,7 +46,7 @@ def read_images(data: Path, columns: Columns = USUAL, *, held_out: float, seed: 
     return RunImages(all=files, train=train, held_out=rest)
 
 
-def split_held_out(files: ImageFiles, fraction: float, seed: int) -> tuple[ImageFiles, ImageFiles | None]:
+def split_held_out(files: Source, fraction: float, seed: int) -> tuple[Source, Source | None]:
     """Split off a seeded fraction of the images, at most 512; None where it would be fewer than 8."""
     count = min(MAX_HELD_OUT, round(fraction * len(files)))
     if count < MIN_HELD_OUT:
@@ -55,7 +55,7 @@ def split_held_out(files: ImageFiles, fraction: float, seed: int) -> tuple[Image
     return files.subset(np.sort(order[count:])), files.subset(np.sort(order[:count]))
 
 
-def draw_images(files: ImageFiles, limit: int, seed: int) -> ImageFiles:
+def draw_images(files: Source, limit: int, seed: int) -> Source:
     """At most `limit` of the images, drawn by the seed and left in their order; all where there are no more."""
     if len(files) <= limit:
         return files

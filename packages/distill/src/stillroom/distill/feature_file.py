@@ -17,7 +17,7 @@ from stillroom.backbone.store import Store
 from stillroom.backbone.tensor_files import load_tensors
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.teacher import FrozenTeacher
-from stillroom.images import ImageDataset, ImageFiles, SourceError
+from stillroom.images import ImageDataset, Source, SourceError
 from stillroom.images.loaders import Rendered
 
 IMPORT = "import.json"
@@ -27,7 +27,7 @@ _COMPARED = 16  # images whose stored vectors are compared with the teacher's ow
 _SIMILAR = 0.95  # cosine; below, the file is hardly this teacher's, of this view
 
 
-def read_feature_file(file: Path, files: ImageFiles, dim: int) -> tuple[list[Tensor], int]:
+def read_feature_file(file: Path, files: Source, dim: int) -> tuple[list[Tensor], int]:
     """Read the vector of each image, in the order of the images, and count the vectors of other images.
 
     Args:

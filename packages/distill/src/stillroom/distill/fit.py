@@ -30,7 +30,7 @@ from stillroom.distill.selection import SelectedChannels
 from stillroom.distill.slots import Alignment, Raw
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import TeacherView, View, Views
-from stillroom.images import EvaluationView, ImageDataset, ImageFiles
+from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.loaders import View as ViewOfImage
 from stillroom.images.picture import describe_decoding
@@ -75,7 +75,7 @@ class FitPass:
         as_stored: see `DistillConfig`.
     """
 
-    files: ImageFiles
+    files: Source
     run: Run
     view: RandomView | None = None
     unit: bool = True

@@ -19,7 +19,7 @@ from stillroom.distill.distances import distance
 from stillroom.distill.slots import Distance, SvdPts
 from stillroom.distill.student import StudentModel
 from stillroom.distill.teacher import FrozenTeacher, Supervision, TeacherOutput
-from stillroom.images import EvaluationView, ImageDataset, ImageFiles
+from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
 
 KnnMonitor = Callable[[Backbone, Path, Run], dict[str, float]]
@@ -143,7 +143,7 @@ class StudentMonitor:
 
     settings: Monitor
     run: Run
-    held_out: ImageFiles | None
+    held_out: Source | None
     supervisions: Sequence[Supervision]
     distance: Distance
     epochs: int
@@ -195,7 +195,7 @@ class StudentMonitor:
             metrics |= {f"{name}{suffix}": value for name, value in measured.items()}
         return self.run.gather((sum(scores) / len(scores), metrics))[0]  # one decision for all processes
 
-    def _measure_held_out(self, index: int, student: StudentModel, files: ImageFiles) -> dict[str, float]:
+    def _measure_held_out(self, index: int, student: StudentModel, files: Source) -> dict[str, float]:
         """Compare a student with its teachers on held-out images; several teachers are averaged by weight."""
         if not self._teacher_features:  # computed once
             self._teacher_features = [self._features(files, one.teacher) for one in self.supervisions]
@@ -214,7 +214,7 @@ class StudentMonitor:
             "relative_spread": relative_spread(pooled),
         }
 
-    def _features(self, files: ImageFiles, net: FrozenTeacher | StudentModel) -> Tensor:
+    def _features(self, files: Source, net: FrozenTeacher | StudentModel) -> Tensor:
         """A net's features of all readable images, in order, in fixed batches divided over all processes."""
         dataset = ImageDataset(files, EvaluationView(net.backbone.spec.input), on_broken=self.on_broken)
         loader = build_loader(dataset, EvaluationBatches(len(files), _BATCH_SIZE, self.run), self.workers)

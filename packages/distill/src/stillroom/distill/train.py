@@ -37,7 +37,7 @@ from stillroom.distill.state import Meter, TrainState, refuse_infinite
 from stillroom.distill.student import StudentModel, build_optimizer, wrap_student
 from stillroom.distill.teacher import CachedTeacher, Supervision, TeacherOutput
 from stillroom.distill.views import Views, colours_on
-from stillroom.images import ImageDataset, ImageFiles
+from stillroom.images import ImageDataset, Source
 from stillroom.images.loaders import Batch, TrainingBatches, build_loader
 from stillroom.images.prefetch import prefetch
 
@@ -124,7 +124,7 @@ def resume(
         return train(config, setup, supervisions, directory, knn, saved)
 
 
-def check_state(config: DistillConfig, saved: Mapping[str, Any] | None, files: ImageFiles) -> None:
+def check_state(config: DistillConfig, saved: Mapping[str, Any] | None, files: Source) -> None:
     """Refuse a saved state that cannot be resumed from.
 
     Args:

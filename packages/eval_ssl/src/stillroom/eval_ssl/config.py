@@ -22,7 +22,7 @@ from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.results import RESULTS, Results
 from stillroom.backbone.spec import FeaturePoint
 from stillroom.backbone.sweep import refuse_twice
-from stillroom.images import ImageFiles, read_labelled
+from stillroom.images import Source, read_labelled
 from stillroom.images.files import refuse_missing_images, shuffled_by_class
 from stillroom.images.labels import USUAL, Columns
 
@@ -147,7 +147,7 @@ class EvaluationConfig(ABC):
         if self.limit is not None:
             at_least(self, 1, "limit")
 
-    def read_images(self) -> tuple[ImageFiles, ImageFiles | None]:
+    def read_images(self) -> tuple[Source, Source | None]:
         """List the images of TRAIN and TEST, or as many of them as `--limit` allows.
 
         Raises:
@@ -159,7 +159,7 @@ class EvaluationConfig(ABC):
         test = None if self.test is None else read_labelled(self.test, train.classes, self.columns)
         return self.limited(train), None if test is None else self.limited(test)
 
-    def limited(self, files: ImageFiles) -> ImageFiles:
+    def limited(self, files: Source) -> Source:
         """As many of the images as `--limit` allows, balanced over the classes."""
         if self.limit is None:
             return files
@@ -168,7 +168,7 @@ class EvaluationConfig(ABC):
         return files.subset(sorted(alternating[: self.limit]))
 
     @abstractmethod
-    def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
+    def check_images(self, train: Source, test: Source | None) -> None:
         """Refuse flags that these images do not allow, before the hours of extraction.
 
         Raises:

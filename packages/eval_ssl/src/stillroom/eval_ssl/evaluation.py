@@ -26,7 +26,7 @@ from stillroom.backbone.sweep import directory_name, refuse_other, run_or_resume
 from stillroom.eval_ssl.comparison import write_comparison
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outcome
 from stillroom.eval_ssl.features import FeatureSets, extract_features
-from stillroom.images import ImageFiles
+from stillroom.images import Source
 from stillroom.images.picture import describe_decoding
 from stillroom.images.source import count_shared
 
@@ -170,7 +170,7 @@ def lacks_figures(config: EvaluationConfig) -> bool:
     return not (config.out / FIGURES).exists() or now.get("embedding") != then.get("embedding")
 
 
-def extract(config: EvaluationConfig, run: Run, train_files: ImageFiles, test_files: ImageFiles | None) -> FeatureSets:
+def extract(config: EvaluationConfig, run: Run, train_files: Source, test_files: Source | None) -> FeatureSets:
     """Load the config's one checkpoint, and extract the features of both image sets."""
     shared: int | None = None
     if test_files is not None and run.is_main:

@@ -16,7 +16,7 @@ from stillroom.backbone.hardware import exact_float32
 from stillroom.backbone.progress import Progress
 from stillroom.backbone.results import DatasetRecord
 from stillroom.backbone.store import Store, cache_directory, optional_cache, store_bytes
-from stillroom.images import EvaluationView, ImageDataset, ImageFiles
+from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
@@ -39,7 +39,7 @@ class FeatureSet:
     """
 
     features: Float[Tensor, "n d"]
-    files: ImageFiles
+    files: Source
     broken: tuple[str, ...]
     feature_sources: dict[str, slice]
 
@@ -158,7 +158,7 @@ class Extractor(nn.Module):
 
 def extract_features(
     backbone: Backbone,
-    files: ImageFiles,
+    files: Source,
     run: Run,
     *,
     batch_size: int = 64,
@@ -247,7 +247,7 @@ def extract_features(
     return FeatureSet(values, files, tuple(broken), extractor.feature_sources)
 
 
-def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: int, as_stored: bool) -> Store:
+def open_store(extractor: Extractor, files: Source, run: Run, batch_size: int, as_stored: bool) -> Store:
     """Open the cache of these features of these files, or create it empty."""
     root = cache_directory("features")
     record = cache_record(extractor, files, run, batch_size, as_stored)
@@ -259,7 +259,7 @@ def open_store(extractor: Extractor, files: ImageFiles, run: Run, batch_size: in
 
 
 def cache_record(
-    extractor: Extractor, files: ImageFiles, run: Run, batch_size: int, as_stored: bool = False
+    extractor: Extractor, files: Source, run: Run, batch_size: int, as_stored: bool = False
 ) -> dict[str, Any]:
     """What cached features depend on. Its hash names the cache, so names and values here stay as they are."""
     spec, head = extractor.backbone.spec, extractor.head
@@ -285,7 +285,7 @@ def is_constant(features: Float[Tensor, "n d"]) -> bool:
     return all(bool(((part - first).abs().max()) <= tolerance) for part in (features[-1:], features))
 
 
-def refuse_infinite(indices: list[int], files: ImageFiles) -> None:
+def refuse_infinite(indices: list[int], files: Source) -> None:
     """Refuse features that are not finite.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 from stillroom.backbone import Backbone, Run
 from stillroom.eval_ssl.features import extract_features, is_constant
 from stillroom.eval_ssl.voting import knn_classify
-from stillroom.images import ImageFiles, read_labelled
+from stillroom.images import Source, read_labelled
 
 K = 20
 _TEST_FRACTION = 0.2  # of a folder that is not split into train/ and val/
@@ -40,7 +40,7 @@ def monitor_knn(backbone: Backbone, folder: Path, run: Run) -> dict[str, float]:
     return {f"knn{K}": accuracy[k], "knn1": accuracy[1]}
 
 
-def split_folder(folder: Path) -> tuple[ImageFiles, ImageFiles]:
+def split_folder(folder: Path) -> tuple[Source, Source]:
     """List the images to compare with and the images to classify."""
     if (folder / "train").is_dir() and (folder / "val").is_dir():
         train = read_labelled(folder / "train")

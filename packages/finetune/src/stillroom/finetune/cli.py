@@ -2,13 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
+from tyro.conf import arg
 
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.finetune.config import FineTuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeFineTuning(ResumeFlags):
+    """Resume a fine-tuning run; a task adds the flags that say where its own inputs lie now."""
+
+    checkpoint: Annotated[str | None, arg(metavar="DIR")] = None
+    """Where the initial checkpoint lies now, if it was moved; the run has a copy of its weights, and needs no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +40,7 @@ class FineTuneCli:
     preflight: Callable[[Any], None]
     load: Callable[[], Any]
     commands: Mapping[str, type]
-    resume: type[ResumeFlags] = ResumeFlags
+    resume: type[ResumeFineTuning] = ResumeFineTuning
 
     def command_type(self) -> Any:
         """The presets and commands as one union for tyro."""

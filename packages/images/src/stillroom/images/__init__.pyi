@@ -1,5 +1,5 @@
 from .decode import BrokenImageError
-from .files import ImageFiles, read_labelled, read_unlabelled
+from .files import read_labelled, read_unlabelled
 from .loaders import ImageDataset
 from .source import Source, SourceError
 from .view import EvaluationView
@@ -8,7 +8,6 @@ __all__ = [
     "BrokenImageError",
     "EvaluationView",
     "ImageDataset",
-    "ImageFiles",
     "Source",
     "SourceError",
     "read_labelled",

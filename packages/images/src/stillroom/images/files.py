@@ -16,9 +16,6 @@ from stillroom.images.storage import LocalStorage, RemoteStorage, Storage, addre
 from stillroom.images.tars import expand, read_shards, shards_in
 from stillroom.images.zips import read_zip
 
-ImageFiles = Source
-"""The name that a source had while every image was a file."""
-
 
 def refuse_missing_folder(folder: Path) -> None:
     """Raise ValueError if there is no such folder."""

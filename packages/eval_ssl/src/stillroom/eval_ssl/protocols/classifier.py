@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from stillroom import eval_ssl  # a lazy package: torch is imported when a protocol runs
 from stillroom.backbone.results import Results, format_table, percent
 from stillroom.eval_ssl.config import MeasurementConfig, Outcome
-from stillroom.images import ImageFiles
+from stillroom.images import Source
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class ClassifierConfig(MeasurementConfig):
     title: ClassVar[str]
     """The protocol in words, for tables and figures."""
 
-    def check_split(self, train: ImageFiles, held_out: float) -> None:
+    def check_split(self, train: Source, held_out: float) -> None:
         """Refuse a class with too few images for a held-out part."""
         import torch
 

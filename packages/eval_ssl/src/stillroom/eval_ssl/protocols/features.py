@@ -8,7 +8,7 @@ from stillroom import backbone, eval_ssl  # lazy packages: torch is imported whe
 from stillroom.backbone.results import Results
 from stillroom.eval_ssl.config import EvaluationConfig, FileFormat, Outcome
 from stillroom.eval_ssl.extras import import_pyarrow
-from stillroom.images import ImageFiles, read_labelled, read_unlabelled
+from stillroom.images import Source, read_labelled, read_unlabelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class FeaturesConfig(EvaluationConfig):
         if self.format == "parquet":
             import_pyarrow()
 
-    def read_images(self) -> tuple[ImageFiles, ImageFiles | None]:
+    def read_images(self) -> tuple[Source, Source | None]:
         """List the images, labelled or not; a single class is enough."""
         if self.labels:
             train = read_labelled(self.train, columns=self.columns)
@@ -40,7 +40,7 @@ class FeaturesConfig(EvaluationConfig):
             test = None if self.test is None else read_unlabelled(self.test, self.columns)
         return self.limited(train), None if test is None else self.limited(test)
 
-    def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
+    def check_images(self, train: Source, test: Source | None) -> None:
         """Refuse nothing: any images have features."""
 
     def evaluate(self, features: "eval_ssl.FeatureSets", run: "backbone.Run") -> Outcome:

@@ -10,7 +10,7 @@ from stillroom import backbone, eval_ssl  # lazy packages: torch is imported whe
 from stillroom.backbone.checks import above, at_least
 from stillroom.backbone.results import Results, format_table
 from stillroom.eval_ssl.config import MeasurementConfig, Outcome
-from stillroom.images import ImageFiles
+from stillroom.images import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class FewShotConfig(MeasurementConfig):
             raise ValueError(f"--shots is {list(self.shots)}: pass numbers of images per class, from 1")
         above(self, 0, "inverse_penalty")
 
-    def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
+    def check_images(self, train: Source, test: Source | None) -> None:
         """Refuse more shots than a class has images."""
         import torch
 

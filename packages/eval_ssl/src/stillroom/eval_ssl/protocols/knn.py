@@ -19,7 +19,7 @@ from stillroom.eval_ssl.config import (
     check_temperature,
 )
 from stillroom.eval_ssl.extras import import_umap
-from stillroom.images import ImageFiles
+from stillroom.images import Source
 
 STANDARD_K = (1, 5, 10, 20, 100, 200)
 HEADLINE_K = 20
@@ -63,7 +63,7 @@ class KnnConfig(MeasurementConfig):
         if self.figures and self.embedding == "umap":
             import_umap()
 
-    def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
+    def check_images(self, train: Source, test: Source | None) -> None:
         """Refuse a k that TRAIN is too small for, and a UMAP of too few images."""
         from stillroom.eval_ssl.neighbours import check_k
 

@@ -10,7 +10,7 @@ from stillroom.backbone.checks import at_least
 from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.eval_ssl.config import Mode, Outcome, Point, check_grid, check_held_out
 from stillroom.eval_ssl.protocols.classifier import ClassifierConfig, join_settings
-from stillroom.images import ImageFiles
+from stillroom.images import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class LinearConfig(ClassifierConfig):
             what = "legacy-simreg" if self.as_released else "--mode live"
             raise ValueError(f"{what} trains one setting, got {len(points)}: pass one value of each flag")
 
-    def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
+    def check_images(self, train: Source, test: Source | None) -> None:
         """Refuse a class that leaves nothing to hold out, where a grid is compared."""
         if len(self.grid(["pooled", *map(str, self.more_levels)])) > 1:
             self.check_split(train, self.held_out)

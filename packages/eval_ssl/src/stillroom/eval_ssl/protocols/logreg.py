@@ -7,7 +7,7 @@ from stillroom import backbone, eval_ssl  # lazy packages: torch is imported whe
 from stillroom.backbone.checks import above, at_least
 from stillroom.eval_ssl.config import Outcome, check_held_out, check_penalties
 from stillroom.eval_ssl.protocols.classifier import ClassifierConfig, join_settings
-from stillroom.images import ImageFiles
+from stillroom.images import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class LogregConfig(ClassifierConfig):
         at_least(self, 1, "iterations")
         above(self, 0, "tolerance")
 
-    def check_images(self, train: ImageFiles, test: ImageFiles | None) -> None:
+    def check_images(self, train: Source, test: Source | None) -> None:
         """Refuse a class that leaves nothing to hold out, where penalties are compared."""
         if len(self.penalties) > 1:
             self.check_split(train, self.held_out)
