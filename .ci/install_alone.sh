@@ -35,7 +35,7 @@ PY
     "$environment/bin/stillroom-checkpoint" inspect --help > /dev/null
     case $package in
       convert) "$environment/bin/stillroom-checkpoint" import --help > /dev/null ;; # it adds commands to backbone's
-      images | finetune) ;; # libraries
+      runs | images | finetune) ;; # libraries
       *) "$environment/bin/stillroom-${package//_/-}" --help > /dev/null ;;
     esac
   )
@@ -43,5 +43,5 @@ PY
   echo "stillroom-${package//_/-} installs and runs alone"
 }
 export -f alone
-printf '%s\n' images convert finetune distill cls_transfer seg_transfer det_transfer eval_ssl |
+printf '%s\n' runs images convert finetune distill cls_transfer seg_transfer det_transfer eval_ssl |
   xargs -P 2 --process-slot-var=lane -I {} bash -euo pipefail -c 'alone {}'

@@ -20,7 +20,8 @@ from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.multiprocessing import start_processes  # noqa: E402
 
-from stillroom.backbone import Run, build_backbone, cli, save_checkpoint  # noqa: E402
+from stillroom.backbone import build_backbone, cli, save_checkpoint  # noqa: E402
+from stillroom.runs import Run  # noqa: E402
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TOOLS = Path(__file__).parents[1] / "tools"

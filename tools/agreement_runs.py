@@ -12,11 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.figures import save
-from stillroom.backbone.results import format_table
-from stillroom.backbone.schedule import Cosine
 from stillroom.distill.agreement import neighbour_agreement
 from stillroom.distill.cache import fill_cache
 from stillroom.distill.config import Cache, DistillConfig, Monitor
@@ -31,6 +27,10 @@ from stillroom.eval_ssl import knn_classify
 from stillroom.eval_ssl.probe import split_stratified
 from stillroom.images import EvaluationView, ImageDataset, Source, read_labelled
 from stillroom.images.loaders import EvaluationBatches, TrainingBatches, View, build_loader
+from stillroom.runs import Run
+from stillroom.runs.figures import save
+from stillroom.runs.results import format_table
+from stillroom.runs.schedule import Cosine
 from study import photographs
 
 SIZE, SEED, NUM_VIEWS, NUM_NEIGHBOURS = 32, 100, 3, 20

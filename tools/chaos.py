@@ -25,11 +25,11 @@ import tyro
 
 from chaos_faults import LONGEST, Bench, Row, by_full_disks, by_signals, by_torchrun
 from chaos_trainers import TRAINERS, make_data
-from stillroom.backbone import format_table
 from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
-from stillroom.backbone.run_files import to_json
+from stillroom.runs import format_table
+from stillroom.runs.run_files import to_json
 
 
 @dataclass(frozen=True, kw_only=True)

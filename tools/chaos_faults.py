@@ -19,9 +19,9 @@ import torch
 
 from chaos_trainers import Trainer
 from stillroom.backbone.command import report_errors
-from stillroom.backbone.results import RESULTS
-from stillroom.backbone.run import read_metrics
 from stillroom.backbone.stopping import EXIT_CODE
+from stillroom.runs.results import RESULTS
+from stillroom.runs.run import read_metrics
 
 PER_RUN = 6
 """Disturbances of one run, which then ends undisturbed."""

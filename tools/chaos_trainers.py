@@ -13,9 +13,9 @@ import stillroom.det_transfer.presets as det_presets
 import stillroom.distill.presets as distill_presets
 from make_toy_data import Settings, make_toy_data
 from stillroom import cls_transfer, det_transfer, distill
-from stillroom.backbone.results import read_results
-from stillroom.backbone.run import read_metrics
 from stillroom.distill.config import Cache, Monitor
+from stillroom.runs.results import read_results
+from stillroom.runs.run import read_metrics
 
 FREQUENT: dict[str, Any] = {
     "log_every": 1,

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from stillroom.backbone import format_table
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.names import refuse_missing_checkpoint
+from stillroom.runs import format_table
 
 if TYPE_CHECKING:  # --help and a wrong flag need no torch
     import torch

@@ -24,11 +24,11 @@ import tyro
 from tqdm import tqdm
 
 from fuzz_files import Target, content_of
-from stillroom.backbone import format_table
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.checks import above, at_least
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.errors import sentence_for
+from stillroom.runs import format_table
 
 GIB = 2**30
 

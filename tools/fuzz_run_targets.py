@@ -15,12 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fuzz_files import Target
-from stillroom.backbone import Run, RunDirectory, build_backbone, save_checkpoint, verify_checkpoint
+from stillroom.backbone import build_backbone, save_checkpoint, verify_checkpoint
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.heads import build_head
-from stillroom.backbone.inputs import Input, record_inputs, record_moved, refuse_changed_inputs
 from stillroom.backbone.manifest import HEADS, MANIFEST, Head
-from stillroom.backbone.run_files import CONFIG, INPUTS, METRICS
 from stillroom.distill.alignment_file import (
     AlignmentInputs,
     build_alignment,
@@ -31,6 +29,9 @@ from stillroom.distill.alignment_file import (
 from stillroom.distill.feature_file import read_feature_file
 from stillroom.distill.slots import SvdPts
 from stillroom.images import read_unlabelled
+from stillroom.runs import Run, RunDirectory
+from stillroom.runs.inputs import Input, record_inputs, record_moved, refuse_changed_inputs
+from stillroom.runs.run_files import CONFIG, INPUTS, METRICS
 from stillroom.seg_transfer.states import load_state
 
 

@@ -13,23 +13,9 @@ from safetensors.torch import save
 
 import fuzz_run_targets
 from fuzz_files import Target
-from stillroom.backbone import (
-    InputSpec,
-    Results,
-    Run,
-    RunDirectory,
-    build_backbone,
-    load_checkpoint,
-    read_results,
-    save_checkpoint,
-    verify_checkpoint,
-    write_results,
-)
-from stillroom.backbone.configs import config_from_json, config_to_json
+from stillroom.backbone import InputSpec, build_backbone, load_checkpoint, save_checkpoint, verify_checkpoint
 from stillroom.backbone.manifest import MANIFEST, MODEL
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import RESULTS, CheckpointRecord, DatasetRecord
-from stillroom.backbone.run_files import CONFIG, read_config
 from stillroom.convert import read_state
 from stillroom.convert.key_rules import PLAIN, wrapped
 from stillroom.convert.keys import rename
@@ -39,6 +25,10 @@ from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.presets import kdep
 from stillroom.images import EvaluationView, read_labelled, read_unlabelled
 from stillroom.images.decode import load_image
+from stillroom.runs import Results, Run, RunDirectory, read_results, write_results
+from stillroom.runs.configs import config_from_json, config_to_json
+from stillroom.runs.results import RESULTS, CheckpointRecord, DatasetRecord
+from stillroom.runs.run_files import CONFIG, read_config
 from stillroom.seg_transfer.data import read_folder
 
 NET = "cifar/resnet20"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install one package, with those of ours that it depends on, into .venv, or all packages:  bash tools/install.sh [PACKAGE ...]
-# PACKAGE: backbone, images, convert, finetune, distill, cls_transfer, seg_transfer, det_transfer, eval_ssl. Needs Python 3.11 or newer (set PYTHON=... to choose one).
+# PACKAGE: backbone, runs, images, convert, finetune, distill, cls_transfer, seg_transfer, det_transfer, eval_ssl. Needs Python 3.11 or newer (set PYTHON=... to choose one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import tyro
 
-from stillroom.backbone import format_table
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.command import report_errors
+from stillroom.runs import format_table
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("packages", "tests", "tools", "pyproject.toml", "README.md", "CODEOWNERS")

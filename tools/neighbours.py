@@ -10,10 +10,10 @@ from pathlib import Path
 
 import tyro
 
-from stillroom.backbone import format_table
 from stillroom.backbone.atomic import refuse_existing
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
+from stillroom.runs import format_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from stillroom.backbone import format_table
 from stillroom.backbone.checks import above, at_least, within
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.flags import Amp, DeviceName
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.images.files import refuse_missing_images
+from stillroom.runs import format_table
 
 if TYPE_CHECKING:  # --help and a wrong flag need no torch
     from stillroom.backbone import Backbone
@@ -167,15 +167,15 @@ def measure(settings: Settings) -> tuple[Measured, int]:
     """
     import torch  # noqa: PLC0415
 
-    from stillroom.backbone import Run  # noqa: PLC0415
-    from stillroom.backbone.hardware import choose_amp, fast_float32, hold_weights  # noqa: PLC0415
-    from stillroom.backbone.store import store_bytes  # noqa: PLC0415
     from stillroom.distill.alignment_file import build_alignment  # noqa: PLC0415
     from stillroom.distill.nets import Net  # noqa: PLC0415
     from stillroom.distill.presets import PRESETS  # noqa: PLC0415
     from stillroom.distill.student import build_student, build_student_backbone  # noqa: PLC0415
     from stillroom.distill.teacher import build_teacher  # noqa: PLC0415
     from stillroom.images import read_unlabelled  # noqa: PLC0415
+    from stillroom.runs import Run  # noqa: PLC0415
+    from stillroom.runs.hardware import choose_amp, fast_float32, hold_weights  # noqa: PLC0415
+    from stillroom.runs.store import store_bytes  # noqa: PLC0415
 
     config = PRESETS[settings.method](teacher=("t",), student=("s",), data=settings.data, out=Path("planned"))
     device = Run.start(settings.device).device
@@ -216,7 +216,7 @@ def seconds_of(call: Any, settings: Settings, amp: Amp, device: Any) -> float:
     """The median time of a call, after a warm-up, within the seconds that were asked for."""
     import torch  # noqa: PLC0415
 
-    from stillroom.backbone.hardware import autocast  # noqa: PLC0415
+    from stillroom.runs.hardware import autocast  # noqa: PLC0415
 
     times: list[float] = []
     deadline = time.perf_counter() + settings.seconds
@@ -234,9 +234,9 @@ def student_step(config: "DistillConfig", student: "StudentModel", share: int, d
     """A function that takes one step of a student towards random targets."""
     import torch  # noqa: PLC0415
 
-    from stillroom.backbone.hardware import autocast  # noqa: PLC0415
     from stillroom.distill.distances import distance  # noqa: PLC0415
     from stillroom.distill.student import build_optimizer  # noqa: PLC0415
+    from stillroom.runs.hardware import autocast  # noqa: PLC0415
 
     side = student.backbone.spec.input.size
     pixels = torch.randint(0, 256, (share, 3, side, side), dtype=torch.uint8)
@@ -257,7 +257,7 @@ def kept_bytes(student: "StudentModel", share: int, amp: Amp, device: Any) -> in
     """The bytes that a student's forward pass keeps for its backward pass, without its weights."""
     import torch  # noqa: PLC0415
 
-    from stillroom.backbone.hardware import autocast  # noqa: PLC0415
+    from stillroom.runs.hardware import autocast  # noqa: PLC0415
 
     weights = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
     kept: dict[int, int] = {}
@@ -337,7 +337,7 @@ def main() -> None:
     """Measure, predict, and print the plan."""
     settings = tyro.cli(Settings, description=__doc__)
     check(settings)
-    from stillroom.backbone.hardware import usable_cores  # noqa: PLC0415  # it imports torch
+    from stillroom.runs.hardware import usable_cores  # noqa: PLC0415  # it imports torch
 
     one, num_images = measure(settings)
     settings = replace(settings, images=settings.images or num_images, cores=settings.cores or usable_cores())

@@ -117,7 +117,7 @@ def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], xlabel: s
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # `quickstart.py --help` needs none
 
-    from stillroom.backbone.figures import escape, save  # noqa: PLC0415
+    from stillroom.runs.figures import escape, save  # noqa: PLC0415
 
     figure = Figure(figsize=(4.2 * len(panels), 3.4))
     for column, (quantity, curves) in enumerate(panels.items(), start=1):

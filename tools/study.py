@@ -22,9 +22,9 @@ from typing import Literal
 
 import tyro
 
-from stillroom.backbone import read_results
 from stillroom.backbone.command import Command, report_errors
-from stillroom.backbone.results import format_table
+from stillroom.runs import read_results
+from stillroom.runs.results import format_table
 
 TOOLS = Path(__file__).parent
 STUDIES = TOOLS.parent / "docs" / "studies"
@@ -356,7 +356,7 @@ def draw_classes(sweep: Path, per_class: str, label: str, title: str, file: Path
     """Draw bars of a metric per class and net: the mean over the seeds, with a mark for each seed."""
     from matplotlib.figure import Figure  # noqa: PLC0415  # drawn only at the end of a study
 
-    from stillroom.backbone.figures import save  # noqa: PLC0415
+    from stillroom.runs.figures import save  # noqa: PLC0415
 
     table = json.loads((sweep / "table.json").read_text())
     metric, rows = table["metric"], table["rows"]

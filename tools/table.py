@@ -12,11 +12,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from stillroom.backbone import Results, format_table, read_results
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.command import report_errors
-from stillroom.backbone.results import percent
-from stillroom.backbone.run_files import to_json
+from stillroom.runs import Results, format_table, read_results
+from stillroom.runs.results import percent
+from stillroom.runs.run_files import to_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 from lanes import Lanes
 from neighbours import agreement_text
 from report import Curve, Page, Picture, Section, Table, draw_curves, write_page
-from stillroom.backbone import Results, read_results
-from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import Licence
 from stillroom.images import read_labelled, read_unlabelled
+from stillroom.runs import Results, read_results
+from stillroom.runs.run_files import read_metrics
 from tour import NEIGHBOURS, Tour, nets_of
 from tour_results import AGREEMENT, AGREEMENT_METRIC, TASKS, checkpoint_manifest, table_of, write_tour_results
 

@@ -10,11 +10,11 @@ from bench.machine import cpu_name
 from lanes import Lanes, Step
 from neighbours import agreement_text
 from report import Table
-from stillroom.backbone import Results, read_results, write_results
-from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.manifest import MANIFEST, Manifest, read_manifest
-from stillroom.backbone.results import CheckpointRecord
-from stillroom.backbone.run_files import read_metrics
+from stillroom.runs import Results, read_results, write_results
+from stillroom.runs.configs import config_to_dict
+from stillroom.runs.results import CheckpointRecord
+from stillroom.runs.run_files import read_metrics
 from tour import NEIGHBOURS, Tour, nets_of
 
 PROTOCOL = "quickstart/v2"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stillroom.backbone.atomic import refuse_existing, replace_directory, write_file
-from stillroom.backbone.sweep import refuse_taken
+from stillroom.runs.sweep import refuse_taken
 
 
 def names(folder: Path) -> list[str]:

@@ -18,9 +18,10 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.utils.data import DataLoader
 
-from stillroom.backbone import CheckpointError, InputSpec, Run
+from stillroom.backbone import CheckpointError, InputSpec
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import DEBUG, DEBUG_HELP, parse_command, report_errors
+from stillroom.runs import Run
 
 FULL = (
     "No space left on device; no file is half-written: free some space there, then repeat the command, or `resume` the "

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stillroom.backbone.errors import keeps_traceback, raised_by_us
-from stillroom.backbone.run_files import read_config
+from stillroom.runs.run_files import read_config
 
 
 def test_a_bug_of_ours_and_a_lack_of_memory_keep_their_traceback() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.multiprocessing import start_processes
 
-from stillroom.backbone import Run
 from stillroom.backbone.launch import adopt_slurm, first_host
-from stillroom.backbone.run import local_gpu
+from stillroom.runs import Run
+from stillroom.runs.run import local_gpu
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.backbone import Run, RunDirectory, saving
 from stillroom.backbone.command import report_errors
-from stillroom.backbone.run_files import STATE
-from stillroom.backbone.saving import SaveClock
-from stillroom.backbone.states import read_state
 from stillroom.backbone.stopping import EXIT_CODE, Stopped, stoppable
+from stillroom.runs import Run, RunDirectory, saving
+from stillroom.runs.run_files import STATE
+from stillroom.runs.saving import SaveClock
+from stillroom.runs.states import read_state
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -10,11 +10,11 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-from stillroom.backbone import read_results
-from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import ClassifyConfig
 from stillroom.cls_transfer.cli import main
 from stillroom.cls_transfer.presets import PRESETS
+from stillroom.runs import read_results
+from stillroom.runs.schedule import Cosine, Step
 
 Make = Callable[..., Path]
 Cli = Callable[..., None]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stillroom.backbone import Run
 from stillroom.cls_transfer import ClassifyConfig
 from stillroom.cls_transfer.data import read_sets
+from stillroom.runs import Run
 
 Make = Callable[..., Path]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from published import write_caltech, write_cifar, write_cub, write_dtd, write_image
 
-from stillroom.backbone import Run
 from stillroom.cls_transfer.datasets import CIFAR10, CIFAR100, Cifar, TaskSource, read_task
 from stillroom.images.decode import load_image
+from stillroom.runs import Run
 
 
 @pytest.mark.parametrize(("task", "cifar"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])

@@ -8,11 +8,12 @@ import pytest
 import torch
 from old_run import write_data
 
-from stillroom.backbone import build_backbone, read_results, replace_input, save_checkpoint
-from stillroom.backbone.configs import load_config
+from stillroom.backbone import build_backbone, replace_input, save_checkpoint
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume
 from stillroom.cls_transfer.config import AXES, UNIONS
 from stillroom.finetune.config import split
+from stillroom.runs import read_results
+from stillroom.runs.configs import load_config
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run-0.3"
 

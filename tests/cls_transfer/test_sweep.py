@@ -11,15 +11,16 @@ import pytest
 import torch
 from published import write_cub, write_dtd
 
-from stillroom.backbone import Run, build_backbone, read_results, replace_input, save_checkpoint
-from stillroom.backbone.run import DivergedError
-from stillroom.backbone.schedule import Step
-from stillroom.backbone.sweep import directory_name
+from stillroom.backbone import build_backbone, replace_input, save_checkpoint
 from stillroom.cls_transfer import ClassifyConfig, finetune, resume
 from stillroom.cls_transfer.config import AXES
 from stillroom.cls_transfer.table import report
 from stillroom.finetune import lifecycle
 from stillroom.finetune.config import split
+from stillroom.runs import Run, read_results
+from stillroom.runs.run import DivergedError
+from stillroom.runs.schedule import Step
+from stillroom.runs.sweep import directory_name
 
 Make = Callable[..., Path]
 

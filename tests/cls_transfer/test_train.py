@@ -22,17 +22,12 @@ from stillroom.backbone import (
     InputSpec,
     Licence,
     Normalize,
-    Results,
-    Run,
-    RunDirectory,
     build_backbone,
     load_checkpoint,
     load_heads,
-    read_results,
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.schedule import Cosine, Step
 from stillroom.cls_transfer import Classifier, ClassifyConfig, finetune, record, resume, train
 from stillroom.cls_transfer.augment import TrainingView, build_mixing
 from stillroom.cls_transfer.data import read_sets
@@ -44,6 +39,8 @@ from stillroom.cls_transfer.record import protocol, summary
 from stillroom.cls_transfer.state import TrainState
 from stillroom.images import EvaluationView, Source, read_labelled
 from stillroom.images.loaders import EvaluationBatches, TrainingBatches
+from stillroom.runs import Results, Run, RunDirectory, read_results
+from stillroom.runs.schedule import Cosine, Step
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., Path]

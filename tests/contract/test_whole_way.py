@@ -13,7 +13,8 @@ import pytest
 import torch
 import torchvision
 
-from stillroom.backbone import load_checkpoint, read_results
+from stillroom.backbone import load_checkpoint
+from stillroom.runs import read_results
 from twins import assert_bit_equal
 
 ROOT = Path(__file__).parents[2]

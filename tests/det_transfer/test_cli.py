@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from commands import run_main
-from stillroom.backbone import read_results
 from stillroom.det_transfer import cli
 from stillroom.det_transfer.presets import PRESETS
+from stillroom.runs import read_results
 
 run_cli = partial(run_main, cli.main)
 

@@ -38,14 +38,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from stillroom.backbone import (
     Backbone,
     CheckpointError,
-    Run,
     build_backbone,
     load_checkpoint,
-    read_results,
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.run import DivergedError
 from stillroom.det_transfer import DetectConfig, compute_metrics, finetune, predict, resume, voc_ap
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.detectron2 import train as d2_train
@@ -72,6 +69,8 @@ from stillroom.det_transfer.record import non_default_settings
 from stillroom.det_transfer.schedule import lr_multiplier
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import load_image
+from stillroom.runs import Run, read_results
+from stillroom.runs.run import DivergedError
 from twins import assert_bit_equal, in_a_process
 
 pytestmark = pytest.mark.detectron2

@@ -24,16 +24,11 @@ from stillroom.backbone import (
     Backbone,
     BackboneSpec,
     InputSpec,
-    Run,
-    RunDirectory,
     build_backbone,
     load_checkpoint,
-    read_results,
     replace_input,
     save_checkpoint,
 )
-from stillroom.backbone.run import DivergedError, read_metrics
-from stillroom.backbone.run_files import STATE
 from stillroom.backbone.stopping import Stopped
 from stillroom.det_transfer import DetectConfig, finetune, predict, resume
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages
@@ -50,6 +45,9 @@ from stillroom.det_transfer.record import summary
 from stillroom.det_transfer.schedule import lr_multiplier
 from stillroom.det_transfer.train import check_image_sizes
 from stillroom.images import BrokenImageError
+from stillroom.runs import Run, RunDirectory, read_results
+from stillroom.runs.run import DivergedError, read_metrics
+from stillroom.runs.run_files import STATE
 from twins import assert_bit_equal, in_a_process
 
 Make = Callable[..., DetectConfig]

@@ -7,13 +7,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec
-from stillroom.backbone.run import read_metrics
-from stillroom.backbone.schedule import Cosine
 from stillroom.distill import DistillConfig, KdepView, Students, SvdPts, Teachers
 from stillroom.distill.config import Cache, Monitor
 from stillroom.distill.setup import RunSetup, build_setup, build_supervisions
 from stillroom.distill.slots import CosineDistance, LinearHead, Raw
 from stillroom.distill.teacher import Supervision
+from stillroom.runs.run import read_metrics
+from stillroom.runs.schedule import Cosine
 
 
 def small_config(data: Path, out: Path, **changes) -> DistillConfig:

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stillroom.backbone import Run
 from stillroom.distill import SvdPts
 from stillroom.distill.fit import FitPass, describe, fit_alignment
 from stillroom.distill.nets import Net
 from stillroom.distill.slots import Alignment, ChannelSelection, Lda, Nmf, SvdVarianceMatching
 from stillroom.distill.teacher import build_teacher
 from stillroom.images import Source, read_labelled
+from stillroom.runs import Run
 
 APPLE = torch.device("meta")  # mps itself cannot be claimed by a build without it
 

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from commands import run_main
-from stillroom.backbone import Run, read_results
 from stillroom.distill.auto import build_config, fit_hours, held_out_fraction, median_short_side, plan
 from stillroom.distill.auto_config import AutoConfig
 from stillroom.distill.cli import main
 from stillroom.distill.recipe import Workload, cached_views, choose_settings, explain
 from stillroom.distill.slots import WeakView
 from stillroom.images import read_unlabelled
+from stillroom.runs import Run, read_results
 
 WORK = Workload(
     num_images=9280,

@@ -8,8 +8,6 @@ import torch
 from distill_runs import losses_of, small_config, start
 from torch.nn.functional import cosine_similarity
 
-from stillroom.backbone import read_results
-from stillroom.backbone.store import cache_directory
 from stillroom.distill import Students, Teachers, cache, distill
 from stillroom.distill.config import Cache, Dense, Monitor
 from stillroom.distill.distances import DistillationLoss
@@ -18,6 +16,8 @@ from stillroom.distill.student import build_optimizer
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import FixedView, StrongView, Views
 from stillroom.images import ImageDataset
+from stillroom.runs import read_results
+from stillroom.runs.store import cache_directory
 
 R20 = "cifar/resnet20"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.backbone import read_results
 from stillroom.distill import load_alignment
 from stillroom.distill.cli import main
+from stillroom.runs import read_results
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

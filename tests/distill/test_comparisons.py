@@ -8,7 +8,6 @@ import torch
 from sklearn.decomposition import MiniBatchNMF
 from torch import Tensor
 
-from stillroom.backbone import Run
 from stillroom.distill import Moments, build_alignment
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.factors import LdaAlignment, NmfAlignment
@@ -27,6 +26,7 @@ from stillroom.distill.slots import (
     SvdWhitening,
 )
 from stillroom.images.source import from_paths
+from stillroom.runs import Run
 
 Array = np.ndarray
 

@@ -10,14 +10,14 @@ import torch
 from distill_runs import losses_of, small_config
 from torch import Tensor
 
-from stillroom.backbone import read_results
-from stillroom.backbone.store import Store, cache_directory
 from stillroom.distill import DistillConfig, Teachers, distill, resume
 from stillroom.distill.config import Cache
 from stillroom.distill.slots import CosineDistance, LinearHead, Raw, Svd
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import FixedView
 from stillroom.images import read_unlabelled
+from stillroom.runs import read_results
+from stillroom.runs.store import Store, cache_directory
 
 
 @pytest.fixture

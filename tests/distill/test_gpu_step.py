@@ -18,9 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stillroom.backbone import Run, RunDirectory
-from stillroom.backbone.schedule import Step
-from stillroom.backbone.store import Store
 from stillroom.distill import Students, train
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment
 from stillroom.distill.config import Cache, Dense, DistillConfig, Monitor
@@ -31,6 +28,9 @@ from stillroom.distill.slots import AdamW, FixedView, KdepView, Lars
 from stillroom.distill.teacher import CachedTeacher, Supervision, build_teachers
 from stillroom.images import Source
 from stillroom.images.loaders import Batch
+from stillroom.runs import Run, RunDirectory
+from stillroom.runs.schedule import Step
+from stillroom.runs.store import Store
 
 CUDA = torch.device("cuda", 0)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from distill_runs import small_config, weights_of
 
-from stillroom.backbone import read_results
 from stillroom.backbone.manifest import kept_epochs, read_manifest
-from stillroom.backbone.run import RunDirectory
-from stillroom.backbone.schedule import Step
 from stillroom.distill import Students, Teachers, distill, resume
 from stillroom.distill.config import Monitor
 from stillroom.distill.slots import LinearHead
+from stillroom.runs import read_results
+from stillroom.runs.run import RunDirectory
+from stillroom.runs.schedule import Step
 from twins import assert_bit_equal
 
 CONSTANT = Step(every=1000)

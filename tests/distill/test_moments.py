@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.backbone import Run
 from stillroom.distill import Moments
 from stillroom.distill.moments import BLOCK_ROWS
+from stillroom.runs import Run
 
 
 def features(count: int, dim: int, seed: int = 0, mean: float = 5.0) -> np.ndarray:

@@ -14,10 +14,8 @@ import torch
 import tyro
 from distill_runs import small_config, weights_of
 
-from stillroom.backbone import Backbone, BackboneSpec, Run, read_results
+from stillroom.backbone import Backbone, BackboneSpec
 from stillroom.backbone.manifest import read_manifest
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.run_files import STATE, read_metrics
 from stillroom.distill import Students, distill, resume
 from stillroom.distill.cli import command_type
 from stillroom.distill.config import Monitor
@@ -34,6 +32,9 @@ from stillroom.distill.results import summary
 from stillroom.distill.slots import AdamW, LinearHead, Raw, Svd, SvdPts
 from stillroom.distill.state import TrainState
 from stillroom.images import read_unlabelled
+from stillroom.runs import Run, read_results
+from stillroom.runs.progress import Progress
+from stillroom.runs.run_files import STATE, read_metrics
 from twins import assert_bit_equal
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.backbone import build_backbone, read_results, save_checkpoint
-from stillroom.backbone.configs import config_from_json, load_config
-from stillroom.backbone.run_files import read_metrics
+from stillroom.backbone import build_backbone, save_checkpoint
 from stillroom.distill import DistillConfig, resume
 from stillroom.distill.config import UNIONS
 from stillroom.distill.presets import PRESETS
 from stillroom.distill.slots import LinearHead, Svd, WeakView
+from stillroom.runs import read_results
+from stillroom.runs.configs import config_from_json, load_config
+from stillroom.runs.run_files import read_metrics
 
 FIXTURES = Path(__file__).parent / "fixtures"
 OLD_PRESETS = json.loads((FIXTURES / "presets_0_3.json").read_text())

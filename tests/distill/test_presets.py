@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.backbone.configs import config_from_json, config_to_json
-from stillroom.backbone.schedule import Cosine, Step
 from stillroom.distill import DistillConfig
 from stillroom.distill.config import UNIONS
 from stillroom.distill.presets import PRESETS
@@ -23,6 +21,8 @@ from stillroom.distill.slots import (
     SvdPts,
 )
 from stillroom.distill.views import KdepView, SameView, WeakView
+from stillroom.runs.configs import config_from_json, config_to_json
+from stillroom.runs.schedule import Cosine, Step
 
 GIVEN = {"teacher": ("t",), "student": ("s",), "data": Path("d"), "out": Path("o")}
 

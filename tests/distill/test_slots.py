@@ -11,18 +11,8 @@ import torch
 from distill_runs import losses_of, small_config, weights_of
 from torch import Tensor, nn
 
-from stillroom.backbone import (
-    Backbone,
-    BackboneSpec,
-    InputSpec,
-    build_backbone,
-    load_checkpoint,
-    read_results,
-    save_checkpoint,
-)
+from stillroom.backbone import Backbone, BackboneSpec, InputSpec, build_backbone, load_checkpoint, save_checkpoint
 from stillroom.backbone.manifest import Head
-from stillroom.backbone.parallel import build_ema
-from stillroom.backbone.run import read_metrics
 from stillroom.backbone.spec import Level, Licence
 from stillroom.distill import Students, Teachers, build_alignment, build_teacher, distill, resume
 from stillroom.distill.alignment_file import AlignmentInputs
@@ -51,6 +41,9 @@ from stillroom.distill.slots import (
 from stillroom.distill.student import StudentModel, build_optimizer, build_student
 from stillroom.distill.teacher import FrozenTeacher, Supervision
 from stillroom.distill.views import FixedView, KdepView, StrongView, WeakView
+from stillroom.runs import read_results
+from stillroom.runs.parallel import build_ema
+from stillroom.runs.run import read_metrics
 from twins import assert_bit_equal
 
 

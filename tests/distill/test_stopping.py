@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from distill_runs import losses_of, small_config, weights_of
 
-from stillroom.backbone import Run, RunDirectory
-from stillroom.backbone.run_files import STATE
-from stillroom.backbone.states import read_state
 from stillroom.backbone.stopping import Stopped
 from stillroom.distill import distill
+from stillroom.runs import Run, RunDirectory
+from stillroom.runs.run_files import STATE
+from stillroom.runs.states import read_state
 from twins import assert_bit_equal
 
 SMALL = {"epochs": 2, "lr": 0.02, "save_every": None, "if_exists": "resume"}

@@ -19,24 +19,17 @@ from distill_runs import losses_of, monitored_config, plain_teacher_and_config, 
 from safetensors.torch import load_file
 from torch import nn
 
-from stillroom.backbone import (
-    Backbone,
-    BackboneSpec,
-    InputSpec,
-    build_backbone,
-    load_checkpoint,
-    read_results,
-    save_checkpoint,
-)
-from stillroom.backbone.configs import to_places
-from stillroom.backbone.hardware import autocast, hold_weights
-from stillroom.backbone.run import read_metrics
-from stillroom.backbone.schedule import Step
-from stillroom.backbone.store import cache_directory, warn_once
+from stillroom.backbone import Backbone, BackboneSpec, InputSpec, build_backbone, load_checkpoint, save_checkpoint
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
 from stillroom.distill.config import Monitor
 from stillroom.distill.slots import CosineDistance, LinearHead, MlpHead, NoHead, Raw
 from stillroom.distill.state import TrainState
+from stillroom.runs import read_results
+from stillroom.runs.configs import to_places
+from stillroom.runs.hardware import autocast, hold_weights
+from stillroom.runs.run import read_metrics
+from stillroom.runs.schedule import Step
+from stillroom.runs.store import cache_directory, warn_once
 from twins import assert_bit_equal, in_a_process
 
 

@@ -12,15 +12,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from stillroom.backbone import Normalize, Run, build_backbone, replace_input
-from stillroom.backbone.schedule import Step
-from stillroom.backbone.store import warn_once
+from stillroom.backbone import Normalize, build_backbone, replace_input
 from stillroom.eval_ssl.augmented_probe import train_augmented
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, extract_features
 from stillroom.eval_ssl.probe import Recipe, batches
 from stillroom.images import ImageDataset, read_labelled
 from stillroom.images.view import CropView
+from stillroom.runs import Run
+from stillroom.runs.schedule import Step
+from stillroom.runs.store import warn_once
 
 Make = Callable[..., Path]
 RECIPE = Recipe(epochs=3, batch_size=8, schedule=Step(every=1, gamma=0.5))
@@ -128,7 +129,7 @@ DISTRIBUTED = """
 import sys; sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import torch; torch.set_num_threads(1)
-from stillroom.backbone import Run
+from stillroom.runs import Run
 from test_augmented_probe import live
 run = Run.start("cpu")
 torch.save(live(Path(sys.argv[1]), run), Path(sys.argv[2]) / f"{run.rank}.pt")

@@ -9,7 +9,6 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-from stillroom.backbone import read_results
 from stillroom.eval_ssl import (
     FeaturesConfig,
     FewShotConfig,
@@ -20,6 +19,7 @@ from stillroom.eval_ssl import (
     LogregConfig,
 )
 from stillroom.eval_ssl.cli import main
+from stillroom.runs import read_results
 
 Make = Callable[..., Path]
 Cli = Callable[..., None]

@@ -11,9 +11,8 @@ import torch
 import torchvision
 from evaluations import config_like, linear_config, small_config
 
-from stillroom.backbone import build_backbone, load_checkpoint, read_results, save_checkpoint, weights_sha256
-from stillroom.backbone.run import seed_everything
-from stillroom.backbone.sweep import directory_name
+from stillroom.backbone import build_backbone, load_checkpoint, save_checkpoint, weights_sha256
+from stillroom.backbone.seeds import seed_everything
 from stillroom.eval_ssl import (
     FewShotConfig,
     KnnConfig,
@@ -23,6 +22,8 @@ from stillroom.eval_ssl import (
     report,
 )
 from stillroom.images import read_labelled
+from stillroom.runs import read_results
+from stillroom.runs.sweep import directory_name
 
 Make = Callable[..., Path]
 

@@ -16,14 +16,10 @@ from stillroom.backbone import (
     BackboneSpec,
     InputSpec,
     Normalize,
-    Results,
-    Run,
     build_backbone,
-    read_results,
     replace_input,
     weights_sha256,
 )
-from stillroom.backbone.store import warn_once
 from stillroom.eval_ssl import (
     FeatureSet,
     KnnConfig,
@@ -36,6 +32,8 @@ from stillroom.eval_ssl import (
 )
 from stillroom.eval_ssl.features import Extractor
 from stillroom.images import EvaluationView, read_labelled, read_unlabelled
+from stillroom.runs import Results, Run, read_results
+from stillroom.runs.store import warn_once
 
 Make = Callable[..., Path]
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom.backbone import Run, load_checkpoint, read_results, replace_input, save_checkpoint
+from stillroom.backbone import load_checkpoint, replace_input, save_checkpoint
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.heads import describe_head
 from stillroom.eval_ssl import FeaturesConfig, KnnConfig, evaluate, extract_features
 from stillroom.images import read_labelled
+from stillroom.runs import Run, read_results
 
 
 @pytest.fixture

@@ -12,16 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom.backbone import Run, build_backbone, read_results, replace_input
-from stillroom.backbone.configs import config_from_json
-from stillroom.backbone.run import seed_everything
-from stillroom.backbone.schedule import Step
+from stillroom.backbone import build_backbone, replace_input
+from stillroom.backbone.seeds import seed_everything
 from stillroom.eval_ssl import Point, Recipe, evaluation, extract_features, report
 from stillroom.eval_ssl.augmented_probe import state_record
 from stillroom.eval_ssl.cli import main
 from stillroom.eval_ssl.features import Extractor, cache_record
 from stillroom.eval_ssl.protocols import PROTOCOLS
 from stillroom.images import read_labelled
+from stillroom.runs import Run, read_results
+from stillroom.runs.configs import config_from_json
+from stillroom.runs.schedule import Step
 
 OLD = Path(__file__).parent / "fixtures" / "runs-0.4.2"
 RUNS = sorted(path.name for path in OLD.iterdir() if path.is_dir())

@@ -8,9 +8,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from stillroom.backbone import Run
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.schedule import Schedule, Step
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.probe import (
     Recipe,
@@ -20,6 +17,9 @@ from stillroom.eval_ssl.probe import (
     split_stratified,
     train_probes,
 )
+from stillroom.runs import Run
+from stillroom.runs.progress import Progress
+from stillroom.runs.schedule import Schedule, Step
 
 
 def plain_loop(x: Tensor, y: Tensor, num_classes: int, point: Point, recipe: Recipe) -> nn.Linear:

@@ -12,16 +12,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from stillroom.backbone import Results, Run, build_backbone, load_checkpoint, read_results, save_checkpoint
-from stillroom.backbone.configs import config_to_dict
+from stillroom.backbone import build_backbone, load_checkpoint, save_checkpoint
 from stillroom.backbone.initial import initial_backbone
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import CheckpointRecord, DatasetRecord, write_results
-from stillroom.backbone.run import DivergedError
-from stillroom.backbone.run_files import to_json
 from stillroom.finetune import lifecycle, table
 from stillroom.finetune.config import NETS_AND_SEEDS, FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.finetune.lifecycle import Prepared, Task, finetune, initial_sha256, resume
+from stillroom.runs import Results, Run, read_results
+from stillroom.runs.configs import config_to_dict
+from stillroom.runs.results import CheckpointRecord, DatasetRecord, write_results
+from stillroom.runs.run import DivergedError
+from stillroom.runs.run_files import to_json
 
 
 @dataclass(frozen=True, kw_only=True)

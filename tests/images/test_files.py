@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stillroom.backbone.results import DatasetRecord
 from stillroom.images import BrokenImageError, read_labelled, read_unlabelled
 from stillroom.images.decode import load_image
 from stillroom.images.folder import walk
 from stillroom.images.formats import image_formats, image_suffixes
 from stillroom.images.source import MAX_HASHED, count_shared, from_paths
+from stillroom.runs.results import DatasetRecord
 
 
 def put(file: Path, colour: str = "red", size: tuple[int, int] = (4, 4)) -> Path:

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from stillroom.backbone import Run
 from stillroom.images import ImageDataset, Source, SourceError, lists, read_labelled, read_unlabelled
 from stillroom.images.files import read_images, refuse_missing_images
 from stillroom.images.labels import Columns
 from stillroom.images.loaders import TrainingBatches, build_loader
 from stillroom.images.storage import address, local_path
+from stillroom.runs import Run
 
 
 def noisy_view(image: Image.Image) -> Tensor:

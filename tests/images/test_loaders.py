@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from stillroom.backbone import InputSpec, Run
-from stillroom.backbone.store import Store
+from stillroom.backbone import InputSpec
 from stillroom.images import (
     BrokenImageError,
     EvaluationView,
@@ -27,6 +26,8 @@ from stillroom.images import (
 from stillroom.images.loaders import Batch, EvaluationBatches, TrainingBatches, build_loader, collate
 from stillroom.images.picture import Picture
 from stillroom.images.prefetch import prefetch
+from stillroom.runs import Run
+from stillroom.runs.store import Store
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stillroom.backbone import InputSpec, Run
+from stillroom.backbone import InputSpec
 from stillroom.images import BrokenImageError, EvaluationView, ImageDataset, SourceError, read_labelled, read_unlabelled
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.tars import expand
+from stillroom.runs import Run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

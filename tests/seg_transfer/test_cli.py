@@ -12,7 +12,7 @@ import pytest
 from platformdirs import user_cache_path
 
 from commands import run_main
-from stillroom.backbone import read_results
+from stillroom.runs import read_results
 from stillroom.seg_transfer import cli, framework
 from stillroom.seg_transfer.presets import PRESETS
 

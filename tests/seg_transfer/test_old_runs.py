@@ -12,8 +12,9 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from pairs import CLASSES, write_pair
 
-from stillroom.backbone import Run, build_backbone
-from stillroom.backbone.configs import load_config
+from stillroom.backbone import build_backbone
+from stillroom.runs import Run
+from stillroom.runs.configs import load_config
 from stillroom.seg_transfer import SegmentConfig
 from stillroom.seg_transfer.reproducible import SeededDataset, SeededSampler, SeededSteps
 from stillroom.seg_transfer.train import build_plan, build_runner, initial_file

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from stillroom.backbone import read_results
+from stillroom.runs import read_results
 from stillroom.seg_transfer import SegmentConfig, finetune
 
 LINEAR = {"head": "linear", "frozen": True, "aux_weight": 0.0, "steps": 3}

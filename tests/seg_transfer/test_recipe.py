@@ -21,7 +21,8 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from stillroom.backbone import InputSpec, Normalize, Run, build_backbone, load_checkpoint, read_results
+from stillroom.backbone import InputSpec, Normalize, build_backbone, load_checkpoint
+from stillroom.runs import Run, read_results
 from stillroom.seg_transfer import SegmentConfig, finetune
 from stillroom.seg_transfer.config import SegmentConfig as Config
 from stillroom.seg_transfer.metrics import from_areas

@@ -9,7 +9,8 @@ import torch
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from stillroom.backbone import Run, build_backbone
+from stillroom.backbone import build_backbone
+from stillroom.runs import Run
 from stillroom.seg_transfer import SegmentConfig
 from stillroom.seg_transfer.reproducible import SeededSampler
 from stillroom.seg_transfer.train import build_plan

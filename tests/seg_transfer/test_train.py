@@ -18,10 +18,11 @@ from mmengine.runner import CheckpointLoader, Runner
 from PIL import Image
 from safetensors.torch import load_file
 
-from stillroom.backbone import CheckpointError, build_backbone, load_checkpoint, read_results, save_checkpoint
-from stillroom.backbone.run import DivergedError
+from stillroom.backbone import CheckpointError, build_backbone, load_checkpoint, save_checkpoint
 from stillroom.backbone.stopping import Stopped
 from stillroom.images import BrokenImageError
+from stillroom.runs import read_results
+from stillroom.runs.run import DivergedError
 from stillroom.seg_transfer import SegmentConfig, finetune, predict, resume
 from stillroom.seg_transfer.reproducible import SeededSteps
 from twins import assert_bit_equal, in_a_process

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.backbone import read_results
+from stillroom.runs import read_results
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from lanes import Lanes, Step, open_lanes

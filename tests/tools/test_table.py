@@ -7,9 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import table
-from stillroom.backbone import Results
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import CheckpointRecord, DatasetRecord, write_results
+from stillroom.runs import Results
+from stillroom.runs.results import CheckpointRecord, DatasetRecord, write_results
 from table import metric_title
 
 

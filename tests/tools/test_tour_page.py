@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from html_pages import Read, refuse_outside
-from stillroom.backbone import Results, build_backbone, format_table, read_results, save_checkpoint, write_results
+from stillroom.backbone import build_backbone, save_checkpoint
 from stillroom.backbone.manifest import MadeBy
-from stillroom.backbone.results import CheckpointRecord, DatasetRecord
+from stillroom.runs import Results, format_table, read_results, write_results
+from stillroom.runs.results import CheckpointRecord, DatasetRecord
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import tour_page

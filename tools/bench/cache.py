@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.config import Cache
 from bench.images import write_images
-from stillroom.backbone import build_backbone, read_results
+from stillroom.backbone import build_backbone
 from stillroom.distill import DistillConfig, Students, Teachers, distill
 from stillroom.distill.config import Cache as TeacherCache
 from stillroom.distill.config import Dense, Monitor
@@ -25,6 +25,7 @@ from stillroom.distill.presets import simreg
 from stillroom.distill.slots import CosineDistance, MlpHead, Raw
 from stillroom.distill.student import build_student
 from stillroom.distill.teacher import FrozenTeacher, build_teacher
+from stillroom.runs import read_results
 
 
 def figures(settings: Cache) -> dict[str, Any]:

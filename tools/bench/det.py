@@ -14,13 +14,13 @@ from PIL import Image
 
 from bench.config import Det
 from bench.spread import median_interval
-from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.configs import config_to_json
 from stillroom.backbone.initial import initial_backbone
-from stillroom.backbone.run_files import CONFIG
 from stillroom.det_transfer import DetectConfig
 from stillroom.det_transfer.backends import find_backend
+from stillroom.runs import Run
+from stillroom.runs.configs import config_to_json
+from stillroom.runs.run_files import CONFIG
 
 NET = "random:torchvision/resnet18"
 

@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 
 from bench.config import Finetune
 from make_toy_data import Settings, make_toy_data
-from stillroom.backbone import read_results
 from stillroom.cls_transfer import ClassifyConfig, finetune
+from stillroom.runs import read_results
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

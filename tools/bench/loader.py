@@ -20,7 +20,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from bench.config import Loader
-from stillroom.backbone import InputSpec, Normalize, Run
+from stillroom.backbone import InputSpec, Normalize
 from stillroom.distill import KdepView, StrongView, WeakView
 from stillroom.distill.slots import SameView
 from stillroom.distill.views import Views
@@ -28,6 +28,7 @@ from stillroom.images import ImageDataset, Source, read_unlabelled
 from stillroom.images.colour import draw_lighting
 from stillroom.images.jpeg import decoder
 from stillroom.images.loaders import TrainingBatches, build_loader
+from stillroom.runs import Run
 
 CPU = torch.device("cpu")
 NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -9,10 +9,10 @@ from typing import Any
 
 from bench.config import Monitor
 from bench.images import write_images
-from stillroom.backbone import read_results
 from stillroom.distill import DistillConfig, Students, Teachers, distill
 from stillroom.distill.config import Cache
 from stillroom.distill.config import Monitor as MonitorConfig
+from stillroom.runs import read_results
 
 
 def figures(settings: Monitor) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from bench.config import Seg
 from bench.spread import median_interval
-from stillroom.backbone import Run
 from stillroom.backbone.initial import initial_backbone
+from stillroom.runs import Run
 from stillroom.seg_transfer import SegmentConfig
 from stillroom.seg_transfer.train import build_plan, build_runner, initial_file
 

@@ -48,7 +48,7 @@ OPTIMIZER = "import torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 """Every training makes an optimizer before its first batch; torch then imports torch._dynamo."""
 FIRST_BATCH = """
 import os, runpy, shutil, sys
-from stillroom.backbone.progress import Progress
+from stillroom.runs.progress import Progress
 over = Progress.over
 def until_first_batch(self, *args, **kwargs):
     for batch in over(self, *args, **kwargs):

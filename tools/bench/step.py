@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.config import Step
 from stillroom.backbone import Backbone, build_backbone
 from stillroom.backbone.flags import Amp
-from stillroom.backbone.hardware import autocast, hold_weights
 from stillroom.distill import DistillConfig, build_alignment
 from stillroom.distill.distances import DistillationLoss
 from stillroom.distill.nets import Net
@@ -23,6 +22,7 @@ from stillroom.distill.presets import simreg
 from stillroom.distill.slots import Raw
 from stillroom.distill.student import StudentModel, build_optimizer, build_student
 from stillroom.distill.teacher import FrozenTeacher, build_teacher
+from stillroom.runs.hardware import autocast, hold_weights
 
 
 def figures(settings: Step) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillroom.backbone import Run, build_backbone, read_results, replace_input
-from stillroom.backbone.run import seed_everything
+from stillroom.backbone import build_backbone, replace_input
+from stillroom.backbone.seeds import seed_everything
 from stillroom.eval_ssl import FeaturesConfig, FeatureSet, evaluate, extract_features, report
 from stillroom.images import read_labelled, read_unlabelled
+from stillroom.runs import Run, read_results
 
 Make = Callable[..., Path]
 

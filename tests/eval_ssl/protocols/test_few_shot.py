@@ -7,7 +7,6 @@ import pytest
 import torch
 from evaluations import config_like
 
-from stillroom.backbone import read_results
 from stillroom.eval_ssl import (
     FewShotConfig,
     KnnConfig,
@@ -17,6 +16,7 @@ from stillroom.eval_ssl import (
 )
 from stillroom.eval_ssl.logreg import draw_shots
 from stillroom.images import read_labelled
+from stillroom.runs import read_results
 
 Make = Callable[..., Path]
 

@@ -9,8 +9,8 @@ import pytest
 from evaluations import small_config
 from sklearn.neighbors import KNeighborsClassifier
 
-from stillroom.backbone import Run, build_backbone, read_results, replace_input
-from stillroom.backbone.run import seed_everything
+from stillroom.backbone import build_backbone, replace_input
+from stillroom.backbone.seeds import seed_everything
 from stillroom.eval_ssl import (
     KnnConfig,
     evaluate,
@@ -19,6 +19,7 @@ from stillroom.eval_ssl import (
     report,
 )
 from stillroom.images import read_labelled
+from stillroom.runs import Run, read_results
 
 Make = Callable[..., Path]
 

@@ -13,8 +13,7 @@ from evaluations import config_like
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.backbone import Normalize, Run, build_backbone, read_results, replace_input
-from stillroom.backbone.schedule import Step
+from stillroom.backbone import Normalize, build_backbone, replace_input
 from stillroom.eval_ssl import KnnConfig, LegacySimregConfig, LegacySimregKnnConfig, Point, Recipe, evaluate, report
 from stillroom.eval_ssl.augmented_probe import state_record, train_augmented
 from stillroom.eval_ssl.evaluation import split
@@ -24,6 +23,8 @@ from stillroom.eval_ssl.probe import SgdProbes, batches, linear_probe
 from stillroom.eval_ssl.voting import predict
 from stillroom.images import ImageDataset, read_labelled
 from stillroom.images.view import CropView
+from stillroom.runs import Run, read_results
+from stillroom.runs.schedule import Step
 
 POINT = Point(lr=0.01, weight_decay=1e-4, unit=True)
 RECIPE = Recipe(epochs=40, batch_size=64, schedule=Step(every=15, gamma=0.1), as_released=True, drop_last=True)

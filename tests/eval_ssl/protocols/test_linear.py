@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from evaluations import linear_config, small_config
 
-from stillroom.backbone import Run, build_backbone, read_results, replace_input
-from stillroom.backbone.run import seed_everything
-from stillroom.backbone.schedule import Step
+from stillroom.backbone import build_backbone, replace_input
+from stillroom.backbone.seeds import seed_everything
 from stillroom.eval_ssl import (
     KnnConfig,
     Point,
@@ -21,6 +20,8 @@ from stillroom.eval_ssl import (
 )
 from stillroom.eval_ssl.presets import simreg
 from stillroom.images import read_labelled
+from stillroom.runs import Run, read_results
+from stillroom.runs.schedule import Step
 
 Make = Callable[..., Path]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from evaluations import config_like
 
-from stillroom.backbone import read_results
 from stillroom.eval_ssl import (
     KnnConfig,
     LogregConfig,
     evaluate,
     report,
 )
+from stillroom.runs import read_results
 
 Make = Callable[..., Path]
 

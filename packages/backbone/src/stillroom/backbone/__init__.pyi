@@ -4,8 +4,6 @@ from .initial import load_backbone
 from .manifest import CheckpointError, Data, Head, Manifest, Teacher, verify_checkpoint
 from .normalize import Normalize
 from .registry import build_backbone, list_backbones, replace_input
-from .results import Results, format_table, read_results, write_results
-from .run import Run, RunDirectory
 from .spec import BackboneSpec, InputSpec, Level, Licence
 
 __all__ = [
@@ -20,20 +18,14 @@ __all__ = [
     "Licence",
     "Manifest",
     "Normalize",
-    "Results",
-    "Run",
-    "RunDirectory",
     "Teacher",
     "build_backbone",
-    "format_table",
     "list_backbones",
     "load_backbone",
     "load_checkpoint",
     "load_heads",
-    "read_results",
     "replace_input",
     "save_checkpoint",
     "verify_checkpoint",
     "weights_sha256",
-    "write_results",
 ]

@@ -51,7 +51,7 @@ def replace_directory(path: Path) -> Iterator[Path]:
 def remove_partials(path: Path) -> None:
     """Remove what killed processes left of files and folders that they were writing at `path`, or in it.
 
-    Only for a process that nobody else writes there with; see `stillroom.backbone.claims`.
+    Only for a process that nobody else writes there with; see `stillroom.runs.claims`.
     """
     for pattern in ("*.partial", "*.old"):
         for left in [*path.parent.glob(f".{path.name}.{pattern}"), *path.rglob(f".{pattern}")]:

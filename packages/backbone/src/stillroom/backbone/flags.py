@@ -14,7 +14,7 @@ ExecutorName = Literal["local", "submitit"]
 """Where the runs of a sweep are done: one after the other in this process, or each as a job of submitit."""
 
 Workers = int | Literal["auto"]
-"""Processes that decode images; see `stillroom.backbone.hardware.choose_workers` for `auto`."""
+"""Processes that decode images; see `stillroom.runs.hardware.choose_workers` for `auto`."""
 
 Amp = Literal["auto", "none", "bf16", "fp16"]
-"""Number format of forward passes; see `stillroom.backbone.hardware.choose_amp` for `auto`."""
+"""Number format of forward passes; see `stillroom.runs.hardware.choose_amp` for `auto`."""

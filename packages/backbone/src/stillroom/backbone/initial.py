@@ -9,7 +9,7 @@ from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.features import Backbone
 from stillroom.backbone.names import KEYWORDS, RANDOM, is_checkpoint, refuse_missing_checkpoint
 from stillroom.backbone.registry import build_backbone, replace_input
-from stillroom.backbone.run import seed_everything
+from stillroom.backbone.seeds import seed_everything
 from stillroom.backbone.spec import FeaturePoint
 
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.checks import at_least, within
-from stillroom.backbone.configs import ABSENT
 from stillroom.backbone.flags import OnBroken
-from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.images.files import refuse_missing_images
 from stillroom.images.labels import USUAL, Columns
+from stillroom.runs.configs import ABSENT
+from stillroom.runs.schedule import Cosine, Schedule
 
 TaskName = Literal["cifar10", "cifar100", "dtd", "caltech256", "cub"]
 Selection = Literal["best", "last", "best-on-test"]

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from stillroom.backbone import Run
-from stillroom.backbone.results import DatasetRecord
 from stillroom.cls_transfer.config import ClassifyConfig, check_sources
 from stillroom.cls_transfer.datasets import Splits, TaskSource, read_task
 from stillroom.images import Source, read_labelled
 from stillroom.images.files import shuffled_by_class
 from stillroom.images.source import count_shared
+from stillroom.runs import Run
+from stillroom.runs.results import DatasetRecord
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.utils import download_and_extract_archive
 
-from stillroom.backbone import Run
 from stillroom.backbone.atomic import replace_directory
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, cache_key, warn_once
 from stillroom.cls_transfer.config import TaskName
 from stillroom.images import Source, read_labelled
 from stillroom.images.files import shuffled_by_class
 from stillroom.images.folder import walk
 from stillroom.images.source import from_paths
+from stillroom.runs import Run
+from stillroom.runs.progress import Progress
+from stillroom.runs.store import cache_directory, cache_key, warn_once
 
 _SIDE = 32  # px of CIFAR
 _PIXELS = 3 * _SIDE * _SIDE

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from stillroom.backbone.figures import escape, save
+from stillroom.runs.figures import escape, save
 
 
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:

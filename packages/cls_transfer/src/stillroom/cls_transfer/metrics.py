@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stillroom.backbone import Normalize, Run
+from stillroom.backbone import Normalize
 from stillroom.backbone.flags import OnBroken, Workers
-from stillroom.backbone.progress import Progress
 from stillroom.cls_transfer.model import Classifier
 from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
+from stillroom.runs import Run
+from stillroom.runs.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from stillroom.backbone import Run, load_checkpoint
+from stillroom.backbone import load_checkpoint
 from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checkpoint import load_heads
 from stillroom.backbone.flags import DeviceName, OnBroken, Workers
@@ -16,6 +16,7 @@ from stillroom.cls_transfer.metrics import classify
 from stillroom.cls_transfer.model import Classifier
 from stillroom.images.files import read_images
 from stillroom.images.labels import USUAL, Columns
+from stillroom.runs import Run
 
 
 def load_classifier(checkpoint: Path) -> tuple[Classifier, tuple[str, ...]]:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from stillroom.backbone.schedule import Step
 from stillroom.cls_transfer.config import ClassifyConfig
+from stillroom.runs.schedule import Step
 
 
 def finetune(*, checkpoint: tuple[str, ...], out: Path) -> ClassifyConfig:

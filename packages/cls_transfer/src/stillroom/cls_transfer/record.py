@@ -3,14 +3,11 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from stillroom.backbone import Data, Results, Run, save_checkpoint, write_results
+from stillroom.backbone import Data, save_checkpoint
 from stillroom.backbone.atomic import replace_directory
-from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import CheckpointRecord, percent, read_results
-from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import inherit_licence
 from stillroom.cls_transfer.config import CIFAR100_INPUT, UNIONS, ClassifyConfig, fixed_input
 from stillroom.cls_transfer.data import Sets
@@ -19,6 +16,10 @@ from stillroom.cls_transfer.metrics import Predictions
 from stillroom.cls_transfer.model import Classifier, head_tensors
 from stillroom.cls_transfer.state import TrainState
 from stillroom.images.picture import describe_decoding
+from stillroom.runs import Results, Run, write_results
+from stillroom.runs.configs import config_to_dict
+from stillroom.runs.results import CheckpointRecord, percent, read_results
+from stillroom.runs.run_files import read_metrics
 
 PACKAGE = "stillroom-cls-transfer"
 PROTOCOL = "classification/v2"
@@ -60,8 +61,8 @@ def finish(
         data=Data(count=len(sets.train), fingerprint=sets.train.fingerprint),
         heads={HEAD: (describe_head(model.head, classes), head_tensors(model))},
     )
-    from stillroom.backbone.figures import draw_confusion  # noqa: PLC0415  # matplotlib, only when it draws
     from stillroom.cls_transfer.figures import draw_curves  # noqa: PLC0415
+    from stillroom.runs.figures import draw_confusion  # noqa: PLC0415  # matplotlib, only when it draws
 
     metrics = predictions.metrics()
     title = f"{config.out.name}: {100 * metrics['top1']:.1f} % top-1"

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from stillroom.backbone import Run, weights_sha256
-from stillroom.backbone.parallel import build_ema, load_optimizer, wrap_ddp
+from stillroom.backbone import weights_sha256
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.model import Classifier, build_groups
+from stillroom.runs import Run
+from stillroom.runs.parallel import build_ema, load_optimizer, wrap_ddp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.backbone import format_table
-from stillroom.backbone.results import read_results
-from stillroom.backbone.run_files import from_json
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.record import DIVERGED, summary
 from stillroom.finetune.table import TABLE, mean_and_std, sample_std
+from stillroom.runs import format_table
+from stillroom.runs.results import read_results
+from stillroom.runs.run_files import from_json
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.configs import to_places
 from stillroom.backbone.flags import DeviceName, Workers
-from stillroom.backbone.run import DivergedError
 from stillroom.cls_transfer.config import AXES, UNIONS, ClassifyConfig, check
 from stillroom.cls_transfer.data import read_sets
 from stillroom.cls_transfer.record import DIVERGED, PACKAGE
@@ -16,6 +13,9 @@ from stillroom.cls_transfer.table import report, tabulate
 from stillroom.cls_transfer.train import Prepared, prepare, train
 from stillroom.finetune import lifecycle
 from stillroom.finetune.lifecycle import Task
+from stillroom.runs import Run
+from stillroom.runs.configs import to_places
+from stillroom.runs.run import DivergedError
 
 __all__ = ["TASK", "finetune", "report", "resume"]
 

@@ -5,12 +5,9 @@ from pathlib import Path
 
 import torch
 
-from stillroom.backbone import Normalize, Run, RunDirectory
+from stillroom.backbone import Normalize
 from stillroom.backbone.heads import describe_head
-from stillroom.backbone.inputs import names_input
-from stillroom.backbone.parallel import broadcast_buffers
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import DivergedError, seed_everything
+from stillroom.backbone.seeds import seed_everything
 from stillroom.cls_transfer.augment import TrainingView, build_mixing
 from stillroom.cls_transfer.config import ClassifyConfig
 from stillroom.cls_transfer.data import Sets, compare, read_sets
@@ -22,6 +19,11 @@ from stillroom.cls_transfer.state import Best, TrainState
 from stillroom.finetune import lifecycle
 from stillroom.images import ImageDataset
 from stillroom.images.loaders import TrainingBatches, build_loader
+from stillroom.runs import Run, RunDirectory
+from stillroom.runs.inputs import names_input
+from stillroom.runs.parallel import broadcast_buffers
+from stillroom.runs.progress import Progress
+from stillroom.runs.run import DivergedError
 
 
 @dataclass(frozen=True, kw_only=True)

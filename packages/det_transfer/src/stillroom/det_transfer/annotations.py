@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from pycocotools import mask as rle
 
-from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.config import OnBadBox
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import has_exif_orientation, open_image
 from stillroom.images.source import from_paths
+from stillroom.runs.results import DatasetRecord
 
 TOLERANCE = 1.0
 """How far a box may reach beyond its image, pixels, for other tools round. For training it is clipped to the image."""

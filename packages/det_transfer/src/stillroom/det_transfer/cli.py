@@ -8,11 +8,11 @@ from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.results import refuse_unfinished
 from stillroom.det_transfer.config import preflight, refuse_untrusted
 from stillroom.det_transfer.presets import PRESETS
 from stillroom.finetune.cli import FineTuneCli, ResumeFineTuning
 from stillroom.images.files import refuse_missing_images
+from stillroom.runs.results import refuse_unfinished
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
-from stillroom.backbone.configs import load_config, refuse_ignored
 from stillroom.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.images.files import refuse_missing_folder
+from stillroom.runs.configs import load_config, refuse_ignored
 
 BackendName = Literal["detectron2", "torchvision"]
 DetectorName = Literal["faster-rcnn", "mask-rcnn", "retinanet"]

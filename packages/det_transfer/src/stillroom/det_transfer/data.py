@@ -8,13 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from stillroom.backbone.results import DatasetRecord
 from stillroom.det_transfer.annotations import Images, refuse_thin
 from stillroom.det_transfer.coco import Id, read_coco, sort_ids
 from stillroom.det_transfer.config import DetectConfig, Layout, OnBadBox, VocBase, check_source
 from stillroom.det_transfer.voc import VOC_CLASSES, ImageList, read_classes, read_voc
 from stillroom.images import BrokenImageError
 from stillroom.images.source import count_shared
+from stillroom.runs.results import DatasetRecord
 
 Sample = TypeVar("Sample")
 

@@ -12,11 +12,11 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 from pycocotools import mask as rle
 
-from stillroom.backbone.figures import escape, save
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.detections import Detections
 from stillroom.det_transfer.metrics import DetectionMetrics
 from stillroom.images.decode import load_image
+from stillroom.runs.figures import escape, save
 
 NUM_IMAGES = 6
 """Images on a sheet."""

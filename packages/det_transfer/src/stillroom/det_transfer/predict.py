@@ -5,12 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stillroom.backbone import Run, load_checkpoint, read_results
+from stillroom.backbone import load_checkpoint
 from stillroom.backbone.atomic import refuse_existing, replace_directory
-from stillroom.backbone.configs import load_config
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.results import refuse_unfinished
 from stillroom.det_transfer.annotations import read_header, refuse_thin
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig, refuse_untrusted
@@ -20,6 +17,10 @@ from stillroom.det_transfer.record import CATEGORY_IDS
 from stillroom.finetune.lifecycle import INITIAL
 from stillroom.images import Source
 from stillroom.images.files import png_names, read_images
+from stillroom.runs import Run, read_results
+from stillroom.runs.configs import load_config
+from stillroom.runs.progress import Progress
+from stillroom.runs.results import refuse_unfinished
 
 
 def predict(

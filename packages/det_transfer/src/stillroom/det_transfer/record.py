@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
+from stillroom.backbone import Backbone, Data, save_checkpoint
 from stillroom.backbone.atomic import replace_directory, write_file
-from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import CheckpointRecord, percent, read_results
 from stillroom.backbone.spec import inherit_licence
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
@@ -18,6 +16,9 @@ from stillroom.det_transfer.detections import Detections, to_coco_results
 from stillroom.det_transfer.figures import draw_precision, draw_sheet
 from stillroom.det_transfer.metrics import compute_metrics
 from stillroom.finetune.lifecycle import initial_sha256
+from stillroom.runs import Results, format_table, write_results
+from stillroom.runs.configs import config_to_dict
+from stillroom.runs.results import CheckpointRecord, percent, read_results
 
 PACKAGE = "stillroom-det-transfer"
 PROTOCOL = "detection/v1"

@@ -3,9 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from stillroom.backbone.configs import to_places
 from stillroom.backbone.flags import DeviceName, Workers
-from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig, check, refuse_untrusted
 from stillroom.det_transfer.data import clear_cache
@@ -13,6 +11,8 @@ from stillroom.det_transfer.record import PACKAGE, PER_CLASS, summary
 from stillroom.det_transfer.train import Prepared, prepare, train
 from stillroom.finetune import lifecycle, table
 from stillroom.finetune.lifecycle import Task
+from stillroom.runs.configs import to_places
+from stillroom.runs.sweep import refuse_unresumable
 
 TASK: Task[DetectConfig, Prepared] = Task(
     package=PACKAGE,

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.backbone import Backbone, Run, load_checkpoint
+from stillroom.backbone import Backbone, load_checkpoint
 from stillroom.backbone.initial import initial_backbone, refuse_size
-from stillroom.backbone.inputs import names_input
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.record import finish
 from stillroom.finetune import lifecycle
 from stillroom.images.loaders import TrainingBatches
+from stillroom.runs import Run
+from stillroom.runs.inputs import names_input
 
 
 @dataclass(frozen=True, kw_only=True)

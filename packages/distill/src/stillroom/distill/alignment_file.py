@@ -15,12 +15,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from stillroom.backbone.atomic import refuse_missing, write_file
-from stillroom.backbone.configs import config_from_json, config_to_dict
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd, fix_signs
 from stillroom.distill.config import UNIONS
 from stillroom.distill.factors import LdaAlignment, NmfAlignment
 from stillroom.distill.selection import InterpolatedChannels, ProjectedChannels, SelectedChannels
 from stillroom.distill.slots import Alignment, ChannelSelection, Interpolation, Lda, Nmf, RandomProjection, Raw, Svd
+from stillroom.runs.configs import config_from_json, config_to_dict
 
 FORMAT = "stillroom-alignment/2"
 

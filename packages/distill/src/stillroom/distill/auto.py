@@ -8,14 +8,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from stillroom.backbone import Run, build_backbone
-from stillroom.backbone.hardware import cores_per_process, has_bf16
+from stillroom.backbone import build_backbone
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import RANDOM, is_checkpoint
-from stillroom.backbone.run_files import read_metrics
-from stillroom.backbone.schedule import Cosine
 from stillroom.backbone.spec import BackboneSpec
-from stillroom.backbone.store import cache_directory
 from stillroom.distill import presets
 from stillroom.distill.auto_config import AUTO, AutoConfig
 from stillroom.distill.config import Cache, DistillConfig, Monitor
@@ -28,6 +24,11 @@ from stillroom.images import BrokenImageError, Source, read_unlabelled
 from stillroom.images.decode import open_image
 from stillroom.images.formats import suffix
 from stillroom.images.source import FileReader
+from stillroom.runs import Run
+from stillroom.runs.hardware import cores_per_process, has_bf16
+from stillroom.runs.run_files import read_metrics
+from stillroom.runs.schedule import Cosine
+from stillroom.runs.store import cache_directory
 
 MIN_IMAGES = 16
 _SAMPLE = 200  # images whose size is read

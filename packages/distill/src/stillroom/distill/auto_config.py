@@ -8,10 +8,10 @@ from tyro.conf import arg
 
 from stillroom.backbone.checks import above, within
 from stillroom.backbone.flags import Amp, DeviceName, IfExists, OnBroken, Workers
-from stillroom.backbone.schedule import Cosine
 from stillroom.distill.config import Cache, DistillConfig, Monitor, preflight
 from stillroom.distill.nets import Students, Teachers
 from stillroom.images.labels import USUAL, Columns
+from stillroom.runs.schedule import Cosine
 
 AUTO = "auto-"
 """Prefix of the method of runs that `auto` makes: `auto-kdep`, `auto-simreg`."""

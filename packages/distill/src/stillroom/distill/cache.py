@@ -5,11 +5,8 @@ from pathlib import Path
 
 import torch
 
-from stillroom.backbone import Run, weights_sha256
+from stillroom.backbone import weights_sha256
 from stillroom.backbone.flags import Amp, OnBroken, Workers
-from stillroom.backbone.hardware import autocast, hold_weights
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import CacheError, Store, cache_directory, store_bytes, warn_once
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.config import Cache
 from stillroom.distill.feature_file import file_sha256, import_features, read_import
@@ -22,6 +19,10 @@ from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.loaders import View as ViewOfImage
 from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
+from stillroom.runs import Run
+from stillroom.runs.hardware import autocast, hold_weights
+from stillroom.runs.progress import Progress
+from stillroom.runs.store import CacheError, Store, cache_directory, store_bytes, warn_once
 
 _BATCH_SIZE = 64
 

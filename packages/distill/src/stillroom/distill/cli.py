@@ -13,8 +13,6 @@ from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
-from stillroom.backbone.run_files import CONFIG
-from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.distill.auto_config import AutoConfig, preflight_auto
 from stillroom.distill.config import DistillConfig, preflight
 from stillroom.distill.nets import Net
@@ -23,6 +21,8 @@ from stillroom.distill.slots import Alignment, KdepView, Lda, SameView, Svd, Svd
 from stillroom.images import read_labelled, read_unlabelled
 from stillroom.images.files import refuse_missing_images
 from stillroom.images.labels import USUAL, Columns
+from stillroom.runs.run_files import CONFIG
+from stillroom.runs.sweep import refuse_unresumable
 
 KnnMonitor = Callable[..., dict[str, float]]
 """See `stillroom.distill.monitor.KnnMonitor`."""
@@ -66,11 +66,11 @@ class FitAlignment:
         refuse_existing(self.out)
         refuse_missing_images(self.data)
         refuse_missing_checkpoint(self.teacher.name)
-        from stillroom.backbone import Run
         from stillroom.distill.alignment_file import encode_alignments
         from stillroom.distill.data import draw_images
         from stillroom.distill.fit import FitPass, RandomView, alignment_inputs, describe, fit_alignment
         from stillroom.distill.teacher import build_teacher
+        from stillroom.runs import Run
 
         run = Run.start(self.device)
         read = read_labelled if isinstance(self.alignment, Lda) else read_unlabelled
@@ -135,9 +135,9 @@ class Resume(ResumeFlags):
     def run(self, knn: KnnMonitor | None = None) -> None:
         """Resume the run and print its outcome."""
         refuse_unresumable(self.path)
-        from stillroom.backbone.configs import to_places
         from stillroom.distill.results import summary
         from stillroom.distill.train import resume
+        from stillroom.runs.configs import to_places
 
         places = to_places(
             data=self.data,

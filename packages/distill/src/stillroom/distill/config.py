@@ -6,11 +6,8 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
-from stillroom.backbone.configs import ABSENT
 from stillroom.backbone.flags import Amp, DeviceName, IfExists, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
-from stillroom.backbone.schedule import Schedule, Step
-from stillroom.backbone.sweep import refuse_taken
 from stillroom.distill.nets import Students, Teachers
 from stillroom.distill.slots import (
     Alignment,
@@ -29,6 +26,9 @@ from stillroom.distill.slots import (
 )
 from stillroom.images.files import refuse_missing_folder, refuse_missing_images
 from stillroom.images.labels import USUAL, Columns
+from stillroom.runs.configs import ABSENT
+from stillroom.runs.schedule import Schedule, Step
+from stillroom.runs.sweep import refuse_taken
 
 
 @dataclass(frozen=True, kw_only=True)

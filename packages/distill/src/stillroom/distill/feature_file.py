@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.store import Store
 from stillroom.backbone.tensor_files import load_tensors
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.images import ImageDataset, Source, SourceError
 from stillroom.images.loaders import Rendered
+from stillroom.runs.store import Store
 
 IMPORT = "import.json"
 """Where a store says which file its rows are from."""

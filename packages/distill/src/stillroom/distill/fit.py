@@ -10,12 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import OnBroken, Workers
-from stillroom.backbone.hardware import exact_float32, float64_device
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd
 from stillroom.distill.alignment_file import (
     AlignmentInputs,
@@ -35,6 +31,10 @@ from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.loaders import View as ViewOfImage
 from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
+from stillroom.runs import Run
+from stillroom.runs.hardware import exact_float32, float64_device
+from stillroom.runs.progress import Progress
+from stillroom.runs.store import cache_directory, cache_key, optional_cache
 
 _BATCH_SIZE = 64
 _SAMPLE = 2048  # images whose features set the scale and the std ratio

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from stillroom.backbone import Run
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.store import optional_cache
+from stillroom.runs import Run
+from stillroom.runs.store import optional_cache
 
 SAVE_SECONDS = 300.0
 """Time between two saved states."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stillroom.backbone import Run
+from stillroom.runs import Run
 
 BLOCK_ROWS = 512
 """Rows of one float32 matrix product. Longer blocks lose digits, shorter ones lose speed."""

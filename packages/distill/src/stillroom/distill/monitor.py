@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stillroom.backbone import Backbone, Run
+from stillroom.backbone import Backbone
 from stillroom.backbone.flags import Amp, OnBroken, Workers
-from stillroom.backbone.hardware import autocast
 from stillroom.distill.agreement import describe_agreement, neighbour_agreement
 from stillroom.distill.auto_config import AUTO
 from stillroom.distill.config import DistillConfig, Monitor
@@ -21,6 +20,8 @@ from stillroom.distill.student import StudentModel
 from stillroom.distill.teacher import FrozenTeacher, Supervision, TeacherOutput
 from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
+from stillroom.runs import Run
+from stillroom.runs.hardware import autocast
 
 KnnMonitor = Callable[[Backbone, Path, Run], dict[str, float]]
 """(student, labelled folder, this process) -> metrics; the first of them selects the best student."""

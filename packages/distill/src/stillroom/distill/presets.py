@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from stillroom.backbone.schedule import Cosine, Step
 from stillroom.distill.config import DistillConfig, Monitor
 from stillroom.distill.nets import Students, Teachers
 from stillroom.distill.slots import (
@@ -22,6 +21,7 @@ from stillroom.distill.slots import (
     Svd,
     WeakView,
 )
+from stillroom.runs.schedule import Cosine, Step
 
 Names = tuple[str, ...]
 R18: Names = ("torchvision/resnet18",)

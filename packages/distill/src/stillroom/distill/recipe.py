@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stillroom.backbone.hardware import MAX_CPU_WORKERS, MAX_WORKERS
-from stillroom.backbone.results import format_table
-from stillroom.backbone.store import store_bytes
 from stillroom.distill.auto_config import AutoConfig
+from stillroom.runs.hardware import MAX_CPU_WORKERS, MAX_WORKERS
+from stillroom.runs.results import format_table
+from stillroom.runs.store import store_bytes
 
 FLAGS = {
     "warmup_epochs": "schedule.warmup-epochs",

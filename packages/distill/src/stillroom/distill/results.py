@@ -10,14 +10,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from stillroom.backbone import Data, Results, Teacher, save_checkpoint, write_results
+from stillroom.backbone import Data, Teacher, save_checkpoint
 from stillroom.backbone.atomic import replace_directory
-from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.heads import describe_head
 from stillroom.backbone.manifest import MANIFEST, Head, Manifest, kept_epochs, read_manifest
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import CheckpointRecord, read_results
-from stillroom.backbone.run_files import read_metrics
 from stillroom.backbone.spec import Licence, inherit_licence
 from stillroom.distill.agreement import describe_agreement
 from stillroom.distill.alignment import ScaledSvd
@@ -29,6 +26,10 @@ from stillroom.distill.state import TrainState
 from stillroom.distill.student import StudentModel
 from stillroom.distill.teacher import FrozenTeacher, Supervision
 from stillroom.images.picture import describe_decoding
+from stillroom.runs import Results, write_results
+from stillroom.runs.configs import config_to_dict
+from stillroom.runs.results import CheckpointRecord, read_results
+from stillroom.runs.run_files import read_metrics
 
 PACKAGE = "stillroom-distill"
 STUDENT = "student"

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from stillroom.backbone import Backbone, Run, weights_sha256
+from stillroom.backbone import Backbone, weights_sha256
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.hardware import choose_amp
-from stillroom.backbone.inputs import Input, data_inputs, names_input, refuse_changed_inputs, settings_input
 from stillroom.backbone.names import is_checkpoint
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs, build_alignment, encode_alignments, load_alignments
@@ -22,6 +20,9 @@ from stillroom.distill.student import StudentModel, build_student, build_student
 from stillroom.distill.teacher import FrozenTeacher, Supervision, build_teachers
 from stillroom.images import read_unlabelled
 from stillroom.images.loaders import TrainingBatches
+from stillroom.runs import Run
+from stillroom.runs.hardware import choose_amp
+from stillroom.runs.inputs import Input, data_inputs, names_input, refuse_changed_inputs, settings_input
 
 ALIGNMENT = "alignment.safetensors"
 
@@ -73,7 +74,7 @@ def build_setup(config: DistillConfig, teacher: Backbone | Sequence[Backbone] | 
 
 
 def read_run_inputs(config: DistillConfig, setup: RunSetup) -> dict[str, Input]:
-    """Everything that a run begins with, as it is now: see `stillroom.backbone.inputs`.
+    """Everything that a run begins with, as it is now: see `stillroom.runs.inputs`.
 
     A student is hashed with its initial weights, and only where a checkpoint holds them: others follow from the seed.
     """

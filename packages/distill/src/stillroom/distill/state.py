@@ -7,12 +7,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from stillroom.backbone import Run
-from stillroom.backbone.parallel import MovingAverage, build_ema, load_optimizer
-from stillroom.backbone.run import DivergedError
 from stillroom.distill.config import Monitor
 from stillroom.distill.monitor import Best
 from stillroom.distill.student import StudentModel
+from stillroom.runs import Run
+from stillroom.runs.parallel import MovingAverage, build_ema, load_optimizer
+from stillroom.runs.run import DivergedError
 
 
 class TrainState:

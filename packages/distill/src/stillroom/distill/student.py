@@ -9,16 +9,17 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, Normalize, Run, load_backbone, replace_input
+from stillroom.backbone import Backbone, Normalize, load_backbone, replace_input
 from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.names import RANDOM, is_checkpoint
-from stillroom.backbone.parallel import wrap_ddp
-from stillroom.backbone.run import seed_everything
+from stillroom.backbone.seeds import seed_everything
 from stillroom.distill.config import Dense
 from stillroom.distill.heads import build_head
 from stillroom.distill.nets import Net
 from stillroom.distill.slots import AdamW, HeadConfig, Lars, Optimizer, Sgd
 from stillroom.distill.teacher import FrozenTeacher
+from stillroom.runs import Run
+from stillroom.runs.parallel import wrap_ddp
 
 
 class StudentOutput(NamedTuple):

@@ -15,12 +15,12 @@ from stillroom.backbone.heads import build_head
 from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.registry import open_net
-from stillroom.backbone.run import seed_everything
-from stillroom.backbone.store import Store
+from stillroom.backbone.seeds import seed_everything
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs
 from stillroom.distill.folding import fold_batch_norms
 from stillroom.distill.nets import Net, Output
+from stillroom.runs.store import Store
 
 HEADS = {"projection": "projection", "logits": "classifier"}
 """The name in heads.safetensors of the head that computes an output."""

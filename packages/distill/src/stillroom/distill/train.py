@@ -6,18 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stillroom.backbone import Backbone, Run, RunDirectory
-from stillroom.backbone.configs import config_to_json, load_config
+from stillroom.backbone import Backbone
 from stillroom.backbone.flags import DeviceName, Workers
-from stillroom.backbone.guard import guarded
-from stillroom.backbone.hardware import autocast, batch_warnings, choose_amp, fast_float32, hold_weights
-from stillroom.backbone.inputs import record_inputs, record_moved, refuse_changed_inputs
-from stillroom.backbone.parallel import broadcast_buffers
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.results import RESULTS
-from stillroom.backbone.run import seed_everything
-from stillroom.backbone.run_files import CONFIG, failing_cleanly
-from stillroom.backbone.sweep import run_or_resume
+from stillroom.backbone.seeds import seed_everything
 from stillroom.distill.compiling import EAGER_STEPS, CompileTrial, compiled
 from stillroom.distill.config import UNIONS, DistillConfig
 from stillroom.distill.data import nothing_held_out
@@ -40,6 +31,16 @@ from stillroom.distill.views import Views, colours_on
 from stillroom.images import ImageDataset, Source
 from stillroom.images.loaders import Batch, TrainingBatches, build_loader
 from stillroom.images.prefetch import prefetch
+from stillroom.runs import Run, RunDirectory
+from stillroom.runs.configs import config_to_json, load_config
+from stillroom.runs.guard import guarded
+from stillroom.runs.hardware import autocast, batch_warnings, choose_amp, fast_float32, hold_weights
+from stillroom.runs.inputs import record_inputs, record_moved, refuse_changed_inputs
+from stillroom.runs.parallel import broadcast_buffers
+from stillroom.runs.progress import Progress
+from stillroom.runs.results import RESULTS
+from stillroom.runs.run_files import CONFIG, failing_cleanly
+from stillroom.runs.sweep import run_or_resume
 
 CLOCK_EVERY = 10
 """Steps between two readings of the clock where several processes must agree on it."""
@@ -99,7 +100,7 @@ def resume(
         path: the run directory.
         teacher, knn: as passed to `distill`.
         device, workers, log_every: replace the settings that the run began with; None keeps them.
-        places: where inputs lie now that were moved, see `stillroom.backbone.configs.to_places`.
+        places: where inputs lie now that were moved, see `stillroom.runs.configs.to_places`.
 
     Raises:
         ValueError: no run directory, inputs that changed since, or a state that an older version wrote.

@@ -11,11 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stillroom.backbone import Run, weights_sha256
+from stillroom.backbone import weights_sha256
 from stillroom.backbone.atomic import write_file
 from stillroom.backbone.flags import Workers
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.store import cache_directory, cache_key, optional_cache
 from stillroom.backbone.tensor_files import load_tensors
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, FeatureSet, refuse_infinite
@@ -32,6 +30,9 @@ from stillroom.images import ImageDataset
 from stillroom.images.loaders import build_loader
 from stillroom.images.picture import describe_decoding
 from stillroom.images.view import CropView
+from stillroom.runs import Run
+from stillroom.runs.progress import Progress
+from stillroom.runs.store import cache_directory, cache_key, optional_cache
 
 _MIN_SCALE = 0.08  # crop area over image area
 _VERSION = 1  # of the saved state: to be raised when the same run would learn something else

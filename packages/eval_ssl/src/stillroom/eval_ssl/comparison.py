@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.results import format_table, percent, read_results
-from stillroom.backbone.run_files import from_json, to_json
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig
 from stillroom.eval_ssl.protocols import PROTOCOLS
+from stillroom.runs.results import format_table, percent, read_results
+from stillroom.runs.run_files import from_json, to_json
 
 TABLE = "table.json"
 

@@ -16,15 +16,15 @@ from stillroom import (  # lazy packages: the quoted types import torch, and onl
 )
 from stillroom.backbone.atomic import refuse_unwritable
 from stillroom.backbone.checks import at_least
-from stillroom.backbone.executor import check_executor
 from stillroom.backbone.flags import DeviceName, ExecutorName, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
-from stillroom.backbone.results import RESULTS, Results
 from stillroom.backbone.spec import FeaturePoint
-from stillroom.backbone.sweep import refuse_twice
 from stillroom.images import Source, read_labelled
 from stillroom.images.files import refuse_missing_images, shuffled_by_class
 from stillroom.images.labels import USUAL, Columns
+from stillroom.runs.executor import check_executor
+from stillroom.runs.results import RESULTS, Results
+from stillroom.runs.sweep import refuse_twice
 
 Vote = Literal["majority", "weighted"]
 Metric = Literal["cosine", "l2"]

@@ -7,28 +7,29 @@ from pathlib import Path
 
 from torch import nn
 
-from stillroom.backbone import Results, Run, load_backbone, read_results, replace_input, weights_sha256, write_results
+from stillroom.backbone import load_backbone, replace_input, weights_sha256
 from stillroom.backbone.atomic import replace_directory
 from stillroom.backbone.checkpoint import load_heads
-from stillroom.backbone.configs import config_to_dict
-from stillroom.backbone.executor import JOBS, submit_all
-from stillroom.backbone.guard import share
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.initial import refuse_size
-from stillroom.backbone.inputs import Input, checkpoint_inputs, data_inputs, refuse_changed_inputs
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import checkpoint_method, is_checkpoint
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import RESULTS, CheckpointRecord
-from stillroom.backbone.run import seed_everything
-from stillroom.backbone.schedule import Schedule
-from stillroom.backbone.sweep import directory_name, refuse_other, run_or_resume
+from stillroom.backbone.seeds import seed_everything
 from stillroom.eval_ssl.comparison import write_comparison
 from stillroom.eval_ssl.config import EvaluationConfig, MeasurementConfig, Outcome
 from stillroom.eval_ssl.features import FeatureSets, extract_features
 from stillroom.images import Source
 from stillroom.images.picture import describe_decoding
 from stillroom.images.source import count_shared
+from stillroom.runs import Results, Run, read_results, write_results
+from stillroom.runs.configs import config_to_dict
+from stillroom.runs.executor import JOBS, submit_all
+from stillroom.runs.guard import share
+from stillroom.runs.inputs import Input, checkpoint_inputs, data_inputs, refuse_changed_inputs
+from stillroom.runs.results import RESULTS, CheckpointRecord
+from stillroom.runs.schedule import Schedule
+from stillroom.runs.sweep import directory_name, refuse_other, run_or_resume
 
 PACKAGE = "stillroom-eval-ssl"
 UNIONS = (Schedule,)

@@ -10,16 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, Features, Normalize, Run, weights_sha256
+from stillroom.backbone import Backbone, Features, Normalize, weights_sha256
 from stillroom.backbone.flags import OnBroken, Workers
-from stillroom.backbone.hardware import exact_float32
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.results import DatasetRecord
-from stillroom.backbone.store import Store, cache_directory, optional_cache, store_bytes
 from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
+from stillroom.runs import Run
+from stillroom.runs.hardware import exact_float32
+from stillroom.runs.progress import Progress
+from stillroom.runs.results import DatasetRecord
+from stillroom.runs.store import Store, cache_directory, optional_cache, store_bytes
 
 _VERSION = 1  # of the cache: to be raised when the same net would see other pixels or give other features
 _SAME = 1e-5  # relative to a feature's largest entry; batches of unequal size differ by 4e-6

@@ -13,11 +13,11 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stillroom.backbone.figures import draw_confusion, escape, save
 from stillroom.eval_ssl.config import Embedding
 from stillroom.eval_ssl.extras import import_umap
 from stillroom.eval_ssl.features import FeatureSets
 from stillroom.images.decode import load_image
+from stillroom.runs.figures import draw_confusion, escape, save
 
 _LEGEND_CLASSES = 40  # no legend for more classes
 _THUMBNAILS = 250  # images drawn in the plane

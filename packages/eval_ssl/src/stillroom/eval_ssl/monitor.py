@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.backbone import Backbone, Run
+from stillroom.backbone import Backbone
 from stillroom.eval_ssl.features import extract_features, is_constant
 from stillroom.eval_ssl.voting import knn_classify
 from stillroom.images import Source, read_labelled
+from stillroom.runs import Run
 
 K = 20
 _TEST_FRACTION = 0.2  # of a folder that is not split into train/ and val/

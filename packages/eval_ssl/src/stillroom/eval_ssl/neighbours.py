@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillroom.backbone.checks import above
-from stillroom.backbone.progress import Progress
 from stillroom.eval_ssl.config import Backend, Metric
 from stillroom.eval_ssl.extras import import_faiss
 from stillroom.eval_ssl.features import is_constant
+from stillroom.runs.progress import Progress
 
 _QUERY_ROWS = 1024  # rows and columns of one matrix product: the sizes that a CPU multiplies fastest
 _PRODUCT_COLUMNS = 2048

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from stillroom.backbone.schedule import Step
 from stillroom.eval_ssl.protocols.linear import LinearConfig
+from stillroom.runs.schedule import Step
 
 
 def simreg(*, checkpoint: tuple[str, ...], train: Path, test: Path, out: Path) -> LinearConfig:

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.eval_ssl.config import Point, check_grid, check_held_out
 from stillroom.eval_ssl.features import is_constant
 from stillroom.images.files import shuffled_by_class
+from stillroom.runs.progress import Progress
+from stillroom.runs.schedule import Cosine, Schedule
 
 _EPS = 1e-5
 

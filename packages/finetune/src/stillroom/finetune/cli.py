@@ -8,8 +8,8 @@ import tyro
 from tyro.conf import arg
 
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
-from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.finetune.config import FineTuneConfig
+from stillroom.runs.sweep import refuse_unresumable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from tyro.conf import arg  # names of flags
 
 from stillroom.backbone.checks import at_least
-from stillroom.backbone.executor import check_executor
 from stillroom.backbone.flags import DeviceName, ExecutorName, IfExists, Workers
 from stillroom.backbone.names import KEYWORDS, refuse_missing_checkpoint
-from stillroom.backbone.sweep import directory_name, refuse_taken, refuse_twice
+from stillroom.runs.executor import check_executor
+from stillroom.runs.sweep import directory_name, refuse_taken, refuse_twice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,15 @@ from torch import Tensor
 
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.checkpoint import save_checkpoint
-from stillroom.backbone.configs import config_to_json, load_config
-from stillroom.backbone.executor import JOBS, submit_all
 from stillroom.backbone.features import Backbone
-from stillroom.backbone.guard import guarded, share
-from stillroom.backbone.inputs import (
+from stillroom.backbone.manifest import MANIFEST, Head, read_manifest
+from stillroom.backbone.names import checkpoint_method
+from stillroom.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
+from stillroom.finetune.table import TABLE
+from stillroom.runs.configs import config_to_json, load_config
+from stillroom.runs.executor import JOBS, submit_all
+from stillroom.runs.guard import guarded, share
+from stillroom.runs.inputs import (
     Input,
     checkpoint_inputs,
     data_inputs,
@@ -28,14 +32,10 @@ from stillroom.backbone.inputs import (
     record_moved,
     refuse_changed_inputs,
 )
-from stillroom.backbone.manifest import MANIFEST, Head, read_manifest
-from stillroom.backbone.names import checkpoint_method
-from stillroom.backbone.results import RESULTS, DatasetRecord, read_results
-from stillroom.backbone.run import Run
-from stillroom.backbone.run_files import CONFIG, failing_cleanly, read_inputs, to_json
-from stillroom.backbone.sweep import refuse_taken, refuse_unresumable, run_or_resume
-from stillroom.finetune.config import NETS_AND_SEEDS, Axes, FineTuneConfig, split
-from stillroom.finetune.table import TABLE
+from stillroom.runs.results import RESULTS, DatasetRecord, read_results
+from stillroom.runs.run import Run
+from stillroom.runs.run_files import CONFIG, failing_cleanly, read_inputs, to_json
+from stillroom.runs.sweep import refuse_taken, refuse_unresumable, run_or_resume
 
 CHECKPOINT = "checkpoint"
 """The name of the initial weights among a run's inputs."""
@@ -52,7 +52,7 @@ class Prepared:
     Args:
         backbone: the initial weights.
         records: the data by role, which must not change while the run lasts.
-        inputs: what else must not, by name; see `stillroom.backbone.inputs`.
+        inputs: what else must not, by name; see `stillroom.runs.inputs`.
         heads: further initial weights, as `save_checkpoint` takes them.
     """
 

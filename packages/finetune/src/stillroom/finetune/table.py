@@ -7,9 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from stillroom.backbone.results import format_table, read_results
-from stillroom.backbone.run_files import from_json
 from stillroom.finetune.config import FineTuneConfig
+from stillroom.runs.results import format_table, read_results
+from stillroom.runs.run_files import from_json
 
 TABLE = "table.json"
 

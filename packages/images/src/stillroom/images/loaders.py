@@ -12,13 +12,14 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from stillroom.backbone.flags import OnBroken, Workers
-from stillroom.backbone.hardware import choose_workers
-from stillroom.backbone.run import Run, mix_seed
+from stillroom.backbone.seeds import mix_seed
 from stillroom.images.colour import Colour, apply_colours
 from stillroom.images.decode import BrokenImageError
 from stillroom.images.order import KeyedOrder
 from stillroom.images.picture import Picture, open_picture
 from stillroom.images.source import Source, SourceError
+from stillroom.runs.hardware import choose_workers
+from stillroom.runs.run import Run
 
 
 @dataclass(frozen=True)

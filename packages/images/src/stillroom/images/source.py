@@ -17,9 +17,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from stillroom.backbone.results import DatasetRecord
 from stillroom.images.listing import Listing, ListingWriter, blocks, sample
 from stillroom.images.storage import address
+from stillroom.runs.results import DatasetRecord
 
 SPLITS = frozenset({"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"})
 MAX_HASHED = 1000

@@ -8,9 +8,9 @@ from tyro.conf import arg
 
 from stillroom.backbone.atomic import refuse_existing
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.results import refuse_unfinished
 from stillroom.finetune.cli import FineTuneCli, ResumeFineTuning
 from stillroom.images.files import refuse_missing_images
+from stillroom.runs.results import refuse_unfinished
 from stillroom.seg_transfer.config import preflight
 from stillroom.seg_transfer.presets import PRESETS
 

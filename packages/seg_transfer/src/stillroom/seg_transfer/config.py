@@ -6,9 +6,9 @@ from typing import Literal
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import at_least, within
-from stillroom.backbone.configs import refuse_ignored
 from stillroom.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.images.files import refuse_missing_folder
+from stillroom.runs.configs import refuse_ignored
 from stillroom.seg_transfer.framework import find_framework
 
 Layout = Literal["folder", "voc2012", "voc2012aug", "cityscapes", "ade20k"]

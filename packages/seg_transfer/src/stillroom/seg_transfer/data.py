@@ -16,9 +16,9 @@ from mmseg.registry import DATASETS
 
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.errors import keeps_traceback
-from stillroom.backbone.results import DatasetRecord
 from stillroom.images.folder import walk
 from stillroom.images.source import count_shared, from_paths
+from stillroom.runs.results import DatasetRecord
 from stillroom.seg_transfer.config import Layout, SegmentConfig, check_source
 from stillroom.seg_transfer.masks import IGNORED, PartMasks, absent_classes, check_classes, check_masks
 

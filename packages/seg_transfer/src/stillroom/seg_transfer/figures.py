@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmseg.apis import inference_model
 from torch import nn
 
-from stillroom.backbone.figures import escape, save
 from stillroom.images.decode import load_image
+from stillroom.runs.figures import escape, save
 from stillroom.seg_transfer.data import SegmentationData
 from stillroom.seg_transfer.masks import IGNORED, read_mask
 from stillroom.seg_transfer.transforms import read_bgr

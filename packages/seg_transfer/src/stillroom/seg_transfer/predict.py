@@ -13,15 +13,16 @@ from mmseg.apis import init_model
 from PIL import Image
 from torch import nn
 
-from stillroom.backbone import Run, load_checkpoint, read_results
+from stillroom.backbone import load_checkpoint
 from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.checkpoint import load_heads
-from stillroom.backbone.configs import load_config
 from stillroom.backbone.flags import DeviceName
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.results import refuse_unfinished
 from stillroom.images.decode import load_image
 from stillroom.images.files import png_names, read_images
+from stillroom.runs import Run, read_results
+from stillroom.runs.configs import load_config
+from stillroom.runs.progress import Progress
+from stillroom.runs.results import refuse_unfinished
 from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names of the config
 from stillroom.seg_transfer.bridge import build_bridge
 from stillroom.seg_transfer.config import SegmentConfig

@@ -7,8 +7,8 @@ from typing import Any
 from mmengine.config import Config
 
 from stillroom.backbone import InputSpec
-from stillroom.backbone.hardware import choose_workers
 from stillroom.convert.framework_nets import pixel_statistics
+from stillroom.runs.hardware import choose_workers
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData

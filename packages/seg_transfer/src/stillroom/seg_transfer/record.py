@@ -8,15 +8,16 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, Data, Results, format_table, save_checkpoint, write_results
+from stillroom.backbone import Backbone, Data, save_checkpoint
 from stillroom.backbone.atomic import replace_directory
-from stillroom.backbone.configs import config_to_dict
 from stillroom.backbone.manifest import Head
 from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
-from stillroom.backbone.results import CheckpointRecord, percent, read_results
 from stillroom.backbone.spec import inherit_licence
 from stillroom.finetune.lifecycle import initial_sha256
+from stillroom.runs import Results, format_table, write_results
+from stillroom.runs.configs import config_to_dict
+from stillroom.runs.results import CheckpointRecord, percent, read_results
 from stillroom.seg_transfer.bridge import SegBridge
 from stillroom.seg_transfer.config import SegmentConfig
 from stillroom.seg_transfer.data import SegmentationData

@@ -19,9 +19,10 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 
-from stillroom.backbone.run import DivergedError, mix_seed, seed_everything
-from stillroom.backbone.saving import SaveClock
+from stillroom.backbone.seeds import mix_seed, seed_everything
 from stillroom.backbone.stopping import Stopped
+from stillroom.runs.run import DivergedError
+from stillroom.runs.saving import SaveClock
 
 SECONDS = "stillroom_seconds"
 """Key in MMEngine's message hub: seconds of training, those before the last resume included."""

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from stillroom.backbone.configs import load_config, to_places
 from stillroom.backbone.flags import DeviceName, Workers
-from stillroom.backbone.sweep import refuse_unresumable
 from stillroom.finetune import lifecycle, table
 from stillroom.finetune.lifecycle import Task
+from stillroom.runs.configs import load_config, to_places
+from stillroom.runs.sweep import refuse_unresumable
 from stillroom.seg_transfer.config import SegmentConfig, check
 from stillroom.seg_transfer.record import PACKAGE, PER_CLASS, summary
 from stillroom.seg_transfer.states import refuse_user_config

@@ -21,15 +21,16 @@ from mmseg.registry import METRICS, MODELS, RUNNERS
 from PIL import Image
 from torch import nn
 
-from stillroom.backbone import Backbone, Run, load_checkpoint
+from stillroom.backbone import Backbone, load_checkpoint
 from stillroom.backbone.errors import keeps_traceback
 from stillroom.backbone.initial import initial_backbone, refuse_size
-from stillroom.backbone.inputs import names_input
-from stillroom.backbone.results import DatasetRecord
 from stillroom.finetune import lifecycle
 from stillroom.finetune.lifecycle import INITIAL
 from stillroom.images.decode import exif_orientation
 from stillroom.images.loaders import unwrap_worker_errors
+from stillroom.runs import Run
+from stillroom.runs.inputs import names_input
+from stillroom.runs.results import DatasetRecord
 from stillroom.seg_transfer import plugin  # noqa: F401  # registers the names of the config
 from stillroom.seg_transfer.bridge import SegBridge, adopt_bridge, build_bridge
 from stillroom.seg_transfer.config import SegmentConfig

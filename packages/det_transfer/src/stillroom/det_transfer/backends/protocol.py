@@ -7,12 +7,13 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from stillroom.backbone import Backbone, Run
+from stillroom.backbone import Backbone
 from stillroom.convert.bridge import Bridge
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.detections import Detections
+from stillroom.runs import Run
 
 Predictor = Callable[[Path], Detections]
 """A trained detector: image file -> its detections."""

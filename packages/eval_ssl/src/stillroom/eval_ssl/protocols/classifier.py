@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stillroom import eval_ssl  # a lazy package: torch is imported when a protocol runs
-from stillroom.backbone.results import Results, format_table, percent
 from stillroom.eval_ssl.config import MeasurementConfig, Outcome
 from stillroom.images import Source
+from stillroom.runs.results import Results, format_table, percent
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class ClassifierConfig(MeasurementConfig):
         metrics = {"top1": float((rank == 0).double().mean()), "top5": float((rank < 5).double().mean())}
 
         def draw_figures(folder: Path) -> None:
-            from stillroom.backbone.figures import draw_confusion
+            from stillroom.runs.figures import draw_confusion
 
             title = f"{self.title}: {self.checkpoint[0]}"
             draw_confusion(folder / "confusion.png", targets, logits.argmax(dim=1), features.classes, title)

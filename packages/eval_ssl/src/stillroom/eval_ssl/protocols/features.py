@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
-from stillroom.backbone.results import Results
 from stillroom.eval_ssl.config import EvaluationConfig, FileFormat, Outcome
 from stillroom.eval_ssl.extras import import_pyarrow
 from stillroom.images import Source, read_labelled, read_unlabelled
+from stillroom.runs.results import Results
 
 
 @dataclass(frozen=True, kw_only=True)

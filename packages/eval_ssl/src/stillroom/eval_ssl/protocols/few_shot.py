@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
 from stillroom.backbone.checks import above, at_least
-from stillroom.backbone.results import Results, format_table
 from stillroom.eval_ssl.config import MeasurementConfig, Outcome
 from stillroom.images import Source
+from stillroom.runs.results import Results, format_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class FewShotConfig(MeasurementConfig):
 
     def evaluate(self, features: "eval_ssl.FeatureSets", run: "backbone.Run") -> Outcome:
         """Fit a classifier to every draw; mean and standard deviation of top-1 per number of shots."""
-        from stillroom.backbone.hardware import float64_device
         from stillroom.eval_ssl.logreg import FEW_SHOT_TOLERANCE, few_shot
         from stillroom.eval_ssl.probe import accuracy_of
+        from stillroom.runs.hardware import float64_device
 
         # Top-1 of every draw.
         device, classes = float64_device(run.device), features.classes

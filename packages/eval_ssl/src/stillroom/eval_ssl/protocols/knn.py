@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
 from stillroom.backbone.checks import above
-from stillroom.backbone.results import Results, format_table, percent
 from stillroom.eval_ssl.config import (
     TEMPERATURE,
     Backend,
@@ -20,6 +19,7 @@ from stillroom.eval_ssl.config import (
 )
 from stillroom.eval_ssl.extras import import_umap
 from stillroom.images import Source
+from stillroom.runs.results import Results, format_table, percent
 
 STANDARD_K = (1, 5, 10, 20, 100, 200)
 HEADLINE_K = 20
@@ -80,9 +80,9 @@ class KnnConfig(MeasurementConfig):
 
     def evaluate(self, features: "eval_ssl.FeatureSets", run: "backbone.Run") -> Outcome:
         """Search, vote, score."""
-        from stillroom.backbone.progress import Progress
         from stillroom.eval_ssl.neighbours import nearest_neighbours, round_as_released
         from stillroom.eval_ssl.voting import predict, retrieval_map
+        from stillroom.runs.progress import Progress
 
         # The neighbours of every query, for the largest k.
         train, queries, classes = features.train, features.queries, features.classes

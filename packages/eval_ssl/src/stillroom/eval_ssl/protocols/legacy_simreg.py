@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stillroom.backbone.schedule import Schedule, Step
 from stillroom.backbone.spec import FeaturePoint
 from stillroom.eval_ssl.config import Metric, Mode
 from stillroom.eval_ssl.protocols.knn import KnnConfig
 from stillroom.eval_ssl.protocols.linear import LinearConfig
+from stillroom.runs.schedule import Schedule, Step
 
 SIZE, CROP_FRACTION = 224, 0.875
 """Resize to 256, centre crop of 224, for every net."""

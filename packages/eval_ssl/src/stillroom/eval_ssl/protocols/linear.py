@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from stillroom import backbone, eval_ssl  # lazy packages: torch is imported when the protocol runs
 from stillroom.backbone.checks import at_least
-from stillroom.backbone.schedule import Cosine, Schedule
 from stillroom.eval_ssl.config import Mode, Outcome, Point, check_grid, check_held_out
 from stillroom.eval_ssl.protocols.classifier import ClassifierConfig, join_settings
 from stillroom.images import Source
+from stillroom.runs.schedule import Cosine, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,10 @@ class LinearConfig(ClassifierConfig):
 
     def evaluate(self, features: "eval_ssl.FeatureSets", run: "backbone.Run") -> Outcome:
         """Train the grid, choose a point, train it on all of TRAIN, classify TEST."""
-        from stillroom.backbone.progress import Progress
         from stillroom.eval_ssl.augmented_probe import train_augmented
         from stillroom.eval_ssl.features import Extractor
         from stillroom.eval_ssl.probe import ProbeResult, Recipe, linear_probe
+        from stillroom.runs.progress import Progress
 
         train, queries = features.train, features.queries
         sources = train.feature_sources

@@ -41,8 +41,8 @@ class LogregConfig(ClassifierConfig):
 
     def evaluate(self, features: "eval_ssl.FeatureSets", run: "backbone.Run") -> Outcome:
         """Choose a penalty, fit it to all of TRAIN, classify TEST."""
-        from stillroom.backbone.hardware import float64_device
         from stillroom.eval_ssl.logreg import logistic_regression
+        from stillroom.runs.hardware import float64_device
 
         # Every penalty on part of TRAIN, the best one on all of it.
         train, queries, device = features.train, features.queries, float64_device(run.device)

@@ -3,11 +3,12 @@
 import sys
 import warnings
 
-from stillroom.backbone import Backbone, Run
+from stillroom.backbone import Backbone
 from stillroom.backbone.errors import keeps_traceback
 from stillroom.det_transfer.backends.protocol import Predictor
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data
+from stillroom.runs import Run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pkg_resources and TorchScript warn on import: nothing that a user can change

@@ -7,7 +7,7 @@ from detectron2.engine import HookBase
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
-from stillroom.backbone.run import seed_everything
+from stillroom.backbone.seeds import seed_everything
 from stillroom.det_transfer.schedule import lr_multiplier
 
 

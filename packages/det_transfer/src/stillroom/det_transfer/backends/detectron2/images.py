@@ -14,15 +14,15 @@ from detectron2.data.transforms import AugInput
 from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader, Dataset
 
-from stillroom.backbone import Run
-from stillroom.backbone.configs import load_config
-from stillroom.backbone.run import mix_seed
+from stillroom.backbone.seeds import mix_seed
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data, refuse_broken
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import load_image
 from stillroom.images.loaders import TrainingBatches
+from stillroom.runs import Run
+from stillroom.runs.configs import load_config
 
 Record = dict[str, Any]
 

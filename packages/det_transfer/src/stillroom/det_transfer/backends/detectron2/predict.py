@@ -12,8 +12,6 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from stillroom.backbone import Run
-from stillroom.backbone.hardware import choose_workers
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.detectron2.images import as_records, read_run
 from stillroom.det_transfer.backends.detectron2.saved import load_state
@@ -23,6 +21,8 @@ from stillroom.det_transfer.detections import Detections, encode_binary_mask
 from stillroom.det_transfer.metrics import compute_metrics
 from stillroom.images import BrokenImageError
 from stillroom.images.loaders import unwrap_worker_errors
+from stillroom.runs import Run
+from stillroom.runs.hardware import choose_workers
 
 
 class Collector(DatasetEvaluator):

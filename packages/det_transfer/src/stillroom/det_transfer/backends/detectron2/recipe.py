@@ -9,8 +9,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.solver.build import get_default_optimizer_params
 from omegaconf import DictConfig, OmegaConf
 
-from stillroom.backbone import Backbone, Run
-from stillroom.backbone.hardware import choose_workers
+from stillroom.backbone import Backbone
 from stillroom.convert.bridge import Bridge
 from stillroom.det_transfer.backends.detectron2.detectors import build_model
 from stillroom.det_transfer.backends.detectron2.hooks import LearningRateSchedule
@@ -18,6 +17,8 @@ from stillroom.det_transfer.backends.detectron2.images import PictureMapper, See
 from stillroom.det_transfer.backends.detectron2.predict import Collector
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.finetune.lifecycle import INITIAL
+from stillroom.runs import Run
+from stillroom.runs.hardware import choose_workers
 
 SAVE_EVERY = 1000
 """Steps between two states where no flag sets them: Detectron2 saves by steps, not by the clock."""

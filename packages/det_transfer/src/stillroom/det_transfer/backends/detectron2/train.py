@@ -14,10 +14,9 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
-from stillroom.backbone import Backbone, Run
+from stillroom.backbone import Backbone
 from stillroom.backbone.atomic import write_file
-from stillroom.backbone.parallel import broadcast_buffers
-from stillroom.backbone.run import DivergedError, seed_everything
+from stillroom.backbone.seeds import seed_everything
 from stillroom.convert.bridge import Bridge
 from stillroom.det_transfer.backends.detectron2.hooks import ClipGradients, RefuseDiverged, SeededSteps
 from stillroom.det_transfer.backends.detectron2.images import SeededLoader
@@ -35,6 +34,9 @@ from stillroom.det_transfer.backends.protocol import TrainedDetector
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData
 from stillroom.det_transfer.freeze import frozen_part
+from stillroom.runs import Run
+from stillroom.runs.parallel import broadcast_buffers
+from stillroom.runs.run import DivergedError
 
 METRICS = "metrics.json"
 """Detectron2's log of losses, one JSON object per line."""

@@ -22,10 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from pycocotools import mask as rle
 from torch import nn
 
-from stillroom.backbone import Backbone, BackboneSpec, Run, build_backbone
+from stillroom.backbone import Backbone, BackboneSpec, build_backbone
 from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.errors import keeps_traceback
-from stillroom.backbone.results import DatasetRecord
 from stillroom.convert.bridge import UNUSED, Bridge
 from stillroom.convert.framework_nets import detectron2_rules, native_depth
 from stillroom.convert.keys import Rule, rename
@@ -38,6 +37,8 @@ from stillroom.det_transfer.backends.detectron2.saved import load_lazy_config
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, refuse_empty
 from stillroom.images.source import from_paths
+from stillroom.runs import Run
+from stillroom.runs.results import DatasetRecord
 
 REQUIRED_KEYS = (
     "model",

@@ -4,12 +4,13 @@ import copy
 
 import torch
 
-from stillroom.backbone import Backbone, Run
+from stillroom.backbone import Backbone
 from stillroom.det_transfer.backends.torchvision.nets import build_detector
 from stillroom.det_transfer.backends.torchvision.predict import load_predictor
 from stillroom.det_transfer.backends.torchvision.train import train
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data
+from stillroom.runs import Run
 
 __all__ = ["load_predictor", "preflight", "read", "train"]
 

@@ -9,14 +9,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from stillroom.backbone import InputSpec, Run
+from stillroom.backbone import InputSpec
 from stillroom.backbone.flags import Workers
-from stillroom.backbone.hardware import choose_workers
-from stillroom.backbone.run import mix_seed
+from stillroom.backbone.seeds import mix_seed
 from stillroom.det_transfer.annotations import AnnotatedImage, Images
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import load_image
 from stillroom.images.loaders import EvaluationBatches, TrainingBatches
+from stillroom.runs import Run
+from stillroom.runs.hardware import choose_workers
 
 Target = dict[str, Tensor]
 Sample = tuple[int, Tensor, Target]

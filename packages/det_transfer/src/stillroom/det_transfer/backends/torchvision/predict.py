@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, InputSpec, Run
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.run_files import STATE
+from stillroom.backbone import Backbone, InputSpec
 from stillroom.backbone.tensor_files import load_tensors
 from stillroom.det_transfer.annotations import Images
 from stillroom.det_transfer.backends.protocol import Predictor
@@ -19,6 +17,9 @@ from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import refuse_broken
 from stillroom.det_transfer.detections import Detections, encode_binary_mask
 from stillroom.images.decode import load_image
+from stillroom.runs import Run
+from stillroom.runs.progress import Progress
+from stillroom.runs.run_files import STATE
 
 MASK_THRESHOLD = 0.5
 

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillroom.backbone import Backbone, Run, RunDirectory
-from stillroom.backbone.parallel import broadcast_buffers, wrap_ddp
-from stillroom.backbone.progress import Progress
-from stillroom.backbone.run import DivergedError, seed_everything
+from stillroom.backbone import Backbone
+from stillroom.backbone.seeds import seed_everything
 from stillroom.det_transfer.backends.protocol import TrainedDetector
 from stillroom.det_transfer.backends.torchvision.images import BoxedImages, Sample, build_train_loader
 from stillroom.det_transfer.backends.torchvision.nets import (
@@ -25,6 +23,10 @@ from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, refuse_broken
 from stillroom.det_transfer.freeze import frozen_part, sync_norms
 from stillroom.det_transfer.schedule import lr_multiplier
+from stillroom.runs import Run, RunDirectory
+from stillroom.runs.parallel import broadcast_buffers, wrap_ddp
+from stillroom.runs.progress import Progress
+from stillroom.runs.run import DivergedError
 
 
 def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbone, resume: bool) -> TrainedDetector:
