@@ -41,9 +41,9 @@ def declared_packages(package: str) -> set[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_tasks_depend_on_shared_packages_only_and_those_on_the_ones_below(package: str) -> None:
-    needs = {"backbone": set(), "runs": {"backbone"}, "convert": {"backbone"}}
-    needs |= dict.fromkeys(("images", "finetune"), {"backbone", "runs"})
-    assert declared_packages(package) <= needs.get(package, needs.keys())
+    below = {"backbone": set(), "convert": {"backbone"}, "runs": {"backbone"}}
+    below |= {name: {"backbone", "runs"} for name in ("images", "finetune")}
+    assert declared_packages(package) <= below.get(package, below.keys())
 
 
 @pytest.mark.parametrize("package", PACKAGES)
