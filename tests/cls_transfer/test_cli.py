@@ -181,11 +181,12 @@ def test_help_explains_every_flag_with_its_unit_and_default(
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     flags = {flag.split()[0].rstrip(","): flag for flag in re.split(r" --(?!no-|lr |seed )(?=[a-z])", text)[1:]}
     del flags["help"]
-    settings = {field.name.replace("_", "-") for field in fields(ClassifyConfig)} - {"schedule"}
+    settings = {field.name.replace("_", "-") for field in fields(ClassifyConfig)} - {"schedule", "columns"}
     steps = {"schedule.every", "schedule.gamma"} if subcommand == "legacy-kdep" else {"schedule.change-every"}
     schedule = {"schedule.warmup-epochs", *steps}
     moved = {"checkpoint", "train", "test", "val", "data"}
-    wanted = {"device", "workers", "log-every", *moved} if subcommand == "resume" else settings | schedule
+    columns = {"columns.image", "columns.label"}
+    wanted = {"device", "workers", "log-every", *moved} if subcommand == "resume" else settings | schedule | columns
     assert flags.keys() == wanted
     for flag in flags.values():
         assert re.search(r"\. \((default: .*|required)\)", flag), f"no sentence, or no default: {flag}"
@@ -193,7 +194,6 @@ def test_help_explains_every_flag_with_its_unit_and_default(
         assert "Input side, pixels. None: the checkpoint's. (default: None)" in text
         assert "Images per step, over all processes. (default: " in text
         assert "Passes over the training images. (default: " in text
-        assert "Steps between two states to resume from. (default: " in text
 
 
 def test_help_shows_each_presets_lab_note(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ class FineTuneConfig:
     save_every: int | None = None
     """Steps between two states to resume from, beside those by the clock; None: by the clock alone."""
     save_minutes: float = 10.0
-    """Minutes between two states to resume from; 0: by --save-every alone. The last two states are kept."""
+    """Minutes between two states to resume from; 0: by steps alone. The last two states are kept."""
     if_exists: IfExists = "refuse"
     """refuse: OUT must not exist. resume: a run in it is resumed, or kept if it is finished; start everything that
     nobody watches this way, so that the same command goes on after a restart."""

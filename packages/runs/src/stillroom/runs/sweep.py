@@ -82,7 +82,10 @@ def refuse_other(out: Path, settings: Mapping[str, Any], stored: Mapping[str, An
     settings = json.loads(json.dumps(settings))  # tuples are lists there
     stored = {**{name: value for name, value in _ABSENT.items() if name in settings}, **stored}
     names = settings.keys() | stored.keys()
-    if differ := sorted(k for k in names if k not in _FREE and settings.get(k) != stored.get(k)):
+    changed = (
+        k for k in names - _FREE if settings.get(k) not in (stored.get(k), "auto")
+    )  # config.json has what auto chose
+    if differ := sorted(changed):
         raise ValueError(f"{out} is a run with other settings ({', '.join(differ)}): choose another --out")
 
 
