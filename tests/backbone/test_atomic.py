@@ -2,13 +2,11 @@
 
 import os
 import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from stillroom.backbone.atomic import refuse_existing, replace_directory, write_file
-from stillroom.runs.sweep import refuse_taken
 
 
 def names(folder: Path) -> list[str]:
@@ -100,11 +98,9 @@ def test_an_output_that_could_not_be_created_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    for refuse in (refuse_existing, partial(refuse_taken, alone=True), partial(refuse_taken, alone=False)):
-        refuse(tmp_path / "new" / "deep" / "out")
-        with pytest.raises(ValueError, match=r"file/a/out cannot be created: .*/file is not a folder that can be wr"):
-            refuse(tmp_path / "file" / "a" / "out")
-        with monkeypatch.context() as patched, pytest.raises(ValueError, match=r"out cannot be created: .* written to"):
-            patched.setattr(os, "access", lambda *_: False)
-            refuse(tmp_path / "out")
-    refuse_taken(tmp_path, alone=False)  # the folder of a sweep
+    refuse_existing(tmp_path / "new" / "deep" / "out")
+    with pytest.raises(ValueError, match=r"file/a/out cannot be created: .*/file is not a folder that can be wr"):
+        refuse_existing(tmp_path / "file" / "a" / "out")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match=r"out cannot be created: .* written to"):
+        refuse_existing(tmp_path / "out")

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from stillroom.backbone import CheckpointError, InputSpec
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import DEBUG, DEBUG_HELP, parse_command, report_errors
-from stillroom.runs import Run
 
 FULL = (
     "No space left on device; no file is half-written: free some space there, then repeat the command, or `resume` the "
@@ -232,25 +231,6 @@ def test_what_a_machine_or_a_batch_lacks_is_a_sentence_that_says_what_to_change(
         report_errors(lambda: shortage())()
     assert exited.value.code == 2
     assert re.search(sentence, capsys.readouterr().err)
-
-
-def test_a_process_whose_partner_stopped_says_so_and_writes_no_log(
-    in_two_processes: Callable[..., list], capfd: pytest.CaptureFixture[str]
-) -> None:
-    def part() -> list[int]:
-        def main() -> None:
-            run = Run.start("cpu")
-            if run.rank == 1:
-                os._exit(0)
-            run.sum(torch.zeros(1))
-
-        with pytest.raises(SystemExit) as exited:
-            report_errors(main)()
-        return [exited.value.code]
-
-    with pytest.raises(Exception, match=r"returned-1\.pt"):
-        in_two_processes(part)
-    assert "another process of the run has stopped: its own error says why" in capfd.readouterr().err
 
 
 def test_the_scripts_beside_a_command_are_ours_too(tmp_path: Path) -> None:

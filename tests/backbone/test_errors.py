@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stillroom.backbone.errors import keeps_traceback, raised_by_us
-from stillroom.runs.run_files import read_config
+from stillroom.backbone.manifest import read_manifest
 
 
 def test_a_bug_of_ours_and_a_lack_of_memory_keep_their_traceback() -> None:
@@ -23,7 +23,7 @@ def test_an_error_of_a_users_program_and_a_sentence_of_ours_do_not(tmp_path: Pat
     for call in (
         lambda: {}["absent"],
         lambda: torch.zeros(2, 3) @ torch.zeros(2, 3),
-        lambda: read_config(tmp_path / "absent"),
+        lambda: read_manifest(tmp_path / "absent" / "manifest.json"),
         lambda: exec("assert 1 > 2", {}),
     ):
         with pytest.raises((KeyError, RuntimeError, ValueError, AssertionError)) as caught:

@@ -18,18 +18,19 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from stillroom.images import ImageDataset, Source, SourceError, lists, read_labelled, read_unlabelled
 from stillroom.images.files import read_images, refuse_missing_images
 from stillroom.images.labels import Columns
 from stillroom.images.loaders import TrainingBatches, build_loader
+from stillroom.images.picture import Picture
 from stillroom.images.storage import address, local_path
 from stillroom.runs import Run
 
 
-def noisy_view(image: Image.Image) -> Tensor:
-    return v2.functional.pil_to_tensor(image)[:, :4, :4] // 2 + torch.randint(0, 100, (3, 4, 4), dtype=torch.uint8)
+def noisy_view(picture: Picture, generator: torch.Generator) -> Tensor:
+    pixels = torch.tensor(picture.pixels()[:4, :4]).permute(2, 0, 1)
+    return pixels // 2 + torch.randint(0, 100, (3, 4, 4), dtype=torch.uint8, generator=generator)
 
 
 @pytest.fixture

@@ -46,6 +46,6 @@ def test_flags_of_jobs_that_cannot_work_are_refused(tmp_path: Path, monkeypatch:
 def test_a_missing_submitit_is_asked_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stillroom.runs.executor.find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"--executor submitit needs submitit: pip install 'stillroom-backbone\[submitit\]'"
+        ValueError, match=r"--executor submitit needs submitit: pip install 'stillroom-runs\[submitit\]'"
     ):
         check_executor("submitit", ())

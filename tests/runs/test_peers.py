@@ -1,5 +1,6 @@
 """The processes of a run fail together."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stillroom.backbone.command import report_errors
 from stillroom.runs import Run
 from stillroom.runs.guard import guarded
 from stillroom.runs.run import DivergedError
@@ -73,3 +75,22 @@ def test_a_process_that_hangs_beside_a_failed_one_is_ended(tmp_path: Path, monke
 def test_a_run_of_one_process_fails_as_it_is(tmp_path: Path, run: Run) -> None:
     with pytest.raises(DivergedError, match=r"^diverged$"), guarded(tmp_path / "run", run):
         raise DivergedError("diverged")
+
+
+def test_a_process_whose_partner_stopped_says_so_and_writes_no_log(
+    in_two_processes: Callable[..., list], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def part() -> list[int]:
+        def main() -> None:
+            run = Run.start("cpu")
+            if run.rank == 1:
+                os._exit(0)
+            run.sum(torch.zeros(1))
+
+        with pytest.raises(SystemExit) as exited:
+            report_errors(main)()
+        return [exited.value.code]
+
+    with pytest.raises(Exception, match=r"returned-1\.pt"):
+        in_two_processes(part)
+    assert "another process of the run has stopped: its own error says why" in capfd.readouterr().err

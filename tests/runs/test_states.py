@@ -51,7 +51,7 @@ def test_one_changed_bit_is_noticed_wherever_it_is(twice: Path) -> None:
         changed = bytearray(content)
         changed[place] ^= 1
         (twice / STATE).write_bytes(changed)
-        with pytest.raises(ValueError, match=r"last\.pt is damaged: "):
+        with pytest.raises(ValueError, match=r"last\.pt is damaged, "):
             read_state(twice / STATE)
 
 
@@ -73,7 +73,7 @@ def test_a_process_that_was_killed_between_the_renames_left_the_state_before(twi
 def test_where_no_state_is_whole_nothing_is_resumed(twice: Path) -> None:
     for name in (STATE, PREVIOUS):
         (twice / name).write_bytes(b"PK")
-    sentence = rf"last\.pt is damaged: remove it, and {re.escape(str(twice))} is resumed from its first step"
+    sentence = rf"last\.pt is damaged, .*: remove it, and {re.escape(str(twice))} is resumed from its first step"
     with pytest.raises(ValueError, match=sentence):
         load_last_state(twice, says=True)
 

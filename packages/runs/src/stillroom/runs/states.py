@@ -3,17 +3,17 @@
 import copy
 import io
 import os
-import pickle
 import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from threading import Thread
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from stillroom.backbone.tensor_files import load_tensors
 from stillroom.runs.claims import refuse_lost
 from stillroom.runs.run_files import PREVIOUS, STATE
 
@@ -117,39 +117,42 @@ def what_is_kept(path: Path) -> str:
     return "the last good state is kept" if kept else "no state had been saved yet"
 
 
-def read_state(file: Path) -> dict[str, Any]:
+def read_state(file: Path, advice: str = "remove it") -> dict[str, Any]:
     """Read a state, on the CPU.
+
+    Args:
+        file: of the state.
+        advice: the end of the sentence if it cannot be read.
 
     Raises:
         ValueError: it is truncated or changed, or holds more than tensors and plain values.
     """
+    if reason := damage(file):
+        raise ValueError(f"{file} is damaged, {reason}: {advice}")
+    state = load_tensors(file, advice=advice)
     try:
-        with file.open("rb") as opened:
-            refuse_other_hash(opened)
-            opened.seek(0)
-            state = torch.load(opened, map_location="cpu", weights_only=True)
-            int(state["step"])
-    except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        int(state["step"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged, it has no step: {advice}") from error
     return state
 
 
-def refuse_other_hash(opened: BinaryIO) -> None:
-    """Raise ValueError for a state that differs from the hash at its end, or that does not end as a whole one does."""
-    size = opened.seek(0, os.SEEK_END)
-    opened.seek(max(0, size - _TAIL))
-    tail = opened.read()
-    if not tail[2:].startswith(_MARK):
-        if tail[-22:-18] != b"PK\5\6":  # what ends an archive without a comment, as older versions wrote
-            raise ValueError("it is truncated")
-        return
-    opened.seek(0)
-    digest, left = sha256(), size - _TAIL
-    while block := opened.read(min(_BLOCK, left)):
-        digest.update(block)
-        left -= len(block)
-    if digest.hexdigest().encode() != tail[2 + len(_MARK) :]:
-        raise ValueError("its content has another hash than it was written with")
+def damage(file: Path) -> str | None:
+    """How a state differs from the hash at its end, or from the end of a whole one; None: not at all."""
+    with file.open("rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, size - _TAIL))
+        tail = opened.read()
+        if not tail[2:].startswith(_MARK):
+            # what ends an archive without a comment, as older versions wrote
+            return None if tail[-22:-18] == b"PK\5\6" else "it is truncated"
+        opened.seek(0)
+        digest, left = sha256(), size - _TAIL
+        while block := opened.read(min(_BLOCK, left)):
+            digest.update(block)
+            left -= len(block)
+    same = digest.hexdigest().encode() == tail[2 + len(_MARK) :]
+    return None if same else "its content has another hash than it was written with"
 
 
 def load_last_state(path: Path, *, says: bool) -> dict[str, Any] | None:
@@ -162,22 +165,21 @@ def load_last_state(path: Path, *, says: bool) -> dict[str, Any] | None:
     Raises:
         ValueError: there are states, and none is whole.
     """
-    damaged = None
-    for file in (path / STATE, path / PREVIOUS):
-        if not file.exists():
-            continue
+    advice = f"remove it, and {path} is resumed from its first step"
+    files = [file for file in (path / STATE, path / PREVIOUS) if file.exists()]
+    errors: list[ValueError] = []
+    for file in files:
         try:
-            state = read_state(file)
+            state = read_state(file, advice)
         except ValueError as error:
-            damaged = damaged or (file, error)
+            errors.append(error)
             continue
-        if damaged and says:
+        if errors and says:
             words = f"{path} goes on from the state before, of step {state['step']}"
-            print(f"warning: {damaged[1]}; {words}", file=sys.stderr)
+            print(f"warning: {files[0]} is damaged: {words}", file=sys.stderr)
         return state
-    if damaged:
-        file, first = damaged
-        raise ValueError(f"{file} is damaged: remove it, and {path} is resumed from its first step") from first
+    if errors:
+        raise errors[0]
     return None
 
 
