@@ -46,6 +46,7 @@ from stillroom.det_transfer.schedule import lr_multiplier
 from stillroom.det_transfer.train import check_image_sizes
 from stillroom.images import BrokenImageError
 from stillroom.runs import Run, RunDirectory, read_results
+from stillroom.runs.configs import config_from_json, config_to_json
 from stillroom.runs.run import DivergedError, read_metrics
 from stillroom.runs.run_files import STATE
 from twins import assert_bit_equal, in_a_process
@@ -173,7 +174,7 @@ def test_two_blocks_are_learned(make_config: Make) -> None:
         checkpoint=("random:timm/test_resnet",),
         steps=60,
         batch_size=4,
-        lr=0.02,
+        lr=0.01,
         warmup=10,
         anchor_scale=4.0,
         train_sizes=(48,),
@@ -551,3 +552,9 @@ def test_a_clipped_gradient_moves_nothing(make_config: Make, clip: float) -> Non
     first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
     apart = (first["layer3.2.conv2.weight"] - last["layer3.2.conv2.weight"]).abs().max()
     assert (apart < 1e-8) == bool(clip)
+
+
+def test_a_run_of_an_older_version_keeps_its_order_of_the_images(make_config: Make) -> None:
+    content = json.loads(config_to_json(make_config()))
+    del content["order"]
+    assert config_from_json(json.dumps(content), DetectConfig).order == 1

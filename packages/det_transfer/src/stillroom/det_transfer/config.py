@@ -1,6 +1,6 @@
 """The settings of a detection run. The docstring under each field is its `--help`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,7 @@ from stillroom.backbone.atomic import refuse_missing
 from stillroom.backbone.checks import above, at_least, within
 from stillroom.finetune.config import FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.images.files import refuse_missing_folder
-from stillroom.runs.configs import load_config, refuse_ignored
+from stillroom.runs.configs import ABSENT, load_config, refuse_ignored
 
 BackendName = Literal["detectron2", "torchvision"]
 DetectorName = Literal["faster-rcnn", "mask-rcnn", "retinanet"]
@@ -91,6 +91,9 @@ class DetectConfig(FineTuneConfig):
     """Largest long side, pixels."""
     steps: int = 90_000
     """Optimiser steps."""
+    order: Literal[1, 2] = field(default=2, metadata={ABSENT: 1})
+    """Version of the order of the images in an epoch. 2: a keyed bijection, of which each step computes its part. 1: an
+    array of all images, as in runs of versions before 0.4, which keep it when they are resumed."""
     lr: float = 0.02
     """Learning rate of SGD with momentum 0.9."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)

@@ -4,7 +4,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -124,6 +124,7 @@ class SeededLoader:
         steps: in the whole run.
         seed: of order and augmentation.
         num_workers: processes that decode images.
+        order: see `TrainingBatches`; 1 for runs whose config does not say.
 
     Raises:
         ValueError: a batch larger than the data; while iterating, an image that cannot be read.
@@ -137,9 +138,11 @@ class SeededLoader:
         steps: int,
         seed: int,
         num_workers: int,
+        order: Literal[1, 2] = 1,
     ) -> None:
         self.records = SeededRecords(dataset, mapper, seed)
         self.total_batch_size, self.steps, self.seed, self.num_workers = total_batch_size, steps, seed, num_workers
+        self.order: Literal[1, 2] = order
         self.start = 0
         self.batches()  # refuses a batch larger than the data
 
@@ -150,7 +153,8 @@ class SeededLoader:
         parallel = torch.distributed.is_initialized()
         rank, world_size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if parallel else (0, 1)
         run = Run(device=torch.device("cpu"), rank=rank, world_size=world_size)
-        return TrainingBatches(len(self.records), self.total_batch_size, epochs, self.seed, run, start=self.start)
+        passes = (len(self.records), self.total_batch_size, epochs, self.seed)
+        return TrainingBatches(*passes, run, start=self.start, order=self.order)
 
     def __iter__(self) -> Iterator[list[Record]]:
         batches: Any = self.batches()

@@ -80,6 +80,7 @@ def describe_data(config: DetectConfig, channel_order: str) -> dict[str, DictCon
         steps=config.steps,
         seed=config.seed,
         num_workers=choose_workers(config.workers),
+        order=config.order,
     )
     test = L(build_detection_test_loader)(
         dataset=L(read_records)(run=out, part="val"),

@@ -13,6 +13,7 @@ from stillroom.backbone import InputSpec
 from stillroom.backbone.flags import Workers
 from stillroom.backbone.seeds import mix_seed
 from stillroom.det_transfer.annotations import AnnotatedImage, Images
+from stillroom.det_transfer.config import DetectConfig
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import load_image
 from stillroom.images.loaders import EvaluationBatches, TrainingBatches
@@ -70,27 +71,22 @@ def target_of(row: AnnotatedImage, masks: bool) -> dict[str, Any]:
     return target
 
 
-def build_train_loader(
-    images: BoxedImages, batch_size: int, steps: int, seed: int, run: Run, start: int, workers: Workers
-) -> DataLoader:
-    """Build the loader of the batches from step `start` to `steps`, each a list of samples.
+def build_train_loader(images: BoxedImages, config: DetectConfig, run: Run, start: int) -> DataLoader:
+    """Build the loader of the batches from step `start` to the last one, each a list of samples.
 
     Args:
         images: to train on.
-        batch_size: over all processes.
-        steps: in the whole run.
-        seed: of the order.
+        config: batch size, steps, order, workers.
         run: this process.
         start: first step.
-        workers: processes that decode images.
 
     Raises:
         ValueError: a batch larger than the data.
     """
-    per_epoch = len(images) // batch_size
-    epochs = -(-steps // per_epoch) if per_epoch else 1
-    batches = TrainingBatches(len(images), batch_size, epochs, seed, run, start=start)
-    return build_loader(images, batches, workers)
+    per_epoch = len(images) // config.batch_size
+    epochs = -(-config.steps // per_epoch) if per_epoch else 1
+    passes = (len(images), config.batch_size, epochs, config.seed)
+    return build_loader(images, TrainingBatches(*passes, run, start=start, order=config.order), config.workers)
 
 
 def build_evaluation_loader(images: BoxedImages, run: Run, workers: Workers) -> DataLoader:

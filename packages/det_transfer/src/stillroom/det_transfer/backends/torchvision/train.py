@@ -73,7 +73,7 @@ def train(config: DetectConfig, run: Run, data: DetectionData, backbone: Backbon
     # 5. Start the data and the progress bar at the first step that is left to do.
     spec = backbone.spec.input
     images = BoxedImages(data.train, spec, seed=config.seed, masks=config.detector == "mask-rcnn")
-    loader = build_train_loader(images, config.batch_size, config.steps, config.seed, run, step, config.workers)
+    loader = build_train_loader(images, config, run, step)
     set_image_sizes(model, config.train_sizes)
     progress = Progress(config.steps * config.batch_size, run, "train", done=step * config.batch_size)
 
