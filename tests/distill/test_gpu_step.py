@@ -26,8 +26,8 @@ from stillroom.distill.presets import PRESETS
 from stillroom.distill.setup import RunSetup, build_students
 from stillroom.distill.slots import AdamW, FixedView, KdepView, Lars
 from stillroom.distill.teacher import CachedTeacher, Supervision, build_teachers
-from stillroom.images import Source
 from stillroom.images.loaders import Batch
+from stillroom.images.source import from_paths
 from stillroom.runs import Run, RunDirectory
 from stillroom.runs.schedule import Step
 from stillroom.runs.store import Store
@@ -101,7 +101,7 @@ def run_steps(
     device: torch.device = CUDA,
 ) -> None:
     """Run the real loop of `train` for some steps, on a device that may only be claimed by the modes."""
-    files = Source(Path("d"), tuple(Path(f"d/{i}.png") for i in range(64)))
+    files = from_paths([Path(f"d/{i}.png") for i in range(64)])
     images = RunImages(all=files, train=files, held_out=None)
     teachers = build_teachers(config.teacher.nets())
     students = build_students(config, Run(device=torch.device("cpu")), images, teachers)
