@@ -23,7 +23,7 @@ from typing import Literal
 
 import tyro
 
-from chaos_faults import LONGEST, Bench, Row, by_full_disks, by_signals, by_torchrun
+from chaos_faults import Bench, Row, by_full_disks, by_signals, by_torchrun, wait_for
 from chaos_trainers import TRAINERS, make_data
 from stillroom.backbone.atomic import refuse_existing, write_file
 from stillroom.backbone.checks import at_least
@@ -71,7 +71,7 @@ def disturb(settings: Chaos, data: Path, folder: Path) -> Iterator[Row]:
         bench.folder.mkdir(parents=True)
         began = time.monotonic()
         twin = bench.start(bench.folder / "twin")
-        twin.join(LONGEST)
+        wait_for(twin)
         if twin.exitcode != 0:
             raise ValueError(f"the undisturbed run of {name} failed: {bench.folder / 'twin.log'} says why")
         seconds = time.monotonic() - began

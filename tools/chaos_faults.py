@@ -82,7 +82,7 @@ class Bench:
     def finish(self, out: Path, row: Row) -> None:
         """Let a run end, and compare it with its twin."""
         process = self.start(out)
-        process.join(LONGEST)
+        wait_for(process)
         if process.exitcode is None:
             os.killpg(process.pid or 0, signal.SIGKILL)
             row.wrong.append(f"{out.name} hangs")
@@ -100,6 +100,13 @@ class Bench:
         if weights.keys() != twin.keys() or not all(torch.equal(weights[name], twin[name]) for name in twin):
             yield "its weights"
         yield from (f"its {name}" for name in twin_said if json.dumps(said[name]) != json.dumps(twin_said[name]))
+
+
+def wait_for(process: BaseProcess, seconds: float = LONGEST) -> None:
+    """Wait for a process to end; `join` would wait for its orphans too, which hold its pipe."""
+    until = time.monotonic() + seconds
+    while process.is_alive() and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def void(_: object) -> None:
@@ -133,11 +140,11 @@ def by_signals(bench: Bench, number: signal.Signals, count: int, seconds: float)
         out = bench.folder / f"{number.name}-{row.runs}"
         for _ in range(min(PER_RUN, count - row.faults)):
             process = bench.start(out)
-            process.join(bench.rng.uniform(0, seconds))
+            wait_for(process, bench.rng.uniform(0, seconds))
             if not process.is_alive():
                 break  # finished: this run takes no more
             os.kill(process.pid or 0, number)
-            process.join(LONGEST)
+            wait_for(process)
             row.faults += 1
             groups.append(process.pid or 0)
             if process.exitcode not in expected and not (process.exitcode == 0 and (out / RESULTS).exists()):
@@ -182,7 +189,7 @@ def by_full_disks(bench: Bench, count: int) -> Row:
             out = bench.folder / f"disk-{index}" / f"full-{index}"
             row.fault = "full disk (tmpfs)" if mounted else "full disk (file size limit)"
             process = bench.start(out, limit=None if mounted else int(max(twin) * (index + 1) / (count + 1)))
-            process.join(LONGEST)
+            wait_for(process)
             said = (bench.folder / f"{out.name}.log").read_text()
             row.faults += process.exitcode != 0
             if process.exitcode not in (0, 2) or (process.exitcode == 2 and "no file is half-written" not in said):
