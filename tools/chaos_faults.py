@@ -67,9 +67,10 @@ class Bench:
         def run() -> None:
             os.setpgid(0, 0)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            log = os.open(self.folder / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
+            log = (self.folder / f"{out.name}.log").open("a", encoding="utf-8", buffering=1)
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+            sys.stdout = sys.stderr = log
             torch.set_num_threads(1)
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
