@@ -20,7 +20,7 @@ from stillroom.images.loaders import View as ViewOfImage
 from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
 from stillroom.runs import Run
-from stillroom.runs.hardware import autocast, hold_weights
+from stillroom.runs.hardware import autocast
 from stillroom.runs.progress import Progress
 from stillroom.runs.store import CacheError, Store, cache_directory, store_bytes, warn_once
 
@@ -124,7 +124,7 @@ def fill_cache(
             import_features(job.cache.features, stores[0], teacher, align, dataset, run.device)
         run.wait()
         imported = read_import(stores[0])
-    held = hold_weights(teacher, job.amp, run.device)
+    held = teacher.held(job.amp, run.device)
     progress = Progress(num_views * len(files), run, "teacher", done=sum(len(s) - s.num_missing for s in stores))
     for view, store in enumerate(stores):
         together = store.chunk_rows // _BATCH_SIZE  # batches of one file, which one process writes
@@ -139,6 +139,7 @@ def fill_cache(
                     with autocast(job.amp, run.device):
                         features = held(batch.on(run.device)[0]).features
                     store.write(batch.indices, targets[0](features) if aligned else features)
+            teacher.finish_pass()
     progress.close()
     run.wait()
     return CachedTeacher(stores=stores, aligned=aligned, imported=imported)
@@ -152,7 +153,7 @@ def cache_record(
     seen = job.view if isinstance(job.teacher_view, SameView) else job.teacher_view
     return {
         "teacher": [teacher.sha256, spec.name, spec.arguments],
-        "head": weights_sha256(teacher.head) if teacher.head is not None else None,
+        "head": teacher.head_sha256,
         "output": teacher.output,
         "feature": teacher.backbone.spec.feature,
         "input": asdict(spec.input),

@@ -137,6 +137,9 @@ class DistillConfig:
     (float32) on a CPU, where runs are reproducible to the bit; bf16 on a CPU is fast if it has AVX-512 BF16 or AMX."""
     compile: bool = False
     """Compile all nets with torch.compile after 8 steps, and print after 18 how much faster a step has become."""
+    shard_teacher: bool = False
+    """Divide each teacher's weights over the processes (FSDP2), for teachers that are larger than a device. Each of
+    their forward passes then gathers them, part by part."""
     sync_batch_norm: bool = False
     """Compute batch-norm statistics over all processes (GPUs only)."""
     cache: Cache = field(default_factory=Cache)
@@ -218,6 +221,9 @@ def check_settings(config: DistillConfig, has_knn: bool) -> None:
                 f"--cache.features {config.cache.features} holds one vector per image, of one teacher: pass "
                 f"--cache.views 1, teacher-view:fixed-view and one --teacher"
             )
+    if config.shard_teacher and (config.compile or config.cache.features is not None):
+        flag = "--compile" if config.compile else "--cache.features"
+        raise ValueError(f"{flag} needs a teacher whose weights are whole: leave it out, or --shard-teacher")
     if config.cache.views and config.dense.weight:
         raise ValueError("the dense term needs the teacher's maps, which are not cached: leave out --cache.views")
     if config.dense.weight and not isinstance(config.teacher_view, SameView):

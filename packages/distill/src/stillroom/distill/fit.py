@@ -111,6 +111,7 @@ class FitPass:
                 pixels = batch.images.to(self.run.device)
                 features = teacher(pixels).features if len(batch) else pixels.new_zeros(0, teacher.dim).float()
                 yield batch.indices * every, features
+            teacher.finish_pass()
 
 
 def alignment_inputs(teacher: FrozenTeacher, fit: FitPass) -> AlignmentInputs:

@@ -225,6 +225,8 @@ class StudentMonitor:
                 output = net(batch.images.to(self.run.device))
                 features = output.features if isinstance(output, TeacherOutput) else output.pooled
                 batches.append((batch.indices, features.float().cpu()))
+        if isinstance(net, FrozenTeacher):
+            net.finish_pass()
         gathered = [pair for pairs in self.run.gather(batches) for pair in pairs]
         order = torch.cat([indices for indices, _ in gathered]).argsort()
         return torch.cat([values for _, values in gathered])[order]

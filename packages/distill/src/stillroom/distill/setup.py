@@ -66,7 +66,8 @@ def build_setup(config: DistillConfig, teacher: Backbone | Sequence[Backbone] | 
     )
     check_run(config, run, images)
     backbones = [teacher] if isinstance(teacher, Backbone) else teacher
-    teachers = [net.to(run.device) for net in build_teachers(config.teacher.nets(), backbones)]
+    built = build_teachers(config.teacher.nets(), backbones)
+    teachers = [net.place(run, shard=config.shard_teacher) for net in built]
     if config.cache.features is not None and run.is_main:
         read_feature_file(config.cache.features, images.train, teachers[0].dim)  # here, for what it refuses
     students = build_students(config, run, images, teachers)
@@ -86,9 +87,8 @@ def read_run_inputs(config: DistillConfig, setup: RunSetup) -> dict[str, Input]:
     for number, (name, teacher) in enumerate(zip(config.teacher.name, setup.teachers, strict=True), 1):
         inputs[f"teacher {number}"] = Input(f"the weights of teacher {name}", teacher.sha256)
         inputs[f"teacher {number} input"] = settings_input(teacher.backbone.spec, f"teacher {name}")
-        if teacher.head is not None:
-            head = Input(f"the head of teacher {name}", weights_sha256(teacher.head))
-            inputs[f"teacher {number} head"] = head
+        if teacher.head_sha256 is not None:
+            inputs[f"teacher {number} head"] = Input(f"the head of teacher {name}", teacher.head_sha256)
     for number, (name, student) in enumerate(zip(config.student.name, setup.students, strict=True), 1):
         if is_checkpoint(name):
             weights = weights_sha256(student.backbone.net)
@@ -117,6 +117,8 @@ def check_run(config: DistillConfig, run: Run, images: RunImages) -> None:
     """
     if config.sync_batch_norm and run.device.type != "cuda":
         raise ValueError("--sync-batch-norm works on GPUs only: leave it out on this device")
+    if config.shard_teacher and run.world_size == 1:
+        raise ValueError("--shard-teacher divides weights over several processes, and this is one: use torchrun")
     if config.monitor.knn is not None:
         check_knn_folder(config.monitor.knn)
     if config.monitor.patience and images.held_out is None and config.monitor.knn is None:

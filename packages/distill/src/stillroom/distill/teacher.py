@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Normalize, load_backbone, load_checkpoint, replace_input, weights_sha256
 from stillroom.backbone.checkpoint import load_heads
+from stillroom.backbone.flags import Amp
 from stillroom.backbone.heads import build_head
 from stillroom.backbone.initial import refuse_size
 from stillroom.backbone.names import RANDOM, is_checkpoint
@@ -20,6 +21,9 @@ from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.alignment_file import AlignmentInputs
 from stillroom.distill.folding import fold_batch_norms
 from stillroom.distill.nets import Net, Output
+from stillroom.distill.sharding import Shards
+from stillroom.runs import Run
+from stillroom.runs.hardware import hold_weights
 from stillroom.runs.store import Store
 
 HEADS = {"projection": "projection", "logits": "classifier"}
@@ -44,6 +48,8 @@ class FrozenTeacher(nn.Module):
     Attributes:
         dim: width of the output, D.
         sha256: hash of the weights before batch norms are folded.
+        head_sha256: hash of the head's weights; None without a head.
+        shards: what divides its weights over several processes; None: each process has all of them.
     """
 
     def __init__(self, backbone: Backbone, output: Output = "feature", head: nn.Module | None = None) -> None:
@@ -53,6 +59,8 @@ class FrozenTeacher(nn.Module):
         self.head = head
         self.normalize = Normalize(backbone.spec.input)
         self.sha256 = weights_sha256(backbone.net)
+        self.head_sha256 = None if head is None else weights_sha256(head)
+        self.shards: Shards | None = None
         self.requires_grad_(False).eval()
         spec = backbone.spec
         if output in ("class", "class+patches") and not backbone.has_class_token:
@@ -88,6 +96,23 @@ class FrozenTeacher(nn.Module):
                 assert self.head is not None
                 output = self.head(features.pooled)
         return TeacherOutput(output.float(), features.maps)
+
+    def place(self, run: Run, *, shard: bool = False) -> "FrozenTeacher":
+        """Move it to the run's device; with `shard` its weights are divided over the processes."""
+        if not shard:
+            return self.to(run.device)
+        size = self.backbone.spec.input.size
+        self.shards = Shards(self, torch.zeros(1, 3, size, size, dtype=torch.uint8, device=run.device), run)
+        return self
+
+    def held(self, amp: Amp, device: torch.device) -> "FrozenTeacher":
+        """The teacher for `autocast`, see `hold_weights`; divided weights stay as they are."""
+        return hold_weights(self, amp, device) if self.shards is None else self
+
+    def finish_pass(self) -> None:
+        """End a pass over images in which processes may have different numbers of batches."""
+        if self.shards is not None:
+            self.shards.finish()
 
 
 @dataclass(frozen=True, kw_only=True)

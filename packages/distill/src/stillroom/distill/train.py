@@ -34,7 +34,7 @@ from stillroom.images.prefetch import prefetch
 from stillroom.runs import Run, RunDirectory
 from stillroom.runs.configs import config_to_json, load_config
 from stillroom.runs.guard import guarded
-from stillroom.runs.hardware import autocast, batch_warnings, choose_amp, fast_float32, hold_weights
+from stillroom.runs.hardware import autocast, batch_warnings, choose_amp, fast_float32
 from stillroom.runs.inputs import record_inputs, record_moved, refuse_changed_inputs
 from stillroom.runs.parallel import broadcast_buffers
 from stillroom.runs.progress import Progress
@@ -157,7 +157,7 @@ def train(
     monitor = build_monitor(config, setup, supervisions, feed.steps_per_epoch, knn)
 
     # The nets and the loss as the loop calls them: held in the number format, averaged over processes.
-    teachers: list[Any] = [] if feed.caches else [hold_weights(net, config.amp, run.device) for net in setup.teachers]
+    teachers: list[Any] = [] if feed.caches else [net.held(config.amp, run.device) for net in setup.teachers]
     students: list[Any] = [wrap_student(net, run, config.sync_batch_norm) for net in setup.students]
     weights = [one.weight for one in supervisions]
     compute_loss = DistillationLoss(config.distance, config.loss_weight, config.dense, weights)

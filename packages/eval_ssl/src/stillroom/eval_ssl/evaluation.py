@@ -142,7 +142,7 @@ def refuse_stale(config: EvaluationConfig) -> None:
     if not (config.out / RESULTS).exists():
         return
     results, (name,) = read_results(config.out), config.checkpoint
-    refuse_other(config.out, config_to_dict(config, UNIONS), results.made_by.config)
+    refuse_other(config, UNIONS, results.made_by.config)
     train, test = config.read_images()
     records = {role: files.record() for role, files in (("train", train), ("test", test)) if files is not None}
     if is_checkpoint(name) and read_manifest(Path(name) / MANIFEST).weights.sha256 != results.checkpoint.sha256:

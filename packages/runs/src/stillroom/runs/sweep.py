@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ _FREE = frozenset(
 )
 """Settings that may differ when a run is kept or resumed: they change the last digits at most."""
 
-_ABSENT = {"columns": {"image": None, "label": None}}
-"""What a config of an older version, which has no such field, means."""
 _READABLE = 60  # characters
 
 
@@ -43,11 +42,10 @@ def run_or_resume(
     Raises:
         ValueError: the directory holds a run with other settings.
     """
-    settings = config_to_dict(config, unions)
     if (config.out / RESULTS).exists():
-        refuse_other(config.out, settings, read_results(config.out).made_by.config)
+        refuse_other(config, unions, read_results(config.out).made_by.config)
     elif resume is not None and (config.out / CONFIG).exists():
-        refuse_other(config.out, settings, json.loads(read_config(config.out)))
+        refuse_other(config, unions, json.loads(read_config(config.out)))
         resume(config.out)
     else:
         start(config)
@@ -77,16 +75,21 @@ def refuse_unresumable(path: Path) -> None:
     read_config(path)
 
 
-def refuse_other(out: Path, settings: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Refuse, by a ValueError, a run directory whose stored settings differ in what changes its numbers."""
-    settings = json.loads(json.dumps(settings))  # tuples are lists there
-    stored = {**{name: value for name, value in _ABSENT.items() if name in settings}, **stored}
-    names = settings.keys() | stored.keys()
-    changed = (
-        k for k in names - _FREE if settings.get(k) not in (stored.get(k), "auto")
-    )  # config.json has what auto chose
-    if differ := sorted(changed):
-        raise ValueError(f"{out} is a run with other settings ({', '.join(differ)}): choose another --out")
+def refuse_other(config: Any, unions: tuple[Any, ...], stored: Mapping[str, Any]) -> None:
+    """Refuse, by a ValueError, a run directory whose stored settings differ in what changes its numbers.
+
+    Equal are `auto` and what it chose, and the default of a setting and its absence, for an older version lacked it.
+
+    Args:
+        config: of the run; its `out` is the run directory.
+        unions: fields of several variants in it.
+        stored: the settings in the directory, as JSON values.
+    """
+    settings = json.loads(json.dumps(config_to_dict(config, unions)))  # tuples are lists there
+    defaults = {one.name for one in fields(config) if getattr(config, one.name) == one.default}
+    names = (settings.keys() | stored.keys()) - _FREE - (defaults - stored.keys())
+    if differ := sorted(name for name in names if settings.get(name) not in (stored.get(name), "auto")):
+        raise ValueError(f"{config.out} is a run with other settings ({', '.join(differ)}): choose another --out")
 
 
 def directory_name(name: str) -> str:
