@@ -36,6 +36,8 @@ def test_results_say_what_was_measured_on_what(config: KnnConfig) -> None:
     assert results.protocol == (
         "knn/v1 vote=majority similarity=cosine feature=after size=16 crop=1 resize=short-side dtype=float32"
     )
+    in_bf16 = read_results(evaluate(replace(config, amp="bf16", out=out.with_name("bf16"))))
+    assert in_bf16.protocol == results.protocol.replace("float32", "bf16")
     assert list(results.metrics) == ["top1_k1", "top1_k5", "top5_k1", "top5_k5", "mrr_k1", "mrr_k5"]
     train, test = (results.datasets[role] for role in ("train", "test"))
     assert (train.count, test.count, train.broken, test.broken) == (36, 18, 0, 0)

@@ -266,6 +266,15 @@ def test_several_feature_sources_are_concatenated_in_one_pass(labelled: Make, pa
         extract(small_net(), folder, levels=(-1, 2))
 
 
+def test_bf16_features_are_near_those_of_float32_and_cached_apart(labelled: Make) -> None:
+    folder, net = labelled("train", per_class=3), small_net()
+    for _ in range(2):  # computed, then read from the cache
+        exact, rounded = extract(net, folder).features, extract(net, folder, amp="bf16").features
+        assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+        assert (exact - rounded).norm() < 0.02 * exact.norm()
+    assert all(one.dtype == torch.float32 for one in net.parameters()), "the caller's net stays as it is"
+
+
 def extract_and_evaluate(folder: Path, out: Path, run: Run) -> tuple[list[tuple[Tensor, Tensor, tuple[str, ...]]], str]:
     """In three batches, which two processes cannot share evenly, and in one, which leaves a process none; k-NN."""
     torch.manual_seed(7)

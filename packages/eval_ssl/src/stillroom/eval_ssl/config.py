@@ -97,6 +97,8 @@ class EvaluationConfig(ABC):
     """Crop over resized side, (0, 1]; None as the checkpoint says."""
     batch_size: int = 64
     """Images per forward pass."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Number format of the forward passes. none: float32. The others are named in the protocol id."""
     cache: bool = True
     """Cache features in ~/.cache/stillroom (or $STILLROOM_CACHE) and reuse those of earlier evaluations."""
     seed: int = 0

@@ -191,6 +191,7 @@ def extract(config: EvaluationConfig, run: Run, train_files: Source, test_files:
             files,
             run,
             batch_size=config.batch_size,
+            amp=config.amp,
             workers=config.workers,
             on_broken=config.on_broken,
             head=head,
@@ -208,7 +209,7 @@ def extract(config: EvaluationConfig, run: Run, train_files: Source, test_files:
     spec = backbone.spec
     parts = [
         f"feature={spec.feature} size={spec.input.size} crop={spec.input.crop_fraction:g}",
-        f"resize={spec.input.resize.replace(' ', '-')} dtype=float32",
+        f"resize={spec.input.resize.replace(' ', '-')} dtype={'float32' if config.amp == 'none' else config.amp}",
         f"level={config.level}" if config.level is not None else "",
         f"head={config.head}" if config.head else "",
         f"head-layer={config.head_layer}" if config.head_layer else "",

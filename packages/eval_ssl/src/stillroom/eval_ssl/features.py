@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Features, Normalize, weights_sha256
-from stillroom.backbone.flags import OnBroken, Workers
+from stillroom.backbone.flags import Amp, OnBroken, Workers
 from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.picture import describe_decoding
 from stillroom.images.prefetch import prefetch
 from stillroom.runs import Run
-from stillroom.runs.hardware import exact_float32
+from stillroom.runs.hardware import autocast, exact_float32, hold_weights
 from stillroom.runs.progress import Progress
 from stillroom.runs.results import DatasetRecord
 from stillroom.runs.store import Store, cache_directory, optional_cache, store_bytes
@@ -102,6 +102,7 @@ class Extractor(nn.Module):
         head: applied to the pooled feature; None: no head.
         levels: the feature sources: None is the pooled feature, a number the spatial mean of that level's map, -1: the
             last.
+        amp: number format of forward passes; other than `none`, for a backbone that `hold_weights` has made.
 
     Attributes:
         feature_sources: the columns of each, by name: `pooled`, `level-1`, ...
@@ -112,10 +113,14 @@ class Extractor(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, head: nn.Module | None = None, levels: Sequence[int | None] = (None,)
+        self,
+        backbone: Backbone,
+        head: nn.Module | None = None,
+        levels: Sequence[int | None] = (None,),
+        amp: Amp = "none",
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.levels = backbone, head, tuple(levels)
+        self.backbone, self.head, self.levels, self.amp = backbone, head, tuple(levels), amp
         self.normalize = Normalize(backbone.spec.input)
         self.eval()
         self.feature_sources: dict[str, slice] = {}
@@ -146,7 +151,7 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        with exact_float32():
+        with exact_float32(), autocast(self.amp, images.device):
             features = self.backbone(self.normalize(images))
         return torch.cat([self._select(features, level) for level in self.levels], dim=1)
 
@@ -163,6 +168,7 @@ def extract_features(
     run: Run,
     *,
     batch_size: int = 64,
+    amp: Amp = "none",
     workers: Workers = 1,
     on_broken: OnBroken = "refuse",
     head: nn.Module | None = None,
@@ -171,7 +177,7 @@ def extract_features(
     as_stored: bool = False,
     label: str = "features",
 ) -> FeatureSet:
-    """Extract features with a backbone in its own input specification, float32, in eval mode.
+    """Extract features with a backbone in its own input specification, as float32, in eval mode.
 
     The images go through the net in fixed batches of `batch_size`, distributed over the processes, so the number of
     processes changes no bit. Every process returns all features. An interrupted pass resumes where it stopped, and a
@@ -182,6 +188,7 @@ def extract_features(
         files: images, labelled or not.
         run: this process.
         batch_size: images per forward pass.
+        amp: number format of the forward passes; other than `none`, they are channels-last too.
         workers: processes that decode images.
         on_broken: see `OnBroken`.
         head, levels: see `Extractor`; the head on the run's device.
@@ -195,7 +202,10 @@ def extract_features(
     """
     if not len(files):
         raise ValueError(f"there are no images below {files.root}")
-    extractor = Extractor(backbone, head, levels).to(run.device)
+    held = backbone
+    if amp != "none":
+        held = hold_weights(backbone, amp, run.device).to(memory_format=torch.channels_last)
+    extractor = Extractor(held, head, levels, amp).to(run.device)
 
     # The cached rows, if any; the loader gives the batches that have missing rows.
     store = None
@@ -275,6 +285,7 @@ def cache_record(
         "files": files.stamp,
         "batch_size": batch_size,  # batch 1 and batch 64 differ in the last digits, and so do devices
         "device": run.device.type,
+        **({} if extractor.amp == "none" else {"amp": extractor.amp}),
         **describe_decoding(as_stored=as_stored),
     }
 
