@@ -1,7 +1,7 @@
 """JPEG by simplejpeg (libjpeg-turbo), where it is installed: Pillow's pixels, to the bit, in less time.
 
-Not taken: torchcodec 0.17, which gives the same bits in the same time, needs torch 2.11 and decodes no JPEG to a smaller
-size; PyTurboJPEG, whose wheel lacks the library.
+Not taken: torchcodec 0.17, which gives the same bits in the same time, needs torch 2.11 and decodes no JPEG to a
+smaller size; PyTurboJPEG, whose wheel lacks the library.
 """
 
 from functools import cache
