@@ -61,11 +61,13 @@ def test_a_config_of_an_old_run_builds_and_trains_under_its_old_names(in_old_fol
     assert runner.test()["mIoU"] >= 0
 
 
-def test_a_config_of_a_new_run_differs_from_an_old_one_in_those_names_and_the_reading_of_masks(
+def test_a_config_of_a_new_run_differs_from_an_old_one_in_those_names_the_reading_of_masks_and_the_clock(
     in_old_folder: None, run: Run
 ) -> None:
     config = replace(load_config(FIXTURE, SegmentConfig), out=Path("run"))
-    build_plan(config, run, build_backbone("cifar/resnet20")).resolved.dump("new.py")
+    new = build_plan(config, run, build_backbone("cifar/resnet20")).resolved
+    assert new.custom_hooks.pop() == {"type": "SaveByClock", "minutes": 10.0}
+    new.dump("new.py")
     text = (FIXTURE / "config.py.txt").read_text()
     for name, kind in OLD.items():
         text = text.replace(name, kind.__name__)
