@@ -166,7 +166,9 @@ def test_a_table_row_that_is_not_label_and_runs_is_refused(tool: Tool) -> None:
     assert tool("table 'no equals sign'", code=2) == "error: 'no equals sign' is not LABEL=RUN,RUN,...\n"
 
 
-COMMAND = re.compile(r"^\s*(?:\.venv/bin/python tools/(\w+)\.py|stillroom-([a-z-]+)) (.+)$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^\s*(?:(?:\.venv/bin/python|srun \S+ python) tools/(\w+)\.py|stillroom-([a-z-]+)) (.+)$", re.MULTILINE
+)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -177,7 +179,7 @@ def commands(text: str) -> list[list[str]]:
     ]
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "packages").glob("*/README.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "scale.md", *sorted((ROOT / "packages").glob("*/README.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
