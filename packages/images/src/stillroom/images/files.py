@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from stillroom.images.classes import label_by_folder, with_classes
 from stillroom.images.folder import read_folder
 from stillroom.images.formats import is_hidden, suffix
 from stillroom.images.hub import FILES, read_dataset
 from stillroom.images.labels import USUAL, Columns
 from stillroom.images.lists import TABLES, read_rows
 from stillroom.images.remote import read_remote_folder
-from stillroom.images.source import Source, from_paths, label_by_folder, with_classes
+from stillroom.images.source import Source, from_paths
 from stillroom.images.storage import LocalStorage, RemoteStorage, Storage, address, local_path, refusing
 from stillroom.images.tars import expand, read_shards, shards_in
 from stillroom.images.zips import read_zip
