@@ -405,7 +405,10 @@ def test_without_space_one_sentence_is_raised_and_nothing_half_written_remains(t
     backbone = build_backbone("cifar/resnet20")  # 1.1 MB
     with room_for(100_000), pytest.raises(CheckpointError) as raised:
         store(tmp_path / "s", backbone)
-    assert str(raised.value) == f"checkpoint {tmp_path / 's'} could not be written (File too large): nothing was kept"
+    assert (
+        str(raised.value)
+        == f"checkpoint {tmp_path / 's'} could not be written (File too large): no file is half-written"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -420,7 +423,7 @@ def test_without_space_the_old_checkpoint_stays(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file/s could not be written \(File exists\): nothing was kept"):
+    with pytest.raises(CheckpointError, match=r"file/s could not be written \(File exists\): no file is half-written"):
         store(tmp_path / "file" / "s")
 
 

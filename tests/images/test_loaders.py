@@ -1,9 +1,11 @@
 """Batches: in what order and view images are seen, by any number of processes."""
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,3 +269,16 @@ def test_two_processes_that_share_a_store_write_no_file_of_the_other(
 
     one, two = in_two_processes(fill)
     assert sorted([*one, *two]) == list(range(25)) and abs(len(one) - len(two)) == 1
+
+
+def test_a_worker_that_starts_after_its_parent_has_ended_ends_too(six: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    start: Any = build_loader(ImageDataset(six, noisy_view), [[(0, 0)]], 1).worker_init_fn
+    codes = []
+    for parent in (os.getpid(), 1):  # 1: what it is given to when its parent has ended
+        monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
+        child = os.fork()
+        if child == 0:
+            start(0)
+            os._exit(7)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert codes == [7, 1]

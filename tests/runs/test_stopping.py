@@ -11,6 +11,7 @@ import pytest
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.stopping import EXIT_CODE, Stopped, stoppable
 from stillroom.runs import Run, RunDirectory, saving
+from stillroom.runs.guard import guarded
 from stillroom.runs.run_files import STATE
 from stillroom.runs.saving import SaveClock
 from stillroom.runs.states import read_state
@@ -40,16 +41,44 @@ def test_a_signal_saves_a_state_after_the_step_and_ends_with_its_own_code(
     assert said in capsys.readouterr().err
 
 
-def test_outside_of_a_loop_a_signal_ends_the_run_at_once(tmp_path: Path, run: Run) -> None:
-    with pytest.raises(Stopped, match="75"), stoppable():
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("it goes on")
-    directory = RunDirectory.create(tmp_path / "run", "{}", run)
-    with pytest.raises(Stopped) as caught, stoppable():
-        assert not directory.is_due(1, None, 10.0)
-        directory.close()  # the loop is over
-        os.kill(os.getpid(), signal.SIGUSR1)
-    assert "SIGUSR1: stopped outside of training; `resume` goes on from the last state" in caught.value.reason
+def exit_code_of(work: Callable[[], object]) -> int:
+    """The exit code of a process that does the work; 1 if it comes to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_outside_of_a_loop_a_signal_ends_the_process_at_once_and_its_claim(
+    tmp_path: Path, run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def before() -> None:
+        with guarded(tmp_path / "run", run):
+            assert (tmp_path / ".run.claim").exists()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def after() -> None:
+        directory = RunDirectory.create(tmp_path / "run", "{}", run)
+        with stoppable():
+            assert not directory.is_due(1, None, 10.0)
+            directory.close()  # the loop is over
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    assert exit_code_of(before) == 75 and not (tmp_path / ".run.claim").exists()
+    assert "stopped: SIGTERM outside of training: `resume` goes on from the last state" in capfd.readouterr().err
+    assert exit_code_of(after) == 75
+
+
+def test_a_signal_is_not_lost_where_exceptions_are_swallowed() -> None:
+    def work() -> None:
+        os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with stoppable():
+            os.fork()
+
+    assert exit_code_of(work) == 75
 
 
 def test_signal_handlers_are_those_before_when_the_run_is_over() -> None:

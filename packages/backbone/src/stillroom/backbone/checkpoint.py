@@ -100,7 +100,9 @@ def save_checkpoint(
             for name, content in contents.items():
                 (partial / name).write_bytes(content)
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path} could not be written ({error.strerror}): nothing was kept") from error
+        raise CheckpointError(
+            f"checkpoint {path} could not be written ({error.strerror}): no file is half-written"
+        ) from error
     return manifest
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -29,8 +29,14 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Around a run: a signal ends it after the step where a loop asks by `requested_stop`, elsewhere at once."""
+def stoppable(before_exit: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Around a run: a signal ends it after the step where a loop asks by `requested_stop`, elsewhere at once.
+
+    Elsewhere no exception is raised: it would come wherever the program is, and locks and hooks would swallow it.
+
+    Args:
+        before_exit: called before the process ends at once, which unwinds nothing.
+    """
     global _received, _polled
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
@@ -43,7 +49,9 @@ def stoppable() -> Iterator[None]:
             return
         _received = signal.Signals(number).name
         if not _polled:
-            raise Stopped(f"{_received}: stopped outside of training; `resume` goes on from the last state")
+            before_exit()
+            os.write(2, f"\nstopped: {_received} outside of training: `resume` goes on from the last state\n".encode())
+            os._exit(EXIT_CODE)
 
     before = {number: signal.signal(number, receive) for number in _SIGNALS}
     try:

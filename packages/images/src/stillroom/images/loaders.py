@@ -1,8 +1,10 @@
 """Batches of images: samplers for training and evaluation on any number of processes, and the loader."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -271,6 +273,17 @@ class ImageLoader(DataLoader):
             yield batch
 
 
+def end_with(parent: int, worker: int) -> None:
+    """End a worker that starts after its parent has ended: torch's own watch would take the process above for it.
+
+    Args:
+        parent: the process that started the worker.
+        worker: its number, which a DataLoader passes.
+    """
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def build_loader(dataset: ImageDataset, batches: Keys, num_workers: Workers) -> ImageLoader:
     """Build a loader of `Batch`es from the (epoch, index) keys of each step; the global random state is not used.
 
@@ -285,5 +298,6 @@ def build_loader(dataset: ImageDataset, batches: Keys, num_workers: Workers) -> 
         num_workers=min(choose_workers("auto"), len(batches)) if num_workers == "auto" else num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=partial(end_with, os.getpid()),
         generator=torch.Generator(),
     )

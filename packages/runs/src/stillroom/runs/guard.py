@@ -9,7 +9,7 @@ from typing import Any
 
 from stillroom.backbone.atomic import remove_partials
 from stillroom.backbone.stopping import stoppable
-from stillroom.runs.claims import Claim, ClaimedError
+from stillroom.runs.claims import Claim, ClaimedError, release_all
 from stillroom.runs.peers import failing_together
 from stillroom.runs.run import Run
 from stillroom.runs.states import StateWriter
@@ -31,7 +31,7 @@ def guarded(out: Path, run: Run, *, patient: bool = False) -> Iterator[None]:
     Raises:
         ClaimedError: a living process writes it; in every process.
     """
-    with stoppable(), failing_together(run):
+    with stoppable(release_all), failing_together(run):
         claim, refused = Claim(out), None
         if run.is_main:
             try:

@@ -223,8 +223,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Wait for the last state to be on disk, and flush the logs; afterwards a signal ends the run at once."""
-        self._clock.close()
         self._states.wait()
+        self._clock.close()
         if self._writes:
             self._metrics.close()
             if self._board is not None:

@@ -1,8 +1,10 @@
 """Images with boxes in Detectron2's format; their order and augmentation continue exactly when a run is resumed."""
 
 import copy
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data, refuse_broken
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import load_image
-from stillroom.images.loaders import TrainingBatches
+from stillroom.images.loaders import TrainingBatches, end_with
 from stillroom.runs import Run
 from stillroom.runs.configs import load_config
 
@@ -163,6 +165,7 @@ class SeededLoader:
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=list,
+            worker_init_fn=partial(end_with, os.getpid()),
             generator=torch.Generator(),
         )
         return map(refuse_broken, loader)

@@ -1,5 +1,7 @@
 """Images with boxes in the form that torchvision's detectors take."""
 
+import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from stillroom.det_transfer.annotations import AnnotatedImage, Images
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import load_image
-from stillroom.images.loaders import EvaluationBatches, TrainingBatches
+from stillroom.images.loaders import EvaluationBatches, TrainingBatches, end_with
 from stillroom.runs import Run
 from stillroom.runs.hardware import choose_workers
 
@@ -102,5 +104,6 @@ def build_loader(images: BoxedImages, batches: Any, workers: Workers) -> DataLoa
         num_workers=choose_workers(workers),
         collate_fn=list,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=partial(end_with, os.getpid()),
         generator=torch.Generator(),
     )
