@@ -2,6 +2,8 @@
 
 import os
 import random
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -282,3 +284,18 @@ def test_a_worker_that_starts_after_its_parent_has_ended_ends_too(six: Source, m
             os._exit(7)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert codes == [7, 1]
+
+
+def test_a_worker_heeds_the_sigterm_of_its_parent_alone(six: Source) -> None:
+    start: Any = build_loader(ImageDataset(six, noisy_view), [[(0, 0)]], 1).worker_init_fn
+    worker = os.fork()
+    if worker == 0:
+        start(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        Path(six.root / "alive").touch()
+        time.sleep(60)
+    while not (six.root / "alive").exists():
+        time.sleep(0.01)
+    os.kill(worker, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0

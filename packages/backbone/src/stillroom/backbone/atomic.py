@@ -1,5 +1,6 @@
 """Files that are written atomically: complete, or not there."""
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -53,8 +54,8 @@ def remove_partials(path: Path) -> None:
 
     Only for a process that nobody else writes there with; see `stillroom.runs.claims`.
     """
-    for pattern in ("*.partial", "*.old"):
-        for left in [*path.parent.glob(f".{path.name}.{pattern}"), *path.rglob(f".{pattern}")]:
+    for pattern in (8 * "[0-9a-f]" + ".partial", 8 * "[0-9a-f]" + ".old"):  # not those of `path` with more in its name
+        for left in [*path.parent.glob(f".{glob.escape(path.name)}.{pattern}"), *path.rglob(f".*.{pattern}")]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 

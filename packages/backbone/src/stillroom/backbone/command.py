@@ -23,7 +23,7 @@ from stillroom.backbone.bars import close_bars
 from stillroom.backbone.errors import raised_by_us, sentence_for, unexpected
 from stillroom.backbone.flags import DeviceName, Workers
 from stillroom.backbone.launch import adopt_slurm
-from stillroom.backbone.stopping import Stopped
+from stillroom.backbone.stopping import Stopped, stoppable
 
 DEBUG = "STILLROOM_DEBUG"
 """1 in the environment is `--debug`: the traceback of every error is printed."""
@@ -117,7 +117,8 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
             os.environ[DEBUG] = "1"
         adopt_slurm()
         try:
-            main()
+            with stoppable():
+                main()
         except Stopped as stop:
             close_bars()
             print(f"stopped: {stop.reason}", file=sys.stderr)

@@ -8,9 +8,11 @@ from tyro.conf import arg
 
 from stillroom.backbone.checks import above, within
 from stillroom.backbone.flags import Amp, DeviceName, IfExists, OnBroken, Workers
-from stillroom.distill.config import Cache, DistillConfig, Monitor, preflight
+from stillroom.distill.config import UNIONS, Cache, DistillConfig, Monitor, preflight
 from stillroom.distill.nets import Students, Teachers
 from stillroom.images.labels import USUAL, Columns
+from stillroom.runs.configs import config_from_json
+from stillroom.runs.run_files import read_config
 from stillroom.runs.schedule import Cosine
 
 AUTO = "auto-"
@@ -113,6 +115,31 @@ def preflight_auto(config: AutoConfig, has_knn: bool) -> None:
         ),
     )
     preflight(run, has_knn)
+
+
+def refuse_other_flags(config: AutoConfig) -> None:
+    """Refuse, by a ValueError, flags that differ from the settings of the run that exists."""
+    run = config_from_json(read_config(config.out), DistillConfig, UNIONS)
+    monitor, teacher, student = run.monitor, run.teacher, run.student
+    settings: dict[str, tuple[Any, Any]] = {
+        "method": (AUTO + config.method, run.method),
+        "teacher": (config.teacher, teacher.name),
+        "student": (config.student, student.name),
+        "teacher.size": (config.teacher_size and (config.teacher_size,), teacher.size),
+        "student.size": (config.student_size and (config.student_size,), student.size),
+        "view.min-scale": (config.min_scale, getattr(run.view, "min_scale", None)),
+        "schedule.warmup-epochs": (config.warmup_epochs, run.schedule.warmup_epochs),
+        "cache.views": (config.cache_views, run.cache.views),
+        "monitor.knn": (config.knn, monitor.knn),
+        "monitor.held-out": (config.held_out, monitor.held_out),
+        "monitor.every": (config.every, monitor.every),
+        "monitor.patience": (config.patience, monitor.patience),
+        "amp": (None if config.amp == "auto" else config.amp, run.amp),
+    }
+    same = ("data", "columns", "batch_size", "epochs", "lr", "loss_weight", "seed", "on_broken", "data_licence")
+    settings |= {name.replace("_", "-"): (getattr(config, name), getattr(run, name)) for name in same}
+    if differ := sorted(name for name, (flag, its) in settings.items() if flag is not None and flag != its):
+        raise ValueError(f"{config.out} is a run with other settings ({', '.join(differ)}): choose another --out")
 
 
 def given(**values: Any) -> dict[str, Any]:

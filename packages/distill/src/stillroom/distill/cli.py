@@ -13,7 +13,7 @@ from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
 from stillroom.backbone.flags import DeviceName, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
-from stillroom.distill.auto_config import AutoConfig, preflight_auto
+from stillroom.distill.auto_config import AutoConfig, preflight_auto, refuse_other_flags
 from stillroom.distill.config import DistillConfig, preflight
 from stillroom.distill.nets import Net
 from stillroom.distill.presets import PRESETS
@@ -179,7 +179,8 @@ def run_command(knn: KnnMonitor | None) -> None:
         case AutoConfig():
             preflight_auto(command, has_knn=knn is not None)
             if command.if_exists == "resume" and (command.out / CONFIG).exists():
-                return Resume(path=command.out).run(knn)
+                refuse_other_flags(command)
+                return Resume(path=command.out, device=command.device, workers=command.workers).run(knn)
             from stillroom.distill.auto import plan
 
             train(plan(command), knn)

@@ -64,8 +64,9 @@ def distill(
     """
     # 0. A run that exists is resumed, or kept if it is finished, where the config says so.
     if config.if_exists == "resume" and (config.out / CONFIG).exists():
-        again = partial(resume, teacher=teacher, knn=knn, device=config.device, workers=config.workers)
-        run_or_resume(config, UNIONS, distill, partial(again, log_every=config.log_every))
+        names = ("device", "workers", "log_every", "save_every", "save_minutes")
+        changes: dict[str, Any] = {name: getattr(config, name) for name in names}
+        run_or_resume(config, UNIONS, distill, partial(resume, teacher=teacher, knn=knn, **changes))
         return config.out
     # 1. Validate settings, list the images, build teachers and students: nothing is written yet.
     setup = build_setup(config, teacher, has_knn=knn is not None)
@@ -92,6 +93,8 @@ def resume(
     device: DeviceName | None = None,
     workers: Workers | None = None,
     log_every: int | None = None,
+    save_every: int | None = None,
+    save_minutes: float | None = None,
     places: Mapping[str, Any] | None = None,
 ) -> Path:
     """Resume a run from its last state; on the CPU the weights end bit-identical to those of an uninterrupted run.
@@ -99,14 +102,16 @@ def resume(
     Args:
         path: the run directory.
         teacher, knn: as passed to `distill`.
-        device, workers, log_every: replace the settings that the run began with; None keeps them.
+        device, workers, log_every, save_every, save_minutes: replace the settings that the run began with; None keeps
+            them.
         places: where inputs lie now that were moved, see `stillroom.runs.configs.to_places`.
 
     Raises:
         ValueError: no run directory, inputs that changed since, or a state that an older version wrote.
     """
     # 0. A finished run is left alone.
-    config = load_config(path, DistillConfig, UNIONS, places, device=device, workers=workers, log_every=log_every)
+    often = {"log_every": log_every, "save_every": save_every, "save_minutes": save_minutes}
+    config = load_config(path, DistillConfig, UNIONS, places, device=device, workers=workers, **often)
     if (path / RESULTS).exists():
         return path
     # 1. Validate settings, list the images, build teachers and students.
@@ -117,6 +122,8 @@ def resume(
         record_moved(path, places or {})
     cleanly, fast = failing_cleanly(path, new=False), fast_float32(setup.run.device)
     with guarded(path, setup.run, patient=config.if_exists == "resume"), cleanly, fast:
+        if any(setup.run.gather((path / RESULTS).exists())):  # another process finished it before this one's claim
+            return path
         directory, saved = RunDirectory.reopen(path, setup.run, batch_size=config.batch_size)
         check_state(config, saved, setup.images.train)
         # 3. Load the alignments, and complete the caches of teacher outputs.

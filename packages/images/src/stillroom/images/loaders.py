@@ -1,6 +1,8 @@
 """Batches of images: samplers for training and evaluation on any number of processes, and the loader."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
@@ -273,8 +275,11 @@ class ImageLoader(DataLoader):
             yield batch
 
 
-def end_with(parent: int, worker: int) -> None:
-    """End a worker that starts after its parent has ended: torch's own watch would take the process above for it.
+def begin_worker(parent: int, worker: int) -> None:
+    """What each worker of a loader begins with: it ends with its parent, and by SIGTERM of nobody else.
+
+    A scheduler signals the whole process group, and the run needs its workers until its state is saved. torch takes
+    the process above for the parent of a worker that starts after its own has ended.
 
     Args:
         parent: the process that started the worker.
@@ -282,6 +287,15 @@ def end_with(parent: int, worker: int) -> None:
     """
     if os.getppid() != parent:
         os._exit(1)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(parent,), name="signals", daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def build_loader(dataset: ImageDataset, batches: Keys, num_workers: Workers) -> ImageLoader:
@@ -298,6 +312,6 @@ def build_loader(dataset: ImageDataset, batches: Keys, num_workers: Workers) -> 
         num_workers=min(choose_workers("auto"), len(batches)) if num_workers == "auto" else num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(end_with, os.getpid()),
+        worker_init_fn=partial(begin_worker, os.getpid()),
         generator=torch.Generator(),
     )

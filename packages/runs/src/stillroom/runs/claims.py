@@ -64,8 +64,7 @@ class Claim:
         first_sign: float | None = None
         while True:
             try:
-                with self.file.open("x", encoding="utf-8") as opened:
-                    opened.write(self._text)
+                self._create()
                 break
             except FileExistsError:
                 with suppress(FileNotFoundError):  # it has been released since: try again
@@ -79,6 +78,15 @@ class Claim:
                         raise ClaimedError(self._refusal(holder, sign)) from None
         _held[self.out] = self
         threading.Thread(target=self._beat, name="claim", daemon=True).start()
+
+    def _create(self) -> None:
+        """Write the claim; FileExistsError if there is one."""
+        with self.file.open("xb", buffering=0) as opened:
+            try:
+                opened.write(self._text.encode())
+            except OSError as error:  # a full disk: what is left would look like a claim
+                self.file.unlink()
+                raise OSError(error.errno, error.strerror, str(self.file)) from error
 
     def _take_over(self, text: str, holder: dict[str, Any]) -> None:
         """Remove a stale claim: of several processes that try, the one whose rename succeeds."""
@@ -139,10 +147,13 @@ def _is_alive(holder: dict[str, Any], sign: float) -> bool:
 
 
 def _parse(text: str) -> dict[str, Any]:
+    """Who holds a claim; empty for one that is being written, or damaged: its age decides then."""
     try:
-        return dict(json.loads(text))
-    except ValueError:  # it is being written, or damaged: its age decides
+        holder = json.loads(text)
+    except ValueError:
         return {}
+    is_whole = isinstance(holder, dict) and {"host", "pid", "started", "machine", "process"} <= holder.keys()
+    return holder if is_whole else {}
 
 
 def _words(holder: dict[str, Any]) -> str:

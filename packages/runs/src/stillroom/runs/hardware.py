@@ -28,9 +28,14 @@ def usable_cores() -> int:
 
 
 def cores_per_process() -> int:
-    """The CPU cores of one process: those of the machine, or of SLURM's task, over the processes torchrun started."""
-    cores = min(usable_cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or usable_cores())
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """The CPU cores of one process: those of the machine, or of SLURM's task, over the processes that share them.
+
+    A task is one process, or torchrun, which starts several.
+    """
+    of_task = int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
+    cores = min(usable_cores(), of_task or usable_cores())
+    is_task = of_task > 0 and "TORCHELASTIC_RUN_ID" not in os.environ
+    return cores if is_task else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def choose_workers(workers: Workers) -> int:

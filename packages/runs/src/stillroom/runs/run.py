@@ -15,6 +15,7 @@ from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.flags import DeviceName
 from stillroom.backbone.launch import adopt_slurm
 from stillroom.backbone.stopping import Stopped
+from stillroom.runs.claims import refuse_lost
 from stillroom.runs.run_files import CONFIG, METRICS, read_metrics, to_json
 from stillroom.runs.saving import SaveClock
 from stillroom.runs.states import StateWriter, drop_damaged, load_last_state, what_is_kept
@@ -51,7 +52,11 @@ class Run:
         if not dist.is_initialized():
             gpu = place if kind == "cuda" else None
             backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT, device_id=gpu)
+            store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+            # torchrun's store outlives the processes that it starts again: it still holds where the last ones listened
+            store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            group = {"store": store, "rank": rank, "world_size": world_size}
+            dist.init_process_group(backend, **group, timeout=TIMEOUT, device_id=gpu)
         return cls(device=place, rank=dist.get_rank(), world_size=world_size)
 
     @property
@@ -172,9 +177,14 @@ class RunDirectory:
         return cls(path, run, first_step=step + 1, batch_size=batch_size), state
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line of metrics.jsonl and one point per curve in TensorBoard."""
+        """Write one line of metrics.jsonl and one point per curve in TensorBoard.
+
+        Raises:
+            ClaimedError: another process has taken the run over.
+        """
         if not self._writes:
             return
+        refuse_lost(self.path)
         try:
             self._metrics.write(to_json({"step": step, **values}) + "\n")
             self._metrics.flush()
@@ -222,13 +232,18 @@ class RunDirectory:
             raise Stopped.at(self._clock.stop, int(state["step"]), self.path)
 
     def close(self) -> None:
-        """Wait for the last state to be on disk, and flush the logs; afterwards a signal ends the run at once."""
+        """Wait for the last state to be on disk, and flush the logs; afterwards a signal ends the run at once.
+
+        Raises:
+            ClaimedError: another process has taken the run over, which ends here, before its results are written.
+        """
         self._states.wait()
         self._clock.close()
         if self._writes:
             self._metrics.close()
             if self._board is not None:
                 self._board.close()
+            refuse_lost(self.path)
 
 
 def _all_finite(state: Any) -> bool:

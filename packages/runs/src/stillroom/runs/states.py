@@ -184,10 +184,13 @@ def load_last_state(path: Path, *, says: bool) -> dict[str, Any] | None:
 
 
 def drop_damaged(path: Path, state: Mapping[str, Any] | None) -> None:
-    """Put the state before in the place of a damaged last one, so that the next does not push it out."""
-    if state is None or not (path / PREVIOUS).exists():
+    """Put the state before in the place of a damaged or missing last one, so that the next does not push it out."""
+    last, previous = path / STATE, path / PREVIOUS
+    if state is None or not previous.exists():
         return
     try:
-        read_state(path / STATE)
+        is_whole = last.exists() and bool(read_state(last))
     except ValueError:
-        (path / PREVIOUS).replace(path / STATE)
+        is_whole = False
+    if not is_whole:
+        previous.replace(last)

@@ -70,7 +70,8 @@ class Store:
     The folder's name is the hash of `record`: a change of anything in it (weights, images, view, ...) is a new store.
     Several processes, also of several machines on a shared disk, may fill a store: each file has one of them as its
     owner (`EvaluationBatches(together=)`), who writes it aside and renames it. So a file is whole or not there, and no
-    two processes write into one; a process that is killed loses what it computed since its last flush.
+    two processes of a run write one; a process that is killed loses what it computed since its last flush. Two runs
+    that fill one store keep each other's rows.
 
     Use it as a context manager while it is filled: the rows of a block that ends, by an error too, are flushed.
     """
@@ -204,9 +205,11 @@ class Store:
         return self.path / f"{number:06d}.rows"
 
     def _load(self, number: int) -> Chunk:
-        """A file's rows: those being filled, or those on disk, mapped; empty ones where there is no whole file."""
-        if number in self._filling:
-            return self._filling[number]
+        """A file's rows: those being filled, or those on disk."""
+        return self._filling[number] if number in self._filling else self._read(number)
+
+    def _read(self, number: int) -> Chunk:
+        """A file's rows on disk, mapped; empty ones where there is no whole file."""
         (rows, dim), file = self._size(number), self._file(number)
         size = store_bytes(rows, dim, self._dtype)
         if file.exists() and file.stat().st_size == size:
@@ -229,9 +232,12 @@ class Store:
             self.flush()
 
     def _write_chunk(self, number: int) -> None:
-        file = self._file(number)
+        file, chunk = self._file(number), self._filling[number]
+        other = self._read(number)  # another run may have filled rows of the same store meanwhile
+        theirs = (chunk.states == _EMPTY) & (other.states != _EMPTY)
+        chunk.values[theirs], chunk.states[theirs] = other.values[theirs], other.states[theirs]
         try:
-            write_file(file, self._filling[number].content.data)
+            write_file(file, chunk.content.data)
         except OSError as error:
             raise CacheError(
                 f"{file} cannot be written ({error.strerror}): set STILLROOM_CACHE to a folder that can, and start "

@@ -22,7 +22,7 @@ from stillroom.det_transfer.config import DetectConfig
 from stillroom.det_transfer.data import DetectionData, read_data, refuse_broken
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import load_image
-from stillroom.images.loaders import TrainingBatches, end_with
+from stillroom.images.loaders import TrainingBatches, begin_worker
 from stillroom.runs import Run
 from stillroom.runs.configs import load_config
 
@@ -165,7 +165,7 @@ class SeededLoader:
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=list,
-            worker_init_fn=partial(end_with, os.getpid()),
+            worker_init_fn=partial(begin_worker, os.getpid()),
             generator=torch.Generator(),
         )
         return map(refuse_broken, loader)

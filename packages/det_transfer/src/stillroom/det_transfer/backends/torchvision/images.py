@@ -18,7 +18,7 @@ from stillroom.det_transfer.annotations import AnnotatedImage, Images
 from stillroom.det_transfer.config import DetectConfig
 from stillroom.images import BrokenImageError
 from stillroom.images.decode import load_image
-from stillroom.images.loaders import EvaluationBatches, TrainingBatches, end_with
+from stillroom.images.loaders import EvaluationBatches, TrainingBatches, begin_worker
 from stillroom.runs import Run
 from stillroom.runs.hardware import choose_workers
 
@@ -104,6 +104,6 @@ def build_loader(images: BoxedImages, batches: Any, workers: Workers) -> DataLoa
         num_workers=choose_workers(workers),
         collate_fn=list,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(end_with, os.getpid()),
+        worker_init_fn=partial(begin_worker, os.getpid()),
         generator=torch.Generator(),
     )
