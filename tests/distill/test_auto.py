@@ -236,3 +236,20 @@ def test_the_median_side_leaves_out_damaged_images(tmp_path: Path, content: byte
         Image.new("RGB", (30, 20)).save(tmp_path / name)
     (tmp_path / "c.ppm").write_bytes(content)
     assert median_short_side(read_unlabelled(tmp_path)) == 20
+
+
+def test_a_run_that_exists_goes_on_by_the_same_flags_only(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ("--data", str(unlabelled), "--out", str(tmp_path / "run"), "--if-exists", "resume")
+    run_main(main, monkeypatch, "auto", *NETS, *FAST, *paths)
+    run_main(main, monkeypatch, "auto", *NETS, *FAST, *paths)  # it is finished, and kept
+    capsys.readouterr()
+    for flags, names in (
+        (("--seed", "3", "--lr", "7"), "lr, seed"),
+        (("--method", "simreg"), "method"),
+        (("--student.size", "24"), "student.size"),
+    ):
+        with pytest.raises(SystemExit):
+            run_main(main, monkeypatch, "auto", *NETS, *FAST, *paths, *flags)
+        assert f"is a run with other settings ({names}): choose another --out" in capsys.readouterr().err

@@ -10,8 +10,10 @@ import pytest
 from distill_runs import losses_of, small_config, weights_of
 
 from stillroom.backbone.stopping import Stopped
-from stillroom.distill import distill
+from stillroom.distill import distill, train
+from stillroom.distill.config import DistillConfig
 from stillroom.runs import RunDirectory
+from stillroom.runs.results import RESULTS
 from stillroom.runs.run_files import STATE
 from stillroom.runs.states import read_state
 from twins import assert_bit_equal
@@ -19,22 +21,27 @@ from twins import assert_bit_equal
 SMALL = {"epochs": 2, "lr": 0.02, "save_every": None, "if_exists": "resume"}
 
 
+def stop_after(step: int, config: DistillConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop a run by a signal after a step."""
+    log = RunDirectory.log
+
+    def ask_to_stop(self: RunDirectory, now: int, values: dict) -> None:
+        log(self, now, values)
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped, match="75"):
+        patched.setattr(RunDirectory, "log", ask_to_stop)
+        distill(config)
+
+
 def test_the_same_command_goes_on_after_a_signal_and_ends_equal_to_the_bit(
     unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(unlabelled, tmp_path / "whole", **SMALL)
     whole = distill(config)
-    log = RunDirectory.log
-
-    def ask_to_stop(self: RunDirectory, step: int, values: dict) -> None:
-        log(self, step, values)
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGUSR1)
-
     config = replace(config, out=tmp_path / "stopped")
-    with monkeypatch.context() as patched, pytest.raises(Stopped, match="75"):
-        patched.setattr(RunDirectory, "log", ask_to_stop)
-        distill(config)
+    stop_after(4, config, monkeypatch)
     assert read_state(config.out / STATE)["step"] == 4
     assert distill(config) == config.out
     assert_bit_equal(weights_of(whole / "student"), weights_of(config.out / "student"))
@@ -78,3 +85,35 @@ def test_an_image_that_only_one_process_reads_ends_both_with_its_name(
     reader = 0 if len(texts[0]) < len(texts[1]) else 1
     assert broken.name in texts[reader]
     assert texts[1 - reader] == f"process {reader} of the run has failed: {texts[reader]}"
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_kept(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(unlabelled, tmp_path / "run", **SMALL)
+    stop_after(4, config, monkeypatch)
+    build, finished = train.build_setup, []
+
+    def build_while_another_finishes(*arguments: object, **named: object) -> object:
+        monkeypatch.setattr(train, "build_setup", build)
+        setup = build(*arguments, **named)
+        distill(config)
+        finished.append((config.out / RESULTS).stat().st_mtime_ns)
+        return setup
+
+    monkeypatch.setattr(train, "build_setup", build_while_another_finishes)
+    distill(config)
+    assert finished == [(config.out / RESULTS).stat().st_mtime_ns]
+
+
+def test_the_command_that_resumes_says_how_often_states_are_saved(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(unlabelled, tmp_path / "run", **SMALL)
+    stop_after(3, config, monkeypatch)
+    saved, save = [], RunDirectory.save_state
+    monkeypatch.setattr(
+        RunDirectory, "save_state", lambda self, state: saved.append(state["step"]) or save(self, state)
+    )
+    distill(replace(config, save_every=2))
+    assert saved == [4, 6]

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -12,9 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stillroom.runs import Run, claims, guard
+from stillroom.backbone.atomic import replace_directory
+from stillroom.runs import Run, RunDirectory, claims, guard
 from stillroom.runs.claims import Claim, ClaimedError, refuse_lost
 from stillroom.runs.guard import guarded, share
+from stillroom.runs.run import read_metrics
 from stillroom.runs.states import write_state
 
 
@@ -222,3 +226,46 @@ def test_what_a_killed_process_was_writing_is_removed_with_its_claim(out: Path, 
             "config.json",
             "run",
         ]
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", '{"host": "h"}', '{"machine": 1, "pid": "x"}'])
+def test_a_damaged_claim_counts_by_its_age(out: Path, text: str) -> None:
+    file = Claim(out).file
+    file.write_text(text)
+    with pytest.raises(ClaimedError, match="is being written by another process"):
+        Claim(out).take()
+    os.utime(file, (time.time() - 301,) * 2)
+    claim = Claim(out)
+    claim.take()
+    claim.release()
+
+
+def test_a_disk_that_is_full_at_the_claim_leaves_none(out: Path, tmp_path: Path) -> None:
+    def take() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with pytest.raises(OSError, match="File too large") as caught:
+            Claim(out).take()
+        os._exit(7 if caught.value.filename == str(Claim(out).file) else 1)
+
+    process = get_context("fork").Process(target=take)
+    process.start()
+    process.join()
+    assert process.exitcode == 7 and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_lost_its_claim_logs_nothing_more_and_ends(out: Path, run: Run) -> None:
+    with pytest.raises(ClaimedError, match="was taken over by another process"), guarded(out, run):
+        directory = RunDirectory.create(out, "{}", run)
+        directory.log(1, {"loss": 1.0})
+        write_claim(out, silent=0, id="another")
+        with pytest.raises(ClaimedError):
+            directory.log(2, {"loss": 1.0})
+        directory.close()
+    assert [row["step"] for row in read_metrics(out)] == [1]
+    Claim(out).file.unlink()
+
+
+def test_what_a_run_with_a_longer_name_is_writing_is_not_removed(tmp_path: Path, run: Run) -> None:
+    with replace_directory(tmp_path / "lr0.1") as partial, guarded(tmp_path / "lr0", run):
+        assert partial.exists()

@@ -22,12 +22,19 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.mark.parametrize(
     ("environment", "cores"),
-    [({}, 96), ({"LOCAL_WORLD_SIZE": "8"}, 12), ({"SLURM_CPUS_PER_TASK": "24"}, 24), ({"LOCAL_WORLD_SIZE": "200"}, 1)],
+    [
+        ({}, 96),
+        ({"LOCAL_WORLD_SIZE": "8"}, 12),
+        ({"SLURM_CPUS_PER_TASK": "24"}, 24),
+        ({"LOCAL_WORLD_SIZE": "200"}, 1),
+        ({"SLURM_CPUS_PER_TASK": "12", "LOCAL_WORLD_SIZE": "8"}, 12),  # SLURM alone: a task is a process
+        ({"SLURM_CPUS_PER_TASK": "48", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "1"}, 6),
+    ],
 )
 def test_the_cores_are_shared_by_the_processes_of_a_machine(
     environment: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK"):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hardware, "usable_cores", lambda: 96)
     for name, value in environment.items():

@@ -2,9 +2,11 @@
 
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import distributed
 from torch.multiprocessing import start_processes
 
 from stillroom.backbone.launch import adopt_slurm, first_host
@@ -86,3 +88,21 @@ def test_two_tasks_start_together_without_torchrun(slurm: pytest.MonkeyPatch) ->
         run.close()
 
     start_processes(task, nprocs=2, start_method="fork")
+
+
+def test_processes_that_torchrun_starts_again_do_not_find_the_addresses_of_the_last_ones(
+    in_two_processes: Callable[[Callable[[], object]], list], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun's store outlives them."""
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    if not hasattr(store, "list_keys"):
+        pytest.skip("this version of torch lists no keys")
+
+    def work() -> float:
+        os.environ |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = "3"
+        run = Run.start("cpu")
+        return float(run.sum(torch.ones(1)))
+
+    assert in_two_processes(work) == [2.0, 2.0]
+    assert {str(key).split("/")[0] for key in store.list_keys()} == {"attempt-3"}

@@ -162,3 +162,10 @@ def test_states_say_their_batch_size_and_number_of_processes(twice: Path, run: R
     directory.save_state({"step": 6})
     directory.close()
     assert read_state(twice / STATE) == {"step": 6, "world_size": 1, "batch_size": 16}
+
+
+def test_a_run_that_was_killed_between_the_renames_is_resumed(twice: Path, run: Run) -> None:
+    (twice / STATE).unlink()
+    directory, state = RunDirectory.reopen(twice, run)
+    directory.close()
+    assert state is not None and state["step"] == 2 and read_state(twice / STATE)["step"] == 2

@@ -136,3 +136,9 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
 
     assert in_two_processes(work) == [4, 4]
     assert read_state(tmp_path / "run" / STATE) == {"step": 4, "world_size": 2}
+
+
+def test_a_signal_before_a_run_begins_ends_its_command_with_the_same_code(capfd: pytest.CaptureFixture[str]) -> None:
+    """While libraries are imported, images listed and nets built."""
+    assert exit_code_of(report_errors(lambda: os.kill(os.getpid(), signal.SIGUSR1))) == 75
+    assert "stopped: SIGUSR1" in capfd.readouterr().err

@@ -252,3 +252,13 @@ def test_without_a_home_the_cache_is_a_temporary_folder_and_that_is_said(
     assert capsys.readouterr().err == (
         f"warning: there is no home directory, so caches are kept in {root}: set STILLROOM_CACHE to another folder\n"
     )
+
+
+def test_two_runs_that_fill_one_store_keep_each_others_rows(tmp_path: Path, run: Run) -> None:
+    first, second = (Store.open(tmp_path, {"a": 1}, 12_288, 2, run) for _ in range(2))
+    with second:
+        second.write(torch.arange(64), torch.ones(64, 2))
+        with first:  # ends before the other has written a file
+            first.write(torch.arange(64, 128), torch.full((64, 2), 2.0))
+    assert first.read(torch.arange(128)).unique().tolist() == [1.0, 2.0]
+    assert first.num_missing == 12_288 - 128
