@@ -25,6 +25,9 @@ from stillroom.images.source import Source, SourceError
 from stillroom.runs.hardware import choose_workers
 from stillroom.runs.run import Run
 
+LOOK_EVERY = 2.0
+"""Seconds between two looks of a worker whether its parent has ended."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -278,23 +281,23 @@ class ImageLoader(DataLoader):
 def begin_worker(parent: int, worker: int) -> None:
     """What each worker of a loader begins with: it ends with its parent, and by SIGTERM of nobody else.
 
-    A scheduler signals the whole process group, and the run needs its workers until its state is saved. torch takes
-    the process above for the parent of a worker that starts after its own has ended.
+    A scheduler signals the whole process group, and the run needs its workers until its state is saved. torch's own
+    watch takes the process above for the parent of a worker whose parent ended while it started.
 
     Args:
         parent: the process that started the worker.
         worker: its number, which a DataLoader passes.
     """
-    if os.getppid() != parent:
-        os._exit(1)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(parent,), name="signals", daemon=True).start()
+        threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
 
 
-def _obey(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, LOOK_EVERY)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
 
 
