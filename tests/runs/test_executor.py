@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from twins import in_a_process
 
 from stillroom.backbone.command import report_errors
 from stillroom.backbone.launch import VARIABLES
 from stillroom.runs.claims import ClaimedError
 from stillroom.runs.executor import Job, check_executor, submit_all
+from twins import in_a_process
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_flags_of_jobs_that_cannot_work_are_refused(tmp_path: Path, monkeypatch:
         submit_all({}, tmp_path / "jobs", ("colour=red",))
     with pytest.raises(ValueError, match=r"--executor-options cluster=bogus: submitit refuses: .* named bogus"):
         submit_all({}, tmp_path / "jobs", ("cluster=bogus",))
-    with pytest.raises(ValueError, match="cluster=local timeout_min=soon: submitit refuses: .*expected type"):
+    with pytest.raises(ValueError, match=r"cluster=local timeout_min=soon: submitit refuses: .*expected type"):
         submit_all({}, tmp_path / "jobs", ("cluster=local", "timeout_min=soon"))
     with pytest.raises(ValueError, match="tasks_per_node must be at least 1"):
         submit_all({}, tmp_path / "jobs", ("cluster=local", "tasks_per_node=0"))
@@ -70,12 +70,14 @@ def test_what_slurm_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(ValueError, match="slurm_partition=fast: submitit refuses: .*invalid partition specified: fast"):
+    with pytest.raises(
+        ValueError, match=r"slurm_partition=fast: submitit refuses: .*invalid partition specified: fast"
+    ):
         submit_all({"a": print}, tmp_path / "jobs", ("slurm_partition=fast",))
 
 
 def test_one_of_several_processes_submits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    sentence = "--executor submitit submits the jobs itself: start its command as one process, without torchrun or srun"
+    sentence = "--executor submitit submits the jobs itself: start its command without torchrun and srun"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=sentence):
         check_executor("submitit", ())

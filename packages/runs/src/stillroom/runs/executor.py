@@ -32,9 +32,7 @@ def check_executor(executor: str, options: Sequence[str]) -> None:
     if executor == "submitit":
         adopt_slurm()
         if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise ValueError(
-                "--executor submitit submits the jobs itself: start its command as one process, without torchrun or srun"
-            )
+            raise ValueError("--executor submitit submits the jobs itself: start its command without torchrun and srun")
         if find_spec("submitit") is None:
             raise ValueError("--executor submitit needs submitit: pip install 'stillroom-runs[submitit]'")
     if options and executor != "submitit":
