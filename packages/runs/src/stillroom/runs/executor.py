@@ -91,7 +91,8 @@ def submit_all(calls: Mapping[str, Callable[[], object]], folder: Path, options:
     from submitit.core.utils import FailedSubmissionError, UncompletedJobError  # noqa: PLC0415
 
     with _refusing(options, NameError, TypeError, ValueError, AssertionError, RuntimeError):
-        given = {name: _number(value) for name, _, value in (option.partition("=") for option in options)}
+        pairs = (option.partition("=") for option in options)
+        given: Any = {name: _number(value) for name, _, value in pairs}
         executor = submitit.AutoExecutor(folder=folder, cluster=given.pop("cluster", None))
         executor.update_parameters(**{"timeout_min": TIMEOUT_MINUTES, **given})
         for name in ("timeout_min", "nodes", "tasks_per_node", "cpus_per_task"):
