@@ -1,6 +1,7 @@
 """`stillroom-distill` as people type it."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from stillroom.distill import load_alignment
-from stillroom.distill.cli import main
+from stillroom.distill.cli import FitAlignment, main
+from stillroom.distill.nets import Net
 from stillroom.runs import read_results
+from stillroom.runs.claims import Claim
+from twins import assert_bit_equal
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -56,6 +60,70 @@ def test_fit_alignment_writes_a_file_that_kdep_takes(
     with pytest.raises(SystemExit) as exit_:
         call(monkeypatch, "fit-alignment", *teacher, "--data", unlabelled, "--dim", 64, "--out", file, *SMALL)
     assert exit_.value.code == 2
+
+
+def test_a_repeated_fit_is_kept_if_nothing_changed(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "basis.safetensors"
+    nets = ("--teacher random:cifar/resnet20 --teacher.size 16 --if-exists resume", "--out", file, *SMALL)
+    words = ("fit-alignment", *nets, "--data", unlabelled)
+    call(monkeypatch, *words, "--dim 64")
+    written, said = file.stat().st_mtime_ns, capsys.readouterr().out.splitlines()[-1]
+    call(monkeypatch, *words, "--dim 64")
+    assert file.stat().st_mtime_ns == written and capsys.readouterr().out.splitlines()[-1] == f"{said}; kept"
+    (unlabelled / "0000.png").unlink()
+    for changes, sentence in {
+        "--dim 32": f"{file} holds SvdPts",
+        "--dim 64": f"{file} was fitted on something else (data_fingerprint, count): choose another --out",
+        "--dim 64 --seed 1 --alignment-view training": f"{file} was fitted on something else (view, data_fingerprint",
+        "--dim 64 --shard-teacher": "--shard-teacher divides weights over several processes, and this is one",
+    }.items():
+        with pytest.raises(SystemExit) as exit_:
+            call(monkeypatch, *words, changes)
+        assert exit_.value.code == 2 and f"error: {sentence}" in capsys.readouterr().err
+    file.write_text("notes")
+    with pytest.raises(SystemExit) as exit_:
+        call(monkeypatch, *words, "--dim 64")
+    assert exit_.value.code == 2 and f"error: {file} is not an alignment file" in capsys.readouterr().err
+    assert file.read_text() == "notes" and not list(tmp_path.glob(".*"))
+
+
+def test_a_fit_that_a_living_process_writes_is_refused(
+    unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "basis.safetensors"
+    claim = Claim(file)
+    claim.take()
+    with pytest.raises(SystemExit) as exit_:
+        teacher = "--teacher random:cifar/resnet20 --teacher.size 16 --dim 64"
+        call(monkeypatch, "fit-alignment", teacher, "--data", unlabelled, "--out", file, *SMALL)
+    claim.release()
+    assert exit_.value.code == 2 and "basis.safetensors is being written by process" in capsys.readouterr().err
+
+
+def test_two_processes_fit_with_a_divided_teacher_and_a_broken_image_ends_both_with_its_name(
+    unlabelled: Path, tmp_path: Path, in_two_processes: Callable[[Callable[[], object]], list]
+) -> None:
+    def command(name: str) -> FitAlignment:
+        net, out = Net(name="random:cifar/resnet20", size=16), tmp_path / f"{name}.safetensors"
+        return FitAlignment(
+            teacher=net, data=unlabelled, out=out, dim=16, device="cpu", workers=0, shard_teacher=name == "divided"
+        )
+
+    def fit_both() -> str:
+        command("whole").run()
+        command("divided").run()
+        (unlabelled / "0070.png").write_bytes(b"torn")  # of the second process's batch
+        with pytest.raises(ValueError, match=r"0070\.png") as failed:
+            command("broken").run()
+        return str(failed.value)
+
+    said = in_two_processes(fit_both)
+    assert sorted(text.startswith("process 1 of the run has failed: ") for text in said) == [False, True]
+    whole, divided = (load_alignment(tmp_path / f"{name}.safetensors")[0] for name in ("whole", "divided"))
+    assert_bit_equal(whole.state_dict(), divided.state_dict())
+    assert not list(tmp_path.glob(".*claim"))
 
 
 def test_fit_alignment_on_random_views_is_what_such_a_run_fits(

@@ -158,9 +158,37 @@ def test_one_class_is_refused(labelled: Make, tmp_path: Path) -> None:
 def test_an_existing_out_is_refused_and_left_alone(config: KnnConfig) -> None:
     config.out.mkdir()
     (config.out / "results.json").write_text("mine")
-    with pytest.raises(ValueError, match=r"run exists: choose another --out"):
+    with pytest.raises(ValueError, match=r"run exists: choose another --out, or pass --if-exists resume to keep it"):
         evaluate(config)
     assert (config.out / "results.json").read_text() == "mine"
+    (config.out / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"run exists and is not an evaluation \(it has no results.json\): choose"):
+        evaluate(replace(config, if_exists="resume"))
+
+
+def test_a_repeated_evaluation_is_kept_if_nothing_changed(config: KnnConfig) -> None:
+    resuming = replace(config, if_exists="resume")
+    before = (evaluate(resuming) / "results.json").stat().st_mtime_ns
+    evaluate(replace(resuming, workers=1))
+    assert (config.out / "results.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"run is a run with other settings \(k\): choose another --out"):
+        evaluate(replace(resuming, k=(1,)))
+    (config.train / "red" / "000.png").unlink()
+    with pytest.raises(ValueError, match="run was measured on other images than there are now"):
+        evaluate(resuming)
+
+
+def test_jobs_evaluate_once_and_a_repeated_command_keeps_what_they_did(config: KnnConfig, student: Path) -> None:
+    pytest.importorskip("submitit")
+    jobs = replace(config, checkpoint=("random:cifar/resnet20", str(student)), executor="submitit")
+    jobs = replace(jobs, executor_options=("cluster=debug",))
+    files = [evaluate(jobs) / directory_name(name) / "results.json" for name in jobs.checkpoint]
+    before = [file.stat().st_mtime_ns for file in files]
+    evaluate(jobs)
+    assert [file.stat().st_mtime_ns for file in files] == before and (config.out / "table.json").exists()
+    evaluate(replace(jobs, executor="local", executor_options=(), out=config.out.with_name("here")))
+    there, here = ((out / "table.json").read_text() for out in (config.out, config.out.with_name("here")))
+    assert json.loads(there)["rows"] == json.loads(here)["rows"]
 
 
 @pytest.mark.parametrize(

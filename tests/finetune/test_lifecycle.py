@@ -18,7 +18,8 @@ from stillroom.backbone.provenance import made_by
 from stillroom.finetune import lifecycle, table
 from stillroom.finetune.config import NETS_AND_SEEDS, FineTuneConfig, check_shared, refuse_paths, split
 from stillroom.finetune.lifecycle import Prepared, Task, finetune, initial_sha256, resume
-from stillroom.runs import Results, Run, read_results
+from stillroom.runs import Results, Run, claims, read_results
+from stillroom.runs.claims import ClaimedError
 from stillroom.runs.configs import config_to_dict
 from stillroom.runs.results import CheckpointRecord, DatasetRecord, write_results
 from stillroom.runs.run import DivergedError
@@ -88,6 +89,24 @@ def toy() -> Toy:
 def config(tmp_path: Path, small_student: Path) -> ToyConfig:
     (tmp_path / "data.txt").write_text("one")
     return ToyConfig(checkpoint=(str(small_student),), data=tmp_path / "data.txt", out=tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize("if_exists", ["refuse", "resume"])
+def test_resume_waits_for_a_silent_machine_where_the_run_began_so(
+    toy: Toy, config: ToyConfig, monkeypatch: pytest.MonkeyPatch, if_exists: str
+) -> None:
+    toy.stop_in = "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(toy.task, replace(config, if_exists=if_exists))
+    toy.stop_in = None
+    monkeypatch.setattr(claims, "STALE", 1.0)
+    holder = {"host": "gone", "pid": 3, "started": "", "machine": "gone", "process": "1", "id": ""}
+    config.out.with_name(".run.claim").write_text(json.dumps(holder))
+    if if_exists == "refuse":
+        with pytest.raises(ClaimedError, match="run is being written by process 3 on gone"):
+            resume(toy.task, config.out)
+    else:
+        assert read_results(resume(toy.task, config.out)).metrics == {"score": 0.5}
 
 
 def overwrite(student: Path) -> None:

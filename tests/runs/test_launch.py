@@ -9,21 +9,20 @@ import torch
 from torch import distributed
 from torch.multiprocessing import start_processes
 
-from stillroom.backbone.launch import adopt_slurm, first_host
+from stillroom.backbone.launch import VARIABLES, adopt_slurm, first_host
 from stillroom.runs import Run
 from stillroom.runs.run import local_gpu
-
-NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The sixth task of a job step on two nodes of four tasks each."""
-    for name in [*NAMES, *(name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_")))]:
+    for name in [*VARIABLES, *(name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_")))]:
         monkeypatch.setenv(name, "")  # restored afterwards, whatever adopt_slurm writes
         monkeypatch.delenv(name)
-    step = {"PROCID": 5, "NTASKS": 8, "LOCALID": 1, "JOB_ID": 4711, "STEP_ID": 2, "STEP_NODELIST": "gpu-[003-004]"}
-    for name, value in {**step, "STEP_TASKS_PER_NODE": "4(x2)"}.items():
+    task = {"PROCID": 5, "LOCALID": 1, "NTASKS": 8, "JOB_ID": 4711}
+    step = {"ID": 2, "NUM_TASKS": 8, "NODELIST": "gpu-[003-004]", "TASKS_PER_NODE": "4(x2)"}
+    for name, value in {**task, **{f"STEP_{name}": value for name, value in step.items()}}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     return monkeypatch
 
@@ -31,7 +30,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_the_tasks_of_a_step_are_the_processes_of_a_run(slurm: pytest.MonkeyPatch) -> None:
     adopt_slurm()
     port = str(10_000 + (4711 * 16 + 2) % 20_000)
-    assert {name: os.environ[name] for name in NAMES} == {
+    assert {name: os.environ[name] for name in VARIABLES} == {
         "RANK": "5",
         "LOCAL_RANK": "1",
         "WORLD_SIZE": "8",
@@ -42,14 +41,23 @@ def test_the_tasks_of_a_step_are_the_processes_of_a_run(slurm: pytest.MonkeyPatc
 
 
 def test_torchrun_under_slurm_decides(slurm: pytest.MonkeyPatch) -> None:
-    for name, value in zip(NAMES, ("1", "1", "2", "2", "here", "99"), strict=True):
+    for name, value in zip(VARIABLES, ("1", "1", "2", "2", "here", "99"), strict=True):
         slurm.setenv(name, value)
     adopt_slurm()
-    assert [os.environ[name] for name in NAMES] == ["1", "1", "2", "2", "here", "99"]
+    assert [os.environ[name] for name in VARIABLES] == ["1", "1", "2", "2", "here", "99"]
 
 
 def test_one_task_runs_alone(slurm: pytest.MonkeyPatch) -> None:
     slurm.setenv("SLURM_STEP_NUM_TASKS", "1")  # a step of one task in a job of eight
+    adopt_slurm()
+    assert "WORLD_SIZE" not in os.environ and Run.start("cpu").world_size == 1
+
+
+def test_a_batch_script_without_srun_runs_alone(slurm: pytest.MonkeyPatch) -> None:
+    """SLURM sets the variables of a task for the script too, and SLURM_NTASKS where --ntasks was passed."""
+    for name in [name for name in os.environ if name.startswith("SLURM_STEP_")]:
+        slurm.delenv(name)
+    slurm.setenv("SLURM_PROCID", "0")
     adopt_slurm()
     assert "WORLD_SIZE" not in os.environ and Run.start("cpu").world_size == 1
 
@@ -77,7 +85,7 @@ def test_two_tasks_start_together_without_torchrun(slurm: pytest.MonkeyPatch) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    step = {"NTASKS": 2, "STEP_NODELIST": "localhost", "STEP_TASKS_PER_NODE": 2}
+    step = {"STEP_NUM_TASKS": 2, "STEP_NODELIST": "localhost", "STEP_TASKS_PER_NODE": 2}
 
     def task(index: int) -> None:
         os.environ.update({f"SLURM_{name}": str(value) for name, value in step.items()})

@@ -1,8 +1,11 @@
 """The processes of a run fail together."""
 
 import os
+import signal
+import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from stillroom.backbone.command import report_errors
 from stillroom.runs import Run
 from stillroom.runs.guard import guarded
 from stillroom.runs.run import DivergedError
+from twins import in_a_process
 
 Processes = Callable[[Callable[[], object]], list]
 
@@ -40,32 +44,47 @@ def test_a_process_that_fails_ends_the_other_with_its_sentence_within_seconds(
     assert not list(tmp_path.glob(".*.claim"))
 
 
-def test_a_process_that_hangs_beside_a_failed_one_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a collective operation of NCCL, which raises nothing."""
-    import os
-    import socket
-    from multiprocessing import get_context
-
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_to_one_process_outside_of_training_ends_the_other_with_the_same_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], signalled: int
+) -> None:
     from stillroom.runs import peers
 
     monkeypatch.setattr(peers, "GRACE", 0.3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+    def command(rank: int) -> None:
+        os.environ |= {**world, "RANK": str(rank)}
+        with guarded(tmp_path / "run", run := Run.start("cpu")):
+            if rank == signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            run.sum(torch.ones(1))  # waits for the other
+
+    processes = [in_a_process(report_errors(partial(command, rank))) for rank in (0, 1)]
+    for one in processes:
+        one.join(20)
+    assert [one.exitcode for one in processes] == [75, 75]
+    said = capfd.readouterr().err
+    assert "stopped: another process of the run has ended without an error" in said and "gloo" not in said
+    assert not list(tmp_path.glob(".*.claim"))
+
+
+def test_a_process_that_hangs_beside_a_failed_one_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a collective operation of NCCL, which raises nothing."""
+    from stillroom.runs import peers
+
+    monkeypatch.setattr(peers, "GRACE", 0.3)
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
     def process(rank: int) -> None:
-        world = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in world.items()})
+        os.environ |= {**world, "RANK": str(rank)}
         with guarded(tmp_path / "run", Run.start("cpu")):
             if rank == 1:
                 raise ValueError("broken.png is not an image")
             time.sleep(60)
 
-    context = get_context("fork")
-    processes = [context.Process(target=process, args=(rank,)) for rank in (0, 1)]
     began = time.monotonic()
-    for one in processes:
-        one.start()
+    processes = [in_a_process(partial(process, rank)) for rank in (0, 1)]
     for one in processes:
         one.join(20)
     assert [one.exitcode for one in processes] == [2, 1] and time.monotonic() - began < 15
@@ -94,3 +113,9 @@ def test_a_process_whose_partner_stopped_says_so_and_writes_no_log(
     with pytest.raises(Exception, match=r"returned-1\.pt"):
         in_two_processes(part)
     assert "another process of the run has stopped: its own error says why" in capfd.readouterr().err
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -20,7 +20,7 @@ _LACKS = {
     "is full: pass fewer --workers (0: none), or raise the container's limit (docker run --shm-size 8g), then resume",
     "(?i)out of memory|allocate memory|unable to allocate|ALLOC_FAILED|MemoryError": "memory is full: pass a smaller "
     "--batch-size, a smaller image size or fewer --workers",
-    "No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing": "no file is half-written: free "
+    r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs": "no file is half-written: free "
     "some space there, then repeat the command, or `resume` the run",
     "more than 1 value per channel when training": "batch norm needs two images: pass a larger --batch-size",
     "Too many open files|items of ancdata": "pass fewer --workers, or raise the limit (`ulimit -n`)",

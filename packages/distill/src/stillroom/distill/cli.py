@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from stillroom.backbone.atomic import refuse_existing, write_file
+from stillroom.backbone.atomic import refuse_existing, refuse_unwritable, write_file
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import ResumeFlags, parse_command, print_on_main, report_errors, subcommand_union
-from stillroom.backbone.flags import DeviceName, OnBroken, Workers
+from stillroom.backbone.flags import DeviceName, IfExists, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.distill.auto_config import AutoConfig, preflight_auto, refuse_other_flags
 from stillroom.distill.config import DistillConfig, preflight
@@ -57,34 +57,51 @@ class FitAlignment:
     less."""
     on_broken: OnBroken = "refuse"
     """refuse: an unreadable image stops the command; skip: it is left out."""
+    shard_teacher: bool = False
+    """Divide the teacher's weights over the processes (FSDP2), for one that is larger than a device."""
+    if_exists: IfExists = "refuse"
+    """refuse: OUT must not exist. resume: a file of the same alignment of the same images is kept; start everything
+    that nobody watches this way. A fit that was stopped goes on either way."""
 
     def run(self) -> None:
         """Fit the alignment and write its file."""
         at_least(self, 1, "dim", "alignment_images")
         at_least(self, 0, "seed", "workers")
         self.view.check("view.")
-        refuse_existing(self.out)
+        if self.if_exists == "refuse" or self.out.is_dir():
+            refuse_existing(self.out)
+        refuse_unwritable(self.out.absolute().parent)
         refuse_missing_images(self.data)
         refuse_missing_checkpoint(self.teacher.name)
         from stillroom.distill.alignment_file import encode_alignments
         from stillroom.distill.data import draw_images
-        from stillroom.distill.fit import FitPass, RandomView, alignment_inputs, describe, fit_alignment
+        from stillroom.distill.fit import FitPass, RandomView, alignment_inputs, describe, fit_alignment, load_fitted
         from stillroom.distill.teacher import build_teacher
         from stillroom.runs import Run
+        from stillroom.runs.guard import guarded
 
         run = Run.start(self.device)
-        read = read_labelled if isinstance(self.alignment, Lda) else read_unlabelled
-        files = read(self.data, columns=self.columns)
-        files = draw_images(files, self.alignment_images, self.seed)
-        teacher = build_teacher(self.teacher).to(run.device)
-        view = None
-        if self.alignment_view == "training":
-            view = RandomView.for_teacher(teacher, self.view, SameView(), self.seed)
-        fit = FitPass(files=files, run=run, view=view, workers=self.workers, on_broken=self.on_broken)
-        target = fit_alignment(teacher, self.alignment, self.dim, fit, self.out)
-        if run.is_main:
-            write_file(self.out, encode_alignments([(self.alignment, target, alignment_inputs(teacher, fit))]))
-            print(f"{self.out}: {describe(self.alignment, target)}")
+        if self.shard_teacher and run.world_size == 1:
+            raise ValueError("--shard-teacher divides weights over several processes, and this is one: use torchrun")
+        with guarded(self.out, run, patient=self.if_exists == "resume"):
+            # 1. The images and the teacher.
+            read = read_labelled if isinstance(self.alignment, Lda) else read_unlabelled
+            files = draw_images(read(self.data, columns=self.columns), self.alignment_images, self.seed)
+            teacher = build_teacher(self.teacher).place(run, shard=self.shard_teacher)
+            view = None
+            if self.alignment_view == "training":
+                view = RandomView.for_teacher(teacher, self.view, SameView(), self.seed)
+            fit = FitPass(files=files, run=run, view=view, workers=self.workers, on_broken=self.on_broken)
+            # 2. Keep the file if it is there, else fit and write it.
+            if is_kept := run.gather(self.out.exists())[0]:
+                target = load_fitted(self.out, teacher, self.alignment, self.dim, fit)
+            else:
+                target = fit_alignment(teacher, self.alignment, self.dim, fit, self.out)
+                if run.is_main:
+                    inputs = alignment_inputs(teacher, fit)
+                    write_file(self.out, encode_alignments([(self.alignment, target, inputs)]))
+            run.wait()
+        print_on_main(f"{self.out}: {describe(self.alignment, target)}{'; kept' if is_kept else ''}")
         run.close()
 
 

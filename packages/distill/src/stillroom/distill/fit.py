@@ -295,6 +295,19 @@ def load_matching_alignment(
     return target.to(run.device), inputs
 
 
+def load_fitted(file: Path, teacher: FrozenTeacher, config: Alignment, dim: int, fit: FitPass) -> AlignedTarget:
+    """Load an alignment that an earlier command fitted, which must be the one that this command would fit.
+
+    Raises:
+        ValueError: see `load_matching_alignment`; or it was fitted on other images, views or sizes.
+    """
+    target, inputs = load_matching_alignment(file, teacher, config, dim, fit.run, unit=fit.unit)
+    now, then = asdict(alignment_inputs(teacher, fit)), asdict(inputs)
+    if differ := [name for name in now if now[name] != then[name]]:
+        raise ValueError(f"{file} was fitted on something else ({', '.join(differ)}): choose another --out")
+    return target
+
+
 def settings(config: Alignment) -> tuple[str, dict[str, object]]:
     """The name and settings of an alignment, apart from its width."""
     return type(config).__name__, {name: value for name, value in asdict(config).items() if name != "dim"}

@@ -16,7 +16,7 @@ from stillroom import (  # lazy packages: the quoted types import torch, and onl
 )
 from stillroom.backbone.atomic import refuse_unwritable
 from stillroom.backbone.checks import at_least
-from stillroom.backbone.flags import DeviceName, ExecutorName, OnBroken, Workers
+from stillroom.backbone.flags import DeviceName, ExecutorName, IfExists, OnBroken, Workers
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.backbone.spec import FeaturePoint
 from stillroom.images import Source, read_labelled
@@ -110,6 +110,9 @@ class EvaluationConfig(ABC):
     less."""
     on_broken: OnBroken = "refuse"
     """Stop at an image that cannot be read, or skip it: it is then named and counted."""
+    if_exists: IfExists = "refuse"
+    """refuse: OUT must not exist, unless it is of several checkpoints. resume: a finished evaluation is kept if its
+    weights, images and settings are the same; start everything that nobody watches this way."""
     executor: ExecutorName = "local"
     """local: several checkpoints one after the other, here. submitit: each as a job, under SLURM where there is one."""
     executor_options: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE [NAME=VALUE ...]")] = ()
@@ -136,9 +139,7 @@ class EvaluationConfig(ABC):
         if not self.checkpoint:
             raise ValueError("--checkpoint is empty: pass at least one")
         refuse_twice(self.checkpoint, "--checkpoint")
-        if self.out.exists() and (len(self.checkpoint) == 1 or (self.out / RESULTS).exists() or self.out.is_file()):
-            raise ValueError(f"{self.out} exists: choose another --out")
-        refuse_unwritable(self.out)
+        self.refuse_taken()
         at_least(self, 0, "seed", "workers")
         at_least(self, 1, "batch_size")
         check_executor(self.executor, self.executor_options)
@@ -148,6 +149,21 @@ class EvaluationConfig(ABC):
                 raise ValueError(f"--head-layer {self.head_layer} is a layer of a head: pass --head, such as distill")
         if self.limit is not None:
             at_least(self, 1, "limit")
+
+    def refuse_taken(self) -> None:
+        """Refuse a directory that exists, unless a finished evaluation in it may be kept, or that cannot be created.
+
+        Raises:
+            ValueError: in one sentence.
+        """
+        several, finished = len(self.checkpoint) > 1, (self.out / RESULTS).exists()
+        kept = finished and not several and self.if_exists == "resume"
+        if self.out.is_file() or (finished and not kept) or (self.out.exists() and not several and not kept):
+            resumes = self.if_exists == "resume" and not several
+            reason = f"exists and is not an evaluation (it has no {RESULTS})" if resumes else "exists"
+            advice = ", or pass --if-exists resume to keep it" if finished and not several else ""
+            raise ValueError(f"{self.out} {reason}: choose another --out{advice}")
+        refuse_unwritable(self.out)
 
     def read_images(self) -> tuple[Source, Source | None]:
         """List the images of TRAIN and TEST, or as many of them as `--limit` allows.

@@ -42,7 +42,7 @@ def evaluate(config: EvaluationConfig) -> Path:
     """Evaluate each checkpoint by the config's protocol, and return the run directory.
 
     One checkpoint: `out` gets results.json, figures/ and what else the protocol writes. Several: `out` gets one such
-    directory per checkpoint, and table.json; finished ones are kept.
+    directory per checkpoint, and table.json; finished ones are kept, one alone too with `if_exists` "resume".
 
     Raises:
         ValueError: bad input, each in one sentence.
@@ -57,10 +57,12 @@ def evaluate(config: EvaluationConfig) -> Path:
     singles = split(config)
     if config.executor == "submitit":
         jobs = config.out / JOBS if len(singles) > 1 else config.out.with_name(f"{config.out.name}-{JOBS}")
-        calls = {single.out.name: partial(evaluate_alone, single) for single in singles}
+        cells = [replace(single, executor="local", executor_options=(), if_exists="resume") for single in singles]
+        calls = {cell.out.name: partial(evaluate, cell) for cell in cells}
         submit_all(calls, jobs, config.executor_options)
     else:
-        share(singles, partial(keep_or_evaluate, run=run, several=len(singles) > 1), run)
+        keep = partial(keep_or_evaluate, run=run, several=len(singles) > 1)
+        share(singles, keep, run, patient=config.if_exists == "resume")
 
     # 4. Compare several checkpoints in one table.
     if len(singles) > 1 and run.is_main:
@@ -70,13 +72,6 @@ def evaluate(config: EvaluationConfig) -> Path:
     run.wait()
     run.close()
     return config.out
-
-
-def evaluate_alone(config: EvaluationConfig) -> None:
-    """Evaluate one checkpoint of several in a process of its own."""
-    run = Run.start(config.device)
-    share([config], partial(keep_or_evaluate, run=run, several=False), run)
-    run.close()
 
 
 def keep_or_evaluate(config: EvaluationConfig, run: Run, *, several: bool) -> None:

@@ -109,8 +109,6 @@ def finetune(task: Task[C, P], config: C) -> Path:
     run = Run.start(config.device)
     with closed_if_refused(run):
         in_jobs = config.executor == "submitit"
-        if in_jobs and run.world_size > 1:
-            raise ValueError("--executor submitit submits the jobs itself: start its command without torchrun")
         task.check(config, run.world_size, run.device.type == "cpu" and not in_jobs)  # not where the jobs run
         runs = split(config, task.axes)
         refuse_taken(config.out, alone=runs == [config], if_exists=config.if_exists)
@@ -152,9 +150,11 @@ def resume(task: Task[C, P], path: Path, places: Mapping[str, Any] | None = None
     """
     refuse_unresumable(path)
     if not (path / RESULTS).exists():
-        run = Run.start(load_config(path, task.config, task.unions, **changes).device)
-        with guarded(path, run):
-            resume_one(task, path, run=run, places=places, **changes)
+        config = load_config(path, task.config, task.unions, **changes)
+        run = Run.start(config.device)
+        with guarded(path, run, patient=config.if_exists == "resume"):
+            if not (path / RESULTS).exists():  # else another process has finished it meanwhile
+                resume_one(task, path, run=run, places=places, **changes)
         run.close()
     return path
 

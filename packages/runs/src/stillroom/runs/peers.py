@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from stillroom.backbone.errors import sentence_for
+from stillroom.backbone.stopping import Stopped
 from stillroom.runs.claims import release_all
 from stillroom.runs.run import Run
 
@@ -38,6 +39,7 @@ def failing_together(run: Run) -> Iterator[None]:
 
     Raises:
         PeerError: another process failed; its sentence.
+        Stopped: another process ended without one: by a signal outside of training, or because it was killed.
     """
     if run.world_size == 1:
         yield
@@ -48,8 +50,13 @@ def failing_together(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _LOST_PEER.search(str(error)) and (failure := board.wait_for_failure()):
-            raise PeerError(failure) from error
+        if isinstance(error, dist.DistNetworkError) or _LOST_PEER.search(str(error)):
+            if failure := board.wait_for_failure():
+                raise PeerError(failure) from error
+            raise Stopped(
+                "another process of the run has ended without an error, by a signal or because it was killed: the same "
+                "command with --if-exists resume, or `resume`, goes on from the last state"
+            ) from error
         board.post(sentence_for(error) or f"{type(error).__name__}: {error}")
         raise
     finally:
