@@ -4,8 +4,8 @@
     python tools/pack.py images.csv --out shards --shard-mib 1024 --columns.image file
 
 Every --data, --train, --test and --images takes the folder of the shards. Names and order of the images are kept, so
-that the same seed trains on the same samples; labels too, in a member .cls beside each image and in classes.txt. An image
-whose name has no suffix of its format gets one. At the end everything is read back and compared.
+that the same seed trains on the same samples; labels too, in a member .cls beside each image and in classes.txt. An
+image whose name has no suffix of a format gets one. At the end everything is read back and compared.
 """
 
 import io
@@ -32,6 +32,7 @@ from stillroom.images.listing import ListingWriter, first_twice
 from stillroom.images.tars import CLASSES, LABEL
 
 MIB = 2**20
+SHARD_MIB = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Pack:
     """Folder of shards to create."""
     labels: bool = True
     """Pack labels: those of the source, or its class folders."""
-    shard_mib: int = 512
+    shard_mib: int = SHARD_MIB
     """Size of a shard, MiB; the image that would exceed it begins the next one."""
     columns: Columns = field(default_factory=Columns)
 
@@ -148,7 +149,9 @@ def refuse_names(source: Source) -> None:
         return
     one, other = map(source.where, twice)
     if one == other:
-        raise ValueError(f"{one} is listed twice: each image of shards needs a name of its own, remove one of the lines")
+        raise ValueError(
+            f"{one} is listed twice: each image of shards needs a name of its own, remove one of the lines"
+        )
     raise ValueError(
         f"{one} and {other} would be one sample, {sample_key(source.name(twice[0]))}: WebDataset's names end at the "
         f"first dot; rename one of them"

@@ -65,8 +65,9 @@ def load_image(
 ) -> Image.Image:
     """Decode one image (the first of several in a file) as 8-bit RGB from any mode: grey, palette, CMYK, Lab, ...
 
-    It is turned as its EXIF tag says, or without one XMP's orientation, as viewers and labelling tools show it. What is transparent, wholly or in part,
-    is put on white. Deeper samples are scaled by the range that their file states, see `_scaled`.
+    It is turned as its EXIF tag says, or without one XMP's orientation, as viewers and labelling tools show it. What is
+    transparent, wholly or in part, is put on white. Deeper samples are scaled by the range that their file states, see
+    `_scaled`.
 
     Args:
         image, name: see `open_image`.
