@@ -1,25 +1,32 @@
-"""Select a seeded part of a source of images, as a file list for any --data, or as a folder of links.
+"""Select a seeded part of a source of images: as a file list, a table, a folder of links or tar shards, for any --data.
 
     python tools/make_subset.py --data imagenet/train --per-class 128 --out imagenet-10.txt
     python tools/make_subset.py --data imagenet/train --classes 100 --out imagenet-100     # SimReg's ImageNet-100
+    python tools/make_subset.py --data images.csv --per-class 20 --out part.csv            # with the table's labels
+    python tools/make_subset.py --data images.zip --fraction 0.1 --out part                # tar shards of an archive
 
 The last line printed ends with the part's fingerprint: two lists with equal fingerprints hold the same images.
 """
 
+import csv
+import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tyro
 
+from pack import MIB, SHARD_MIB, pack
 from stillroom.backbone.atomic import refuse_existing, replace_directory, write_file
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
 from stillroom.images import Source, read_labelled, read_unlabelled
-from stillroom.images.files import shuffled_by_class
+from stillroom.images.files import _read, shuffled_by_class  # with labels if there are any
+from stillroom.images.formats import image_suffixes, is_hidden, suffix
 from stillroom.images.labels import USUAL, Columns
-from stillroom.images.source import FileReader, from_paths
+from stillroom.images.lists import TABLES
+from stillroom.images.source import FileReader, as_labels, from_paths
 
 _CLASSES_SEED = 1234  # SimReg's ImageNet-100
 
@@ -29,9 +36,10 @@ class Subset:
     """The part to select."""
 
     data: Path
-    """Image folder, file list or table of files; --per-class and --classes need classes."""
+    """Image folder, file list, or any other source of images; --per-class and --classes need classes."""
     out: Path
-    """File list to write (.txt), or folder of links to create (any other name)."""
+    """File list (.txt) or table with labels (.csv) to write, or folder to create (any other name): of links to files,
+    or of tar shards where the images lie in an archive, in a data set or at an address."""
     per_class: int | None = None
     """Number of images of each class."""
     fraction: float | None = None
@@ -40,18 +48,18 @@ class Subset:
     """Only this many classes: the first of the sorted names permuted with NumPy seed 1234, as SimReg does."""
     seed: int = 0
     """Seed of the random selection."""
+    labels: bool = True
+    """Keep the labels that the images have, by their class folders or by themselves."""
     columns: Columns = USUAL
 
     def run(self) -> None:
         at_least(self, 0, "seed")
         refuse_existing(self.out)
+        if suffix(self.out.name) in {*TABLES, ".tar", ".zip"} - {".csv"}:
+            raise ValueError(f"--out is {self.out}: pass a list (.txt), a table (.csv) or a folder")
         part = select_images(self)
-        if self.out.suffix == ".txt":
-            part = from_paths([path.resolve() for path in part.paths])
-            write_list(part, self)
-        else:
-            link(part, self.out)
-        print(f"{self.out}: {len(part)} images, fingerprint {part.fingerprint}")
+        fingerprint = write(part if self.labels else replace(part, labels=None, classes=()), self)
+        print(f"{self.out}: {len(part)} images, fingerprint {fingerprint}")
 
 
 def select_images(subset: Subset) -> Source:
@@ -64,18 +72,13 @@ def select_images(subset: Subset) -> Source:
         raise ValueError("pass --per-class N or --fraction F, not both; or --classes N alone for whole classes")
     if subset.fraction is not None and not 0 < subset.fraction <= 1:
         raise ValueError(f"--fraction is {subset.fraction}: it must lie in (0, 1]")
-    folders = [entry for entry in subset.data.iterdir() if entry.is_dir()] if subset.data.is_dir() else []
-    needs_classes = subset.per_class is not None or subset.classes is not None
-    read = read_labelled if folders or needs_classes else read_unlabelled
-    files = read(subset.data, columns=subset.columns)
-    if not isinstance(files.reader, FileReader):
-        raise ValueError(f"the images of {subset.data} are no files of this machine, which a list or links could name")
-    kept = range(len(files.classes)) if files.labels else range(1)
+    files = read(subset)
+    by_class = shuffled_by_class(files.labels or [0] * len(files), subset.seed)
+    kept = [*by_class]
     if subset.classes is not None:
         if not 0 < subset.classes <= len(files.classes):
             raise ValueError(f"--classes is {subset.classes}, {subset.data} has {len(files.classes)} classes")
         kept = np.random.RandomState(_CLASSES_SEED).permutation(len(files.classes))[: subset.classes].tolist()
-    by_class = shuffled_by_class(files.labels or [0] * len(files), subset.seed)
     chosen: list[int] = []
     for label in kept:
         members = by_class[label]
@@ -87,25 +90,107 @@ def select_images(subset: Subset) -> Source:
         elif subset.fraction is not None:
             count = max(1, round(subset.fraction * len(members)))
         chosen += members[:count]
-    return files.subset(sorted(chosen))
+    part = files.subset(sorted(chosen))
+    if part.labels is None:
+        return part
+    present, labels = np.unique(np.asarray(part.labels), return_inverse=True)
+    return replace(part, labels=as_labels(labels), classes=tuple(files.classes[label] for label in present))
+
+
+def read(subset: Subset) -> Source:
+    """List the images: with classes where they are needed, or where there are class folders or labels of their own."""
+    data, columns = subset.data, subset.columns
+    if subset.per_class is not None or subset.classes is not None:
+        return read_labelled(data, columns=columns)
+    has_folders = data.is_dir() and any(entry.is_dir() for entry in data.iterdir())
+    if subset.labels and (has_folders or _read(data, columns, labelled=True).labels is not None):
+        return read_labelled(data, columns=columns)
+    return read_unlabelled(data, columns)
+
+
+def write(part: Source, subset: Subset) -> str:
+    """Write a list, a table, links or shards; returns the fingerprint of their images.
+
+    Raises:
+        ValueError: labels, or images, that the chosen form cannot hold.
+    """
+    form = suffix(subset.out.name)
+    if not isinstance(part.reader, FileReader):
+        if form in (".txt", ".csv"):
+            raise ValueError(
+                f"the images of {subset.data} are not files of this machine, which a list or a table could name: pass "
+                f"--out {subset.out.with_suffix('')}, a folder of tar shards"
+            )
+        return pack(part, subset.out, SHARD_MIB * MIB)[1]
+    listed = from_paths([path.resolve() for path in part.paths], labels=part.labels, classes=part.classes)
+    if form == ".csv":
+        write_table(listed, subset.out)
+        return listed.fingerprint
+    written, what = (listed, "list") if form == ".txt" else (part, "folder")
+    if not has_class_folders(written):
+        raise ValueError(
+            f"the classes of {subset.data} are not the folders of its images, so a {what} would lose them: pass "
+            f"--out {subset.out.with_suffix('.csv')}, a table with labels, or --no-labels"
+        )
+    if form == ".txt":
+        write_list(written, subset)
+    else:
+        link(written, subset.out)
+    return written.fingerprint
+
+
+def has_class_folders(part: Source) -> bool:
+    """Whether each image lies in a folder of its class; all of one class may share the root. True without labels."""
+    if part.labels is None:
+        return True
+    folders = (os.fsdecode(name).rpartition("/")[0] for name in part.listing.names(part.rows))
+    return all(
+        (folder.partition("/")[0] or part.root.name) == part.classes[label]
+        for folder, label in zip(folders, part.labels, strict=True)
+    )
 
 
 def write_list(part: Source, subset: Subset) -> None:
     """Write one path per line, relative to the list's folder, below comments with settings and fingerprint."""
-    how = ", ".join(
-        f"{name} {value}" for name, value in vars(subset).items() if name not in ("data", "out", "columns") and value
-    )
-    here = subset.out.resolve().parent
-    lines = [os.path.relpath(path, here) for path in part.paths]
+    left_out = ("data", "out", "columns", "labels")
+    how = ", ".join(f"{name} {value}" for name, value in vars(subset).items() if name not in left_out and value)
     head = [f"# {len(part)} images of {subset.data}: {how or 'all'}", f"# fingerprint {part.fingerprint}"]
-    write_file(subset.out, "\n".join([*head, *lines]) + "\n")
+    write_file(subset.out, "\n".join([*head, *paths_from(part, subset.out)]) + "\n")
+
+
+def write_table(part: Source, out: Path) -> None:
+    """Write a CSV table of paths, relative to its folder, and of the names of classes where there are labels."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    if part.labels is None:
+        table.writerows([["path"], *([path] for path in paths_from(part, out))])
+    else:
+        names = [part.classes[label] for label in part.labels]
+        table.writerows([["path", "label"], *zip(paths_from(part, out), names, strict=True)])
+    write_file(out, text.getvalue())
+
+
+def paths_from(part: Source, out: Path) -> list[str]:
+    """The paths of images, relative to the folder of a file that names them."""
+    here = out.resolve().parent
+    return [os.path.relpath(path, here) for path in part.paths]
 
 
 def link(part: Source, out: Path) -> None:
-    """Create a folder of links with the same subfolders."""
+    """Create a folder of links with the same subfolders.
+
+    Raises:
+        ValueError: names that a folder cannot hold twice, or that are left out where it is read.
+    """
     with replace_directory(out) as temporary:
         for path in part.paths:
-            target = temporary / path.relative_to(part.root)
+            name = path.relative_to(part.root)
+            if any(map(is_hidden, name.parts)) or suffix(name.name) not in image_suffixes():
+                raise ValueError(
+                    f"{path} would be left out of a folder, by its name: pass --out {out.name}.txt, a list"
+                )
+            if (target := temporary / name).is_symlink():
+                raise ValueError(f"{path} is listed twice: remove one, or pass --out {out.name}.txt, a list")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(path.resolve())
 

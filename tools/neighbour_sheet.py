@@ -15,6 +15,9 @@ from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.distill.agreement import neighbour_agreement
 from stillroom.eval_ssl.figures import draw_embedding, embed, framed
 from stillroom.eval_ssl.neighbours import nearest_neighbours
+from stillroom.images import read_unlabelled
+from stillroom.images.labels import Columns
+from stillroom.runs.results import read_results
 
 RESULTS = "agreement.json"
 NUM_SHOWN = 5  # neighbours of each net on the sheet
@@ -30,6 +33,22 @@ def read_features(run: Path) -> tuple[Float[Tensor, "n d"], tuple[Path, ...]]:
     return torch.from_numpy(np.load(run / "train.npy")), paths
 
 
+def read_images(run: Path, paths: tuple[Path, ...]) -> Sequence[Path | bytes]:
+    """The images of a run by their paths: files of this machine, or what its archive or data set holds by these names.
+
+    Raises:
+        ValueError: neither, any more.
+    """
+    if paths[0].is_file():
+        return paths
+    config = read_results(run).made_by.config
+    source = read_unlabelled(config["train"], Columns(**config.get("columns", {})))
+    index_of = {path: index for index, path in enumerate(source.paths)}
+    if absent := [path for path in paths if path not in index_of]:
+        raise ValueError(f"{config['train']} does not hold {absent[0]} of {run} any more: extract the features again")
+    return source.subset([index_of[path] for path in paths]).encoded
+
+
 def compare(teacher_run: Path, runs: Sequence[Path], out: Path, *, k: int, seed: int) -> dict[str, float]:
     """Write the figures and the `neighbour_agreement` of each net with the teacher; returns the latter by net.
 
@@ -43,18 +62,19 @@ def compare(teacher_run: Path, runs: Sequence[Path], out: Path, *, k: int, seed:
     Raises:
         ValueError: runs on different images, or too few images.
     """
-    teacher, images = read_features(teacher_run)
-    if len(images) <= 2 * k:
-        raise ValueError(f"{teacher_run} has {len(images)} images: --k {k} needs more than {2 * k}")
+    teacher, paths = read_features(teacher_run)
+    if len(paths) <= 2 * k:
+        raise ValueError(f"{teacher_run} has {len(paths)} images: --k {k} needs more than {2 * k}")
     students = []
     for run in runs:
-        features, run_images = read_features(run)
-        if run_images != images:
+        features, run_paths = read_features(run)
+        if run_paths != paths:
             raise ValueError(f"{run} and {teacher_run} have different images: extract both from the same ones")
         students.append(features)
     agreement = {
         str(run): neighbour_agreement(features, teacher, k) for run, features in zip(runs, students, strict=True)
     }
+    images = read_images(teacher_run, paths)
     with replace_directory(out) as temporary:
         rows = [nearest_neighbours(features, None, k)[1] for features in (teacher, students[0])]
         draw_sheet(temporary / "neighbours.png", images, *rows, seed)
@@ -68,7 +88,7 @@ def compare(teacher_run: Path, runs: Sequence[Path], out: Path, *, k: int, seed:
 
 
 def draw_sheet(
-    path: Path, images: tuple[Path, ...], teachers: Int[Tensor, "n k"], students: Int[Tensor, "n k"], seed: int
+    path: Path, images: Sequence[Path | bytes], teachers: Int[Tensor, "n k"], students: Int[Tensor, "n k"], seed: int
 ) -> None:
     """Draw some images with their nearest ones by teacher and student; green: also among the other net's k nearest."""
     order = np.random.default_rng([seed, len(images)]).permutation(len(images))[:NUM_QUERIES].tolist()

@@ -17,6 +17,7 @@ from stillroom.backbone.command import report_errors
 from stillroom.backbone.flags import Amp, DeviceName
 from stillroom.backbone.names import refuse_missing_checkpoint
 from stillroom.images.files import refuse_missing_images
+from stillroom.images.labels import USUAL, Columns
 from stillroom.runs import format_table
 
 if TYPE_CHECKING:  # --help and a wrong flag need no torch
@@ -35,7 +36,8 @@ class Settings:
     student: str
     """Backbone name or checkpoint directory."""
     data: Path
-    """Folder or file list of images like those of the run; up to 64 of them are decoded."""
+    """Folder, file list or any other source of images like those of the run; up to 64 of them are decoded."""
+    columns: Columns = USUAL
     method: Literal["kdep", "simreg"] = "kdep"
     """Preset whose view, head, alignment and optimiser are measured."""
     teacher_size: int | None = None
@@ -184,7 +186,7 @@ def measure(settings: Settings) -> tuple[Measured, int]:
     backbone = build_student_backbone(Net(name=settings.student, size=settings.student_size, feature=feature), 0)
     dim = build_alignment(config.alignment, teacher.dim, backbone.spec.dim).dim
     student = build_student(backbone, [teacher], [dim], head=config.head, dense=config.dense, seed=0).to(device).train()
-    files = read_unlabelled(settings.data)
+    files = read_unlabelled(settings.data, settings.columns)
     share = max(2, min(settings.batch_size // (settings.nodes * settings.devices), 64))
     amp = choose_amp(settings.amp, device)
     with fast_float32(device):
@@ -199,12 +201,11 @@ def measure(settings: Settings) -> tuple[Measured, int]:
     student_bytes = sum(parameter.nbytes for parameter in student.parameters())
     teacher_bytes = sum(parameter.nbytes for parameter in teacher.parameters())
     copy_bytes = 0 if held is teacher else sum(parameter.nbytes for parameter in held.parameters())
-    paths = [Path(path) for path in files.paths[:: math.ceil(len(files) / 64)]]
     one = Measured(
         teacher=teacher_rate,
         student=student_rate,
         loader=settings.loader_rate or decode_rate(settings, config, teacher, backbone),
-        file_bytes=statistics.mean(path.stat().st_size for path in paths),
+        file_bytes=float(files.reader.sizes(files.all_rows()[:: math.ceil(len(files) / 64)]).mean()),
         fixed_bytes=teacher_bytes + copy_bytes + 3 * student_bytes,  # weights, gradients, momentum
         image_bytes=kept,
         row_bytes=store_bytes(1, teacher.dim),
@@ -282,7 +283,7 @@ def decode_rate(settings: Settings, config: "DistillConfig", teacher: "FrozenTea
     from stillroom.images import ImageDataset, read_unlabelled  # noqa: PLC0415
     from stillroom.images.loaders import build_loader  # noqa: PLC0415
 
-    files = read_unlabelled(settings.data)
+    files = read_unlabelled(settings.data, settings.columns)
     live = [] if settings.cache_views else [teacher.backbone.spec.input]
     views = Views(config.view, config.teacher_view, [student.spec.input.size], live)
     chosen = range(0, len(files), math.ceil(len(files) / 64))

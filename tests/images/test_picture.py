@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from torch.nn.functional import interpolate
 
 from stillroom.images import BrokenImageError, ImageDataset, picture, read_unlabelled
 from stillroom.images.decode import load_image
-from stillroom.images.jpeg import decoder, has_exif, jpeg_size, simplejpeg
+from stillroom.images.jpeg import decoder, jpeg_size, may_be_turned, simplejpeg
 from stillroom.images.picture import Picture, open_picture
 from stillroom.images.view import Crop
 
@@ -148,10 +150,67 @@ def test_the_exif_orientation_is_obeyed_unless_the_pixels_are_wanted_as_stored(
     assert np.array_equal(seen.pixels(), turns[orientation](stored.pixels()))
 
 
-def test_a_jpeg_without_exif_is_not_parsed_for_it() -> None:
-    assert not has_exif(encoded(scene())) and has_exif(turned(6, scene()))
-    assert not has_exif(encoded(scene(), comment=b"Exif\0\0"))
-    assert not has_exif(b"\xff\xd8\xff\xe1\xff") and not has_exif(b"")
+XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation%s/></x:xmpmeta>"
+
+
+def app1(content: bytes) -> bytes:
+    return b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def exif(orientation: int) -> bytes:
+    return b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0%c\0\0\0\0\0\0" % orientation
+
+
+TURNED = {
+    "EXIF": app1(exif(6)),
+    "XMP attribute": app1(XMP % b'="6"'),
+    "XMP element": app1(XMP % b">6</tiff:Orientation"),
+    "fill bytes": b"\xff\xff\xff" + app1(exif(6)),
+    "fill bytes before XMP": b"\xff" + app1(XMP % b'="6"'),
+    "bytes between segments": b"\0\0junk" + app1(exif(6)),
+    "a marker without a size": b"\xff\xd0" + app1(exif(6)),
+    "an escaped byte": b"\xff\0" + app1(exif(6)),
+    "a size below 2": b"\xff\xfe\0\1" + app1(exif(6)),
+    "other APP1 segments first": app1(b"other") + app1(XMP % b'="1"') + app1(exif(6)),
+    "EXIF before XMP": app1(exif(6)) + app1(XMP % b'="3"'),
+    "EXIF in two segments": app1(exif(6)[:16]) + app1(b"Exif\0\0" + exif(6)[16:]),
+    "the last of two XMP segments": app1(XMP % b'="3"') + app1(XMP % b'="6"'),
+}
+
+
+@pytest.mark.parametrize("segments", TURNED.values(), ids=TURNED)
+def test_an_orientation_is_obeyed_wherever_pillow_takes_it_from(library: str, segments: bytes) -> None:
+    plain = encoded(scene())
+    data = plain[:20] + segments + plain[20:]  # behind JFIF's segment
+    with Image.open(BytesIO(data)) as opened:
+        assert opened.getexif().get(ExifTags.Base.Orientation) == 6
+    picture = open_picture(data, "a.jpg")
+    assert picture.size == (70, 100) and np.array_equal(picture.pixels(), np.array(load_image(data, "a.jpg")))
+
+
+def test_a_plain_jpeg_is_not_parsed_for_an_orientation() -> None:
+    for plain in (encoded(scene()), encoded(scene(), progressive=True), encoded(scene(), icc_profile=bytes(70_000))):
+        assert not may_be_turned(plain)
+    assert may_be_turned(turned(6, scene()))
+    assert not may_be_turned(encoded(scene(), comment=b"Exif\0\0"))
+    assert not may_be_turned(encoded(scene(), xmp=b"<x:xmpmeta/>"))
+
+
+@given(
+    place=st.integers(3, 22), content=st.binary(max_size=12), orientation=st.sampled_from([1, 6]), in_xmp=st.booleans()
+)
+def test_whatever_a_header_holds_both_decoders_turn_an_image_alike(
+    place: int, content: bytes, orientation: int, in_xmp: bool
+) -> None:
+    segment = app1(XMP % b'="%d"' % orientation) if in_xmp else app1(exif(orientation))
+    plain = encoded(scene())
+    data = plain[:2] + segment + plain[2:]
+    data = data[:place] + content + data[place:]
+    try:
+        by_pillow = load_image(data, "a.jpg")
+    except BrokenImageError:
+        return
+    assert open_picture(data, "a.jpg").size == by_pillow.size
 
 
 # --- crops

@@ -4,6 +4,7 @@ import csv
 import json
 import runpy
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import torch
 from PIL import Image
 
 from stillroom.distill.agreement import neighbour_agreement
+from stillroom.eval_ssl.evaluation import evaluate
+from stillroom.eval_ssl.protocols.features import FeaturesConfig
+from stillroom.images.labels import Columns
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from neighbour_sheet import compare
 from neighbours import Settings, agreement_text, check
+from pack import Pack
 
 
 def write_run(folder: Path, features: np.ndarray, images: list[Path]) -> Path:
@@ -72,6 +77,43 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, images: list[P
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="out exists: choose another --out"):
         check(Settings(teacher=teacher, nets=(teacher,), out=tmp_path / "out"))
+
+
+def test_features_of_archives_and_data_sets_are_shown_too(tmp_path: Path, images: list[Path]) -> None:
+    """The sheet is that of the same images in a folder."""
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for image in images:
+        image.rename(folder / image.name)
+    Pack(data=folder, out=tmp_path / "shards", labels=False).run()
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+    rows = datasets.Dataset.from_dict({"picture": [str(file) for file in sorted(folder.iterdir())]})
+    rows.cast_column("picture", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
+    sheets = []
+    for source in ("images", "shards", "images.zip", "saved"):
+        run = tmp_path / f"features-{source}"
+        evaluate(
+            FeaturesConfig(
+                checkpoint=("random:cifar/resnet20",),
+                train=tmp_path / source,
+                out=run,
+                labels=False,
+                size=16,
+                columns=Columns(image="picture"),
+            )
+        )
+        compare(run, (run,), tmp_path / f"compared-{source}", k=2, seed=0)
+        sheets.append((tmp_path / f"compared-{source}" / "neighbours.png").read_bytes())
+    assert len(sheets) == 4 and sheets.count(sheets[0]) == 4
+    (tmp_path / "images.zip").unlink()
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(folder / "0.png", "0.png")
+    gone = tmp_path / "features-images.zip"
+    with pytest.raises(ValueError, match=r"images\.zip does not hold .*images\.zip/1\.png of .* any more: extract the"):
+        compare(gone, (gone,), tmp_path / "compared", k=2, seed=0)
 
 
 def test_an_agreement_at_chance_or_below_is_called_no_better_than_chance() -> None:

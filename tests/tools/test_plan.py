@@ -1,13 +1,18 @@
 """A plan is arithmetic on what was measured: worked by hand, and checked against a short run."""
 
+import statistics
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stillroom.images.labels import Columns
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import plan
+from pack import Pack
 from plan import Measured, Settings, check, measure, predict, report
 
 ONE = Measured(
@@ -70,6 +75,29 @@ def test_this_machine_is_measured_and_the_plan_is_printed(unlabelled: Path) -> N
     assert one.image_bytes > 19 * 16 * 16 * 16  # a byte for each activation at least
     text = report(predict(one, replace(settings, images=count)), one, settings)
     assert "rate of the epochs" in text and "memory of each device" in text
+
+
+def test_any_source_of_images_is_measured(unlabelled: Path, tmp_path: Path) -> None:
+    Pack(data=unlabelled, out=tmp_path / "shards", labels=False).run()
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for file in unlabelled.iterdir():
+            archive.write(file, file.name)
+    (tmp_path / "images.tsv").write_text("\n".join(["picture", *map(str, unlabelled.iterdir())]) + "\n")
+    expected = statistics.mean(file.stat().st_size for file in unlabelled.iterdir())
+    for data in ("shards", "images.tsv", f"file://{tmp_path}/images.zip"):
+        settings = Settings(
+            teacher="random:cifar/resnet20",
+            student="cifar/resnet20",
+            data=tmp_path / data if "://" not in data else Path(data),
+            columns=Columns(image="picture"),
+            student_size=16,
+            device="cpu",
+            seconds=0.01,
+            teacher_rate=1.0,
+            student_rate=1.0,
+        )
+        one, count = measure(settings)
+        assert count == 96 and one.loader > 0 and one.file_bytes == pytest.approx(expected, rel=0.1)
 
 
 def test_rates_that_are_known_are_taken(unlabelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

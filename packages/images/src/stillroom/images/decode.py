@@ -65,16 +65,14 @@ def load_image(
 ) -> Image.Image:
     """Decode one image (the first of several in a file) as 8-bit RGB from any mode: grey, palette, CMYK, Lab, ...
 
-    It is turned as its EXIF tag says, as viewers and labelling tools show it. What is transparent, wholly or in part,
-    is put on white. Deeper samples are scaled by the range that their file states, see `_scaled`.
+    It is turned as its EXIF tag says, or without one XMP's orientation, as viewers and labelling tools show it. What is
+    transparent, wholly or in part, is put on white. Deeper samples are scaled by the range that their file states, see
+    `_scaled`.
 
     Args:
         image, name: see `open_image`.
         reduce: decode a JPEG to 1/2, 1/4 or 1/8 of its size, rounded up; other formats are decoded whole.
         as_stored: do not obey the EXIF tag, as in published protocols.
-
-    Args:
-        image, name: see `open_image`.
 
     Raises:
         BrokenImageError: see `open_image`; samples whose range is not known, or that would be read as black.

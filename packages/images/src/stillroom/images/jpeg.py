@@ -14,8 +14,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 _COLOURS = ("YCbCr", "Gray")
-_EXIF, _SCAN = 0xE1, 0xDA
-"""JPEG markers: the segment that may hold EXIF's tags, and the one that the pixels follow."""
+_APP1, _SCAN = b"\xe1", b"\xda"
+"""JPEG markers: the segments that may hold EXIF's tags or XMP, and the one that the pixels follow."""
+_SEGMENTS = frozenset(bytes([marker]) for marker in (*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE)) - {b"\xc8"}
+"""Markers that are followed by a size, to Pillow too."""
+_XMP = b"tiff:Orientation"  # as which Pillow reads it there
 
 
 @cache
@@ -67,11 +70,22 @@ def decode_jpeg(data: bytes, size: tuple[int, int], reduce: int = 1) -> UInt8[np
         return None
 
 
-def has_exif(data: bytes) -> bool:
-    """Whether a JPEG has a segment of EXIF's tags; it is not parsed."""
+def may_be_turned(data: bytes) -> bool:
+    """Whether a JPEG may hold an orientation, in EXIF's tags or in XMP; neither is parsed.
+
+    True too for a header that is not a plain chain of segments: Pillow skips what does not belong there, and goes on.
+    """
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != _SCAN:
-        if data[position + 1] == _EXIF and data[position + 4 : position + 8] == b"Exif":
+    while data[position : position + 1] == b"\xff":
+        marker, size = data[position + 1 : position + 2], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == b"\xff":  # fill
+            position += 1
+            continue
+        if marker == _SCAN:
+            return False
+        if marker not in _SEGMENTS or size < 2:
             return True
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
+        begin, position = position + 4, position + 2 + size
+        if marker == _APP1 and (data[begin : begin + 4] == b"Exif" or data.find(_XMP, begin, position) >= 0):
+            return True
+    return True

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from stillroom.images.decode import exif_orientation, load_image, open_image, upright
-from stillroom.images.jpeg import decode_jpeg, decoder, has_exif, jpeg_size
+from stillroom.images.jpeg import decode_jpeg, decoder, jpeg_size, may_be_turned
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -65,7 +65,7 @@ def open_picture(data: bytes, name: str, *, as_stored: bool = False) -> Picture:
             lambda reduce: np.array(image if reduce == 1 else load_image(data, name, reduce, as_stored=as_stored)),
         )
     orientation = 1
-    if not as_stored and has_exif(data):
+    if not as_stored and may_be_turned(data):
         with open_image(data, name) as opened:
             orientation = exif_orientation(opened)
 
