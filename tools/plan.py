@@ -91,7 +91,7 @@ class Measured:
         file_bytes: mean size of an image file.
         fixed_bytes: weights, gradients and optimiser state on each device.
         image_bytes: what the student's backward pass keeps, per image.
-        row_bytes: of one cached teacher output.
+        row_bytes: of one cached row: the teacher's output, or the aligned target of KDEP where that is smaller.
     """
 
     teacher: float
@@ -208,7 +208,7 @@ def measure(settings: Settings) -> tuple[Measured, int]:
         file_bytes=float(files.reader.sizes(files.all_rows()[:: math.ceil(len(files) / 64)]).mean()),
         fixed_bytes=teacher_bytes + copy_bytes + 3 * student_bytes,  # weights, gradients, momentum
         image_bytes=kept,
-        row_bytes=store_bytes(1, teacher.dim),
+        row_bytes=store_bytes(1, min(teacher.dim, backbone.spec.dim) if settings.method == "kdep" else teacher.dim),
     )
     return one, len(files)
 

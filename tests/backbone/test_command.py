@@ -1,5 +1,7 @@
 """How every command ends."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -204,6 +206,19 @@ def test_a_loaders_worker_that_dies_is_a_sentence_about_shared_memory_and_worker
     assert "; usually shared memory (/dev/shm) or memory is full: pass fewer --workers (0: none), or" in last
 
 
+class FullDisk(io.RawIOBase):
+    """A file with room for 2,000 bytes."""
+
+    def __init__(self) -> None:
+        self.room = 2000
+
+    def write(self, content: Any) -> int:
+        self.room -= len(content)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return len(content)
+
+
 @pytest.mark.parametrize(
     ("shortage", "sentence"),
     [
@@ -221,8 +236,12 @@ def test_a_loaders_worker_that_dies_is_a_sentence_about_shared_memory_and_worker
             lambda: torch.nn.BatchNorm1d(2)(torch.zeros(1, 2)),
             "Expected more than 1 value per channel .*; batch norm needs two images: pass a larger --batch-size",
         ),
+        (
+            lambda: torch.save(torch.zeros(1000), FullDisk()),
+            "unexpected pos .*; no file is half-written: free some space there",
+        ),
     ],
-    ids=["torch", "numpy", "python", "package", "batch norm"],
+    ids=["torch", "numpy", "python", "package", "batch norm", "torch.save"],
 )
 def test_what_a_machine_or_a_batch_lacks_is_a_sentence_that_says_what_to_change(
     shortage: Callable[[], object], sentence: str, capsys: pytest.CaptureFixture[str]

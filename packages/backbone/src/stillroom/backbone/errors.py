@@ -20,8 +20,8 @@ _LACKS = {
     "is full: pass fewer --workers (0: none), or raise the container's limit (docker run --shm-size 8g), then resume",
     "(?i)out of memory|allocate memory|unable to allocate|ALLOC_FAILED|MemoryError": "memory is full: pass a smaller "
     "--batch-size, a smaller image size or fewer --workers",
-    r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs": "no file is half-written: free "
-    "some space there, then repeat the command, or `resume` the run",
+    r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs": "no file "
+    "is half-written: free some space there, then repeat the command, or `resume` the run",
     "more than 1 value per channel when training": "batch norm needs two images: pass a larger --batch-size",
     "Too many open files|items of ancdata": "pass fewer --workers, or raise the limit (`ulimit -n`)",
     "gloo/transport|NCCL error": "another process of the run has stopped: its own error says why",
