@@ -618,6 +618,7 @@ def test_a_user_config_gets_our_weights(boxed: Path, tmp_path: Path) -> None:
     assert results.protocol.startswith("detection/v1 detectron2 framework-config=own.py sha256=")
     assert (results.datasets["train"].count, results.datasets["test"].count) == (9, 4)
     assert results.extra["classes"] == ["blue", "red"]
+    assert results.extra["images"] == {"decoder": "that of own.py"}
     assert results.extra["loaded"] == "265 of 265 tensors of the backbone come from the checkpoint"
     first, last = (load_file(out / folder / "model.safetensors") for folder in ("initial", "checkpoint"))
     moved = {key for key in first if not torch.equal(first[key], last[key])}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -71,6 +72,7 @@ def test_a_run_writes_checkpoint_predictions_figures_and_results(make_config: Ma
     assert set(results.extra["ap_per_class"]) == {"blue", "red"}
     assert results.metrics["AP"] == pytest.approx(np.mean(list(results.extra["ap_per_class"].values())))
     assert (results.datasets["train"].count, results.datasets["test"].count) == (9, 4)
+    assert results.extra["images"] == {"decoder": f"pillow {PIL.__version__}", "exif": "obeyed"}
     assert results.extra["loaded"] == "100 of 100 tensors of the backbone come from the checkpoint"
     first, _ = load_checkpoint(student)
     last, manifest = load_checkpoint(out / "checkpoint")
@@ -477,6 +479,25 @@ def test_class_names_may_look_like_formulas(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "b.png").size == (64, 48)
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_image_that_its_exif_tag_turns_is_predicted_upright(
+    make_config: Make, boxed: Path, tmp_path: Path, orientation: int
+) -> None:
+    out = finetune(make_config(steps=1))
+    upright, tags = Image.open(boxed / "images" / "val" / "00.png").convert("RGB"), Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    found = []
+    for name, image, options in (("upright", upright, {}), ("turned", upright.transpose(turn), {"exif": tags})):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "a.png", **options)
+        predict(out, tmp_path / name, tmp_path / f"found-{name}", score=0.0, device="cpu")
+        found.append(json.loads((tmp_path / f"found-{name}" / "detections.json").read_text()))
+        assert Image.open(tmp_path / f"found-{name}" / "overlays" / "a.png").size == upright.size
+    assert found[0] == found[1] and found[0]["annotations"]
+    assert (found[1]["images"][0]["width"], found[1]["images"][0]["height"]) == upright.size
+
+
 def test_images_to_predict_are_checked_first(
     make_config: Make, boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,12 +507,6 @@ def test_images_to_predict_are_checked_first(
         Image.open(boxed / "images" / "val" / "00.png").save(tmp_path / "twins" / name)
     with pytest.raises(ValueError, match=r"would share the PNG a.png: rename one of them"):
         predict(out, tmp_path / "twins", tmp_path / "found", device="cpu")
-    image = Image.open(tmp_path / "twins" / "a.jpg")
-    tags = image.getexif()
-    tags[ExifTags.Base.Orientation] = 6
-    image.save(tmp_path / "twins" / "b.jpg", exif=tags)
-    with pytest.raises(ValueError, match=r"b.jpg is rotated by its EXIF tag"):
-        predict(out, tmp_path / "twins" / "b.jpg", tmp_path / "found", device="cpu")
     Image.new("RGB", (200, 2)).save(tmp_path / "strip.png")
     with pytest.raises(ValueError, match=r"1 images are too thin for a detector, the first is .*strip.png, 200 x 2 px"):
         predict(out, tmp_path / "strip.png", tmp_path / "found", device="cpu")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from mmengine.config import Config
@@ -48,6 +49,7 @@ def test_a_run_leaves_a_checkpoint_of_ours_a_config_of_theirs_pictures_and_resul
     assert results.protocol == words
     assert 0 <= results.metrics["mIoU"] <= 1
     per_class = results.extra["iou_per_class"]
+    assert results.extra["images"] == {"decoder": f"pillow {PIL.__version__}", "exif": "obeyed"}
     assert set(per_class) == {"background", "left", "right"}
     assert results.metrics["mIoU"] == pytest.approx(np.mean(list(per_class.values())))
     assert results.datasets["train"].count == 9 and results.datasets["test"].count == 3
@@ -211,6 +213,7 @@ def test_a_config_of_mmsegmentation_keeps_all_but_the_initial_weights(make_confi
     assert resolved.model.backbone.type == "ResNet"
     results = read_results(out)
     assert results.protocol.startswith("segmentation/v1 framework-config=theirs.py sha256=")
+    assert results.extra["images"] == {"decoder": "that of theirs.py"}
     assert results.datasets["train"].count == 9 and set(results.extra["iou_per_class"]) == {
         "background",
         "left",

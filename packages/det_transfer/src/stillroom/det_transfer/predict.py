@@ -8,7 +8,7 @@ from typing import Any
 from stillroom.backbone import load_checkpoint
 from stillroom.backbone.atomic import refuse_existing, replace_directory
 from stillroom.backbone.flags import DeviceName
-from stillroom.det_transfer.annotations import read_header, refuse_thin
+from stillroom.det_transfer.annotations import refuse_thin
 from stillroom.det_transfer.backends import find_backend
 from stillroom.det_transfer.config import DetectConfig, refuse_untrusted
 from stillroom.det_transfer.figures import draw_overlay
@@ -16,6 +16,7 @@ from stillroom.det_transfer.metrics import IouType, to_coco_annotations
 from stillroom.det_transfer.record import CATEGORY_IDS
 from stillroom.finetune.lifecycle import INITIAL
 from stillroom.images import Source
+from stillroom.images.decode import exif_orientation, open_image
 from stillroom.images.files import png_names, read_images
 from stillroom.runs import Run, read_results
 from stillroom.runs.configs import load_config
@@ -46,8 +47,8 @@ def predict(
         `out`.
 
     Raises:
-        ValueError: no finished run, no images, an image that cannot be read, is too thin or is rotated by its EXIF tag,
-            or `out` exists; the run was trained by Detectron2, which is not installed, or with a program.
+        ValueError: no finished run, no images, an image that cannot be read or is too thin, or `out` exists; the run
+            was trained by Detectron2, which is not installed, or with a program.
     """
     refuse_existing(out)
     if not 0 <= score <= 1:
@@ -90,12 +91,11 @@ def predict(
 def coco_entry(files: Source, index: int) -> dict[str, Any]:
     """Describe an image in COCO's format.
 
+    Its size is that of the image as its EXIF tag turns it: so detectors read it, and so the boxes are.
+
     Raises:
-        ValueError: it is rotated by its EXIF tag.
         BrokenImageError: it cannot be read.
     """
-    with files.as_file(index) as file:
-        width, height, rotated = read_header(file)
-    if rotated:
-        raise ValueError(f"{files.where(index)} is rotated by its EXIF tag: save it upright")
+    with files.as_file(index) as file, open_image(file, files.where(index)) as opened:
+        width, height = opened.size[::-1] if exif_orientation(opened) >= 5 else opened.size
     return {"id": index + 1, "file_name": files.name(index), "width": width, "height": height}

@@ -31,11 +31,16 @@ def simplejpeg() -> ModuleType | None:
     return simplejpeg
 
 
+def pillow() -> str:
+    """Pillow, with its version."""
+    return f"pillow {PIL.__version__}"
+
+
 @cache
 def decoder() -> str:
     """What decodes JPEGs here, with its version: for cache keys and results."""
     if simplejpeg() is None:
-        return f"pillow {PIL.__version__}"
+        return pillow()
     return f"simplejpeg {metadata.version('simplejpeg')}"
 
 

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from stillroom.images.decode import exif_orientation, load_image, open_image, upright
-from stillroom.images.jpeg import decode_jpeg, decoder, jpeg_size, may_be_turned
+from stillroom.images.jpeg import decode_jpeg, decoder, jpeg_size, may_be_turned, pillow
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -41,9 +41,14 @@ class Picture:
         return image if isinstance(image, Picture) else cls(image.size, lambda _: np.array(image))
 
 
-def describe_decoding(*, as_stored: bool = False) -> dict[str, str]:
-    """How images become pixels here, for cache keys and results: the decoder of JPEGs, and whether EXIF is obeyed."""
-    return {"decoder": decoder(), "exif": "ignored" if as_stored else "obeyed"}
+def describe_decoding(*, as_stored: bool = False, by_pillow: bool = False) -> dict[str, str]:
+    """How images become pixels here, for cache keys and results: the decoder of JPEGs, and whether EXIF is obeyed.
+
+    Args:
+        as_stored: see `open_picture`.
+        by_pillow: they are read by `load_image`.
+    """
+    return {"decoder": pillow() if by_pillow else decoder(), "exif": "ignored" if as_stored else "obeyed"}
 
 
 def open_picture(data: bytes, name: str, *, as_stored: bool = False) -> Picture:
