@@ -373,6 +373,11 @@ def test_a_saved_data_set_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
         return tmp_path / name
 
     assert read_unlabelled(save("unnamed", image=[one, one])).name(1) == "000000001"
+    for path in (None, "x.png", "cat/x.png"):  # equal paths are told apart by their rows, which are no classes
+        place = save(f"unlabelled {path}".replace("/", " "), image=[{**one, "path": path}] * 2, note=["a", "b"])
+        with pytest.raises(ValueError, match=r"has no column of labels, only image, note: pass --columns\.label, or add"):
+            read_labelled(place)
+        assert read_labelled(place, columns=Columns(label="note")).classes == ("a", "b")
     twice = read_unlabelled(save("twice", image=[{**one, "path": "a/x.png"}, {**one, "path": "b/x.png"}] * 2))
     assert [twice.name(index) for index in (0, 3)] == ["000000000/x.png", "000000003/x.png"]
     with pytest.raises(ValueError, match="row 1 has no image"):

@@ -74,6 +74,25 @@ def test_labels_lie_beside_images_as_integers_or_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"crane\nowl\ncrane\n", r"classes\.txt names the class 'crane' twice, in lines 1 and 3: give each class a name"),
+        (b"\nowl\n\n", r"classes\.txt names the class '' twice, in lines 1 and 3"),
+        (b"caf\xe9\n", r"classes\.txt is not text in UTF-8 \(.*\): save it with one name of a class per line"),
+    ],
+)
+def test_names_of_classes_that_would_merge_or_cannot_be_read_are_refused_where_labels_are_needed(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    write_tar(tmp_path / "0.tar", {"x.jpg": b"x", "x.cls": b"0", "y.jpg": b"y", "y.cls": b"2"})
+    (tmp_path / "classes.txt").write_bytes(content)
+    for place in (tmp_path, tmp_path / "0.tar"):
+        with pytest.raises(ValueError, match=sentence):
+            read_labelled(place)
+        assert len(read_unlabelled(place)) == 2
+
+
+@pytest.mark.parametrize(
     ("labels", "sentence"),
     [
         (

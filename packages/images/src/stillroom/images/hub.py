@@ -32,6 +32,10 @@ def read_dataset(root: Path, columns: Columns, *, labelled: bool) -> Source:
     """
     rows = open_dataset(root, columns)
     image, label = columns.image_in(rows.column_names, root), columns.label_in(rows.column_names, root)
+    if labelled and label is None:
+        raise ValueError(
+            f"{root} has no column of labels, only {', '.join(rows.column_names)}: pass --columns.label, or add one"
+        )
     label = label if labelled else None
 
     def is_current(kept: Listing) -> bool:

@@ -53,6 +53,10 @@ def _list_rows(place: str, storage: Storage, columns: Columns, labelled: bool) -
     try:
         with storage.open(place) as opened, TextIOWrapper(opened, "utf-8-sig") as lines:
             for line in map(str.strip, lines):
+                if line.lower().startswith(("<!doctype html", "<html")):
+                    raise ValueError(
+                        f"{place} is a web page, not a list of images: over HTTP pass a list, a table, a zip or tar files"
+                    )
                 if line and not line.startswith("#"):
                     yield line, None
     except UnicodeDecodeError as error:

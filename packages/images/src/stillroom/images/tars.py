@@ -57,8 +57,24 @@ def shards_in(entries: Iterable[tuple[str, bool]]) -> list[str]:
 def read_shards(root: Path, shards: Sequence[str], storage: Storage, *, labelled: bool) -> Source:
     """List the images of tar shards; `classes.txt` beside the first one names the classes of integer labels."""
     beside = f"{shards[0].rpartition('/')[0] or '.'}/{CLASSES}"
-    names = storage.read(beside).decode().splitlines() if storage.exists(beside) else []
+    names = _class_names(beside, storage) if labelled and storage.exists(beside) else []
     return read_tars(root, shards, storage, names, labelled=labelled)
+
+
+def _class_names(file: str, storage: Storage) -> list[str]:
+    """The names of classes in a file, one per line; ValueError if it is not text, or names a class twice."""
+    try:
+        names = storage.read(file).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8 ({error}): save it with one name of a class per line") from error
+    lines: dict[str, int] = {}
+    for line, name in enumerate(names, 1):
+        if (before := lines.setdefault(name, line)) != line:
+            raise ValueError(
+                f"{file} names the class {name!r} twice, in lines {before} and {line}: give each class a name of its "
+                f"own, such as '{name} 2'"
+            )
+    return names
 
 
 def read_tars(
