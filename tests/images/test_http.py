@@ -1,4 +1,4 @@
-"""Images behind a web server: what it refuses or lacks is said by name. Needs aiohttp, the driver of fsspec for HTTP."""
+"""Images behind a web server: what it refuses or lacks is said by name. Needs aiohttp, fsspec's driver for HTTP."""
 
 import http.server
 import io
@@ -28,13 +28,13 @@ class Server(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *words: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         if "status" in self.faults:
             self.send_error(self.faults["status"])
         else:
             super().do_HEAD()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         file = Path(self.translate_path(self.path))
         asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if "status" in self.faults:

@@ -73,9 +73,6 @@ def load_image(
         reduce: decode a JPEG to 1/2, 1/4 or 1/8 of its size, rounded up; other formats are decoded whole.
         as_stored: do not obey the EXIF tag, as in published protocols.
 
-    Args:
-        image, name: see `open_image`.
-
     Raises:
         BrokenImageError: see `open_image`; samples whose range is not known, or that would be read as black.
     """

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.images.formats import image_suffixes, is_hidden, suffix
 from stillroom.images.labels import LabelColumn
+from stillroom.images.left_out import LeftOut, report_left_out, why_left_out
 from stillroom.images.listing import Listing, ListingWriter
 from stillroom.images.source import Reader, Source, as_labels, stamp_at_once
 from stillroom.images.storage import RemoteStorage, address, connect, driver_errors, known_size, refusing
@@ -47,18 +47,18 @@ def read_remote_folder(place: str) -> Source:
     files, inner = connect(place)
     base, prefix = place.rstrip("/") + "/", inner.rstrip("/") + "/"
     writer = ListingWriter(columns=("sizes", "versions"))
-    left_out: dict[str, int] = {}
+    left_out = LeftOut()
     with driver_errors():
         found = files.find(inner, detail=True)
     for path in sorted(found, key=lambda path: path.replace("/", "\0")):
         name, info = path.removeprefix(prefix), found[path]
-        if any(map(is_hidden, name.split("/"))) or suffix(name) not in image_suffixes():
-            why = "hidden" if any(map(is_hidden, name.split("/"))) else "not an image"
-            left_out[why] = left_out.get(why, 0) + 1
+        if (why := why_left_out(name)) is not None:
+            left_out.add(why, name)
         else:
             writer.add(os.fsencode(name), known_size(base + name, info["size"]), _version(info))
+    report_left_out(Path(place), left_out.meta)
     listing = writer.finish()
-    return Source(Path(place), listing, RemoteReader(base, listing), left_out=left_out)
+    return Source(Path(place), listing, RemoteReader(base, listing), left_out=left_out.counts)
 
 
 def read_remote_rows(what: str, folder: str, rows: Iterable[tuple[str, object]]) -> Source:

@@ -16,12 +16,15 @@ _OPEN = 64  # files that are kept open
 def address(path: str | Path) -> str | None:
     """The fsspec address that a path is; None for a path on this machine.
 
-    `Path` makes one slash of two: `Path("s3://bucket/a")` is `s3:/bucket/a`.
+    `Path` makes one slash of two: `Path("s3://bucket/a")` is `s3:/bucket/a`. Several may be chained, as in
+    `simplecache::s3://bucket/a`.
     """
-    found = re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path), re.DOTALL)
-    if found is None or found[1] == "file":
+    protocol = r"[a-z][a-z0-9+.-]+"
+    found = re.match(rf"(?:{protocol}::)*({protocol}):/", str(path))
+    if found is None or found[0] == "file:/":
         return None
-    return f"{found[1]}://{found[2]}"
+    slashes = {"file": "///"}
+    return re.sub(rf"(^|::)({protocol}):/+", lambda one: f"{one[0].rstrip('/')}{slashes.get(one[2], '//')}", str(path))
 
 
 def local_path(path: str | Path) -> Path:
@@ -32,11 +35,13 @@ def local_path(path: str | Path) -> Path:
 class Storage(ABC):
     """Files by their paths, read at any place."""
 
-    is_local = False
-
     @abstractmethod
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
         """The names of all that lies in a folder itself, and whether each is a folder."""
+
+    @abstractmethod
+    def real_path(self, path: str) -> str:
+        """One spelling of a path: absolute and without links on this machine."""
 
     @abstractmethod
     def exists(self, path: str) -> bool:
@@ -62,8 +67,6 @@ class Storage(ABC):
 class LocalStorage(Storage):
     """Files of this machine; the last ones stay open. Processes that are forked share them."""
 
-    is_local = True
-
     def __init__(self) -> None:
         self._open: OrderedDict[str, int] = OrderedDict()
 
@@ -73,6 +76,9 @@ class LocalStorage(Storage):
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
         with os.scandir(folder) as entries:
             yield from ((entry.name, entry.is_dir()) for entry in entries)
+
+    def real_path(self, path: str) -> str:
+        return os.path.realpath(path)
 
     def exists(self, path: str) -> bool:
         return Path(path).is_file()
@@ -109,6 +115,9 @@ class RemoteStorage(Storage):
             infos = files.ls(inner, detail=True)
         for info in infos:
             yield info["name"].rstrip("/").rpartition("/")[2], info["type"] == "directory"
+
+    def real_path(self, path: str) -> str:
+        return path
 
     def exists(self, path: str) -> bool:
         files, inner = connect(path)
