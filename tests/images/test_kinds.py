@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -170,6 +170,8 @@ def test_the_same_seed_gives_the_same_samples_from_every_kind_of_source(
 def test_an_address_survives_a_path_and_others_are_paths_here() -> None:
     assert address(Path("s3://bucket/a b/{00..09}.tar")) == "s3://bucket/a b/{00..09}.tar"
     assert address("https://host/x.zip") == "https://host/x.zip"
+    for chained in ("simplecache::memory://b/x.tar", "zip://a/b.png::s3://b/x.zip", "simplecache::file:///a/b"):
+        assert address(Path(chained)) == address(chained) == chained
     assert [address(path) for path in ("a/b", "/a:/b", "C:/a", "file:///a", "no:thing")] == [None] * 5
     assert local_path(Path("file:///a/b")) == Path("/a/b") and local_path("a") == Path("a")
 
@@ -180,6 +182,30 @@ def test_an_address_survives_a_path_and_others_are_paths_here() -> None:
 def table(file: Path, text: str) -> Path:
     file.write_text(text)
     return file
+
+
+def test_blank_lines_of_a_table_are_no_rows_and_lists_take_file_addresses(folder: Path, tmp_path: Path) -> None:
+    files = read_unlabelled(folder)
+    rows = "\n".join(f"{path},x" for path in files.paths)
+    assert read_unlabelled(table(tmp_path / "t.csv", f"path,label\n\n{rows}\n\n")).fingerprint == files.fingerprint
+    lines = "".join(f"file://{path}\n" for path in files.paths)
+    assert [*read_unlabelled(table(tmp_path / "l.txt", lines)).paths] == [*files.paths]
+    assert len(read_unlabelled(table(tmp_path / "l.csv", f"path\n{lines}"))) == len(files)
+    with pytest.raises(
+        ValueError, match=r"m\.txt lists files of several file systems, such as s3://b/x: make a list of"
+    ):
+        read_unlabelled(table(tmp_path / "m.txt", f"{lines}s3://b/x\n"))
+
+
+def test_text_of_parquet_is_text_however_it_is_stored(folder: Path, tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files = read_labelled(folder)
+    labels = arrow.array([files.classes[label] for label in files.labels or ()]).dictionary_encode()
+    paths = arrow.array([str(path) for path in files.paths])
+    for column in (paths.cast(arrow.large_string()), paths.cast(arrow.string_view()), paths.dictionary_encode()):
+        parquet.write_table(arrow.table({"image": column, "class": labels}), tmp_path / "t.parquet")
+        source = read_labelled(tmp_path / "t.parquet")
+        assert (source.fingerprint, source.labels, source.classes) == (files.fingerprint, files.labels, files.classes)
 
 
 def test_columns_are_named_by_flags(folder: Path, tmp_path: Path) -> None:
@@ -212,7 +238,7 @@ def test_columns_are_named_by_flags(folder: Path, tmp_path: Path) -> None:
         ("path,label\nimages/9.png,1\n", r"t\.csv lists 1 files that do not exist, the first is .*images/9\.png"),
         ("path,label\n", r"t\.csv lists no images"),
         ('path\n"images/0.png\n', r"t\.csv is not a table of comma-separated values \(unexpected end of data\)"),
-        ("", r"t\.csv has none of the usual columns, only no columns"),
+        ("", r"t\.csv has no columns: its first line should name them"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: str, words: str) -> None:
@@ -306,6 +332,80 @@ def test_a_damaged_member_of_a_zip_file_is_a_broken_image_and_a_changed_file_sto
 # --- addresses
 
 
+def test_chained_addresses_are_read_as_others_are(folder: Path, tmp_path: Path, memory: str) -> None:
+    files = read_labelled(folder)
+    for kind in ("remote tar", "remote zip", "remote folder"):
+        place = Path(f"simplecache::{make(kind, files, tmp_path, memory)}")
+        refuse_missing_images(place)
+        assert read_unlabelled(place).content == read_unlabelled(folder).content
+    lines = "".join(f"simplecache::{memory}/train/{files.name(index)}\n" for index in range(12))
+    source = read_labelled(table(tmp_path / "chained.txt", lines))
+    assert (source.fingerprint, source.labels, source.content) == (files.fingerprint, files.labels, files.content)
+
+
+class Failing(MemoryFileSystem):
+    """A bucket whose driver raises errors of its own, `status` as those of HTTP have it."""
+
+    protocol = "failing"
+    error: ClassVar[Exception | None] = None
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("failing://"))
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        try:
+            self._fail()
+        except Exception as error:
+            raise FileNotFoundError(path) from error  # as fsspec's HTTP does
+        return super().info(path, **kwargs)
+
+    def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self._fail()
+        return super()._open(path, *args, **kwargs)
+
+    def find(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self._fail()
+        return super().find(path, *args, **kwargs)
+
+    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self._fail()
+        return super().cat_file(path, *args, **kwargs)
+
+
+class AnswerError(Exception):
+    """As aiohttp's."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"{status} of the server")
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(403, "there is no permission to read {}"), (500, "{} cannot be read: 500"), (404, "there is no {}")],
+)
+def test_errors_of_a_driver_are_said_as_what_they_are(
+    memory: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, words: str
+) -> None:
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    fsspec.filesystem("memory").pipe({f"/b/{name}": b"x" for name in ("a/0.png", "0.tar", "l.txt", "t.csv", "z.zip")})
+    source = read_unlabelled("failing://b/a")
+    monkeypatch.setattr(Failing, "error", AnswerError(status))
+    for name in ("a", "0.tar", "l.txt", "t.csv", "z.zip"):
+        with pytest.raises(ValueError, match=words.format(f"failing://b/{name}")):
+            read_unlabelled(f"failing://b/{name}")
+    with pytest.raises(OSError, match="of the server"):
+        source.read(0)
+    (tmp_path / "l.txt").write_text("failing://b/a/0.png\n")
+    with pytest.raises(ValueError, match=r"failing://b/a/0\.png|l\.txt lists files that do not exist"):
+        read_unlabelled(tmp_path / "l.txt")
+
+
 class Denied(MemoryFileSystem):
     """A bucket that nobody may read."""
 
@@ -321,7 +421,9 @@ class Denied(MemoryFileSystem):
         raise PermissionError("AccessDenied")
 
 
-def test_an_address_that_cannot_be_read_is_refused_by_name(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_cannot_be_read_is_refused_by_name(
+    memory: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     fsspec.register_implementation("denied", Denied, clobber=True)
     for name in ("images", "list.txt", "0.tar", "images.zip"):
         with pytest.raises(
@@ -334,8 +436,21 @@ def test_an_address_that_cannot_be_read_is_refused_by_name(memory: str, monkeypa
     monkeypatch.setitem(known_implementations, "lacking", lacking)
     with pytest.raises(ValueError, match=r"lacking://b/x needs a driver that is not installed: install no-such-driver"):
         read_unlabelled("lacking://b/x")
-    with pytest.raises(ValueError, match="nonsense"):
+    with pytest.raises(
+        ValueError, match=r"nonsense://b/x is not an address that fsspec knows \(.*nonsense\): check how"
+    ):
         read_unlabelled("nonsense://b/x")
+    with pytest.raises(
+        ValueError, match=r"lacking://b/x\.png needs a driver that is not installed: install no-such-dr"
+    ):
+        read_unlabelled(table(tmp_path / "l.csv", "path\nlacking://b/x.png\n"))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.zip", "x.parquet", "x.txt", "x.tar", "x.tsv"])
+def test_a_missing_file_is_called_a_file(tmp_path: Path, name: str) -> None:
+    for call in (read_unlabelled, read_labelled, read_images, refuse_missing_images):
+        with pytest.raises(ValueError, match=rf"^there is no file {tmp_path}/{name}$"):
+            call(tmp_path / name)
 
 
 def test_a_remote_list_of_files_that_do_not_exist_or_lie_elsewhere_is_refused(memory: str) -> None:
@@ -373,6 +488,13 @@ def test_a_saved_data_set_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
         return tmp_path / name
 
     assert read_unlabelled(save("unnamed", image=[one, one])).name(1) == "000000001"
+    for path in (None, "x.png", "cat/x.png"):  # equal paths are told apart by their rows, which are no classes
+        place = save(f"unlabelled {path}".replace("/", " "), image=[{**one, "path": path}] * 2, note=["a", "b"])
+        with pytest.raises(
+            ValueError, match=r"has no column of labels, only image, note: pass --columns\.label, or add"
+        ):
+            read_labelled(place)
+        assert read_labelled(place, columns=Columns(label="note")).classes == ("a", "b")
     twice = read_unlabelled(save("twice", image=[{**one, "path": "a/x.png"}, {**one, "path": "b/x.png"}] * 2))
     assert [twice.name(index) for index in (0, 3)] == ["000000000/x.png", "000000003/x.png"]
     with pytest.raises(ValueError, match="row 1 has no image"):
@@ -382,6 +504,22 @@ def test_a_saved_data_set_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": datasets.load_from_disk(str(tmp_path / "twice"))}).save_to_disk(tmp_path / "dict")
     with pytest.raises(ValueError, match=r"dict holds several data sets, train: pass .*dict/train"):
         read_unlabelled(tmp_path / "dict")
+
+
+def test_a_damaged_data_set_is_refused_by_name(folder: Path, tmp_path: Path, memory: str) -> None:
+    place = Path(make("datasets", read_labelled(folder), tmp_path, memory))
+    (arrow,) = place.glob("*.arrow")
+    for file, damage in ((arrow, 2), (arrow, None), (place / "state.json", 9), (place / "dataset_info.json", 3)):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // damage] if damage else b"")
+        with pytest.raises(
+            ValueError, match=r"saved is not a whole data set that `save_to_disk` wrote \(.*\): save or"
+        ):
+            read_unlabelled(place)
+        file.write_bytes(whole)
+    (place / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="saved is not a whole data set"):
+        read_unlabelled(place)
 
 
 def test_one_image_is_predicted_as_before(folder: Path) -> None:

@@ -199,6 +199,37 @@ def test_a_listing_that_a_crash_has_torn_is_made_again(folder: Path, torn: str) 
     assert source.fingerprint == published_fingerprint(source) and source.listing.folder == kept
 
 
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"x", b"PK\x03\x04x", b"\0" * 40, "other", "folder", "reversed"])
+@pytest.mark.parametrize("file", ["names.bin", "offsets.npy", "sizes.npy", "index.json"])
+@pytest.mark.usefixtures("kept")
+def test_a_damaged_listing_is_made_again_and_called_damaged(
+    folder: Path, file: str, damage: bytes | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = read_unlabelled(folder).listing.folder
+    assert kept is not None
+    content = (kept / file).read_bytes()
+    if damage == "folder":
+        (kept / file).unlink()
+        (kept / file).mkdir()
+    elif damage == "other":
+        np.save(kept / "other.npy", np.arange(3))
+        (kept / "other.npy").rename(kept / file)
+    else:
+        (kept / file).write_bytes(content[::-1] if isinstance(damage, str) else damage)
+    source = read_unlabelled(folder)
+    assert source.fingerprint == published_fingerprint(source) and source.listing.folder == kept
+    assert (kept / file).read_bytes() == content and f"the index of {folder} is " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_file_in_the_place_of_a_listing_is_replaced(folder: Path) -> None:
+    kept = read_unlabelled(folder).listing.folder
+    assert kept is not None
+    kept.rename(kept.with_name("away"))
+    kept.write_bytes(b"")
+    assert len(read_unlabelled(folder)) == len(NAMES)
+
+
 @pytest.mark.usefixtures("kept")
 def test_one_process_makes_a_listing_and_the_others_wait_for_it(
     folder: Path, in_two_processes: Callable[..., list], monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,9 @@
 """Tar shards: the same images as the folder that they were packed from, and what is wrong with them by name."""
 
 import io
+import subprocess
 import tarfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from stillroom.backbone import InputSpec
 from stillroom.images import BrokenImageError, EvaluationView, ImageDataset, SourceError, read_labelled, read_unlabelled
+from stillroom.images.files import png_names, refuse_missing_images
 from stillroom.images.loaders import EvaluationBatches, build_loader
 from stillroom.images.tars import expand
 from stillroom.runs import Run
@@ -48,8 +51,77 @@ def test_a_pattern_names_shards(tmp_path: Path) -> None:
         write_tar(tmp_path / f"{number:03d}.tar", {f"{number}.png": b"x"})
     assert [p.name for p in read_unlabelled(tmp_path / "{000..002}.tar").paths] == ["0.png", "1.png", "2.png"]
     assert [p.name for p in read_unlabelled(tmp_path / "001.tar").paths] == ["1.png"]
-    with pytest.raises(ValueError, match=r"there is no folder .*003\.tar"):
+    with pytest.raises(ValueError, match=r"there is no file .*003\.tar"):
         read_unlabelled(tmp_path / "{000..003}.tar")
+    for call in (read_unlabelled, read_labelled, refuse_missing_images):
+        with pytest.raises(
+            ValueError, match=r"a\{2\.\.0\}\.tar: 2\.\.0 is an empty range, put the smaller number first"
+        ):
+            call(tmp_path / "a{2..0}.tar")
+
+
+def test_what_a_tar_or_zip_file_leaves_out_is_counted_by_reason_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar, zipfile.ZipFile(tmp_path / "0.zip", "w") as archive:
+        for name in ("a.png", "notes.txt", ".b.png", "a.cls"):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"1"))
+            archive.writestr(name, b"1")
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+            member = tarfile.TarInfo(f"{kind.decode()}.png")
+            member.type, member.linkname = kind, "a.png"
+            tar.addfile(member)
+    counts = {"not an image": 1, "hidden": 1, "link in a tar file": 2, "no regular file": 1}
+    assert read_unlabelled(tmp_path / "0.tar").left_out == counts, "a label is not missed"
+    assert capsys.readouterr().err == (
+        f"left out of {tmp_path}/0.tar: 1 not an image (notes.txt), 1 hidden (.b.png), 2 link in a tar file (1.png), "
+        f"1 no regular file (6.png)\n"
+    )
+    assert read_unlabelled(tmp_path / "0.zip").left_out == {"not an image": 2, "hidden": 1}
+    assert "0.zip: 1 hidden (.b.png), 2 not an image (a.cls)\n" in capsys.readouterr().err
+
+
+def test_an_index_is_that_of_the_files_however_their_paths_are_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "t" / "0.tar", {"a.png": b"a"})
+    with zipfile.ZipFile(tmp_path / "0.zip", "w") as archive:
+        archive.writestr("a.png", b"a")
+    (tmp_path / "link").symlink_to(tmp_path / "t")
+    monkeypatch.chdir(tmp_path)
+    for places in ((tmp_path / "t", "t", "./t", "link", "t/0.tar"), (tmp_path / "0.zip", "0.zip")):
+        sources = [read_unlabelled(place) for place in places]
+        assert len({source.stamp for source in sources}) == len({source.listing.folder for source in sources}) == 1
+        assert {source.read(0) for source in sources} == {b"a"}
+    assert read_unlabelled("t").where(0) == "t/0.tar: a.png" and capsys.readouterr().err == ""
+
+
+def test_members_are_named_as_they_are_unpacked(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"/abs/a.png": b"a", "./b.png": b"b", "../c.png": b"c"})
+    with zipfile.ZipFile(tmp_path / "0.zip", "w") as archive:
+        for name in ("/abs/a.png", "./b.png", "../c.png"):
+            archive.writestr(name, b"x")
+    for source in (read_unlabelled(tmp_path / "0.tar"), read_unlabelled(tmp_path / "0.zip")):
+        assert png_names(source) == [Path("abs/a.png"), Path("b.png")] and source.left_out == {"hidden": 1}
+
+
+def test_a_sparse_image_is_refused_and_other_sparse_members_are_no_damage(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as opened:
+        opened.write(b"x")
+        opened.truncate(2**20)
+    (tmp_path / "b.png").write_bytes(b"b")
+    (tmp_path / "a.bin").hardlink_to(tmp_path / "a.png")
+    for kind in ("gnu", "posix"):
+        for name in ("a.bin", "a.png"):
+            words = ["tar", "-S", f"--format={kind}", "-cf", f"{name}.tar", name, "b.png"]
+            subprocess.run(words, cwd=tmp_path, check=True)
+        assert read_unlabelled(tmp_path / "a.bin.tar").read(0) == b"b"
+        with pytest.raises(
+            ValueError, match=r"a\.png\.tar: a\.png is stored with holes \(tar --sparse\): pack it without"
+        ):
+            read_unlabelled(tmp_path / "a.png.tar")
 
 
 def test_labels_lie_beside_images_as_integers_or_names(tmp_path: Path) -> None:
@@ -71,6 +143,28 @@ def test_labels_lie_beside_images_as_integers_or_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="n has the label 10, and 1 names of classes"):
         read_labelled(tmp_path / "n")
     assert read_unlabelled(tmp_path / "n").labels is None, "labels that are not needed are not read"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            b"crane\nowl\ncrane\n",
+            r"classes\.txt names the class 'crane' twice, in lines 1 and 3: give each class a name",
+        ),
+        (b"\nowl\n\n", r"classes\.txt names the class '' twice, in lines 1 and 3"),
+        (b"caf\xe9\n", r"classes\.txt is not text in UTF-8 \(.*\): save it with one name of a class per line"),
+    ],
+)
+def test_names_of_classes_that_would_merge_or_cannot_be_read_are_refused_where_labels_are_needed(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    write_tar(tmp_path / "0.tar", {"x.jpg": b"x", "x.cls": b"0", "y.jpg": b"y", "y.cls": b"2"})
+    (tmp_path / "classes.txt").write_bytes(content)
+    for place in (tmp_path, tmp_path / "0.tar"):
+        with pytest.raises(ValueError, match=sentence):
+            read_labelled(place)
+        assert len(read_unlabelled(place)) == 2
 
 
 @pytest.mark.parametrize(

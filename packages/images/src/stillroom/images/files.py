@@ -17,11 +17,15 @@ from stillroom.images.storage import LocalStorage, RemoteStorage, Storage, addre
 from stillroom.images.tars import expand, read_shards, shards_in
 from stillroom.images.zips import read_zip
 
+FILE_KINDS = frozenset({".txt", ".tar", ".zip", *TABLES})
+"""Suffixes of the files that are sources."""
+
 
 def refuse_missing_folder(folder: Path) -> None:
-    """Raise ValueError if there is no such folder."""
+    """Raise ValueError if there is no such folder; or file, by its suffix."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
+        what = "file" if suffix(folder.name) in FILE_KINDS else "folder"
+        raise ValueError(f"there is no {what} {folder}")
 
 
 def refuse_missing_images(source: Path) -> None:
@@ -91,13 +95,15 @@ def _read_from(place: str, storage: Storage, columns: Columns, labelled: bool) -
 
 def read_images(images: Path, columns: Columns = USUAL) -> Source:
     """List one image, or those of a source; see `read_unlabelled`."""
-    is_image = images.is_file() and suffix(images.name) not in {".txt", ".tar", ".zip", *TABLES}
+    is_image = images.is_file() and suffix(images.name) not in FILE_KINDS
     return from_paths([images.resolve()]) if is_image else read_unlabelled(images, columns)
 
 
 def png_names(files: Source) -> list[Path]:
     """The relative path of the PNG that is written for each image; ValueError if two images would share one."""
-    names = [file.relative_to(files.root).with_suffix(".png") for file in files.paths]
+    names = [Path(files.name(index)).with_suffix(".png") for index in range(len(files))]
+    if outside := next((name for name in names if ".." in name.parts or name.is_absolute()), None):
+        raise ValueError(f"an image of {files.root} would give the PNG {outside}, outside of the folder: rename it")
     if len({*names}) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise ValueError(f"two images of {files.root} would share the PNG {twice}: rename one of them")

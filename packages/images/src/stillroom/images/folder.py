@@ -3,15 +3,15 @@
 import heapq
 import os
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stillroom.images.formats import image_suffixes, is_hidden, suffix
+from stillroom.images.left_out import LeftOut, report_left_out
 from stillroom.images.listing import INDEXED, Listing, ListingWriter, keep_listing, kept_at, map_listing, sample
-from stillroom.images.source import FileReader, Source, report
+from stillroom.images.source import FileReader, Source
 
 _CHECKED = 1000  # images of a kept listing whose size and time of modification are compared
 
@@ -42,7 +42,7 @@ def is_unchanged(reader: FileReader) -> bool:
     rows, columns = np.array(sample(len(reader.listing), _CHECKED)), reader.listing.columns
     try:
         stats = [os.stat(reader.where(row)) for row in rows.tolist()]  # noqa: PTH116
-    except OSError:
+    except (OSError, ValueError):  # also a damaged name
         return False
     now = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
     return now == [*zip(columns["sizes"][rows].tolist(), columns["modified"][rows].tolist(), strict=True)]
@@ -61,15 +61,8 @@ def walk(root: Path, suffixes: Collection[str] | None = None) -> tuple[tuple[Pat
         suffixes: of the files to list, in lower case; None: those of images, see `image_suffixes`.
     """
     found = _Walk(root, image_suffixes() if suffixes is None else suffixes)
-    report_left_out(root, {"left_out": found.left_out, "examples": found.examples})
-    return tuple(root / name for name in found), dict(found.left_out)
-
-
-def report_left_out(root: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say on stderr which files of a folder are left out, by reason, each with an example."""
-    if reasons := found["left_out"]:
-        listed = (f"{count} {why} ({found['examples'][why]})" for why, count in reasons.items())
-        report(f"left out of {root}: {', '.join(listed)}")
+    report_left_out(root, found.left_out.meta)
+    return tuple(root / name for name in found), found.left_out.counts
 
 
 class _Walk:
@@ -77,8 +70,7 @@ class _Walk:
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
         self.root, self.suffixes = str(root), suffixes
-        self.left_out: defaultdict[str, int] = defaultdict(int)
-        self.examples: dict[str, str] = {}
+        self.left_out = LeftOut()
         self.folders: dict[str, int] = {}  # entered, relative, in the order in which they were: time of modification
         self.count = 0
         self._names: dict[str, str] = {}
@@ -115,13 +107,13 @@ class _Walk:
                 stat = os.stat(f"{self.root}/{name}")  # noqa: PTH116
                 numbers = (stat.st_size, stat.st_mtime_ns)
             writer.add(os.fsencode(name), *numbers)
-        return writer.finish(left_out=dict(self.left_out), examples=self.examples, folders=self.folders)
+        return writer.finish(**self.left_out.meta, folders=self.folders)
 
     def _enter(self, folder: str) -> None:
         place = os.path.join(self.root, folder) if folder else self.root  # noqa: PTH118
         stat = os.stat(place)  # noqa: PTH116
         if (stat.st_dev, stat.st_ino) in self._entered:
-            self._leave_out("link to a folder already entered", folder)
+            self.left_out.add("link to a folder already entered", folder)
             return
         self._entered.add((stat.st_dev, stat.st_ino))
         self.folders[folder] = stat.st_mtime_ns
@@ -137,17 +129,12 @@ class _Walk:
         target = Path(entry.path) if is_link else entry  # a Path answers for links that lead nowhere, or in a circle
         if is_hidden(entry.name):
             below = not is_link and entry.is_dir()
-            self._leave_out("hidden", path, sum(len(n) for _, _, n in os.walk(entry.path)) if below else 1)
+            self.left_out.add("hidden", path, sum(len(n) for _, _, n in os.walk(entry.path)) if below else 1)
         elif target.is_dir():
             (self._links if is_link else self._folders).append(path)
         elif not target.is_file():
-            self._leave_out("broken link, or no regular file", path)
+            self.left_out.add("broken link, or no regular file", path)
         elif suffix(entry.name) not in self.suffixes:
-            self._leave_out("not an image", path)
+            self.left_out.add("not an image", path)
         else:
             names.append(entry.name)
-
-    def _leave_out(self, reason: str, path: str, count: int = 1) -> None:
-        if count:
-            self.left_out[reason] += count
-            self.examples.setdefault(reason, path)

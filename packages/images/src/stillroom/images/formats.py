@@ -35,6 +35,11 @@ def suffix(name: str) -> str:
     return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
+def member_name(name: str) -> str:
+    """The name of a member of a tar or zip file as it is unpacked: below the folder, not at `/`."""
+    return name.removeprefix("./").lstrip("/")
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name, without its folder, is hidden."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS

@@ -3,6 +3,7 @@
 import os
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ def read_dataset(root: Path, columns: Columns, *, labelled: bool) -> Source:
     """
     rows = open_dataset(root, columns)
     image, label = columns.image_in(rows.column_names, root), columns.label_in(rows.column_names, root)
+    if labelled and label is None:
+        raise ValueError(
+            f"{root} has no column of labels, only {', '.join(rows.column_names)}: pass --columns.label, or add one"
+        )
     label = label if labelled else None
 
     def is_current(kept: Listing) -> bool:
@@ -61,7 +66,8 @@ def open_dataset(root: Path, columns: Columns) -> Any:
         import datasets  # noqa: PLC0415  # only here
     except ImportError as error:
         raise ValueError(f"{root} needs Hugging Face's datasets: install stillroom-images[datasets]") from error
-    rows = datasets.load_from_disk(str(root))
+    with refusing_damage(root):
+        rows = datasets.load_from_disk(str(root))
     if isinstance(rows, datasets.DatasetDict):
         raise ValueError(f"{root} holds several data sets, {', '.join(rows)}: pass {root / next(iter(rows))}")
     image = columns.image_in(rows.column_names, root)
@@ -70,12 +76,25 @@ def open_dataset(root: Path, columns: Columns) -> Any:
     return rows.cast_column(image, datasets.Image(decode=False))
 
 
+@contextmanager
+def refusing_damage(root: Path) -> Iterator[None]:
+    """Around reading a saved data set: damaged files, from which its libraries raise almost any class."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{root} is not a whole data set that `save_to_disk` wrote ({str(error) or type(error).__name__}): "
+            f"save or copy it again"
+        ) from error
+
+
 def _write(root: Path, rows: Any, image: str, label: str | None, writer: ListingWriter) -> Listing:
     feature = rows.features[label] if label is not None else None
     labels, names, hashes = LabelColumn(root, getattr(feature, "names", ())), ListingWriter(), array("q")
     sizes: list[int] = []
     for first in range(0, len(rows), _ROWS):
-        part = rows[first : first + _ROWS]
+        with refusing_damage(root):
+            part = rows[first : first + _ROWS]
         for number, one in enumerate(part[image], first):
             if one is None or (one["bytes"] is None and one["path"] is None):
                 raise ValueError(f"{root}: row {number} has no image")
@@ -88,9 +107,9 @@ def _write(root: Path, rows: Any, image: str, label: str | None, writer: Listing
     if not sizes:
         raise ValueError(f"{root} has no rows")
     listed = names.finish()
-    is_unique = first_twice(listed, hashes) is None
+    are_usable = first_twice(listed, hashes) is None and not any(b".." in name.split(b"/") for name in listed.names())
     for number, (name, size) in enumerate(zip(listed.names(), sizes, strict=True)):
-        writer.add(name.lstrip(b"/") if is_unique else b"%09d/%s" % (number, name.rpartition(b"/")[2]), size)
+        writer.add(name.lstrip(b"/") if are_usable else b"%09d/%s" % (number, name.rpartition(b"/")[2]), size)
     found, classes = labels.finish() if label is not None else (None, ())
     return writer.finish(found, state=rows._fingerprint, classes=classes)
 
@@ -114,11 +133,15 @@ class DatasetReader(Reader):
     def _rows(self) -> Any:
         try:
             return open_dataset(self.root, self.columns)
-        except OSError as error:
-            raise SourceError(f"{self.root} cannot be read any more ({error}): put it back, then resume") from error
+        except ValueError as error:
+            raise SourceError(f"{error}, then resume") from error
 
     def read(self, row: int, start: int = 0, stop: int | None = None) -> bytes:
-        one = self._rows[row][self.image]
+        rows = self._rows
+        try:
+            one = rows[row][self.image]
+        except ValueError as error:  # of Arrow
+            raise OSError(f"damaged in its data set: {error}") from error
         content = one["bytes"] if one["bytes"] is not None else Path(one["path"]).read_bytes()
         return content[start:stop]
 

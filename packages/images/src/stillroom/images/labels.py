@@ -32,9 +32,11 @@ USUAL = Columns()
 
 def _column(named: str | None, usual: Sequence[str], names: Sequence[str], table: object, flag: str) -> str:
     found = next((name for name in usual if name in names), None) if named is None else named
+    if not names:
+        raise ValueError(f"{table} has no columns: its first line should name them")
     if found is None or found not in names:
         what = "none of the usual columns" if named is None else f"no column {named!r}"
-        raise ValueError(f"{table} has {what}, only {', '.join(names) or 'no columns'}: pass {flag} one of them")
+        raise ValueError(f"{table} has {what}, only {', '.join(names)}: pass {flag} one of them")
     return found
 
 

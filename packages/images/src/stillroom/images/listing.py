@@ -21,7 +21,7 @@ import numpy as np
 from stillroom.backbone.atomic import replace_directory, write_file
 from stillroom.backbone.cache_folder import cache_directory, warn_once
 
-VERSION = 1
+VERSION = 2
 INDEXED = 100_000
 """Images from which on the listing of a folder or file list is kept; a smaller one is read anew by each command."""
 _NAMES, _OFFSETS, _META = "names.bin", "offsets.npy", "index.json"
@@ -122,13 +122,20 @@ def kept_at(*identity: object) -> Path:
 
 
 def map_listing(folder: Path, is_current: Callable[[Listing], bool]) -> Listing | None:
-    """Map a listing that was kept; None if there is none, if it is torn, or if it is older than its source."""
+    """Map a listing that was kept; None if there is none, if it is damaged, or if it is older than its source."""
+    kept = _load_whole(folder)
+    return kept if kept is not None and is_current(kept) else None
+
+
+def _load_whole(folder: Path) -> Listing | None:
+    """Map a listing that was kept; None if there is none, if it is replaced just now, or if it is damaged."""
     try:
-        listing = Listing.load(folder)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # also one that is replaced just now
+        kept = Listing.load(folder)
+    except Exception:  # noqa: BLE001  # damaged files let NumPy and json raise almost any class
         return None
-    is_whole = len(listing.blob) == listing.offsets[-1]
-    return listing if is_whole and is_current(listing) else None
+    offsets, columns = kept.offsets, kept.columns.values()
+    is_whole = offsets.ndim == 1 and len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(kept.blob)
+    return kept if is_whole and all(column.shape == (len(kept),) for column in columns) else None
 
 
 def keep_listing(
@@ -157,10 +164,13 @@ def keep_listing(
         warn_once(f"{folder.parent} cannot be written ({error.strerror}); the index of the images is not kept")
         return make(ListingWriter(None, columns))
     with lock:
-        if (listing := map_listing(folder, is_current)) is not None:
-            return listing
+        if (kept := _load_whole(folder)) is not None and is_current(kept):
+            return kept
         if folder.exists():
-            print(f"note: the index of {what} is older than what it lists: it is made again", file=sys.stderr)
+            why = "damaged" if kept is None else "older than what it lists"
+            print(f"note: the index of {what} is {why}: it is made again", file=sys.stderr)
+        if folder.is_file():
+            folder.unlink()
         with replace_directory(folder) as partial:
             make(ListingWriter(partial, columns))
         return Listing.load(folder)

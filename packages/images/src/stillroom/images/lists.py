@@ -17,7 +17,7 @@ from stillroom.images.labels import Columns, LabelColumn
 from stillroom.images.listing import Listing, ListingWriter, keep_listing, kept_at
 from stillroom.images.remote import read_remote_rows
 from stillroom.images.source import FileReader, Source, as_labels
-from stillroom.images.storage import RemoteStorage, Storage, address
+from stillroom.images.storage import RemoteStorage, Storage, address, local_path
 
 TABLES = frozenset({".csv", ".tsv", ".parquet"})
 LARGE_LIST = 2**23
@@ -53,6 +53,10 @@ def _list_rows(place: str, storage: Storage, columns: Columns, labelled: bool) -
     try:
         with storage.open(place) as opened, TextIOWrapper(opened, "utf-8-sig") as lines:
             for line in map(str.strip, lines):
+                if line.lower().startswith(("<!doctype html", "<html")):
+                    raise ValueError(
+                        f"{place} is a web page, not a list of images: over HTTP pass a list, a table, zip or tar files"
+                    )
                 if line and not line.startswith("#"):
                     yield line, None
     except UnicodeDecodeError as error:
@@ -66,7 +70,7 @@ def _csv_rows(place: str, storage: Storage, columns: Columns, labelled: bool) ->
             names = next(table, [])
             image = names.index(columns.image_in(names, place))
             label = columns.label_in(names, place) if labelled else None
-            for row in table:
+            for row in filter(None, table):  # blank lines are no rows
                 if len(row) != len(names):
                     raise ValueError(f"{place}: line {table.line_num} has {len(row)} fields, its header {len(names)}")
                 yield row[image], None if label is None else row[names.index(label)]
@@ -88,7 +92,9 @@ def _parquet_rows(place: str, storage: Storage, columns: Columns, labelled: bool
         names = table.schema_arrow.names
         image, label = columns.image_in(names, place), columns.label_in(names, place) if labelled else None
         kind = table.schema_arrow.field(image).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        of = pyarrow.types
+        text = kind.value_type if of.is_dictionary(kind) else kind
+        if not (of.is_string(text) or of.is_large_string(text) or of.is_string_view(text)):
             raise ValueError(f"{place}: column {image!r} is {kind}, expected text, the paths of the images")
         for batch in table.iter_batches(columns=[image] if label is None else [image, label]):
             paths = batch.column(image).to_pylist()
@@ -128,6 +134,7 @@ def _write(file: Path, rows: Iterable[Row], writer: ListingWriter, **meta: Any) 
     folder, common, absent, first_absent = os.path.join(file.resolve().parent, ""), "", 0, ""  # noqa: PTH118
     labels, is_labelled = LabelColumn(file), False
     for line, label in rows:
+        line = str(local_path(line)) if line.startswith("file:") else line
         path = line if line.startswith("/") else folder + line
         if "//" in path or "/./" in path or path.endswith(("/", "/.")):
             path = str(Path(path))
@@ -137,6 +144,8 @@ def _write(file: Path, rows: Iterable[Row], writer: ListingWriter, **meta: Any) 
         except (OSError, ValueError):
             is_file = False
         if not is_file:
+            if address(line) is not None:
+                raise ValueError(f"{file} lists files of several file systems, such as {line}: make a list of each")
             absent, first_absent = absent + 1, first_absent or path
             continue
         if not common or not path.startswith(common):

@@ -3,17 +3,17 @@
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stillroom.images.formats import image_suffixes, is_hidden, suffix
 from stillroom.images.labels import LabelColumn
+from stillroom.images.left_out import LeftOut, report_left_out, why_left_out
 from stillroom.images.listing import Listing, ListingWriter
 from stillroom.images.source import Reader, Source, as_labels, stamp_at_once
-from stillroom.images.storage import RemoteStorage, address, connect
+from stillroom.images.storage import RemoteStorage, address, connect, driver_errors, known_size, refusing
 
 
 class RemoteReader(Reader):
@@ -28,6 +28,8 @@ class RemoteReader(Reader):
         self.base, self.listing, self.storage = base, listing, RemoteStorage()
 
     def read(self, row: int, start: int = 0, stop: int | None = None) -> bytes:
+        if start and stop is None:
+            stop = int(self.listing.columns["sizes"][row])
         return self.storage.read(self.where(row), start, stop)
 
     def where(self, row: int) -> str:
@@ -45,17 +47,18 @@ def read_remote_folder(place: str) -> Source:
     files, inner = connect(place)
     base, prefix = place.rstrip("/") + "/", inner.rstrip("/") + "/"
     writer = ListingWriter(columns=("sizes", "versions"))
-    left_out: dict[str, int] = {}
-    found = files.find(inner, detail=True)
+    left_out = LeftOut()
+    with driver_errors():
+        found = files.find(inner, detail=True)
     for path in sorted(found, key=lambda path: path.replace("/", "\0")):
         name, info = path.removeprefix(prefix), found[path]
-        if any(map(is_hidden, name.split("/"))) or suffix(name) not in image_suffixes():
-            why = "hidden" if any(map(is_hidden, name.split("/"))) else "not an image"
-            left_out[why] = left_out.get(why, 0) + 1
+        if (why := why_left_out(name)) is not None:
+            left_out.add(why, name)
         else:
-            writer.add(os.fsencode(name), int(info["size"]), _version(info))
+            writer.add(os.fsencode(name), known_size(base + name, info["size"]), _version(info))
+    report_left_out(Path(place), left_out.meta)
     listing = writer.finish()
-    return Source(Path(place), listing, RemoteReader(base, listing), left_out=left_out)
+    return Source(Path(place), listing, RemoteReader(base, listing), left_out=left_out.counts)
 
 
 def read_remote_rows(what: str, folder: str, rows: Iterable[tuple[str, object]]) -> Source:
@@ -76,14 +79,11 @@ def read_remote_rows(what: str, folder: str, rows: Iterable[tuple[str, object]])
     protocols = {path.partition("://")[0] for path in paths}
     if len(protocols) > 1 or not all(address(path) for path in paths):
         raise ValueError(f"{what} lists files of several file systems, such as {paths[0]}: make a list of each")
-    files, _ = connect(paths[0])
+    with refusing(paths[0]):  # the list itself may lie on this machine
+        sizes = _sizes(what, paths)
     protocol = paths[0].partition("://")[0]
     parents = [path.partition("://")[2].rpartition("/")[0] for path in paths]
     base = "/".join(filter(None, [f"{protocol}:/", posixpath.commonpath(parents), ""])) + "/"
-    try:
-        sizes = files.sizes([files._strip_protocol(path) for path in paths])
-    except FileNotFoundError as error:
-        raise ValueError(f"{what} lists files that do not exist, such as {error}") from error
     writer = ListingWriter(columns=("sizes",))
     for path, size in zip(paths, sizes, strict=True):
         writer.add(os.fsencode(path.removeprefix(base)), size)
@@ -91,6 +91,18 @@ def read_remote_rows(what: str, folder: str, rows: Iterable[tuple[str, object]])
     listing = writer.finish()
     kept = None if numbers is None else as_labels(np.frombuffer(numbers, np.int32))
     return Source(Path(base), listing, RemoteReader(base, listing), None, kept, classes)
+
+
+def _sizes(what: str, paths: Sequence[str]) -> list[int]:
+    """The bytes of the files that a list names, all of one file system."""
+    files, _ = connect(paths[0])
+    inner = [connect(path)[1] if "::" in path else files._strip_protocol(path) for path in paths]
+    try:
+        with driver_errors():
+            sizes = files.sizes(inner)
+    except FileNotFoundError as error:
+        raise ValueError(f"{what} lists files that do not exist, such as {error}") from error
+    return [known_size(path, size) for path, size in zip(paths, sizes, strict=True)]
 
 
 def _version(info: Mapping[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """Where files lie: on this machine, or at any address of fsspec, such as s3://bucket/folder."""
 
+import io
 import os
 import re
 from abc import ABC, abstractmethod
@@ -15,12 +16,15 @@ _OPEN = 64  # files that are kept open
 def address(path: str | Path) -> str | None:
     """The fsspec address that a path is; None for a path on this machine.
 
-    `Path` makes one slash of two: `Path("s3://bucket/a")` is `s3:/bucket/a`.
+    `Path` makes one slash of two: `Path("s3://bucket/a")` is `s3:/bucket/a`. Several may be chained, as in
+    `simplecache::s3://bucket/a`.
     """
-    found = re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path), re.DOTALL)
-    if found is None or found[1] == "file":
+    protocol = r"[a-z][a-z0-9+.-]+"
+    found = re.match(rf"(?:{protocol}::)*({protocol}):/", str(path))
+    if found is None or found[0] == "file:/":
         return None
-    return f"{found[1]}://{found[2]}"
+    slashes = {"file": "///"}
+    return re.sub(rf"(^|::)({protocol}):/+", lambda one: f"{one[0].rstrip('/')}{slashes.get(one[2], '//')}", str(path))
 
 
 def local_path(path: str | Path) -> Path:
@@ -31,11 +35,13 @@ def local_path(path: str | Path) -> Path:
 class Storage(ABC):
     """Files by their paths, read at any place."""
 
-    is_local = False
-
     @abstractmethod
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
         """The names of all that lies in a folder itself, and whether each is a folder."""
+
+    @abstractmethod
+    def real_path(self, path: str) -> str:
+        """One spelling of a path: absolute and without links on this machine."""
 
     @abstractmethod
     def exists(self, path: str) -> bool:
@@ -61,8 +67,6 @@ class Storage(ABC):
 class LocalStorage(Storage):
     """Files of this machine; the last ones stay open. Processes that are forked share them."""
 
-    is_local = True
-
     def __init__(self) -> None:
         self._open: OrderedDict[str, int] = OrderedDict()
 
@@ -72,6 +76,9 @@ class LocalStorage(Storage):
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
         with os.scandir(folder) as entries:
             yield from ((entry.name, entry.is_dir()) for entry in entries)
+
+    def real_path(self, path: str) -> str:
+        return os.path.realpath(path)
 
     def exists(self, path: str) -> bool:
         return Path(path).is_file()
@@ -104,22 +111,27 @@ class RemoteStorage(Storage):
 
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
         files, inner = connect(folder)
-        for info in files.ls(inner, detail=True):
+        with driver_errors():
+            infos = files.ls(inner, detail=True)
+        for info in infos:
             yield info["name"].rstrip("/").rpartition("/")[2], info["type"] == "directory"
+
+    def real_path(self, path: str) -> str:
+        return path
 
     def exists(self, path: str) -> bool:
         files, inner = connect(path)
         try:
-            return files.info(inner)["type"] == "file"  # its own `isfile` is False where there is no permission too
+            with driver_errors():
+                return files.info(inner)["type"] == "file"  # its own `isfile` is False where there is no permission too
         except FileNotFoundError:
             return False
 
     def stat(self, path: str) -> tuple[int, str]:
         files, inner = connect(path)
-        size = files.info(inner)["size"]
-        if size is None:
-            raise ValueError(f"{path}: its server does not say how many bytes it has, which random reads need")
-        return int(size), str(files.ukey(inner))
+        with driver_errors():
+            size, version = files.info(inner)["size"], str(files.ukey(inner))
+        return known_size(path, size), version
 
     def stat_again(self, path: str) -> tuple[int, str]:
         if path not in self._stats:  # once in each process
@@ -128,18 +140,92 @@ class RemoteStorage(Storage):
 
     def open(self, path: str) -> Any:
         files, inner = connect(path)
-        return files.open(inner, "rb")
+        with driver_errors():
+            return io.BufferedReader(_Opened(files.open(inner, "rb")))
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
         files, inner = connect(path)
-        return files.cat_file(inner, start=start, end=stop)
+        with driver_errors():
+            content = files.cat_file(inner, start=start, end=stop)
+        if stop is None or len(content) <= stop - start:
+            return content
+        if start:
+            raise ValueError(
+                f"{path}: its server sends the whole file for a part of it (no HTTP ranges), which random reads need: "
+                f"copy the file here, or to a server that sends parts"
+            )
+        return content[:stop]
+
+
+class _Opened(io.RawIOBase):
+    """An open file of a driver, whose errors while it is read are OSErrors too."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with driver_errors():
+            content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+@contextmanager
+def driver_errors() -> Iterator[None]:
+    """Around calls of a driver of fsspec: each has error classes of its own, which become OSErrors."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        cause = error.__cause__  # that of http says so of every answer, and of none
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise cause from error
+        if getattr(cause, "status", 404) not in (404, 410):
+            raise _as_os_error(cause) from error
+        raise
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise _as_os_error(error) from error
+
+
+def _as_os_error(error: BaseException | None) -> OSError:
+    """A driver's error as the OSError that it means."""
+    kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
+    return kind.get(getattr(error, "status", 0), OSError)(f"{error}" or type(error).__name__)
+
+
+def known_size(path: str, size: int | None) -> int:
+    """The size of a file at an address; ValueError if its server does not say it."""
+    if size is None:
+        raise ValueError(f"{path}: its server does not say how many bytes it has: copy the file here, or elsewhere")
+    return int(size)
 
 
 def connect(path: str) -> tuple[Any, str]:
     """The file system of an address, of which fsspec keeps one for each process, and the path in it."""
     from fsspec.core import url_to_fs  # noqa: PLC0415  # most commands read files of this machine
 
-    return url_to_fs(path)
+    try:
+        return url_to_fs(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not an address that fsspec knows ({error}): check how it begins") from error
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import re
 import tarfile
 from array import array
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, product
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.images.formats import image_suffixes, is_hidden, suffix
+from stillroom.images.formats import image_suffixes, is_hidden, member_name, suffix
 from stillroom.images.labels import LabelColumn
+from stillroom.images.left_out import LeftOut, report_left_out, why_left_out
 from stillroom.images.listing import Listing, ListingWriter, first_twice, keep_listing, kept_at, map_listing
 from stillroom.images.source import Reader, Source, SourceError, as_labels, stamp_at_once
 from stillroom.images.storage import Storage
@@ -27,12 +27,15 @@ _TAIL = 2**16
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths that a pattern with ranges in braces stands for: `part-{000..011}.tar`."""
+    """The paths that a pattern with ranges in braces stands for: `part-{000..011}.tar`; ValueError for empty ranges."""
     fixed, firsts, lasts = (re.split(r"\{(\d+)\.\.(\d+)\}", pattern)[part::3] for part in range(3))
     ranges = [range(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]
+    for first, last, numbers in zip(firsts, lasts, ranges, strict=True):
+        if not numbers:
+            raise ValueError(f"{pattern}: {first}..{last} is an empty range, put the smaller number first")
     paths = []
-    for numbers in product(*ranges):
-        texts = [str(number).zfill(len(first)) for number, first in zip(numbers, firsts, strict=True)]
+    for chosen in product(*ranges):
+        texts = [str(number).zfill(len(first)) for number, first in zip(chosen, firsts, strict=True)]
         paths.append("".join(chain.from_iterable(zip(fixed, [*texts, ""], strict=True))))
     return paths
 
@@ -57,8 +60,24 @@ def shards_in(entries: Iterable[tuple[str, bool]]) -> list[str]:
 def read_shards(root: Path, shards: Sequence[str], storage: Storage, *, labelled: bool) -> Source:
     """List the images of tar shards; `classes.txt` beside the first one names the classes of integer labels."""
     beside = f"{shards[0].rpartition('/')[0] or '.'}/{CLASSES}"
-    names = storage.read(beside).decode().splitlines() if storage.exists(beside) else []
+    names = _class_names(beside, storage) if labelled and storage.exists(beside) else []
     return read_tars(root, shards, storage, names, labelled=labelled)
+
+
+def _class_names(file: str, storage: Storage) -> list[str]:
+    """The names of classes in a file, one per line; ValueError if it is not text, or names a class twice."""
+    try:
+        names = storage.read(file).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8 ({error}): save it with one name of a class per line") from error
+    lines: dict[str, int] = {}
+    for line, name in enumerate(names, 1):
+        if (before := lines.setdefault(name, line)) != line:
+            raise ValueError(
+                f"{file} names the class {name!r} twice, in lines {before} and {line}: give each class a name of its "
+                f"own, such as '{name} 2'"
+            )
+    return names
 
 
 def read_tars(
@@ -80,27 +99,28 @@ def read_tars(
     Raises:
         ValueError: no images, two members of one name, a truncated or compressed shard, or labels that are none.
     """
-    state: list[list[Any]] = [[shard, *storage.stat(shard)] for shard in shards]
-    places = [os.path.realpath(shard) if storage.is_local else shard for shard in shards]
-    place = kept_at("tar", places, sorted(image_suffixes()), class_names, labelled)
+    places = [storage.real_path(shard) for shard in shards]
+    state: list[list[Any]] = [[place, *storage.stat(place)] for place in places]
+    kept_in = kept_at("tar", places, sorted(image_suffixes()), class_names, labelled)
 
     def is_current(kept: Listing) -> bool:
         return kept.meta["state"] == state
 
     def make(writer: ListingWriter) -> Listing:
-        scan = _Scan(root, storage, writer, class_names, labelled)
-        for shard, size, _ in state:
+        scan = _Scan(root, shards, storage, writer, class_names, labelled)
+        for shard, (_, size, _) in zip(shards, state, strict=True):
             scan.read(shard, size)
         return scan.finish(state)
 
-    listing = map_listing(place, is_current)
+    listing = map_listing(kept_in, is_current)
     if listing is None:
-        listing = keep_listing(place, str(root), ("sizes", "begins"), make, is_current)
+        listing = keep_listing(kept_in, str(root), ("sizes", "begins"), make, is_current)
+    report_left_out(root, listing.meta)
     meta, labels = listing.meta, listing.columns.get("labels")
     return Source(
         root,
         listing,
-        TarReader(listing, storage),
+        TarReader(shards, listing, storage),
         None,
         None if labels is None else as_labels(labels),
         tuple(meta["classes"]),
@@ -112,12 +132,18 @@ class _Scan:
     """The headers of all shards, one after the other, written into a listing."""
 
     def __init__(
-        self, root: Path, storage: Storage, writer: ListingWriter, class_names: Sequence[str], labelled: bool
+        self,
+        root: Path,
+        shards: Sequence[str],
+        storage: Storage,
+        writer: ListingWriter,
+        class_names: Sequence[str],
+        labelled: bool,
     ) -> None:
-        self.root, self.storage, self.writer, self.labelled = root, storage, writer, labelled
+        self.root, self.shards, self.storage, self.writer, self.labelled = root, shards, storage, writer, labelled
         self.labels = LabelColumn(root, class_names)
         self.firsts: list[int] = []
-        self.left_out: defaultdict[str, int] = defaultdict(int)
+        self.left_out = LeftOut()
         self.num_labelled = 0
         self._hashes = array("q")
 
@@ -128,23 +154,29 @@ class _Scan:
         labels: dict[str, str] = {}
         with self.storage.open(shard) as opened:
             for member, tar in _members(shard, opened, size):
-                name = member.name.removeprefix("./")
-                if not member.isfile() or any(map(is_hidden, name.split("/"))):
-                    self.left_out["hidden" if member.isfile() else "no regular file"] += not member.isdir()
-                elif suffix(name) in image_suffixes():
+                name = member_name(member.name)
+                if member.isdir():
+                    continue
+                if not member.isfile():
+                    is_link = member.islnk() or member.issym()
+                    self.left_out.add("link in a tar file" if is_link else "no regular file", name)
+                elif (why := why_left_out(name)) is None:
+                    if member.issparse():
+                        raise ValueError(f"{shard}: {name} is stored with holes (tar --sparse): pack it without")
                     images.append((name, member.size, member.offset_data))
-                elif self.labelled and suffix(name) == LABEL and member.size <= _MAX_LABEL:
-                    content = tar.extractfile(member)
-                    assert content is not None, "a regular file"
-                    labels[_key(name)] = content.read().decode("utf-8", "backslashreplace")
+                elif why == "not an image" and suffix(name) == LABEL and member.size <= _MAX_LABEL:
+                    if self.labelled:
+                        content = tar.extractfile(member)
+                        assert content is not None, "a regular file"
+                        labels[_key(name)] = content.read().decode("utf-8", "backslashreplace")
                 else:
-                    self.left_out["not an image"] += 1
+                    self.left_out.add(why, name)
         for name, num_bytes, begin in images:
             encoded = os.fsencode(name)
             self.writer.add(encoded, num_bytes, begin)
             self._hashes.append(hash(encoded))
             if (label := labels.get(_key(name))) is not None:
-                self.labels.add(label, f"{shard}: {name}")
+                self.labels.add(label, name if shard == str(self.root) else f"{shard}: {name}")
                 self.num_labelled += 1
 
     def finish(self, state: list[list[Any]]) -> Listing:
@@ -155,18 +187,14 @@ class _Scan:
         if self.num_labelled not in (0, count):
             raise ValueError(f"{self.root} has labels ({LABEL}) of {self.num_labelled} of its {count} images only")
         labels, classes = self.labels.finish() if self.num_labelled else (None, ())
-        left_out = {why: number for why, number in self.left_out.items() if number}
-        listing = self.writer.finish(labels, state=state, firsts=self.firsts, classes=classes, left_out=left_out)
+        listing = self.writer.finish(labels, state=state, firsts=self.firsts, classes=classes, **self.left_out.meta)
         if (twice := first_twice(listing, self._hashes)) is not None:
-            places = [self._shard_of(state, row) for row in twice]
+            places = [self.shards[bisect_right(self.firsts, row) - 1] for row in twice]
             raise ValueError(
                 f"{places[0]} and {places[1]} both hold {os.fsdecode(listing.name(twice[0]))}: each image needs a name "
                 f"of its own, rename or remove one"
             )
         return listing
-
-    def _shard_of(self, state: list[list[Any]], row: int) -> str:
-        return str(state[bisect_right(self.firsts, row) - 1][0])
 
 
 def _members(shard: str, opened: Any, size: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
@@ -180,7 +208,7 @@ def _members(shard: str, opened: Any, size: int) -> Iterator[tuple[tarfile.TarIn
         with tarfile.open(fileobj=opened, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 name, end = member.name, member.offset_data + member.size
-                if member.isreg() and end > size:
+                if member.isreg() and not member.issparse() and end > size:
                     raise ValueError(
                         f"{shard} is truncated: its last member {name} ends at byte {end}, the file has {size}; "
                         f"copy it again"
@@ -209,16 +237,17 @@ class TarReader(Reader):
     """Images in tar shards, read by their places in them.
 
     Args:
+        shards: their paths, in order.
         listing: names, sizes and places, made by `read_tars`.
         storage: where the shards lie.
     """
 
-    def __init__(self, listing: Listing, storage: Storage) -> None:
-        self.listing, self.storage = listing, storage
+    def __init__(self, shards: Sequence[str], listing: Listing, storage: Storage) -> None:
+        self.shards, self.listing, self.storage = shards, listing, storage
 
     def read(self, row: int, start: int = 0, stop: int | None = None) -> bytes:
         number = self._shard(row)
-        shard, size, version = self.listing.meta["state"][number]
+        shard, (_, size, version) = self.shards[number], self.listing.meta["state"][number]
         begin, num_bytes = (int(self.listing.columns[name][row]) for name in ("begins", "sizes"))
         stop = num_bytes if stop is None else min(stop, num_bytes)
         try:
@@ -234,7 +263,7 @@ class TarReader(Reader):
         return content
 
     def where(self, row: int) -> str:
-        return f"{self.listing.meta['state'][self._shard(row)][0]}: {os.fsdecode(self.listing.name(row))}"
+        return f"{self.shards[self._shard(row)]}: {os.fsdecode(self.listing.name(row))}"
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         return self.listing.columns["sizes"][rows]

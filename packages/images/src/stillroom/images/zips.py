@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.images.formats import image_suffixes, is_hidden, suffix
+from stillroom.images.formats import image_suffixes, member_name
+from stillroom.images.left_out import LeftOut, report_left_out, why_left_out
 from stillroom.images.listing import Listing, ListingWriter, first_twice, keep_listing, kept_at, map_listing
 from stillroom.images.source import Reader, Source, SourceError, stamp_at_once
 from stillroom.images.storage import Storage
@@ -26,27 +27,26 @@ def read_zip(place: str, storage: Storage) -> Source:
             another method than deflate.
     """
     state = [*storage.stat(place)]
-    where = kept_at("zip", os.path.realpath(place) if storage.is_local else place, sorted(image_suffixes()))
+    where = kept_at("zip", storage.real_path(place), sorted(image_suffixes()))
 
     def is_current(kept: Listing) -> bool:
         return kept.meta["state"] == state
 
     def make(writer: ListingWriter) -> Listing:
-        left_out: dict[str, int] = {}
+        left_out = LeftOut()
         hashes = array("q")
         for member in _members(place, storage):
-            if any(map(is_hidden, member.filename.split("/"))) or suffix(member.filename) not in image_suffixes():
-                why = "not an image" if suffix(member.filename) not in image_suffixes() else "hidden"
-                left_out[why] = left_out.get(why, 0) + 1
+            name = member_name(member.filename)
+            if (why := why_left_out(name)) is not None:
+                left_out.add(why, name)
                 continue
             if member.flag_bits & 1 or member.compress_type not in _METHODS:
                 raise ValueError(f"{place}: {member.filename} is encrypted, or not packed by deflate: pack it again")
-            name = os.fsencode(member.filename)
-            writer.add(name, member.file_size, member.header_offset, member.compress_size, member.CRC)
-            hashes.append(hash(name))
+            writer.add(os.fsencode(name), member.file_size, member.header_offset, member.compress_size, member.CRC)
+            hashes.append(hash(os.fsencode(name)))
         if not len(writer):
             raise ValueError(f"{place} holds no images: expected members of formats that Pillow decodes")
-        listing = writer.finish(state=state, left_out=left_out)
+        listing = writer.finish(state=state, **left_out.meta)
         if (twice := first_twice(listing, hashes)) is not None:
             raise ValueError(f"{place} holds {os.fsdecode(listing.name(twice[0]))} twice: remove one of them")
         return listing
@@ -54,6 +54,7 @@ def read_zip(place: str, storage: Storage) -> Source:
     listing = map_listing(where, is_current)
     if listing is None:
         listing = keep_listing(where, place, ("sizes", "begins", "packed", "checks"), make, is_current)
+    report_left_out(Path(place), listing.meta)
     return Source(Path(place), listing, ZipReader(place, listing, storage), left_out=listing.meta["left_out"])
 
 
@@ -63,7 +64,7 @@ def _members(place: str, storage: Storage) -> list[zipfile.ZipInfo]:
             members = [member for member in archive.infolist() if not member.is_dir()]
     except zipfile.BadZipFile as error:
         raise ValueError(f"{place} is not a whole zip file ({error}): copy it again") from error
-    return sorted(members, key=lambda member: member.filename.replace("/", "\0"))
+    return sorted(members, key=lambda member: member_name(member.filename).replace("/", "\0"))
 
 
 class ZipReader(Reader):
@@ -106,4 +107,4 @@ class ZipReader(Reader):
         return self.listing.columns["sizes"][rows]
 
     def stamps(self, rows: np.ndarray) -> Iterator[str]:
-        yield stamp_at_once(f"{self.place} {self.listing.meta['state']}", self.listing, rows)
+        yield stamp_at_once(f"{self.storage.real_path(self.place)} {self.listing.meta['state']}", self.listing, rows)
