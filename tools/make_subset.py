@@ -22,7 +22,7 @@ from stillroom.backbone.atomic import refuse_existing, replace_directory, write_
 from stillroom.backbone.checks import at_least
 from stillroom.backbone.command import report_errors
 from stillroom.images import Source, read_labelled, read_unlabelled
-from stillroom.images.files import _read, shuffled_by_class  # with labels if there are any
+from stillroom.images.files import read_source, shuffled_by_class
 from stillroom.images.formats import image_suffixes, is_hidden, suffix
 from stillroom.images.labels import USUAL, Columns
 from stillroom.images.lists import TABLES
@@ -103,7 +103,7 @@ def read(subset: Subset) -> Source:
     if subset.per_class is not None or subset.classes is not None:
         return read_labelled(data, columns=columns)
     has_folders = data.is_dir() and any(entry.is_dir() for entry in data.iterdir())
-    if subset.labels and (has_folders or _read(data, columns, labelled=True).labels is not None):
+    if subset.labels and (has_folders or read_source(data, columns, labelled=True).labels is not None):
         return read_labelled(data, columns=columns)
     return read_unlabelled(data, columns)
 

@@ -55,13 +55,13 @@ def read_unlabelled(source: str | Path, columns: Columns = USUAL) -> Source:
     Raises:
         ValueError: missing or empty source, or listed files that do not exist; see also the readers of each kind.
     """
-    files = _read(source, columns, labelled=False)
+    files = read_source(source, columns, labelled=False)
     if not len(files):
         raise ValueError(f"{files.root} holds no images, in subfolders neither: expected a format that Pillow decodes")
     return files
 
 
-def _read(source: str | Path, columns: Columns, *, labelled: bool) -> Source:
+def read_source(source: str | Path, columns: Columns, *, labelled: bool) -> Source:
     """List the images of a source; with the labels that it holds itself, if they are wanted and there are any."""
     if (place := address(source)) is None:
         return _read_from(str(local_path(source)), LocalStorage(), columns, labelled)
@@ -122,7 +122,7 @@ def read_labelled(source: str | Path, classes: Sequence[str] | None = None, colu
         ValueError: missing or empty source, no class folders, images beside them, a class without images or with images
             in subfolders only, classes that differ.
     """
-    files = _read(source, columns, labelled=True)
+    files = read_source(source, columns, labelled=True)
     if files.labels is not None:
         return with_classes(files, classes)
     folders = None
