@@ -418,3 +418,17 @@ def test_damaged_metrics_and_configs_are_one_sentence(tmp_path: Path, content: b
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"config\.json is not a text file"):
         read_config(tmp_path)
+
+
+def test_a_process_joins_one_group_after_another(in_two_processes: Callable[[Callable[[], object]], list]) -> None:
+    """As runs in one process after another do; the store of the first still holds where its processes listened."""
+
+    def work() -> list[float]:
+        sums = []
+        for _ in range(5):
+            run = Run.start("cpu")
+            sums.append(float(run.sum(torch.ones(1))))
+            run.close()
+        return sums
+
+    assert in_two_processes(work) == [[2.0] * 5] * 2

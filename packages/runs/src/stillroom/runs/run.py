@@ -1,5 +1,6 @@
 """One process of a run: its device, its rank, its seeds, its directory."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from stillroom.runs.run_files import CONFIG, METRICS, read_metrics, to_json
 from stillroom.runs.saving import SaveClock
 from stillroom.runs.states import StateWriter, drop_damaged, load_last_state, what_is_kept
 
+_groups = itertools.count()  # of this process
 TIMEOUT = timedelta(hours=1)
 """How long a process waits for the others where one may work alone for long; a failure of one ends all sooner."""
 
@@ -52,9 +54,10 @@ class Run:
         if not dist.is_initialized():
             gpu = place if kind == "cuda" else None
             backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
-            # torchrun's store outlives the processes that it starts again: it still holds where the last ones listened
-            store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            # a store outlives groups, torchrun's the processes too: it still holds where those of the last one listened
+            store = dist.PrefixStore(f"attempt-{attempt}/{next(_groups)}", store)
             group = {"store": store, "rank": rank, "world_size": world_size}
             dist.init_process_group(backend, **group, timeout=TIMEOUT, device_id=gpu)
         return cls(device=place, rank=dist.get_rank(), world_size=world_size)
