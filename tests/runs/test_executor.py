@@ -132,6 +132,8 @@ def test_what_ends_the_command_cancels_its_jobs(tmp_path: Path, ended_by: signal
         time.sleep(60)
 
     def command() -> None:
+        if ended_by == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where these tests run in the background
         calls = {name: partial(work, name) for name in ("a", "b")}
         report_errors(lambda: submit_all(calls, tmp_path / "jobs", ("cluster=local",)))()
 

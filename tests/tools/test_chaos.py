@@ -18,13 +18,12 @@ from chaos_faults import Bench, Row, by_signals, litter, living
 
 @pytest.mark.slow
 def test_runs_that_are_killed_stopped_and_starved_end_equal_to_their_twins(tmp_path: Path) -> None:
-    settings = Chaos(out=tmp_path / "out", trainers=("distill", "cls"), kills=3, terms=2, torchrun_kills=0, full=1)
+    settings = Chaos(out=tmp_path / "out", trainers=("distill",), kills=2, terms=1, torchrun_kills=0, full=1)
     rows = chaos(settings)
     assert [sentence for row in rows for sentence in row.wrong] == []
-    assert [row.faults for row in rows if row.fault == "SIGKILL"] == [2, 1]
-    assert [row.faults for row in rows if row.fault == "SIGTERM"] == [1, 1]
+    assert [row.faults for row in rows if row.fault.startswith("SIG")] == [2, 1]
     stored = json.loads((tmp_path / "out" / "chaos.json").read_text())["rows"]
-    assert [row["trainer"] for row in stored] == ["distill"] * 3 + ["cls"] * 3
+    assert [row["trainer"] for row in stored] == ["distill"] * 3
 
 
 def work(config: SimpleNamespace) -> None:
