@@ -11,6 +11,7 @@ from distill_runs import small_config
 from safetensors.torch import save
 
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec
+from stillroom.backbone.cache_folder import cache_directory
 from stillroom.distill import SvdPts, distill, fit, fit_alignment, fit_state, import_kdep_alignment, load_alignment
 from stillroom.distill.alignment_file import FORMAT, encode_alignments, load_alignments
 from stillroom.distill.data import draw_images
@@ -20,7 +21,6 @@ from stillroom.distill.slots import Lda, Svd
 from stillroom.distill.teacher import FrozenTeacher
 from stillroom.images import read_labelled, read_unlabelled
 from stillroom.runs import Run
-from stillroom.runs.store import cache_directory
 from twins import assert_bit_equal
 
 

@@ -8,6 +8,7 @@ import torch
 from distill_runs import losses_of, small_config, start
 from torch.nn.functional import cosine_similarity
 
+from stillroom.backbone.cache_folder import cache_directory
 from stillroom.distill import Students, Teachers, cache, distill
 from stillroom.distill.config import Cache, Dense, Monitor
 from stillroom.distill.distances import DistillationLoss
@@ -17,7 +18,6 @@ from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import FixedView, StrongView, Views
 from stillroom.images import ImageDataset
 from stillroom.runs import read_results
-from stillroom.runs.store import cache_directory
 
 R20 = "cifar/resnet20"
 

@@ -10,6 +10,7 @@ import torch
 from distill_runs import losses_of, small_config
 from torch import Tensor
 
+from stillroom.backbone.cache_folder import cache_directory
 from stillroom.distill import DistillConfig, Teachers, distill, resume
 from stillroom.distill.config import Cache
 from stillroom.distill.slots import CosineDistance, LinearHead, Raw, Svd
@@ -17,7 +18,7 @@ from stillroom.distill.teacher import FrozenTeacher
 from stillroom.distill.views import FixedView
 from stillroom.images import read_unlabelled
 from stillroom.runs import read_results
-from stillroom.runs.store import Store, cache_directory
+from stillroom.runs.store import Store
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stillroom.backbone import Backbone, BackboneSpec, InputSpec, build_backbone, load_checkpoint, save_checkpoint
+from stillroom.backbone.cache_folder import cache_directory, warn_once
 from stillroom.distill import DistillConfig, Students, Svd, Teachers, distill, resume
 from stillroom.distill.config import Monitor
 from stillroom.distill.slots import CosineDistance, LinearHead, MlpHead, NoHead, Raw
@@ -29,7 +30,6 @@ from stillroom.runs.configs import to_places
 from stillroom.runs.hardware import autocast, hold_weights
 from stillroom.runs.run import read_metrics
 from stillroom.runs.schedule import Step
-from stillroom.runs.store import cache_directory, warn_once
 from twins import assert_bit_equal, in_a_process
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from stillroom.backbone import Normalize, build_backbone, replace_input
+from stillroom.backbone.cache_folder import warn_once
 from stillroom.eval_ssl.augmented_probe import train_augmented
 from stillroom.eval_ssl.config import Point
 from stillroom.eval_ssl.features import Extractor, extract_features
@@ -21,7 +22,6 @@ from stillroom.images import ImageDataset, read_labelled
 from stillroom.images.view import CropView
 from stillroom.runs import Run
 from stillroom.runs.schedule import Step
-from stillroom.runs.store import warn_once
 
 Make = Callable[..., Path]
 RECIPE = Recipe(epochs=3, batch_size=8, schedule=Step(every=1, gamma=0.5))

@@ -20,6 +20,7 @@ from stillroom.backbone import (
     replace_input,
     weights_sha256,
 )
+from stillroom.backbone.cache_folder import warn_once
 from stillroom.eval_ssl import (
     FeatureSet,
     KnnConfig,
@@ -33,7 +34,6 @@ from stillroom.eval_ssl import (
 from stillroom.eval_ssl.features import Extractor
 from stillroom.images import EvaluationView, read_labelled, read_unlabelled
 from stillroom.runs import Results, Run, read_results
-from stillroom.runs.store import warn_once
 
 Make = Callable[..., Path]
 

@@ -13,18 +13,10 @@ import pytest
 import torch
 
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.cache_folder import cache_directory, warn_once
 from stillroom.runs import Run
 from stillroom.runs import store as store_module
-from stillroom.runs.store import (
-    CacheError,
-    Store,
-    cache_directory,
-    cache_key,
-    count_chunk_rows,
-    optional_cache,
-    store_bytes,
-    warn_once,
-)
+from stillroom.runs.store import CacheError, Store, cache_key, count_chunk_rows, optional_cache, store_bytes
 
 
 @pytest.fixture(autouse=True)

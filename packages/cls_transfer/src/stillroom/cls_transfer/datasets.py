@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.datasets.utils import download_and_extract_archive
 
 from stillroom.backbone.atomic import replace_directory
+from stillroom.backbone.cache_folder import cache_directory, warn_once
 from stillroom.cls_transfer.config import TaskName
 from stillroom.images import Source, read_labelled
 from stillroom.images.files import shuffled_by_class
@@ -21,7 +22,7 @@ from stillroom.images.folder import walk
 from stillroom.images.source import from_paths
 from stillroom.runs import Run
 from stillroom.runs.progress import Progress
-from stillroom.runs.store import cache_directory, cache_key, warn_once
+from stillroom.runs.store import cache_key
 
 _SIDE = 32  # px of CIFAR
 _PIXELS = 3 * _SIDE * _SIDE

@@ -16,7 +16,7 @@ from stillroom.det_transfer.detections import Detections, to_coco_results
 from stillroom.det_transfer.figures import draw_precision, draw_sheet
 from stillroom.det_transfer.metrics import compute_metrics
 from stillroom.finetune.lifecycle import initial_sha256
-from stillroom.images.picture import describe_decoding
+from stillroom.images.picture import describe_framework_decoding
 from stillroom.runs import Results, format_table, write_results
 from stillroom.runs.configs import config_to_dict
 from stillroom.runs.results import CheckpointRecord, percent, read_results
@@ -85,11 +85,7 @@ def finish(
             extra={
                 "initial_sha256": initial_sha256(config.out),
                 "classes": list(data.classes),
-                "images": (
-                    describe_decoding(by_pillow=True)
-                    if config.framework_config is None
-                    else {"decoder": f"that of {config.framework_config.name}"}
-                ),
+                "images": describe_framework_decoding(config.framework_config),
                 CATEGORY_IDS: list(data.category_ids or range(1, len(data.classes) + 1)),
                 "notes": [*data.notes, *notes],
                 "loaded": loaded,

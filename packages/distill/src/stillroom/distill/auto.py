@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stillroom.backbone import build_backbone
+from stillroom.backbone.cache_folder import cache_directory
 from stillroom.backbone.manifest import MANIFEST, read_manifest
 from stillroom.backbone.names import RANDOM, is_checkpoint
 from stillroom.backbone.spec import BackboneSpec
@@ -28,7 +29,6 @@ from stillroom.runs import Run
 from stillroom.runs.hardware import cores_per_process, has_bf16
 from stillroom.runs.run_files import read_metrics
 from stillroom.runs.schedule import Cosine
-from stillroom.runs.store import cache_directory
 
 MIN_IMAGES = 16
 _SAMPLE = 200  # images whose size is read

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from stillroom.backbone import weights_sha256
+from stillroom.backbone.cache_folder import cache_directory, warn_once
 from stillroom.backbone.flags import Amp, OnBroken, Workers
 from stillroom.distill.alignment import AlignedTarget
 from stillroom.distill.config import Cache
@@ -22,7 +23,7 @@ from stillroom.images.prefetch import prefetch
 from stillroom.runs import Run
 from stillroom.runs.hardware import autocast
 from stillroom.runs.progress import Progress
-from stillroom.runs.store import CacheError, Store, cache_directory, store_bytes, warn_once
+from stillroom.runs.store import CacheError, Store, store_bytes
 
 _BATCH_SIZE = 64
 

@@ -81,8 +81,6 @@ class FitAlignment:
         from stillroom.runs.guard import guarded
 
         run = Run.start(self.device)
-        if self.shard_teacher and run.world_size == 1:
-            raise ValueError("--shard-teacher divides weights over several processes, and this is one: use torchrun")
         with guarded(self.out, run, patient=self.if_exists == "resume"):
             # 1. The images and the teacher.
             read = read_labelled if isinstance(self.alignment, Lda) else read_unlabelled

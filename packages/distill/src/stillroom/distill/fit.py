@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.cache_folder import cache_directory
 from stillroom.backbone.flags import OnBroken, Workers
 from stillroom.distill.alignment import AlignedTarget, ScaledSvd
 from stillroom.distill.alignment_file import (
@@ -34,7 +35,7 @@ from stillroom.images.prefetch import prefetch
 from stillroom.runs import Run
 from stillroom.runs.hardware import exact_float32, float64_device
 from stillroom.runs.progress import Progress
-from stillroom.runs.store import cache_directory, cache_key, optional_cache
+from stillroom.runs.store import cache_key, optional_cache
 
 _BATCH_SIZE = 64
 _SAMPLE = 2048  # images whose features set the scale and the std ratio

@@ -117,8 +117,6 @@ def check_run(config: DistillConfig, run: Run, images: RunImages) -> None:
     """
     if config.sync_batch_norm and run.device.type != "cuda":
         raise ValueError("--sync-batch-norm works on GPUs only: leave it out on this device")
-    if config.shard_teacher and run.world_size == 1:
-        raise ValueError("--shard-teacher divides weights over several processes, and this is one: use torchrun")
     if config.monitor.knn is not None:
         check_knn_folder(config.monitor.knn)
     if config.monitor.patience and images.held_out is None and config.monitor.knn is None:

@@ -98,9 +98,11 @@ class FrozenTeacher(nn.Module):
         return TeacherOutput(output.float(), features.maps)
 
     def place(self, run: Run, *, shard: bool = False) -> "FrozenTeacher":
-        """Move it to the run's device; with `shard` its weights are divided over the processes."""
+        """Move it to the run's device, or divide its weights over the processes; ValueError if there is only one."""
         if not shard:
             return self.to(run.device)
+        if run.world_size == 1:
+            raise ValueError("--shard-teacher divides weights over several processes, and this is one: use torchrun")
         size = self.backbone.spec.input.size
         self.shards = Shards(self, torch.zeros(1, 3, size, size, dtype=torch.uint8, device=run.device), run)
         return self

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stillroom.backbone import weights_sha256
 from stillroom.backbone.atomic import write_file
+from stillroom.backbone.cache_folder import cache_directory
 from stillroom.backbone.flags import Workers
 from stillroom.backbone.tensor_files import load_tensors
 from stillroom.eval_ssl.config import Point
@@ -32,7 +33,7 @@ from stillroom.images.picture import describe_decoding
 from stillroom.images.view import CropView
 from stillroom.runs import Run
 from stillroom.runs.progress import Progress
-from stillroom.runs.store import cache_directory, cache_key, optional_cache
+from stillroom.runs.store import cache_key, optional_cache
 
 _MIN_SCALE = 0.08  # crop area over image area
 _VERSION = 1  # of the saved state: to be raised when the same run would learn something else

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from stillroom.backbone import Backbone, Features, Normalize, weights_sha256
+from stillroom.backbone.cache_folder import cache_directory
 from stillroom.backbone.flags import Amp, OnBroken, Workers
 from stillroom.images import EvaluationView, ImageDataset, Source
 from stillroom.images.loaders import EvaluationBatches, build_loader
@@ -20,7 +21,7 @@ from stillroom.runs import Run
 from stillroom.runs.hardware import autocast, exact_float32, hold_weights
 from stillroom.runs.progress import Progress
 from stillroom.runs.results import DatasetRecord
-from stillroom.runs.store import Store, cache_directory, optional_cache, store_bytes
+from stillroom.runs.store import Store, optional_cache, store_bytes
 
 _VERSION = 1  # of the cache: to be raised when the same net would see other pixels or give other features
 _SAME = 1e-5  # relative to a feature's largest entry; batches of unequal size differ by 4e-6

@@ -1,6 +1,7 @@
 """An encoded image that views draw their crops from before it is decoded, and that is decoded once for all of them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -41,14 +42,16 @@ class Picture:
         return image if isinstance(image, Picture) else cls(image.size, lambda _: np.array(image))
 
 
-def describe_decoding(*, as_stored: bool = False, by_pillow: bool = False) -> dict[str, str]:
-    """How images become pixels here, for cache keys and results: the decoder of JPEGs, and whether EXIF is obeyed.
+def describe_decoding(*, as_stored: bool = False) -> dict[str, str]:
+    """How `open_picture` makes pixels, for cache keys and results: the decoder of JPEGs, and whether EXIF is obeyed."""
+    return {"decoder": decoder(), "exif": "ignored" if as_stored else "obeyed"}
 
-    Args:
-        as_stored: see `open_picture`.
-        by_pillow: they are read by `load_image`.
-    """
-    return {"decoder": pillow() if by_pillow else decoder(), "exif": "ignored" if as_stored else "obeyed"}
+
+def describe_framework_decoding(framework_config: Path | None) -> dict[str, str]:
+    """How images become pixels in a framework's loop: by `load_image`, or by what the user's own config says."""
+    if framework_config is not None:
+        return {"decoder": f"that of {framework_config.name}"}
+    return {"decoder": pillow(), "exif": "obeyed"}
 
 
 def open_picture(data: bytes, name: str, *, as_stored: bool = False) -> Picture:

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillroom.backbone.atomic import replace_directory, write_file
-from stillroom.backbone.cache_folder import cache_directory as cache_directory
-from stillroom.backbone.cache_folder import warn_once as warn_once
+from stillroom.backbone.cache_folder import warn_once
 from stillroom.runs.run import Run
 
 RECORD = "record.json"

@@ -15,7 +15,7 @@ from stillroom.backbone.names import trained_method
 from stillroom.backbone.provenance import made_by
 from stillroom.backbone.spec import inherit_licence
 from stillroom.finetune.lifecycle import initial_sha256
-from stillroom.images.picture import describe_decoding
+from stillroom.images.picture import describe_framework_decoding
 from stillroom.runs import Results, format_table, write_results
 from stillroom.runs.configs import config_to_dict
 from stillroom.runs.results import CheckpointRecord, percent, read_results
@@ -94,11 +94,7 @@ def finish(
             extra={
                 "initial_sha256": initial_sha256(config.out),
                 "classes": list(data.classes),
-                "images": (
-                    describe_decoding(by_pillow=True)
-                    if config.framework_config is None
-                    else {"decoder": f"that of {config.framework_config.name}"}
-                ),
+                "images": describe_framework_decoding(config.framework_config),
                 "notes": list(data.notes),
                 "absent_from_val": list(data.absent_from_val),
                 PER_CLASS: {n.removeprefix(IOU): float(v) for n, v in metrics.items() if n.startswith(IOU)},
